@@ -1,0 +1,252 @@
+"""The command line: ``periodic-jax demo`` and ``periodic-jax sweep``. It parses, calls and prints; nothing else."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from periodic_jax import runtime
+from periodic_jax.errors import ConfigError
+from periodic_jax.grid import flag_of, parse_axis
+
+if TYPE_CHECKING:
+    from periodic_jax.run import RunConfig
+    from periodic_jax.sweep import Chunk
+
+Numbers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NUMBER ...")]
+Whole = Annotated[str, tyro.conf.arg(metavar="COUNT")]
+Number = Annotated[str, tyro.conf.arg(metavar="NUMBER")]
+Word = Annotated[str, tyro.conf.arg(metavar="NAME")]
+Folder = Annotated[str, tyro.conf.arg(metavar="DIR")]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Train a grid of hyperparameters side by side and record every step.
+
+    Every option with NUMBER ... is an axis of the grid and takes one or more numbers, or ranges: logspace:1e-3:1:7, linspace:0:0.9:4.
+    All combinations are trained.
+    """
+
+    lr: Numbers = ("0.1",)
+    """Learning rates, above 0."""
+    weight_decay: Numbers = ("1e-3",)
+    """Weight decays (coupled, L2), above 0, with lr x decay below 1; the word none for training without."""
+    momentum: Numbers = ("0",)
+    """Momenta, from 0 to below 1."""
+    noninvariant_lr: Numbers = ("0",)
+    """Learning rates of the weights that are not scale-invariant: 0 freezes them, negative means the same as --lr."""
+    elr: Numbers = ("0",)
+    """Fixed effective learning rates: lr = ELR x norm^2 at every step; 0: off."""
+    fixed_norm: Numbers = ("0",)
+    """Norms to project the scale-invariant weights on after each step; 0: free, negative: the initial norm."""
+    seed: Numbers = ("0",)
+    """Seeds, whole numbers from 0: each has its own initial weights and data order."""
+    dataset: Word = "digits"
+    """digits: 1,797 real 8x8 scans, embedded."""
+    model: Word = "ConvNetSI"
+    """ConvNetSI: convolutions with batch normalisation, all scale-invariant."""
+    width: Whole = "4"
+    """Channels of the first layer."""
+    depth: Whole = "3"
+    """Convolutions after the first."""
+    init_scale: Number = "10"
+    """Norm of the head's weight at the start; not positive: PyTorch's default initialisation."""
+    batch_size: Whole = "128"
+    """Images in a mini-batch."""
+    steps: Whole = ""
+    """Updates to make: this or --epochs."""
+    epochs: Whole = ""
+    """Passes over the training set to make: this or --steps."""
+    eval_every: Whole = ""
+    """Updates between evaluations; a hundredth of the run if not given."""
+    layout: Word = "auto"
+    """How configurations are laid out: auto, vmap, unroll, map, or map:K for blocks of K."""
+    precision: Word = "float32"
+    """float32, tf32, bf16 or float64."""
+    per_layer: bool = False
+    """Record the dynamics of every layer too."""
+    out: Folder = ""
+    """Run directory, which must hold no run yet; runs/sweep, runs/sweep-2 ... if not given."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Show periodic training in a minute: ten configurations of a small network on 1,797 real digits, with a table and figures."""
+
+    out: Folder = ""
+    """Run directory, which must hold no run yet; runs/demo, runs/demo-2 ... if not given."""
+    steps: Whole = "6000"
+    """Updates to make."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``periodic-jax``: exits with 0, 2 for unusable input (one line on stderr), or 130 when interrupted."""
+    command = _parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _sweep(command) if isinstance(command, Sweep) else _demo(command)
+    except ConfigError as error:
+        sys.exit(_refuse(str(error)))
+    except KeyboardInterrupt:
+        print("periodic-jax: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _sweep(options: Sweep) -> None:
+    config = to_config(options)
+    path = _run(config)
+    print(f"figures: {', '.join(f.name for f in _figures(path))} in {path / 'figures'}")
+
+
+def _demo(options: Demo) -> None:
+    sweep = Sweep(
+        lr=("0.01", "0.03", "0.1", "0.3", "1"), weight_decay=("1e-3", "1e-2"), steps=options.steps,
+        out=options.out or _free("demo"),
+    )  # fmt: skip
+    config = to_config(sweep)
+    print(
+        f"ConvNetSI of width {config.width} on scikit-learn's digits: {len(config.lr)} learning rates x {len(config.weight_decay)} weight "
+        f"decays, {config.steps} steps each."
+    )
+    path = _run(config)
+    print("Look at:")
+    for figure in _figures(path):
+        print(f"  {figure}")
+
+
+def to_config(options: Sweep) -> "RunConfig":
+    """Turn the words of the command line into numbers.
+
+    Raises:
+        ConfigError: a word that is not what its option takes.
+    """
+    from periodic_jax.grid import AXES
+    from periodic_jax.run import RunConfig
+
+    axes = {name: parse_axis(name, getattr(options, name)) for name in AXES}
+    whole = {name: _whole(name, getattr(options, name)) for name in ("width", "depth", "batch_size", "steps", "epochs", "eval_every")}
+    if axes["elr"] != (0.0,) and options.weight_decay == Sweep.weight_decay:
+        axes["weight_decay"] = (0.0,)  # fixed-ELR training is studied without decay unless one is asked for
+    return RunConfig(
+        out=options.out or _free("sweep"),
+        **{**axes, "seed": tuple(int(s) for s in axes["seed"])},
+        **whole,
+        init_scale=_finite("init_scale", options.init_scale),
+        dataset=options.dataset,
+        model=options.model,
+        layout=options.layout,
+        precision=options.precision,
+        per_layer=options.per_layer,
+    )  # type: ignore[arg-type]
+
+
+def _run(config: "RunConfig") -> Path:
+    """Run with a progress bar, then print the table and the summary."""
+    from periodic_jax import analysis
+    from periodic_jax.results import open_run, read_config
+    from periodic_jax.run import check, run_sweep
+
+    check(config)
+    runtime.use_cores_as_devices()
+    with _progress(config) as report:
+        path = run_sweep(config, progress=report)
+    print(analysis.as_text(analysis.summarise(open_run(path, flat=True))), end="")
+    summary = read_config(path)["summary"]
+    print(
+        f"{summary['config_steps']} config-steps in {summary['seconds']:.1f} s with compilation, "
+        f"{summary['ms_per_config_step'] or float('nan'):.3g} ms each after it; peak memory {summary['peak_rss_mb']:.0f} MB; in {path}"
+    )
+    return path
+
+
+def _figures(path: Path) -> list[Path]:
+    from periodic_jax import plots
+    from periodic_jax.results import open_run
+
+    return plots.save_all(open_run(path, flat=True), path / "figures")
+
+
+@contextlib.contextmanager
+def _progress(config: "RunConfig"):  # noqa: ANN202
+    """A bar in config-steps, moved once a chunk; in a log file, where each state is a line, twice a minute."""
+    from tqdm import tqdm
+
+    from periodic_jax.run import planned_steps
+
+    total = planned_steps(config) * len(config.grid())
+    pause = 0 if sys.stderr.isatty() else 30
+    with tqdm(total=total, unit="config-step", unit_scale=True, desc="compiling", mininterval=pause, dynamic_ncols=True) as bar:
+
+        def report(chunk: "Chunk", configs: int) -> None:
+            if chunk.steps:
+                bar.set_description("training", refresh=False)
+                bar.update(chunk.steps * configs)
+
+        yield report
+
+
+def _parse(arguments: Sequence[str]) -> Sweep | Demo:
+    """Parse with tyro; what it rejects becomes one line instead of its box."""
+    said = io.StringIO()
+    commands: Callable[..., Sweep | Demo] = tyro.extras.subcommand_type_from_defaults({"sweep": Sweep(), "demo": Demo()})  # type: ignore[assignment]
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(commands, prog="periodic-jax", description=__doc__, args=list(arguments))  # type: ignore[call-overload]
+    except SystemExit as stop:
+        if stop.code not in (0, None):
+            sys.exit(_refuse(_one_line(said.getvalue())))
+        raise
+
+
+def _one_line(box: str) -> str:
+    """The first paragraph of tyro's error box, without its frame."""
+    lines = [re.sub(r"[\u2500-\u257f]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", line)).strip() for line in box.splitlines()]
+    kept: list[str] = []
+    for line in lines[1:]:
+        if not line and kept:
+            break
+        kept.append(line)
+    return " ".join(" ".join(kept).split()) or "unusable arguments; see periodic-jax --help"
+
+
+def _refuse(message: str) -> int:
+    print(f"periodic-jax: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _whole(name: str, word: str) -> int | None:
+    """A whole number, or None for an option that was not given."""
+    if word == "" and name in ("steps", "epochs", "eval_every"):
+        return None
+    try:
+        return int(word)
+    except ValueError:
+        raise ConfigError(flag_of(name), word or "an empty word", "a whole number from 1") from None
+
+
+def _finite(name: str, word: str) -> float:
+    with contextlib.suppress(ValueError):
+        value = float(word)
+        if abs(value) < float("inf"):
+            return value
+    raise ConfigError(flag_of(name), word or "an empty word", "a finite number")
+
+
+def _free(name: str) -> str:
+    """runs/NAME, or the first of runs/NAME-2, runs/NAME-3 ... that does not exist."""
+    path, k = Path("runs") / name, 1
+    while path.exists():
+        k += 1
+        path = Path("runs") / f"{name}-{k}"
+    return os.fspath(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""The one error a user's own input can cause."""
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: one line that names it, its value and what is accepted.
+
+    Args:
+        argument: the setting as the user knows it, e.g. ``--lr``.
+        value: what was given.
+        accepted: what would be accepted, in words.
+
+    Example:
+        >>> str(ConfigError("--width", 0, "a whole number from 1"))
+        '--width: 0 is not accepted; expected a whole number from 1'
+    """
+
+    def __init__(self, argument: str, value: object, accepted: str) -> None:
+        self.argument, self.value, self.accepted = argument, value, accepted
+        super().__init__(f"{argument}: {value} is not accepted; expected {accepted}")

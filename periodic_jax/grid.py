@@ -1,0 +1,212 @@
+"""Hyperparameters of one configuration, and the grid of configurations of a sweep. NumPy only."""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from periodic_jax.errors import ConfigError
+
+
+class HParams(NamedTuple):
+    """The numbers of one configuration that a train step takes as traced arguments, so that all of them can be swept.
+
+    Each field is a scalar, or an array with the configuration axis first in a stacked tree.
+
+    Example:
+        >>> HParams(lr=0.1, weight_decay=1e-3).shrink
+        0.9999
+    """
+
+    lr: Any = 0.1  # η, learning rate of the scale-invariant weights
+    weight_decay: Any = 0.0  # λ, coupled (L2) decay: λx is added to the gradient before the momentum
+    momentum: Any = 0.0  # μ, heavy ball, in [0, 1)
+    noninvariant_lr: Any = 0.0  # learning rate of all other weights; 0 freezes them, negative: the same as the rest
+    elr: Any = 0.0  # fixed effective learning rate: lr = elr ρ²; 0: off, lr holds
+    fixed_norm: Any = 0.0  # ρ after each step; 0: free, negative: the initial norm
+
+    @property
+    def shrink(self) -> Any:
+        """a = 1 - ηλ, the factor by which one plain SGD step shrinks the weights."""
+        return 1 - self.lr * self.weight_decay
+
+
+# What each axis takes, in words and as a test; `seed` is the only axis that is not a field of HParams.
+_ACCEPTED: dict[str, tuple[str, Any]] = {
+    "lr": ("finite numbers above 0", lambda v: v > 0),
+    "weight_decay": ("finite numbers from 0", lambda v: v >= 0),
+    "momentum": ("numbers from 0 to below 1", lambda v: 0 <= v < 1),
+    "noninvariant_lr": ("finite numbers (0 freezes, negative: the same as lr)", lambda v: True),
+    "elr": ("finite numbers from 0 (0: off)", lambda v: v >= 0),
+    "fixed_norm": ("finite numbers (0: free, negative: the initial norm)", lambda v: True),
+    "seed": ("whole numbers from 0 to 4294967295", lambda v: 0 <= v < 2**32 and v == int(v)),
+}
+AXES = tuple(_ACCEPTED)
+
+
+@dataclass(frozen=True)
+class SweepGrid:
+    """A flat list of configurations with the coordinates that name them.
+
+    Attributes:
+        coords: for each axis of `AXES`, a ``(configs,)`` array with its value in every configuration.
+        swept: the axes given with more than one value, in the order given, of a product grid; empty otherwise.
+
+    Example:
+        >>> grid = SweepGrid.product(lr=[0.01, 0.1], weight_decay=[1e-3], seed=[0, 1])
+        >>> len(grid), grid.swept
+        (4, ('lr', 'seed'))
+        >>> grid.hparams().lr
+        array([0.01, 0.01, 0.1 , 0.1 ])
+    """
+
+    coords: Mapping[str, np.ndarray]
+    swept: tuple[str, ...] = ()
+
+    @staticmethod
+    def product(**axes: float | Sequence[float]) -> "SweepGrid":
+        """All combinations of the given axes, the last axis varying fastest.
+
+        Args:
+            **axes: names of `AXES` with one value or a sequence of distinct values.
+
+        Returns:
+            The grid.
+
+        Raises:
+            ConfigError: an unknown axis, an empty one, a value outside what the axis accepts, a duplicate, or lr x decay >= 1.
+        """
+        values = {name: _checked(name, given) for name, given in axes.items()}
+        rows = [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
+        swept = tuple(name for name, given in values.items() if len(given) > 1)
+        return SweepGrid(_coordinates(rows), swept)
+
+    @staticmethod
+    def of(configurations: Iterable[Mapping[str, float]]) -> "SweepGrid":
+        """Exactly the given configurations, each a mapping from names of `AXES` to numbers.
+
+        Raises:
+            ConfigError: as `product`, or no configuration at all, or two equal ones.
+        """
+        rows = [{name: _checked(name, value)[0] for name, value in row.items()} for row in configurations]
+        if not rows:
+            raise ConfigError("configurations", "none", "at least one")
+        coords = _coordinates(rows)
+        distinct = {tuple(column[i] for column in coords.values()) for i in range(len(rows))}
+        if len(distinct) < len(rows):
+            raise ConfigError("configurations", "a duplicate", "each configuration once")
+        return SweepGrid(coords)
+
+    def __len__(self) -> int:
+        return len(self.coords["seed"])
+
+    def hparams(self) -> HParams:
+        """The traced numbers, each a float64 array ``(configs,)``."""
+        return HParams(**{name: self.coords[name] for name in HParams._fields})
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """The seed of every configuration, uint32 ``(configs,)``."""
+        return self.coords["seed"]
+
+    def label(self, index: int) -> str:
+        """A short name of one configuration, of the axes that distinguish it."""
+        names = self.swept or ("lr", "weight_decay", "seed")
+        return " ".join(f"{name}={self.coords[name][index]:g}" for name in names)
+
+
+def parse_axis(name: str, words: Sequence[str]) -> tuple[float, ...]:
+    """Numbers from the words of a command line: plain numbers, and ranges that expand in place.
+
+    Args:
+        name: the axis, e.g. ``weight_decay``; errors call it ``--weight-decay``.
+        words: numbers, ``logspace:FIRST:LAST:COUNT`` or ``linspace:FIRST:LAST:COUNT`` (both ends included), or ``none`` for
+            no weight decay.
+
+    Returns:
+        The values in the order given.
+
+    Raises:
+        ConfigError: a word that is none of these, or a value that the axis does not accept.
+
+    Example:
+        >>> parse_axis("lr", ["0.5", "logspace:1e-3:1e-1:3"])
+        (0.5, 0.001, 0.01, 0.1)
+    """
+    values: list[float] = []
+    for word in words:
+        kind, _, rest = word.partition(":")
+        if kind in ("logspace", "linspace"):
+            values.extend(_expand(name, word, kind, rest))
+        elif word == "none" and name == "weight_decay":
+            values.append(0.0)
+        else:
+            value = _number(name, word)
+            if name == "weight_decay" and value == 0:
+                raise ConfigError("--weight-decay", word, "numbers above 0, or the word none for training without decay")
+            values.append(value)
+    return tuple(_checked(name, values))
+
+
+def flag_of(name: str) -> str:
+    """The command-line spelling of a setting: ``weight_decay`` is ``--weight-decay``."""
+    return "--" + name.replace("_", "-")
+
+
+def _number(name: str, word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        wanted = f"{_ACCEPTED[name][0]}, or a range such as logspace:1e-3:1:7"
+        raise ConfigError(flag_of(name), word or "an empty word", wanted) from None
+
+
+def _expand(name: str, word: str, kind: str, rest: str) -> list[float]:
+    parts = rest.split(":")
+    wanted = f"{kind}:FIRST:LAST:COUNT with a COUNT from 2 to 10000" + (" and ends above 0" if kind == "logspace" else "")
+    try:
+        first, last, count = float(parts[0]), float(parts[1]), int(parts[2])
+    except (ValueError, IndexError):
+        raise ConfigError(flag_of(name), word, wanted) from None
+    bad_ends = not (math.isfinite(first) and math.isfinite(last)) or (kind == "logspace" and min(first, last) <= 0)
+    if len(parts) != 3 or not 2 <= count <= 10_000 or bad_ends:
+        raise ConfigError(flag_of(name), word, wanted)
+    space = np.geomspace if kind == "logspace" else np.linspace
+    # 15 digits: 1e-3 shall be 1e-3, and selectable as such.
+    return [float(f"{v:.15g}") for v in space(first, last, count)]
+
+
+def _checked(name: str, given: Any) -> list[float]:
+    if name not in _ACCEPTED:
+        raise ConfigError("axis", name, "one of " + ", ".join(AXES))
+    wanted, test = _ACCEPTED[name]
+    try:
+        values = [float(v) for v in np.atleast_1d(np.asarray(given))]
+    except (TypeError, ValueError):
+        raise ConfigError(flag_of(name), given, wanted) from None
+    if not values:
+        raise ConfigError(flag_of(name), "an empty axis", wanted)
+    for value in values:
+        if not math.isfinite(value) or not test(value):
+            raise ConfigError(flag_of(name), f"{value:g}", wanted)
+    seen: set[float] = set()
+    for value in values:
+        if value in seen:
+            raise ConfigError(flag_of(name), f"{value:g} given twice", "each value once")
+        seen.add(value)
+    return values
+
+
+def _coordinates(rows: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
+    defaults = {**HParams()._asdict(), "seed": 0}
+    coords = {name: np.array([row.get(name, defaults[name]) for row in rows], np.float64) for name in AXES}
+    product = coords["lr"] * coords["weight_decay"]
+    if (product >= 1).any():
+        worst = int(np.argmax(product))
+        pair = f"--lr {coords['lr'][worst]:g} with --weight-decay {coords['weight_decay'][worst]:g}"
+        raise ConfigError(pair, f"a product of {product[worst]:g}", "lr x weight decay below 1")
+    coords["seed"] = coords["seed"].astype(np.uint32)
+    return coords

@@ -1,0 +1,46 @@
+"""Which weights are scale-invariant: explicit labels beside the parameters, as a hashable value that a compiled step can carry."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from periodic_jax.errors import ConfigError
+
+SCALE_INVARIANT = "scale_invariant"
+OTHER = "other"
+
+Labels = tuple[bool, ...]  # for each leaf of the parameters, in `jax.tree.leaves` order: is it in the scale-invariant group?
+
+
+def leaf_labels(params: Any, labels: Any) -> Labels:
+    """Flatten a label tree against its parameters.
+
+    Args:
+        params: the parameter tree (arrays or shapes).
+        labels: a tree of the same structure, or a prefix of it, with ``"scale_invariant"`` or ``"other"`` at its leaves; or
+            labels that are flat already, which are returned as they are.
+
+    Returns:
+        One bool a leaf.
+
+    Raises:
+        ConfigError: labels that do not match the parameters, or another word.
+
+    Example:
+        >>> leaf_labels({"conv": {"kernel": 0.0}, "head": {"bias": 0.0, "kernel": 0.0}},
+        ...             {"conv": "scale_invariant", "head": "other"})
+        (True, False, False)
+    """
+    if isinstance(labels, tuple) and all(isinstance(mark, bool) for mark in labels):
+        return labels
+    if isinstance(labels, Mapping) and isinstance(params, Mapping) and set(labels) != set(params):
+        raise ConfigError("labels", f"keys {sorted(labels)}", f"the keys of the parameters, {sorted(params)}")
+    try:
+        words = jax.tree.leaves(jax.tree.map(lambda word, sub: jax.tree.map(lambda _: word, sub), labels, params))
+    except (ValueError, TypeError) as error:
+        raise ConfigError("labels", "a tree of another structure", f"one that matches the parameters ({error})") from None
+    for word in words:
+        if word not in (SCALE_INVARIANT, OTHER):
+            raise ConfigError("labels", repr(word), f"{SCALE_INVARIANT!r} or {OTHER!r}")
+    return tuple(word == SCALE_INVARIANT for word in words)

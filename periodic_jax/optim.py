@@ -1,0 +1,261 @@
+"""The optimiser as an optax chain, built inside the step from traced hyperparameters, that measures the dynamics as it goes.
+
+    sphere_sgd = track_dynamics(chain(add_decayed_weights, trace, scale_by_group_lr, project_to_sphere))
+
+State is arrays only, so chains of different hyperparameters stack and ``vmap``; an optimiser object must not outlive the traced
+numbers that it closes over: build it, update, and drop it inside the step.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from periodic_jax.grid import HParams
+from periodic_jax.models.labels import Labels, leaf_labels
+
+Scalar = Float[Array, ""]
+LabelTree = Any  # a tree of words as `models.leaf_labels` takes it, or `Labels`
+
+
+class Dynamics(NamedTuple):
+    """What one step did, and the state of the weights before it. All scalars but the ``layer_`` arrays ``(layers,)``.
+
+    A layer is one scalar-invariant leaf of the parameters, in `jax.tree.leaves` order.
+    """
+
+    weight_norm: Scalar  # ρ, of the scale-invariant weights
+    grad_norm: Scalar  # |∇f|, of the loss alone (no decay), over the scale-invariant weights
+    effective_grad_norm: Scalar  # g̃ = ρ|∇f|
+    effective_lr: Scalar  # η̃ = η/ρ²
+    angular_step: Scalar  # θ, radians, between the scale-invariant weights before and after
+    radial_leak: Scalar  # |⟨∇f, x⟩| / (|∇f| ρ): 0 for exact scale invariance
+    noninvariant_weight_norm: Scalar
+    noninvariant_grad_norm: Scalar
+    layer_weight_norm: Float[Array, "layers"]
+    layer_effective_grad_norm: Float[Array, "layers"]
+    layer_effective_lr: Float[Array, "layers"]
+    layer_angular_step: Float[Array, "layers"]
+
+
+class ProjectToSphereState(NamedTuple):
+    """State of `project_to_sphere`."""
+
+    initial_norm: Scalar  # ρ_0, the radius where ``fixed_norm`` is negative
+
+
+class TrackDynamicsState(NamedTuple):
+    """State of `track_dynamics`: that of the wrapped transformation, and the last step's measurements."""
+
+    inner: Any
+    dynamics: Dynamics
+
+
+def learning_rate(hparams: HParams, weight_norm: Scalar) -> Scalar:
+    """The learning rate at the current weight norm: η, or ELR·ρ² where a fixed effective learning rate is set.
+
+    Args:
+        hparams: traced numbers of one configuration.
+        weight_norm: ρ of the scale-invariant weights before the step.
+
+    Returns:
+        A scalar of the dtype of ``weight_norm``.
+
+    Example:
+        >>> float(learning_rate(HParams(lr=0.5), jnp.float32(2)))
+        0.5
+        >>> float(learning_rate(HParams(elr=0.5), jnp.float32(2)))
+        2.0
+    """
+    fixed = jnp.asarray(hparams.elr * weight_norm**2, weight_norm.dtype)
+    return jnp.where(jnp.asarray(hparams.elr) > 0, fixed, jnp.asarray(hparams.lr, weight_norm.dtype))
+
+
+def scale_by_group_lr(hparams: HParams, labels: LabelTree) -> optax.GradientTransformation:
+    """Multiply updates by -η: `learning_rate` for scale-invariant leaves, ``noninvariant_lr`` for the others.
+
+    Args:
+        hparams: traced numbers; a negative ``noninvariant_lr`` means the same rate as the rest, 0 freezes exactly.
+        labels: tree that marks the scale-invariant leaves; see `models.leaf_labels`.
+
+    Returns:
+        A stateless transformation that needs ``params``.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        lr = learning_rate(hparams, _norm(_group(params, labels)))
+        other = jnp.asarray(hparams.noninvariant_lr, lr.dtype)
+        rates = {True: lr, False: jnp.where(other < 0, lr, other)}
+        return _map_group(lambda u, marked: -rates[marked].astype(u.dtype) * u, updates, labels), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def project_to_sphere(fixed_norm: Any, labels: LabelTree) -> optax.GradientTransformation:
+    """Amend updates so that the scale-invariant weights end on a sphere: u <- r (x + u)/|x + u| - x. Last in a chain.
+
+    Args:
+        fixed_norm: radius r, a traced scalar; 0 leaves the updates as they are, to the bit, and a negative one means the norm at ``init``.
+        labels: tree that marks the leaves of the vector x; see `models.leaf_labels`.
+
+    Returns:
+        A transformation that needs ``params``.
+
+    Example:
+        >>> tx = project_to_sphere(2.0, (True,))
+        >>> params = {"w": jnp.array([3.0, 4.0])}
+        >>> u, _ = tx.update({"w": jnp.zeros(2)}, tx.init(params), params)
+        >>> optax.apply_updates(params, u)["w"].round(4).tolist()
+        [1.2000000476837158, 1.600000023841858]
+    """
+
+    def init(params: Any) -> ProjectToSphereState:
+        return ProjectToSphereState(_norm(_group(params, labels)))
+
+    def update(updates: Any, state: ProjectToSphereState, params: Any = None) -> tuple[Any, ProjectToSphereState]:
+        moved = jax.tree.map(jnp.add, params, updates)
+        norm = _norm(_group(moved, labels))
+        wanted = jnp.asarray(fixed_norm, norm.dtype)
+        factor = jnp.where(wanted < 0, state.initial_norm, wanted) / norm
+
+        def amend(u: Array, x: Array, y: Array, marked: bool) -> Array:
+            return jnp.where(wanted == 0, u, factor * y - x) if marked else u
+
+        leaves = zip(*map(jax.tree.leaves, (updates, params, moved)), leaf_labels(params, labels), strict=True)
+        return jax.tree.unflatten(jax.tree.structure(updates), [amend(*leaf) for leaf in leaves]), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def track_dynamics(inner: optax.GradientTransformation, hparams: HParams, labels: LabelTree) -> optax.GradientTransformation:
+    """Wrap a transformation and measure each step: norms, effective learning rate and gradient norm, angular step.
+
+    The angle comes from the tangential part of the update, u_t = u - x⟨u, x⟩/ρ²: tan θ = |u_t| / (ρ + ⟨u, x⟩/ρ). That holds for any
+    update (momentum, projection) and never subtracts nearly equal numbers, as 1 - cos θ would.
+
+    Args:
+        inner: the transformation from gradients to updates.
+        hparams: traced numbers, for the learning rate.
+        labels: tree that marks the scale-invariant leaves; see `models.leaf_labels`.
+
+    Returns:
+        A transformation with the updates of ``inner`` and a `TrackDynamicsState`.
+
+    Example:
+        >>> params = {"w": jnp.array([3.0, 4.0])}
+        >>> tx = track_dynamics(optax.sgd(1.0), HParams(lr=1.0), (True,))
+        >>> _, state = tx.update({"w": jnp.array([-4.0, 3.0])}, tx.init(params), params)
+        >>> float(state.dynamics.weight_norm), round(float(state.dynamics.angular_step), 6)
+        (5.0, 0.785398)
+    """
+
+    def init(params: Any) -> TrackDynamicsState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return TrackDynamicsState(inner.init(params), measure(params, zeros, zeros, hparams, labels))
+
+    def update(updates: Any, state: TrackDynamicsState, params: Any = None) -> tuple[Any, TrackDynamicsState]:
+        amended, inner_state = inner.update(updates, state.inner, params)
+        return amended, TrackDynamicsState(inner_state, measure(params, updates, amended, hparams, labels))
+
+    return optax.GradientTransformation(init, update)
+
+
+def sphere_sgd(hparams: HParams, labels: LabelTree) -> optax.GradientTransformation:
+    """SGD with coupled weight decay, momentum and optional projection on a sphere, which records its dynamics.
+
+    v <- μv + ∇f + λx;  x <- x - ηv;  then x <- r x/|x| where ``fixed_norm`` asks for it, as `torch.optim.SGD` followed by a rescaling.
+
+    Args:
+        hparams: traced numbers of one configuration (all fields scalars).
+        labels: tree that marks the scale-invariant leaves; see `models.leaf_labels`.
+
+    Returns:
+        A transformation whose state carries `Dynamics` of the last step.
+
+    Example:
+        >>> params = {"w": jnp.array([3.0, 4.0])}
+        >>> tx = sphere_sgd(HParams(lr=0.5, weight_decay=0.2), (True,))
+        >>> u, state = tx.update({"w": jnp.zeros(2)}, tx.init(params), params)
+        >>> float(jnp.linalg.norm(optax.apply_updates(params, u)["w"]))
+        4.5
+    """
+    chain = optax.chain(
+        optax.add_decayed_weights(hparams.weight_decay),
+        optax.trace(decay=hparams.momentum),
+        scale_by_group_lr(hparams, labels),
+        project_to_sphere(hparams.fixed_norm, labels),
+    )
+    return track_dynamics(chain, hparams, labels)
+
+
+def measure(params: Any, grads: Any, updates: Any, hparams: HParams, labels: LabelTree) -> Dynamics:
+    """`Dynamics` of one step.
+
+    Args:
+        params: weights before the step.
+        grads: gradients of the loss alone, as ``params``.
+        updates: what is added to the weights, as ``params``.
+        hparams: traced numbers, for the learning rate.
+        labels: tree that marks the scale-invariant leaves; see `models.leaf_labels`.
+    """
+    labels = leaf_labels(params, labels)
+    if not any(labels):
+        return _nothing_to_measure(params, grads)
+    x, g, u = (_group(tree, labels) for tree in (params, grads, updates))
+    x_x, g_g, g_x, u_x = (jnp.stack([jnp.vdot(a, b) for a, b in zip(p, q, strict=True)]) for p, q in ((x, x), (g, g), (g, x), (u, x)))
+    norm_sq = x_x.sum()
+    norm, grad_norm, along = jnp.sqrt(norm_sq), jnp.sqrt(g_g.sum()), u_x.sum()
+    tangent = [b - a * (along / norm_sq).astype(a.dtype) for a, b in zip(x, u, strict=True)]
+    layer_tangent = [b - a * (c / d).astype(a.dtype) for a, b, c, d in zip(x, u, u_x, x_x, strict=True)]
+    layer_norm, layer_grad_norm = jnp.sqrt(x_x), jnp.sqrt(g_g)
+    layer_moved = jnp.stack([jnp.sqrt(jnp.vdot(t, t)) for t in layer_tangent])
+    lr = learning_rate(hparams, norm)
+    others = tuple(not marked for marked in labels)
+    return Dynamics(
+        weight_norm=norm,
+        grad_norm=grad_norm,
+        effective_grad_norm=norm * grad_norm,
+        effective_lr=lr / norm_sq,
+        angular_step=jnp.arctan2(_norm(tangent), norm + along / norm),
+        radial_leak=jnp.abs(g_x.sum()) / jnp.maximum(norm * grad_norm, jnp.finfo(norm.dtype).tiny),
+        noninvariant_weight_norm=_norm(_group(params, others)),
+        noninvariant_grad_norm=_norm(_group(grads, others)),
+        layer_weight_norm=layer_norm,
+        layer_effective_grad_norm=layer_norm * layer_grad_norm,
+        layer_effective_lr=lr / x_x,
+        layer_angular_step=jnp.arctan2(layer_moved, layer_norm + u_x / layer_norm),
+    )
+
+
+def _nothing_to_measure(params: Any, grads: Any) -> Dynamics:
+    """A network without scale-invariant weights: only the norms of the others exist, the rest is NaN."""
+    norm, grad_norm = _norm(jax.tree.leaves(params)), _norm(jax.tree.leaves(grads))
+    nan, empty = jnp.full((), jnp.nan, norm.dtype), jnp.zeros((0,), norm.dtype)
+    fields = {name: empty if name.startswith("layer_") else nan for name in Dynamics._fields}
+    return Dynamics(**{**fields, "noninvariant_weight_norm": norm, "noninvariant_grad_norm": grad_norm})
+
+
+def dynamics_of(opt_state: TrackDynamicsState) -> Dynamics:
+    """The measurements that `track_dynamics` left in its state."""
+    return opt_state.dynamics
+
+
+def _group(tree: Any, labels: LabelTree) -> list[Array]:
+    """The leaves that are marked."""
+    marks = leaf_labels(tree, labels)
+    return [leaf for leaf, marked in zip(jax.tree.leaves(tree), marks, strict=True) if marked]
+
+
+def _map_group(function: Any, tree: Any, labels: LabelTree) -> Any:
+    marks = leaf_labels(tree, labels)
+    leaves = [function(leaf, marked) for leaf, marked in zip(jax.tree.leaves(tree), marks, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def _norm(leaves: list[Array]) -> Scalar:
+    """Euclidean norm of all leaves as one vector; sums as dot products, which XLA:CPU computes rightly and fast."""
+    if not leaves:
+        return jnp.zeros(())
+    return jnp.sqrt(sum((jnp.vdot(leaf, leaf) for leaf in leaves), start=jnp.zeros((), leaves[0].dtype)))

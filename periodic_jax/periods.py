@@ -1,0 +1,164 @@
+"""Finds destabilisations in recorded trajectories and names the regime of each configuration. NumPy and SciPy only.
+
+In a period the weight norm falls (phase A: decay alone, the effective learning rate rises) until training destabilises, and then jumps up
+within a few steps (phase B). The norm has no mini-batch noise, so its local minima mark the onsets; the loss confirms them.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.signal import find_peaks
+
+REGIMES = ("converging", "periodic", "equilibrium", "diverged")
+
+
+class Periods(NamedTuple):
+    """Destabilisations of each configuration, in order, padded with NaN at the end: ``(..., most)`` but ``count`` ``(...)``."""
+
+    count: np.ndarray  # how many
+    onset: np.ndarray  # step at which the weight norm is lowest, just before it jumps
+    end: np.ndarray  # step at which the norm is highest before it falls again
+    onset_weight_norm: np.ndarray
+    onset_effective_lr: np.ndarray
+    peak_weight_norm: np.ndarray
+    loss_before: np.ndarray  # median loss over the steps before the onset
+    peak_loss: np.ndarray  # highest loss between onset and end
+
+
+def detect_periods(
+    telemetry: Mapping[Any, Any], *, min_growth: float = 1.1, min_loss_ratio: float = 3.0, window: int = 50
+) -> Periods:
+    """Find the destabilisations of every configuration.
+
+    An onset is a local minimum of ln ρ of prominence at least ln ``min_growth`` around which the loss rises: its maximum while the
+    norm grows is at least ``min_loss_ratio`` times its median over the ``window`` steps before. A slow descent has no such minimum.
+
+    Args:
+        telemetry: a Dataset or mapping with ``loss``, ``weight_norm`` and ``effective_lr``, each ``(..., steps)``; NaN after a divergence.
+        min_growth: least ratio of the norm after the jump to the norm before it.
+        min_loss_ratio: least ratio of the loss at its peak to the loss before.
+        window: steps over which the loss before is taken.
+
+    Returns:
+        The destabilisations, with the leading dimensions of the telemetry.
+
+    Example:
+        >>> rho = np.concatenate([np.geomspace(4, 2, 100), np.geomspace(4, 2, 100)])
+        >>> loss = np.where(np.arange(200) == 100, 1.0, 0.01)
+        >>> detect_periods({"loss": loss, "weight_norm": rho, "effective_lr": 0.1 / rho**2}).onset.tolist()
+        [99.0]
+    """
+    loss, norm, elr = (np.asarray(telemetry[name], np.float64) for name in ("loss", "weight_norm", "effective_lr"))
+    lead, steps = norm.shape[:-1], norm.shape[-1]
+    found = [
+        _of_one(*rows, min_growth, min_loss_ratio, window)
+        for rows in zip(*(a.reshape(-1, steps) for a in (loss, norm, elr)), strict=True)
+    ]
+    most = max((len(rows) for rows in found), default=0)
+    table = np.full((len(found), most, len(Periods._fields) - 1), np.nan)
+    for row, entries in zip(table, found, strict=True):
+        row[: len(entries)] = entries
+    count = np.array([len(rows) for rows in found]).reshape(lead)
+    return Periods(count, *np.moveaxis(table, -1, 0).reshape(-1, *lead, most))
+
+
+def _of_one(
+    loss: np.ndarray, norm: np.ndarray, elr: np.ndarray, min_growth: float, min_loss_ratio: float, window: int
+) -> np.ndarray:
+    """The rows of `Periods` of one configuration, ``(found, 7)``."""
+    finite = np.isfinite(norm) & np.isfinite(loss) & (norm > 0)
+    steps = len(norm) if finite.all() else int(np.argmin(finite))
+    # A minimum may last for several equal steps; its last one is the onset.
+    _, plateau = find_peaks(-np.log(norm[:steps]), prominence=np.log(min_growth), plateau_size=1)
+    onsets = plateau["right_edges"]
+    rows = []
+    for onset, following in zip(onsets, np.append(onsets, steps)[1:], strict=True):
+        end = onset + int(np.argmax(norm[onset:following]))
+        before = float(np.median(loss[max(onset - window, 0) : onset + 1]))
+        # The batch that throws the weights may be the one at the onset's own step or up to the end of the rise.
+        peak = float(loss[onset : end + 1].max())
+        if peak >= min_loss_ratio * before:
+            rows.append((onset, end, norm[onset], elr[onset], norm[end], before, peak))
+    return np.array(rows, np.float64).reshape(-1, len(Periods._fields) - 1)
+
+
+def rotation_share(angular_step: np.ndarray, portion: float = 0.9) -> np.ndarray:
+    """Share of the steps that holds most of the rotation: how concentrated in bursts the motion is.
+
+    Args:
+        angular_step: radians ``(..., steps)``; NaN is left out.
+        portion: of the total of -ln cos θ.
+
+    Returns:
+        ``(...)``: near ``portion`` for even motion, near 0 for bursts.
+
+    Example:
+        >>> float(rotation_share(np.r_[np.full(999, 1e-6), 1.0]))
+        0.001
+    """
+    spent = np.sort(np.nan_to_num(_spent(angular_step)), axis=-1)[..., ::-1]
+    cumulated = np.cumsum(spent, axis=-1)
+    with np.errstate(invalid="ignore"):
+        reached = cumulated >= portion * cumulated[..., -1:]
+    return (np.argmax(reached, axis=-1) + 1) / spent.shape[-1]
+
+
+def rotation_pace(angular_step: Any, lr: Any, weight_decay: Any, momentum: Any = 0.0) -> np.ndarray:
+    """Mean rotation per step over what keeps the norm constant: mean(-ln cos θ) / -ln(1 - ηλ/(1+μ)).
+
+    1 in an equilibrium and on average over whole periods; far below 1 while the weights only shrink. Infinite without decay.
+
+    Args:
+        angular_step: radians ``(..., steps)``.
+        lr, weight_decay, momentum: η, λ, μ, ``(...)``.
+    """
+    with np.errstate(divide="ignore"):
+        needed = -np.log1p(-np.asarray(lr) * np.asarray(weight_decay) / (1 + np.asarray(momentum)))
+        return np.nanmean(_spent(np.asarray(angular_step)), axis=-1) / needed
+
+
+def _spent(angular_step: np.ndarray) -> np.ndarray:
+    """-ln cos θ; a step beyond a right angle counts as the right angle's neighbour, not as NaN."""
+    tangent = np.tan(np.minimum(np.asarray(angular_step, np.float64), np.pi / 2 - 1e-3))
+    return 0.5 * np.log1p(tangent**2)
+
+
+def classify_regimes(
+    telemetry: Mapping[Any, Any],
+    lr: Any,
+    weight_decay: Any,
+    momentum: Any = 0.0,
+    *,
+    burn_in: float = 1 / 3,
+    least_pace: float = 0.5,
+    least_share: float = 0.1,
+) -> np.ndarray:
+    """Name what each configuration did, by how it spends its rotation after the burn-in.
+
+    diverged: the loss or the weights became infinite or NaN. equilibrium: rotation keeps pace with the decay (`rotation_pace` at
+    least ``least_pace``), spread over many steps (`rotation_share` at least ``least_share``). periodic: at least one destabilisation.
+    converging: none, and the rotation does not keep pace.
+
+    Args:
+        telemetry: as `detect_periods`, with ``angular_step``.
+        lr, weight_decay, momentum: η, λ, μ, ``(...)``.
+        burn_in: share of the steps left out before rotation is judged.
+        least_pace, least_share: thresholds of an equilibrium.
+
+    Returns:
+        Words of `REGIMES`, ``(...)``.
+    """
+    angle = np.asarray(telemetry["angular_step"], np.float64)
+    loss, norm = np.asarray(telemetry["loss"]), np.asarray(telemetry["weight_norm"])
+    counts = detect_periods(telemetry).count
+    # Steps past a divergence and steps not yet made are both NaN; only the first follow a recorded, non-finite loss.
+    marked = np.asarray(telemetry["diverged_at"], np.float64) if "diverged_at" in telemetry else np.full(counts.shape, np.nan)
+    infinite = np.isinf(loss).any(-1) | np.isinf(norm).any(-1) | np.isfinite(marked)
+    reached = np.isfinite(angle).sum(-1)
+    late = np.where(np.arange(angle.shape[-1]) >= burn_in * reached[..., None], angle, np.nan)
+    late = np.where(np.isfinite(late).any(-1, keepdims=True), late, 0.0)
+    pace = rotation_pace(late, lr, weight_decay, momentum)
+    share = rotation_share(late) * angle.shape[-1] / np.maximum((1 - burn_in) * reached, 1)
+    equilibrium = (pace >= least_pace) & (share >= least_share)
+    return np.select([infinite, equilibrium, counts > 0], ["diverged", "equilibrium", "periodic"], "converging")

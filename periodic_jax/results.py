@@ -1,0 +1,232 @@
+"""The run directory: telemetry of every step as zarr arrays with names, coordinates and units, opened as an xarray Dataset.
+
+    DIR/config.json      resolved configuration, versions, command, hardware, and the summary when the run has ended
+       /telemetry.zarr   zarr v3 group, dims (config, step) and (config, eval_step), NaN where nothing was reached
+
+No pickle and no code is ever read from a run directory.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from periodic_jax.errors import ConfigError
+from periodic_jax.grid import AXES, SweepGrid
+
+CONFIG_FILE = "config.json"
+TELEMETRY = "telemetry.zarr"
+SUMMARY_FILE = "summary.csv"
+OWN_FILES = (CONFIG_FILE, TELEMETRY, "checkpoints", "figures", "report.html", SUMMARY_FILE)
+FORMAT = 1
+
+# name -> (long name, units)
+ATTRIBUTES: dict[str, tuple[str, str]] = {
+    "loss": ("mini-batch loss before the update", "nats"),
+    "accuracy": ("mini-batch accuracy before the update", "1"),
+    "weight_norm": ("norm of the scale-invariant weights", "1"),
+    "grad_norm": ("gradient norm over the scale-invariant weights", "1"),
+    "effective_grad_norm": ("effective gradient norm", "1"),
+    "effective_lr": ("effective learning rate", "1"),
+    "angular_step": ("angle between consecutive weights", "rad"),
+    "radial_leak": ("cosine between gradient and weights", "1"),
+    "noninvariant_weight_norm": ("norm of the other weights", "1"),
+    "noninvariant_grad_norm": ("gradient norm over the other weights", "1"),
+    "layer_weight_norm": ("norm of each scale-invariant layer", "1"),
+    "layer_effective_lr": ("effective learning rate of each layer", "1"),
+    "layer_effective_grad_norm": ("effective gradient norm of each layer", "1"),
+    "layer_angular_step": ("angle between consecutive weights of each layer", "rad"),
+    "train_loss": ("training loss, batch statistics", "nats"),
+    "train_error": ("training error, batch statistics", "1"),
+    "test_loss": ("test loss, running statistics", "nats"),
+    "test_error": ("test error, running statistics", "1"),
+    "diverged_at": ("step whose loss or update was not finite", "step"),
+    "lr": ("learning rate", "1"),
+    "weight_decay": ("weight decay", "1"),
+    "momentum": ("momentum", "1"),
+    "noninvariant_lr": ("learning rate of the other weights (negative: the same)", "1"),
+    "elr": ("fixed effective learning rate (0: off)", "1"),
+    "fixed_norm": ("fixed weight norm (0: free, negative: initial)", "1"),
+    "seed": ("seed", "1"),
+    "step": ("step", "step"),
+    "eval_step": ("updates made before the evaluation", "step"),
+    "layer": ("layer", ""),
+}
+
+
+def check_unused(path: Path) -> None:
+    """Refuse a run directory that is taken.
+
+    Raises:
+        ConfigError: it holds a run already, or is not a folder.
+    """
+    if path.exists() and not path.is_dir():
+        raise ConfigError("--out", path, "a folder, not a file")
+    if any((path / name).exists() for name in OWN_FILES):
+        raise ConfigError("--out", path, "a folder that holds no run yet")
+
+
+def claim_directory(path: Path) -> None:
+    """Create a run's folder.
+
+    Raises:
+        ConfigError: it holds a run already, is not a folder, or cannot be written.
+    """
+    check_unused(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError("--out", path, f"a folder that can be written ({error.strerror})") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    draft = path.with_name(path.name + ".partial")
+    with draft.open("w") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The content of a run's config.json.
+
+    Raises:
+        ConfigError: the folder holds no run, or its config.json is damaged.
+    """
+    file = Path(path) / CONFIG_FILE
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise ConfigError("run directory", path, f"a folder with a {CONFIG_FILE}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError("run directory", file, f"a readable JSON file ({error})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ConfigError("run directory", file, f"a run of format {FORMAT}")
+    return content
+
+
+class TelemetryWriter:
+    """Writes one run's telemetry; the only writer of its store.
+
+    Args:
+        path: the run directory, already claimed.
+        grid: the configurations.
+        steps: planned number of updates.
+        eval_steps: the updates after which evaluations are planned.
+        shapes: for each recorded name, an array of shape ``(configs, 0)`` or ``(configs, 0, layers)`` with its dtype.
+        evaluations: names of the evaluated quantities.
+        layers: names of the layers, for the ``layer`` dimension.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        grid: SweepGrid,
+        steps: int,
+        eval_steps: Sequence[int],
+        shapes: Mapping[str, np.ndarray],
+        evaluations: Sequence[str],
+        layers: Sequence[str] = (),
+    ) -> None:
+        self._group = zarr.create_group(str(path / TELEMETRY), zarr_format=3)
+        self._group.attrs.update({"swept": list(grid.swept), "format": FORMAT})
+        self._eval_index = {step: i for i, step in enumerate(eval_steps)}
+        configs = len(grid)
+        for name in AXES:
+            self._put(name, grid.coords[name], ("config",))
+        self._put("step", np.arange(steps), ("step",))
+        self._put("eval_step", np.asarray(eval_steps, np.int64), ("eval_step",))
+        if any(s.ndim == 3 for s in shapes.values()):
+            self._put("layer", np.arange(len(layers)), ("layer",))
+            self._group.attrs["layer_names"] = list(layers)
+        self._create("diverged_at", (configs,), (configs,), ("config",), np.float64)
+        for name, empty in shapes.items():
+            extra = empty.shape[2:]
+            along = int(np.clip(2**20 // (configs * math.prod(extra)), 100, 4000))
+            dims = ("config", "step", "layer")[: empty.ndim]
+            self._create(name, (configs, steps, *extra), (configs, min(along, steps), *extra), dims, empty.dtype)
+            dtype = empty.dtype
+        for name in evaluations:
+            self._create(name, (configs, len(eval_steps)), (configs, len(eval_steps)), ("config", "eval_step"), dtype)
+
+    def write(self, first_step: int, telemetry: Mapping[str, np.ndarray]) -> None:
+        """Write a block of consecutive steps ``(configs, steps, ...)``."""
+        for name, block in telemetry.items():
+            if block.shape[1]:
+                self._group[name][:, first_step : first_step + block.shape[1]] = block  # type: ignore[index]
+
+    def write_evaluation(self, step: int, evaluation: Mapping[str, np.ndarray]) -> None:
+        """Write the evaluation ``(configs,)`` made after ``step`` updates."""
+        for name, values in evaluation.items():
+            self._group[name][:, self._eval_index[step]] = values  # type: ignore[index]
+
+    def write_diverged(self, diverged_at: np.ndarray) -> None:
+        """Write the step at which each configuration diverged, -1 for never."""
+        self._group["diverged_at"][:] = np.where(diverged_at < 0, np.nan, diverged_at)  # type: ignore[index]
+
+    def _create(self, name: str, shape: Any, chunks: Any, dims: Sequence[str], dtype: Any) -> Any:
+        long_name, units = ATTRIBUTES[name]
+        fill = np.nan if np.issubdtype(dtype, np.floating) else 0
+        return self._group.create_array(
+            name, shape=shape, chunks=tuple(max(c, 1) for c in chunks), dtype=dtype, fill_value=fill, dimension_names=dims,
+            attributes={"long_name": long_name, "units": units},
+        )  # fmt: skip
+
+    def _put(self, name: str, values: np.ndarray, dims: Sequence[str]) -> None:
+        self._create(name, values.shape, values.shape, dims, values.dtype)[:] = values
+
+
+def open_run(path: str | Path, *, flat: bool = False) -> xr.Dataset:
+    """Open a run's telemetry.
+
+    Args:
+        path: the run directory.
+        flat: keep the one dimension ``config`` instead of one dimension for each swept axis.
+
+    Returns:
+        A Dataset, read lazily: per-step quantities over (..., step), evaluations over (..., eval_step), with every hyperparameter a
+        coordinate. NaN means "not reached". A product grid has a dimension for each swept axis, so that
+        ``ds.loss.sel(lr=0.1, weight_decay=1e-3)`` is one curve; other grids, and ``flat``, have ``config``.
+
+    Raises:
+        ConfigError: the folder holds no run, or a damaged one.
+    """
+    config = read_config(path)
+    store = Path(path) / TELEMETRY
+    try:
+        dataset = xr.open_zarr(str(store), consolidated=False, chunks=None)
+    except Exception as error:  # whatever a damaged or foreign store makes zarr raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError("run directory", store, f"a readable telemetry store ({reason})") from None
+    missing = {"loss", "weight_norm", "step", *AXES} - set(dataset.variables)
+    if missing:
+        raise ConfigError("run directory", store, f"a telemetry store with {', '.join(sorted(missing))}")
+    if "layer" in dataset.coords:
+        dataset = dataset.assign_coords(layer=list(map(str, dataset.attrs.pop("layer_names", dataset.layer.values))))
+    swept = tuple(dataset.attrs.get("swept", ()))
+    if unknown := set(swept) - set(AXES):
+        raise ConfigError("run directory", store, f"swept axes among {', '.join(AXES)}, not {', '.join(map(str, unknown))}")
+    dataset = dataset.set_coords([*AXES]).assign_attrs(name=Path(path).name, model=str(config.get("config", {}).get("model", "")))
+    if flat or dataset.sizes["config"] != math.prod(len(np.unique(dataset[name])) for name in swept):
+        return dataset
+    fixed = [name for name in AXES if name not in swept and len(np.unique(dataset[name])) == 1]
+    values = {name: dataset[name].values[0] for name in fixed}
+    if not swept:
+        return dataset if dataset.sizes["config"] > 1 else dataset.isel(config=0)
+    product = dataset.drop_vars(fixed).set_index(config=list(swept)).unstack("config")
+    for name in swept:
+        product[name].attrs.update(dict(zip(("long_name", "units"), ATTRIBUTES[name], strict=True)))
+    rest = [dim for dim in dataset.dims if dim != "config"]
+    return product.transpose(*swept, *rest, missing_dims="ignore").assign_coords(values)

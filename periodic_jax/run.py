@@ -1,0 +1,235 @@
+"""From a configuration to a run directory: data, network, grid, sweep, telemetry, summary."""
+
+import dataclasses
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from periodic_jax import analysis, results, runtime
+from periodic_jax._version import __version__
+from periodic_jax.errors import ConfigError
+from periodic_jax.grid import AXES, SweepGrid
+from periodic_jax.results import TelemetryWriter, open_run
+
+if TYPE_CHECKING:
+    from periodic_jax.sweep import Chunk, Sweep
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a run.
+
+    Attributes:
+        out: the run directory; must hold no run yet.
+        lr, weight_decay, momentum, noninvariant_lr, elr, fixed_norm, seed: the axes of the grid, all combinations of their values.
+        dataset: a key of `data.DATASETS`.
+        model: a key of `models.MODELS`.
+        width, depth, init_scale: of the network.
+        batch_size: images in a mini-batch.
+        steps: updates; or None, and ``epochs`` counts passes over the training set.
+        epochs: see ``steps``.
+        eval_every: updates between evaluations; None: a hundredth of the run.
+        layout: see `sweep`.
+        precision: ``float32``, ``tf32``, ``bf16`` or ``float64``.
+        per_layer: record the dynamics of every layer too.
+
+    Example:
+        >>> RunConfig(out="runs/x", lr=(0.1, 1.0), steps=100).grid().swept
+        ('lr',)
+    """
+
+    out: str | Path
+    lr: tuple[float, ...] = (0.1,)
+    weight_decay: tuple[float, ...] = (1e-3,)
+    momentum: tuple[float, ...] = (0.0,)
+    noninvariant_lr: tuple[float, ...] = (0.0,)
+    elr: tuple[float, ...] = (0.0,)
+    fixed_norm: tuple[float, ...] = (0.0,)
+    seed: tuple[int, ...] = (0,)
+    dataset: str = "digits"
+    model: str = "ConvNetSI"
+    width: int = 4
+    depth: int = 3
+    init_scale: float = 10.0
+    batch_size: int = 128
+    steps: int | None = None
+    epochs: int | None = None
+    eval_every: int | None = None
+    layout: str = "auto"
+    precision: str = "float32"
+    per_layer: bool = False
+
+    def grid(self) -> SweepGrid:
+        """The configurations, all combinations of the axes.
+
+        Raises:
+            ConfigError: a value that an axis does not accept.
+        """
+        return SweepGrid.product(**{name: getattr(self, name) for name in AXES})
+
+
+def run_sweep(config: RunConfig, *, progress: Callable[["Chunk", int], None] | None = None) -> Path:
+    """Train all configurations and record every step in a run directory.
+
+    Everything that can be wrong with the configuration is refused before anything is compiled or written.
+
+    Args:
+        config: what to run.
+        progress: called after each chunk with the chunk and the number of configurations.
+
+    Returns:
+        The run directory, for `open_run`.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+
+    Example:
+        >>> import tempfile, periodic_jax as pj
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pj.run_sweep(RunConfig(out=f"{folder}/run", lr=(0.1, 1.0), width=2, steps=3))
+        ...     pj.open_run(path).loss.shape
+        (2, 3)
+    """
+    started = time.perf_counter()
+    check(config)
+    with runtime.precision(config.precision):
+        record = _execute(config, progress)
+    path = Path(config.out)
+    summary = analysis.summarise(open_run(path, flat=True))
+    analysis.to_csv(summary, path / results.SUMMARY_FILE)
+    record["summary"].update(seconds=round(time.perf_counter() - started, 3), peak_rss_mb=round(peak_rss_mb(), 1))
+    results.write_json(path / results.CONFIG_FILE, record)
+    return path
+
+
+def check(config: RunConfig) -> None:
+    """Refuse a configuration that cannot run; computes nothing, writes nothing.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+    """
+    config.grid()
+    for flag, value in (("--steps", config.steps), ("--epochs", config.epochs), ("--eval-every", config.eval_every)):
+        if value is not None and value < 1:
+            raise ConfigError(flag, value, "a whole number from 1")
+    if (config.steps is None) == (config.epochs is None):
+        given = "neither" if config.steps is None else f"{config.steps} with --epochs {config.epochs}"
+        raise ConfigError("--steps", given, "either --steps or --epochs")
+    if config.precision not in runtime.PRECISIONS:
+        raise ConfigError("--precision", config.precision, "one of " + ", ".join(runtime.PRECISIONS))
+    results.check_unused(Path(config.out))
+
+    from periodic_jax import data, models
+    from periodic_jax.sweep import check_batch_size, check_layout
+
+    check_layout(config.layout)
+    dataset = data.load(config.dataset)
+    check_batch_size(config.batch_size, dataset)
+    model = models.build(config.model, width=config.width, depth=config.depth)
+    model.check_input(*dataset.image_shape[:2])
+
+
+def planned_steps(config: RunConfig) -> int:
+    """Updates that a run makes; an epoch is all whole mini-batches of the training set."""
+    from periodic_jax import data
+
+    if config.steps is not None:
+        return config.steps
+    return (config.epochs or 0) * data.steps_per_epoch(len(data.load(config.dataset).images), config.batch_size)
+
+
+def _execute(config: RunConfig, progress: Callable[["Chunk", int], None] | None) -> dict[str, Any]:
+    """Train and write the telemetry; returns what config.json is to hold."""
+    import jax.numpy as jnp
+
+    from periodic_jax import data, models
+    from periodic_jax.sweep import EVALUATIONS, Sweep
+
+    path, grid, dataset = Path(config.out), config.grid(), data.load(config.dataset)
+    steps = planned_steps(config)
+    eval_every = config.eval_every or max(steps // 100, 1)
+    results.claim_directory(path)
+    runtime.check_reductions()
+    model = models.build(
+        config.model, width=config.width, depth=config.depth, num_classes=dataset.num_classes, init_scale=config.init_scale,
+        param_dtype=jnp.float64 if config.precision == "float64" else jnp.float32,
+    )  # fmt: skip
+    sweep = Sweep(
+        model, dataset, grid, batch_size=config.batch_size, layout=config.layout, per_layer=config.per_layer,
+        capacity=min(1000, steps),
+    )  # fmt: skip
+    resolved = dataclasses.replace(config, steps=steps, epochs=None, eval_every=eval_every, layout=sweep.layout)
+    record = {"format": results.FORMAT, "config": _plain(resolved), **provenance(sweep)}
+    results.write_json(path / results.CONFIG_FILE, record)
+    eval_steps = sorted({*range(0, steps, eval_every), steps})
+    writer = TelemetryWriter(path, grid, steps, eval_steps, sweep.empty_telemetry(), EVALUATIONS, sweep.layer_names())
+
+    timed_from, timed_steps = 0.0, 0
+    for chunk in sweep.chunks(steps, eval_every=eval_every):
+        writer.write(chunk.first_step, chunk.telemetry)
+        if chunk.evaluation:
+            writer.write_evaluation(chunk.first_step + chunk.steps, chunk.evaluation)
+        writer.write_diverged(chunk.diverged_at)
+        if progress:
+            progress(chunk, len(grid))
+        if timed_from:
+            timed_steps += chunk.steps
+        elif chunk.steps:  # the first chunk compiled: time is counted from its end
+            timed_from = time.perf_counter()
+    seconds = time.perf_counter() - timed_from
+    record["summary"] = {
+        "config_steps": steps * len(grid),
+        "ms_per_config_step": round(seconds / timed_steps / len(grid) * 1e3, 4) if timed_steps else None,
+        "compilations": sweep.compilations,
+    }
+    return record
+
+
+def provenance(sweep: "Sweep") -> dict[str, Any]:
+    """Versions, command, code commit and hardware, for config.json."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "xarray", "zarr")
+    return {
+        "version": __version__,
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git_commit": _git_commit(),
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cpus": os.cpu_count(),
+            "backend": sweep.devices[0].platform,
+            "device": sweep.devices[0].device_kind,
+            "devices": len(sweep.devices),
+        },
+    }
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def _git_commit() -> str | None:
+    """The commit of the package's own checkout, None where it is installed otherwise."""
+    here = Path(__file__).resolve().parent
+    if not (here.parent / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    """The configuration as JSON can hold it."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}

@@ -1,0 +1,360 @@
+"""Trains all configurations of a grid as one compiled program, in chunks of steps, and yields each chunk's telemetry.
+
+Configurations are arranged as (seeds, members): members of one seed share every mini-batch and its first-layer patches. Ragged
+groups are padded with copies, whose results are dropped. How the members are laid out is one knob, ``layout``:
+
+    vmap       all members as one batched computation
+    unroll     one after the other, in straight-line code
+    map        one after the other, in a loop
+    map:K      blocks of K batched members, in a loop
+
+and on top of it the members are sharded over all devices. No layout changes what is computed.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from periodic_jax import data as data_module
+from periodic_jax.data import DeviceData
+from periodic_jax.errors import ConfigError
+from periodic_jax.grid import HParams, SweepGrid
+from periodic_jax.train import Batch, TrainState, create_train_state, eval_step, train_step
+
+SCALARS = (
+    "loss", "accuracy", "weight_norm", "grad_norm", "effective_grad_norm", "effective_lr", "angular_step", "radial_leak",
+    "noninvariant_weight_norm", "noninvariant_grad_norm",
+)  # fmt: skip
+PER_LAYER = ("layer_weight_norm", "layer_effective_lr", "layer_effective_grad_norm", "layer_angular_step")
+EVALUATIONS = ("train_loss", "train_error", "test_loss", "test_error")
+
+LAYOUTS = "auto, vmap, unroll, map or map:K with K configurations to a block"
+
+
+def check_layout(layout: str) -> str:
+    """Return a layout's name, or refuse it.
+
+    Raises:
+        ConfigError: none of `LAYOUTS`.
+    """
+    if layout in ("auto", "vmap", "unroll", "map") or re.fullmatch(r"map:[1-9][0-9]{0,5}", layout):
+        return layout
+    raise ConfigError("--layout", layout, LAYOUTS)
+
+
+def resolve_layout(layout: str) -> str:
+    """The measured default of this backend for ``auto``; other layouts as they are.
+
+    On CPU a loop over configurations keeps one network's activations in the cache and wins at every size measured.
+    """
+    if layout != "auto":
+        return layout
+    return "map" if jax.default_backend() == "cpu" else "vmap"
+
+
+def lay_out(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
+    """Lift a function of one member's trees to one of stacked trees, in the given layout.
+
+    Args:
+        function: of any number of trees.
+        layout: ``vmap``, ``unroll``, ``map`` or ``map:K``.
+
+    Returns:
+        The function of trees whose leaves have one more leading axis; its results have it too.
+    """
+    if layout == "vmap":
+        return jax.vmap(function)
+    if layout == "unroll":
+
+        def unrolled(*trees: Any) -> Any:
+            count = jax.tree.leaves(trees)[0].shape[0]
+            results = [function(*jax.tree.map(lambda leaf, i=i: leaf[i], trees)) for i in range(count)]
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+        return unrolled
+    block = int(layout.partition(":")[2] or 0) or None
+    return lambda *trees: jax.lax.map(lambda packed: function(*packed), trees, batch_size=block)
+
+
+def check_batch_size(batch_size: int, dataset: data_module.Dataset) -> None:
+    """Refuse a mini-batch that the training set cannot fill.
+
+    Raises:
+        ConfigError: below 2, since batch normalisation needs two, or above the number of images.
+    """
+    count = len(dataset.images)
+    if not 2 <= batch_size <= count:
+        raise ConfigError("--batch-size", batch_size, f"from 2 to the {count} training images of {dataset.name}")
+
+
+class Arrangement(NamedTuple):
+    """Where each configuration sits among (seeds, members), the second axis padded to a multiple of the devices."""
+
+    seeds: np.ndarray  # (seeds,) distinct seeds
+    source: np.ndarray  # (seeds, members) configuration shown there, padding included
+    row: np.ndarray  # (configs,) where configuration i is: its seed ...
+    column: np.ndarray  # (configs,) ... and its member
+
+    @staticmethod
+    def of(seeds: np.ndarray, devices: int) -> "Arrangement":
+        """Group configurations by seed, and pad the groups to one length that the devices share evenly."""
+        distinct, row = np.unique(seeds, return_inverse=True)
+        groups = [np.flatnonzero(row == k) for k in range(len(distinct))]
+        longest = max(len(group) for group in groups)
+        members = -(-longest // devices) * devices
+        source = np.stack([np.resize(group, members) for group in groups])
+        column = np.zeros(len(seeds), int)
+        for group in groups:
+            column[group] = np.arange(len(group))
+        return Arrangement(distinct, source, row, column)
+
+    def flatten(self, array: Any, axis: int = 0) -> np.ndarray:
+        """Pick the configurations, in grid order, from an array whose axes ``axis`` and ``axis + 1`` are (seeds, members)."""
+        index = (slice(None),) * axis + (self.row, self.column)
+        return np.asarray(array)[index]
+
+
+class Chunk(NamedTuple):
+    """Telemetry of consecutive steps, on the host, and the evaluation after the last of them where one was due."""
+
+    first_step: int
+    telemetry: dict[str, np.ndarray]  # (configs, steps), or (configs, steps, layers)
+    evaluation: dict[str, np.ndarray] | None  # (configs,)
+    diverged_at: np.ndarray  # (configs,) step, or -1
+
+    @property
+    def steps(self) -> int:
+        """Number of steps in the chunk."""
+        return next(iter(self.telemetry.values())).shape[1]
+
+
+class Sweep:
+    """A grid of configurations of one network on one data set, ready to train.
+
+    Args:
+        model: network with ``labels()``; see `models`.
+        dataset: the images.
+        grid: the configurations.
+        batch_size: images in a mini-batch.
+        layout: see the module's text.
+        capacity: most steps in a chunk. One program serves all chunks up to that length.
+        per_layer: record the layers' dynamics too.
+        devices: JAX devices to shard the configurations over; all, if None.
+
+    Attributes:
+        states: the training state of all configurations, stacked ``(seeds, members, ...)``. The compiled chunk takes its memory over: after
+            each chunk the attribute is a new tree and the old arrays are gone.
+        compilations: how often the chunk program was traced; 1 after any number of chunks.
+
+    Raises:
+        ConfigError: a batch larger than the data, an unknown layout, images too small for the network.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: data_module.Dataset,
+        grid: SweepGrid,
+        *,
+        batch_size: int = 128,
+        layout: str = "auto",
+        capacity: int = 1000,
+        per_layer: bool = False,
+        devices: list[Any] | None = None,
+    ) -> None:
+        check_batch_size(batch_size, dataset)
+        self.layout = resolve_layout(check_layout(layout))
+        self.grid, self.batch_size, self.capacity = grid, batch_size, capacity
+        self.recorded = SCALARS + (PER_LAYER if per_layer else ())
+        devices = devices or jax.devices()
+        groups = np.unique(grid.seeds, return_counts=True)[1]
+        self.devices = devices[: min(len(devices), int(groups.max()))]
+        self.mesh = Mesh(np.array(self.devices), ("member",))
+        self.arrangement = Arrangement.of(grid.seeds, len(self.devices))
+        self.compilations = 0
+        self.step = 0
+
+        dtype = getattr(model, "param_dtype", jnp.float32)
+        members, everywhere = NamedSharding(self.mesh, P(None, "member")), NamedSharding(self.mesh, P())
+        put = partial(jax.device_put, device=everywhere)
+        self.data = jax.tree.map(put, data_module.to_device(dataset, dtype))
+        self.seeds = put(jnp.asarray(self.arrangement.seeds, jnp.uint32))
+        stacked = HParams(*(jnp.asarray(h[self.arrangement.source], dtype) for h in grid.hparams()))
+        self.hparams = jax.tree.map(partial(jax.device_put, device=members), stacked)
+        self._count = len(dataset.images)
+        shape = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), dtype)
+        self.states = self._initial_states(model, shape, members)
+        shard = partial(jax.shard_map, mesh=self.mesh, check_vma=False)
+        over = P(None, "member")
+        chunk = shard(
+            self._chunk, in_specs=(over, over, P(), P(), P(), P()), out_specs=(over, P(None, None, "member"))
+        )
+        self._run_chunk = jax.jit(chunk, donate_argnums=0)
+        self._run_evaluation = jax.jit(shard(self._evaluation, in_specs=(over, P()), out_specs=over))
+
+    def chunks(self, steps: int, *, eval_every: int, seconds: float = 1.0) -> Iterator[Chunk]:
+        """Train for that many more steps.
+
+        The device computes a chunk while the host fetches and writes the one before. Chunks grow until one takes about
+        ``seconds``; they end where an evaluation is due.
+
+        Args:
+            steps: number of updates.
+            eval_every: steps between evaluations, counted from step 0; the last step is always followed by one, and step 0
+                preceded by one.
+            seconds: wanted duration of a chunk.
+
+        Yields:
+            Consecutive chunks.
+        """
+        import time
+
+        end, size = self.step + steps, min(16, self.capacity)
+        pending: tuple[int, Any, int, Any, Any] | None = None
+        if self.step == 0:
+            first = self._fetch_evaluation(self._run_evaluation(self.states, self.data))
+            yield Chunk(0, self.empty_telemetry(), first, self._diverged())
+        started, chunk_number = time.perf_counter(), 0
+        while self.step < end:
+            due = min((self.step // eval_every + 1) * eval_every, end)
+            count = min(size, due - self.step)
+            first_step, self.step = self.step, self.step + count
+            self.states, telemetry = self._run_chunk(
+                self.states, self.hparams, self.seeds, self.data, jnp.int32(first_step), jnp.int32(count)
+            )
+            evaluation = self._run_evaluation(self.states, self.data) if self.step == due else None
+            diverged = jnp.copy(self.states.diverged_at)
+            if pending:
+                yield self._fetch(*pending)
+            pending = (first_step, telemetry, count, evaluation, diverged)
+            now = time.perf_counter()
+            if chunk_number > 1 and count == size:  # the first one compiles
+                wanted = size * seconds / (now - started)
+                size = max(1, min(int(wanted), 4 * size, self.capacity))
+            started, chunk_number = now, chunk_number + 1
+        if pending:
+            yield self._fetch(*pending)
+
+    def empty_telemetry(self) -> dict[str, np.ndarray]:
+        """No steps yet: for each recorded name an array ``(configs, 0)`` or ``(configs, 0, layers)`` of its dtype."""
+        dtype, layers = self.hparams.lr.dtype, len(self.layer_names())
+        return {n: np.empty((len(self.grid), 0, *((layers,) if n in PER_LAYER else ())), dtype) for n in self.recorded}
+
+    def layer_names(self) -> list[str]:
+        """The scale-invariant leaves of the parameters, as ``conv0/kernel``."""
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(self.states.params)]
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+        return [name for name, marked in zip(names, self.states.task.labels, strict=True) if marked]
+
+    def _initial_states(self, model: Any, images: jax.ShapeDtypeStruct, sharding: NamedSharding) -> TrainState:
+        def of_seed(seed: Array) -> TrainState:
+            key = data_module.purpose_key(seed, data_module.INITIALISATION)
+            return create_train_state(model, model.labels(), key, jnp.zeros(images.shape, images.dtype))
+
+        members = self.arrangement.source.shape[1]
+        spread = lambda leaf: jnp.repeat(leaf[:, None], members, axis=1)  # noqa: E731
+        # One seed at a time: a seed's initial weights must not depend on how many seeds there are.
+        states = jax.jit(lambda seeds: jax.tree.map(spread, jax.lax.map(of_seed, seeds)))(self.seeds)
+        return jax.tree.map(partial(jax.device_put, device=sharding), states)
+
+    def _chunk(
+        self,
+        states: TrainState,
+        hparams: HParams,
+        seeds: Int[Array, "seeds"],
+        data: DeviceData,
+        first_step: Int[Array, ""],
+        count: Int[Array, ""],
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """``count`` <= capacity steps; a dynamic bound, so that chunks of every length are one program."""
+        self.compilations += 1
+        indices = jax.vmap(
+            lambda seed: data_module.batch_indices(
+                seed, first_step, count, capacity=self.capacity, count=self._count, batch_size=self.batch_size
+            )
+        )(seeds)
+
+        def step(states: TrainState, t: Array) -> tuple[TrainState, dict[str, Array]]:
+            def of_seed(states: TrainState, hparams: HParams, index: Array) -> Any:
+                images = data_module.normalise(data.images[index], data)
+                batch = Batch(_prepare(states.task.model, images), data.labels[index])
+                return lay_out(lambda s, h: train_step(s, h, batch), self.layout)(states, hparams)
+
+            rows = jax.lax.dynamic_index_in_dim(indices, t, axis=1, keepdims=False)
+            states, metrics = _over_seeds(of_seed, self.layout)(states, hparams, rows)
+            return states, {name: metrics[name] for name in self.recorded}
+
+        shapes = jax.eval_shape(lambda s: step(s, jnp.int32(0))[1], states)
+        buffers = {name: jnp.full((self.capacity, *s.shape), jnp.nan, s.dtype) for name, s in shapes.items()}
+
+        def body(t: Array, carry: tuple[TrainState, dict[str, Array]]) -> tuple[TrainState, dict[str, Array]]:
+            states, metrics = step(carry[0], t)
+            write = jax.lax.dynamic_update_index_in_dim
+            return states, {name: write(carry[1][name], metrics[name], t, 0) for name in metrics}
+
+        return jax.lax.fori_loop(0, count, body, (states, buffers))
+
+    def _evaluation(self, states: TrainState, data: DeviceData) -> dict[str, Float[Array, "seeds members"]]:
+        """Mean loss and error: on the training set by batch statistics, on the test set by running ones."""
+        results: dict[str, Array] = {}
+        for split, images, labels, train in (
+            ("train", data.images, data.labels, True),
+            ("test", data.test_images, data.test_labels, False),
+        ):
+            loss, wrong = self._sums(states, images, labels, data, train)
+            results[f"{split}_loss"], results[f"{split}_error"] = loss / len(labels), wrong / len(labels)
+        return results
+
+    def _sums(self, states: TrainState, images: Array, labels: Array, data: DeviceData, train: bool) -> tuple[Array, Array]:
+        size = min(self.batch_size, len(labels))
+        whole = len(labels) // size
+
+        def of_batch(images: Array, labels: Array) -> tuple[Array, Array]:
+            batch = Batch(_prepare(states.task.model, data_module.normalise(images, data)), labels)
+            lifted = lay_out(lambda s: eval_step(s, batch, train), self.layout)
+            return _over_seeds(lifted, self.layout)(states)
+
+        def add(total: tuple[Array, Array], batch: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+            return jax.tree.map(jnp.add, total, of_batch(*batch)), None
+
+        split = lambda a: a[: whole * size].reshape(whole, size, *a.shape[1:])  # noqa: E731
+        zero = jnp.zeros(states.step.shape, data.mean.dtype)
+        total, _ = jax.lax.scan(add, (zero, zero), (split(images), split(labels)))
+        if len(labels) % size:  # the last, smaller batch counts too: all images are evaluated
+            total = jax.tree.map(jnp.add, total, of_batch(images[whole * size :], labels[whole * size :]))
+        return total
+
+    def _fetch(self, first_step: int, telemetry: Any, count: int, evaluation: Any, diverged: Any) -> Chunk:
+        arrays = {}
+        for name, buffer in telemetry.items():
+            # Cut on the host: a slice on the device would be compiled again for each length.
+            flat = self.arrangement.flatten(np.asarray(buffer)[:count], axis=1)
+            arrays[name] = np.moveaxis(flat, 0, 1)
+        return Chunk(
+            first_step, arrays, evaluation and self._fetch_evaluation(evaluation), self.arrangement.flatten(diverged)
+        )
+
+    def _fetch_evaluation(self, evaluation: dict[str, Any]) -> dict[str, np.ndarray]:
+        return {name: self.arrangement.flatten(value) for name, value in evaluation.items()}
+
+    def _diverged(self) -> np.ndarray:
+        return self.arrangement.flatten(self.states.diverged_at)
+
+
+def _prepare(model: Any, images: Array) -> Any:
+    prepare = getattr(model, "prepare", None)
+    return images if prepare is None else prepare(images)
+
+
+def _over_seeds(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
+    """Seeds are batched under ``vmap`` only; a loop over them keeps each mini-batch's patches in the cache otherwise."""
+    return lay_out(function, layout if layout in ("vmap", "unroll") else "map")
