@@ -39,7 +39,20 @@ _HOME = {
     "detect_periods": "periods",
     "classify_regimes": "periods",
 }
-_MODULES = ("analysis", "data", "dynamics", "grid", "models", "optim", "periods", "plots", "results", "run", "sweep", "train")
+_MODULES = (
+    "analysis",
+    "data",
+    "dynamics",
+    "grid",
+    "models",
+    "optim",
+    "periods",
+    "plots",
+    "results",
+    "run",
+    "sweep",
+    "train",
+)
 
 __all__ = [  # noqa: RUF022 (in the order of use)
     "HParams", "SweepGrid", "RunConfig", "run_sweep", "open_run",

@@ -11,8 +11,8 @@ from periodic_jax.grid import AXES
 from periodic_jax.periods import classify_regimes, detect_periods
 
 COLUMNS = (
-    "regime", "destabilisations", "mean_period", "final_train_loss", "lowest_train_loss", "final_test_error", "lowest_test_error",
-    "final_weight_norm", "diverged_at",
+    "regime", "destabilisations", "mean_period", "final_train_loss", "lowest_train_loss", "final_test_error",
+    "lowest_test_error", "final_weight_norm", "diverged_at",
 )  # fmt: skip
 
 
@@ -23,8 +23,8 @@ def summarise(dataset: xr.Dataset) -> xr.Dataset:
         dataset: a run opened with ``open_run(path, flat=True)``.
 
     Returns:
-        A Dataset over ``config`` with the variables `COLUMNS` and the hyperparameters as coordinates. ``mean_period`` is the mean distance
-        between onsets, NaN with fewer than two.
+        A Dataset over ``config`` with the variables `COLUMNS` and the hyperparameters as coordinates. ``mean_period``
+        is the mean distance between onsets, NaN with fewer than two.
     """
     loaded = dataset[["loss", "weight_norm", "effective_lr", "angular_step", "diverged_at"]].load()
     coords = {name: dataset[name] for name in AXES}
@@ -38,7 +38,7 @@ def summarise(dataset: xr.Dataset) -> xr.Dataset:
     mean_period = np.where(known.any(-1), np.nansum(gaps, -1) / np.maximum(known.sum(-1), 1), np.nan)
     values = {
         "regime": regimes,
-        "destabilisations": found.count,
+        "destabilisations": found.found,
         "mean_period": mean_period,
         "final_train_loss": _last(dataset.train_loss),
         "lowest_train_loss": _lowest(dataset.train_loss),
@@ -85,13 +85,16 @@ def to_csv(summary: xr.Dataset, path: Path) -> None:
 def as_text(summary: xr.Dataset) -> str:
     """The summary as a table for the terminal."""
     head = {
-        "weight_decay": "decay", "destabilisations": "jumps", "mean_period": "mean period", "final_train_loss": "train loss",
-        "lowest_train_loss": "lowest", "final_test_error": "test error", "lowest_test_error": "lowest", "final_weight_norm": "norm",
-        "diverged_at": "diverged at", "noninvariant_lr": "other lr", "fixed_norm": "fixed norm",
+        "weight_decay": "decay", "destabilisations": "jumps", "mean_period": "mean period",
+        "final_train_loss": "train loss", "lowest_train_loss": "lowest", "final_test_error": "test error",
+        "lowest_test_error": "lowest", "final_weight_norm": "norm", "diverged_at": "diverged at",
+        "noninvariant_lr": "other lr", "fixed_norm": "fixed norm",
     }  # fmt: skip
     table = rows(summary)
     columns = [name for name in table[0] if name != "diverged_at" or any(row[name] == row[name] for row in table)]
-    cells = [[head.get(name, name) for name in columns]] + [[_cell(name, row[name]) for name in columns] for row in table]
+    cells = [[head.get(name, name) for name in columns]] + [
+        [_cell(name, row[name]) for name in columns] for row in table
+    ]
     widths = [max(len(row[k]) for row in cells) for k in range(len(columns))]
     out = io.StringIO()
     for row in cells:

@@ -31,8 +31,8 @@ Folder = Annotated[str, tyro.conf.arg(metavar="DIR")]
 class Sweep:
     """Train a grid of hyperparameters side by side and record every step.
 
-    Every option with NUMBER ... is an axis of the grid and takes one or more numbers, or ranges: logspace:1e-3:1:7, linspace:0:0.9:4.
-    All combinations are trained.
+    Every option with NUMBER ... is an axis of the grid and takes one or more numbers, or ranges: logspace:1e-3:1:7,
+    linspace:0:0.9:4. All combinations are trained.
     """
 
     lr: Numbers = ("0.1",)
@@ -79,7 +79,9 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Demo:
-    """Show periodic training in a minute: ten configurations of a small network on 1,797 real digits, with a table and figures."""
+    """Show periodic training in a minute: ten configurations of a small network on 1,797 real digits, with a table and
+    figures.
+    """
 
     out: Folder = ""
     """Run directory, which must hold no run yet; runs/demo, runs/demo-2 ... if not given."""
@@ -88,7 +90,9 @@ class Demo:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``periodic-jax``: exits with 0, 2 for unusable input (one line on stderr), or 130 when interrupted."""
+    """Entry point of ``periodic-jax``: exits with 0, 2 for unusable input (one line on stderr), or 130 when
+    interrupted.
+    """
     command = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
         _sweep(command) if isinstance(command, Sweep) else _demo(command)
@@ -112,8 +116,8 @@ def _demo(options: Demo) -> None:
     )  # fmt: skip
     config = to_config(sweep)
     print(
-        f"ConvNetSI of width {config.width} on scikit-learn's digits: {len(config.lr)} learning rates x {len(config.weight_decay)} weight "
-        f"decays, {config.steps} steps each."
+        f"ConvNetSI of width {config.width} on scikit-learn's digits: {len(config.lr)} learning rates x "
+        f"{len(config.weight_decay)} weight decays, {config.steps} steps each."
     )
     path = _run(config)
     print("Look at:")
@@ -130,13 +134,15 @@ def to_config(options: Sweep) -> "RunConfig":
     from periodic_jax.grid import AXES
     from periodic_jax.run import RunConfig
 
-    axes = {name: parse_axis(name, getattr(options, name)) for name in AXES}
-    whole = {name: _whole(name, getattr(options, name)) for name in ("width", "depth", "batch_size", "steps", "epochs", "eval_every")}
+    axes: dict[str, Any] = {name: parse_axis(name, getattr(options, name)) for name in AXES}
+    axes["seed"] = tuple(int(seed) for seed in axes["seed"])
+    counts = ("width", "depth", "batch_size", "steps", "epochs", "eval_every")
+    whole: dict[str, Any] = {name: _whole(name, getattr(options, name)) for name in counts}
     if axes["elr"] != (0.0,) and options.weight_decay == Sweep.weight_decay:
         axes["weight_decay"] = (0.0,)  # fixed-ELR training is studied without decay unless one is asked for
     return RunConfig(
         out=options.out or _free("sweep"),
-        **{**axes, "seed": tuple(int(s) for s in axes["seed"])},
+        **axes,
         **whole,
         init_scale=_finite("init_scale", options.init_scale),
         dataset=options.dataset,
@@ -144,7 +150,7 @@ def to_config(options: Sweep) -> "RunConfig":
         layout=options.layout,
         precision=options.precision,
         per_layer=options.per_layer,
-    )  # type: ignore[arg-type]
+    )
 
 
 def _run(config: "RunConfig") -> Path:
@@ -161,7 +167,8 @@ def _run(config: "RunConfig") -> Path:
     summary = read_config(path)["summary"]
     print(
         f"{summary['config_steps']} config-steps in {summary['seconds']:.1f} s with compilation, "
-        f"{summary['ms_per_config_step'] or float('nan'):.3g} ms each after it; peak memory {summary['peak_rss_mb']:.0f} MB; in {path}"
+        f"{summary['ms_per_config_step'] or float('nan'):.3g} ms each after it; "
+        f"peak memory {summary['peak_rss_mb']:.0f} MB; in {path}"
     )
     return path
 
@@ -174,7 +181,7 @@ def _figures(path: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _progress(config: "RunConfig"):  # noqa: ANN202
+def _progress(config: "RunConfig"):
     """A bar in config-steps, moved once a chunk; in a log file, where each state is a line, twice a minute."""
     from tqdm import tqdm
 
@@ -182,7 +189,9 @@ def _progress(config: "RunConfig"):  # noqa: ANN202
 
     total = planned_steps(config) * len(config.grid())
     pause = 0 if sys.stderr.isatty() else 30
-    with tqdm(total=total, unit="config-step", unit_scale=True, desc="compiling", mininterval=pause, dynamic_ncols=True) as bar:
+    with tqdm(
+        total=total, unit="config-step", unit_scale=True, desc="compiling", mininterval=pause, dynamic_ncols=True
+    ) as bar:
 
         def report(chunk: "Chunk", configs: int) -> None:
             if chunk.steps:
@@ -195,7 +204,9 @@ def _progress(config: "RunConfig"):  # noqa: ANN202
 def _parse(arguments: Sequence[str]) -> Sweep | Demo:
     """Parse with tyro; what it rejects becomes one line instead of its box."""
     said = io.StringIO()
-    commands: Callable[..., Sweep | Demo] = tyro.extras.subcommand_type_from_defaults({"sweep": Sweep(), "demo": Demo()})  # type: ignore[assignment]
+    commands: Callable[..., Sweep | Demo] = tyro.extras.subcommand_type_from_defaults(
+        {"sweep": Sweep(), "demo": Demo()}
+    )  # type: ignore[assignment]
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(commands, prog="periodic-jax", description=__doc__, args=list(arguments))  # type: ignore[call-overload]

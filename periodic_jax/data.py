@@ -67,7 +67,14 @@ def load_digits() -> Dataset:
     labels = bunch.target.astype(np.int32)
     scaled = images[train] / 255.0
     return Dataset(
-        "digits", images[train], labels[train], images[test], labels[test], 10, (float(scaled.mean()),), (float(scaled.std()),)
+        "digits",
+        images[train],
+        labels[train],
+        images[test],
+        labels[test],
+        10,
+        (float(scaled.mean()),),
+        (float(scaled.std()),),
     )
 
 
@@ -91,9 +98,14 @@ def load(name: str) -> Dataset:
 
 def to_device(dataset: Dataset, dtype: Any = jnp.float32) -> DeviceData:
     """The arrays of a data set on the default device, with normalisation constants in the compute dtype."""
-    arrays = (dataset.images, dataset.labels, dataset.test_images, dataset.test_labels)
-    constants = (jnp.asarray(dataset.mean, dtype), jnp.asarray(dataset.std, dtype))
-    return DeviceData(*(jnp.asarray(a) for a in arrays), *constants)
+    return DeviceData(
+        images=jnp.asarray(dataset.images),
+        labels=jnp.asarray(dataset.labels),
+        test_images=jnp.asarray(dataset.test_images),
+        test_labels=jnp.asarray(dataset.test_labels),
+        mean=jnp.asarray(dataset.mean, dtype),
+        std=jnp.asarray(dataset.std, dtype),
+    )
 
 
 def normalise(images: UInt8[Array, "*batch channels"], data: DeviceData) -> Float[Array, "*batch channels"]:
@@ -102,7 +114,9 @@ def normalise(images: UInt8[Array, "*batch channels"], data: DeviceData) -> Floa
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Mini-batches of one epoch: whole ones only. The images left over differ from epoch to epoch with the permutation."""
+    """Mini-batches of one epoch: whole ones only. The images left over differ from epoch to epoch with the
+    permutation.
+    """
     return count // batch_size
 
 

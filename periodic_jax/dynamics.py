@@ -1,10 +1,12 @@
 """Closed forms of SGD with weight decay on scale-invariant weights: pure functions on arrays of any array library.
 
-Notation: x the scale-invariant weights as one vector, ρ = |x|, g̃ = ρ|∇f(x)| the effective gradient norm, η and λ learning rate and
-coupled weight decay, a = 1 - ηλ, η̃ = η/ρ² the effective learning rate, θ the angle between consecutive iterates. All arguments
-broadcast; all quantities are dimensionless but angles, which are in radians. f may change from step to step (mini-batches).
+Notation: x the scale-invariant weights as one vector, ρ = |x|, g̃ = ρ|∇f(x)| the effective gradient norm, η and λ
+learning rate and coupled weight decay, a = 1 - ηλ, η̃ = η/ρ² the effective learning rate, θ the angle between
+consecutive iterates. All arguments broadcast; all quantities are dimensionless but angles, which are in radians. f may
+change from step to step (mini-batches).
 
-Derived from ⟨∇f(x), x⟩ = 0 and ∇f(cx) = ∇f(x)/c; the phenomenon is that of Lobacheva et al., NeurIPS 2021, arXiv 2106.15739.
+Derived from ⟨∇f(x), x⟩ = 0 and ∇f(cx) = ∇f(x)/c; the phenomenon is that of Lobacheva et al., NeurIPS 2021, arXiv
+2106.15739.
 """
 
 from typing import Any
@@ -165,7 +167,8 @@ def equilibrium_effective_lr(effective_grad_norm: Any, lr: Any, weight_decay: An
 def falling_edge_steps(highest_norm: Any, lowest_norm: Any, lr: Any, weight_decay: Any) -> Any:
     """Steps that decay alone needs to fall from one norm to another: ln(ρ_max/ρ_min)/(-ln a).
 
-    The length of a period's quiet phase, where g̃ ≈ 0; so periods are proportional to 1/(ηλ) as far as that ratio stays the same.
+    The length of a period's quiet phase, where g̃ ≈ 0; so periods are proportional to 1/(ηλ) as far as that ratio
+    stays the same.
 
     Example:
         >>> round(float(falling_edge_steps(2.0, 1.0, 0.1, 0.01)))

@@ -30,7 +30,7 @@ class HParams(NamedTuple):
 
     @property
     def shrink(self) -> Any:
-        """a = 1 - ηλ, the factor by which one plain SGD step shrinks the weights."""
+        """A = 1 - ηλ, the factor by which one plain SGD step shrinks the weights."""
         return 1 - self.lr * self.weight_decay
 
 
@@ -77,7 +77,8 @@ class SweepGrid:
             The grid.
 
         Raises:
-            ConfigError: an unknown axis, an empty one, a value outside what the axis accepts, a duplicate, or lr x decay >= 1.
+            ConfigError: an unknown axis, an empty one, a value outside what the axis accepts, a duplicate, or lr x
+                decay >= 1.
         """
         values = {name: _checked(name, given) for name, given in axes.items()}
         rows = [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
@@ -123,8 +124,8 @@ def parse_axis(name: str, words: Sequence[str]) -> tuple[float, ...]:
 
     Args:
         name: the axis, e.g. ``weight_decay``; errors call it ``--weight-decay``.
-        words: numbers, ``logspace:FIRST:LAST:COUNT`` or ``linspace:FIRST:LAST:COUNT`` (both ends included), or ``none`` for
-            no weight decay.
+        words: numbers, ``logspace:FIRST:LAST:COUNT`` or ``linspace:FIRST:LAST:COUNT`` (both ends included), or
+            ``none`` for no weight decay.
 
     Returns:
         The values in the order given.
@@ -146,7 +147,9 @@ def parse_axis(name: str, words: Sequence[str]) -> tuple[float, ...]:
         else:
             value = _number(name, word)
             if name == "weight_decay" and value == 0:
-                raise ConfigError("--weight-decay", word, "numbers above 0, or the word none for training without decay")
+                raise ConfigError(
+                    "--weight-decay", word, "numbers above 0, or the word none for training without decay"
+                )
             values.append(value)
     return tuple(_checked(name, values))
 
@@ -166,7 +169,9 @@ def _number(name: str, word: str) -> float:
 
 def _expand(name: str, word: str, kind: str, rest: str) -> list[float]:
     parts = rest.split(":")
-    wanted = f"{kind}:FIRST:LAST:COUNT with a COUNT from 2 to 10000" + (" and ends above 0" if kind == "logspace" else "")
+    wanted = f"{kind}:FIRST:LAST:COUNT with a COUNT from 2 to 10000" + (
+        " and ends above 0" if kind == "logspace" else ""
+    )
     try:
         first, last, count = float(parts[0]), float(parts[1]), int(parts[2])
     except (ValueError, IndexError):
@@ -202,7 +207,9 @@ def _checked(name: str, given: Any) -> list[float]:
 
 def _coordinates(rows: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
     defaults = {**HParams()._asdict(), "seed": 0}
-    coords = {name: np.array([row.get(name, defaults[name]) for row in rows], np.float64) for name in AXES}
+    coords: dict[str, np.ndarray] = {
+        name: np.array([row.get(name, defaults[name]) for row in rows], np.float64) for name in AXES
+    }
     product = coords["lr"] * coords["weight_decay"]
     if (product >= 1).any():
         worst = int(np.argmax(product))

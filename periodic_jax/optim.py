@@ -1,8 +1,10 @@
-"""The optimiser as an optax chain, built inside the step from traced hyperparameters, that measures the dynamics as it goes.
+"""The optimiser as an optax chain, built inside the step from traced hyperparameters, that measures the dynamics as it
+goes.
 
     sphere_sgd = track_dynamics(chain(add_decayed_weights, trace, scale_by_group_lr, project_to_sphere))
 
-State is arrays only, so chains of different hyperparameters stack and ``vmap``; an optimiser object must not outlive the traced
+State is arrays only, so chains of different hyperparameters stack and ``vmap``; an optimiser object must not outlive
+the traced
 numbers that it closes over: build it, update, and drop it inside the step.
 """
 
@@ -14,7 +16,7 @@ import optax
 from jaxtyping import Array, Float
 
 from periodic_jax.grid import HParams
-from periodic_jax.models.labels import Labels, leaf_labels
+from periodic_jax.models.labels import leaf_labels
 
 Scalar = Float[Array, ""]
 LabelTree = Any  # a tree of words as `models.leaf_labels` takes it, or `Labels`
@@ -90,14 +92,15 @@ def scale_by_group_lr(hparams: HParams, labels: LabelTree) -> optax.GradientTran
         rates = {True: lr, False: jnp.where(other < 0, lr, other)}
         return _map_group(lambda u, marked: -rates[marked].astype(u.dtype) * u, updates, labels), state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def project_to_sphere(fixed_norm: Any, labels: LabelTree) -> optax.GradientTransformation:
     """Amend updates so that the scale-invariant weights end on a sphere: u <- r (x + u)/|x + u| - x. Last in a chain.
 
     Args:
-        fixed_norm: radius r, a traced scalar; 0 leaves the updates as they are, to the bit, and a negative one means the norm at ``init``.
+        fixed_norm: radius r, a traced scalar; 0 leaves the updates as they are, to the bit, and a negative one means
+            the norm at ``init``.
         labels: tree that marks the leaves of the vector x; see `models.leaf_labels`.
 
     Returns:
@@ -114,7 +117,7 @@ def project_to_sphere(fixed_norm: Any, labels: LabelTree) -> optax.GradientTrans
     def init(params: Any) -> ProjectToSphereState:
         return ProjectToSphereState(_norm(_group(params, labels)))
 
-    def update(updates: Any, state: ProjectToSphereState, params: Any = None) -> tuple[Any, ProjectToSphereState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         moved = jax.tree.map(jnp.add, params, updates)
         norm = _norm(_group(moved, labels))
         wanted = jnp.asarray(fixed_norm, norm.dtype)
@@ -129,11 +132,13 @@ def project_to_sphere(fixed_norm: Any, labels: LabelTree) -> optax.GradientTrans
     return optax.GradientTransformation(init, update)
 
 
-def track_dynamics(inner: optax.GradientTransformation, hparams: HParams, labels: LabelTree) -> optax.GradientTransformation:
+def track_dynamics(
+    inner: optax.GradientTransformation, hparams: HParams, labels: LabelTree
+) -> optax.GradientTransformation:
     """Wrap a transformation and measure each step: norms, effective learning rate and gradient norm, angular step.
 
-    The angle comes from the tangential part of the update, u_t = u - x⟨u, x⟩/ρ²: tan θ = |u_t| / (ρ + ⟨u, x⟩/ρ). That holds for any
-    update (momentum, projection) and never subtracts nearly equal numbers, as 1 - cos θ would.
+    The angle comes from the tangential part of the update, u_t = u - x⟨u, x⟩/ρ²: tan θ = |u_t| / (ρ + ⟨u, x⟩/ρ). That
+    holds for any update (momentum, projection) and never subtracts nearly equal numbers, as 1 - cos θ would.
 
     Args:
         inner: the transformation from gradients to updates.
@@ -155,7 +160,7 @@ def track_dynamics(inner: optax.GradientTransformation, hparams: HParams, labels
         zeros = jax.tree.map(jnp.zeros_like, params)
         return TrackDynamicsState(inner.init(params), measure(params, zeros, zeros, hparams, labels))
 
-    def update(updates: Any, state: TrackDynamicsState, params: Any = None) -> tuple[Any, TrackDynamicsState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         amended, inner_state = inner.update(updates, state.inner, params)
         return amended, TrackDynamicsState(inner_state, measure(params, updates, amended, hparams, labels))
 
@@ -165,7 +170,8 @@ def track_dynamics(inner: optax.GradientTransformation, hparams: HParams, labels
 def sphere_sgd(hparams: HParams, labels: LabelTree) -> optax.GradientTransformation:
     """SGD with coupled weight decay, momentum and optional projection on a sphere, which records its dynamics.
 
-    v <- μv + ∇f + λx;  x <- x - ηv;  then x <- r x/|x| where ``fixed_norm`` asks for it, as `torch.optim.SGD` followed by a rescaling.
+    v <- μv + ∇f + λx;  x <- x - ηv;  then x <- r x/|x| where ``fixed_norm`` asks for it, as `torch.optim.SGD` followed
+    by a rescaling.
 
     Args:
         hparams: traced numbers of one configuration (all fields scalars).
@@ -204,7 +210,9 @@ def measure(params: Any, grads: Any, updates: Any, hparams: HParams, labels: Lab
     if not any(labels):
         return _nothing_to_measure(params, grads)
     x, g, u = (_group(tree, labels) for tree in (params, grads, updates))
-    x_x, g_g, g_x, u_x = (jnp.stack([jnp.vdot(a, b) for a, b in zip(p, q, strict=True)]) for p, q in ((x, x), (g, g), (g, x), (u, x)))
+    x_x, g_g, g_x, u_x = (
+        jnp.stack([jnp.vdot(a, b) for a, b in zip(p, q, strict=True)]) for p, q in ((x, x), (g, g), (g, x), (u, x))
+    )
     norm_sq = x_x.sum()
     norm, grad_norm, along = jnp.sqrt(norm_sq), jnp.sqrt(g_g.sum()), u_x.sum()
     tangent = [b - a * (along / norm_sq).astype(a.dtype) for a, b in zip(x, u, strict=True)]
@@ -237,8 +245,8 @@ def _nothing_to_measure(params: Any, grads: Any) -> Dynamics:
     return Dynamics(**{**fields, "noninvariant_weight_norm": norm, "noninvariant_grad_norm": grad_norm})
 
 
-def dynamics_of(opt_state: TrackDynamicsState) -> Dynamics:
-    """The measurements that `track_dynamics` left in its state."""
+def dynamics_of(opt_state: Any) -> Dynamics:
+    """The measurements that an outermost `track_dynamics` left in its `TrackDynamicsState`."""
     return opt_state.dynamics
 
 

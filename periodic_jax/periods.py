@@ -1,7 +1,8 @@
 """Finds destabilisations in recorded trajectories and names the regime of each configuration. NumPy and SciPy only.
 
-In a period the weight norm falls (phase A: decay alone, the effective learning rate rises) until training destabilises, and then jumps up
-within a few steps (phase B). The norm has no mini-batch noise, so its local minima mark the onsets; the loss confirms them.
+In a period the weight norm falls (phase A: decay alone, the effective learning rate rises) until training
+destabilises, and then jumps up within a few steps (phase B). The norm has no mini-batch noise, so its local minima
+mark the onsets; the loss confirms them.
 """
 
 from collections.abc import Mapping
@@ -14,9 +15,11 @@ REGIMES = ("converging", "periodic", "equilibrium", "diverged")
 
 
 class Periods(NamedTuple):
-    """Destabilisations of each configuration, in order, padded with NaN at the end: ``(..., most)`` but ``count`` ``(...)``."""
+    """Destabilisations of each configuration, in order, padded with NaN at the end: ``(..., most)`` but ``found``
+    ``(...)``.
+    """
 
-    count: np.ndarray  # how many
+    found: np.ndarray  # how many
     onset: np.ndarray  # step at which the weight norm is lowest, just before it jumps
     end: np.ndarray  # step at which the norm is highest before it falls again
     onset_weight_norm: np.ndarray
@@ -31,11 +34,13 @@ def detect_periods(
 ) -> Periods:
     """Find the destabilisations of every configuration.
 
-    An onset is a local minimum of ln ρ of prominence at least ln ``min_growth`` around which the loss rises: its maximum while the
-    norm grows is at least ``min_loss_ratio`` times its median over the ``window`` steps before. A slow descent has no such minimum.
+    An onset is a local minimum of ln ρ of prominence at least ln ``min_growth`` around which the loss rises: its
+    maximum while the norm grows is at least ``min_loss_ratio`` times its median over the ``window`` steps before. A
+    slow descent has no such minimum.
 
     Args:
-        telemetry: a Dataset or mapping with ``loss``, ``weight_norm`` and ``effective_lr``, each ``(..., steps)``; NaN after a divergence.
+        telemetry: a Dataset or mapping with ``loss``, ``weight_norm`` and ``effective_lr``, each ``(..., steps)``; NaN
+            after a divergence.
         min_growth: least ratio of the norm after the jump to the norm before it.
         min_loss_ratio: least ratio of the loss at its peak to the loss before.
         window: steps over which the loss before is taken.
@@ -51,10 +56,8 @@ def detect_periods(
     """
     loss, norm, elr = (np.asarray(telemetry[name], np.float64) for name in ("loss", "weight_norm", "effective_lr"))
     lead, steps = norm.shape[:-1], norm.shape[-1]
-    found = [
-        _of_one(*rows, min_growth, min_loss_ratio, window)
-        for rows in zip(*(a.reshape(-1, steps) for a in (loss, norm, elr)), strict=True)
-    ]
+    curves = zip(loss.reshape(-1, steps), norm.reshape(-1, steps), elr.reshape(-1, steps), strict=True)
+    found = [_of_one(*curve, min_growth, min_loss_ratio, window) for curve in curves]
     most = max((len(rows) for rows in found), default=0)
     table = np.full((len(found), most, len(Periods._fields) - 1), np.nan)
     for row, entries in zip(table, found, strict=True):
@@ -107,7 +110,8 @@ def rotation_share(angular_step: np.ndarray, portion: float = 0.9) -> np.ndarray
 def rotation_pace(angular_step: Any, lr: Any, weight_decay: Any, momentum: Any = 0.0) -> np.ndarray:
     """Mean rotation per step over what keeps the norm constant: mean(-ln cos θ) / -ln(1 - ηλ/(1+μ)).
 
-    1 in an equilibrium and on average over whole periods; far below 1 while the weights only shrink. Infinite without decay.
+    1 in an equilibrium and on average over whole periods; far below 1 while the weights only shrink. Infinite without
+    decay.
 
     Args:
         angular_step: radians ``(..., steps)``.
@@ -136,8 +140,9 @@ def classify_regimes(
 ) -> np.ndarray:
     """Name what each configuration did, by how it spends its rotation after the burn-in.
 
-    diverged: the loss or the weights became infinite or NaN. equilibrium: rotation keeps pace with the decay (`rotation_pace` at
-    least ``least_pace``), spread over many steps (`rotation_share` at least ``least_share``). periodic: at least one destabilisation.
+    diverged: the loss or the weights became infinite or NaN. equilibrium: rotation keeps pace with the decay
+    (`rotation_pace` at least ``least_pace``), spread over many steps (`rotation_share` at least ``least_share``).
+    periodic: at least one destabilisation.
     converging: none, and the rotation does not keep pace.
 
     Args:
@@ -151,9 +156,13 @@ def classify_regimes(
     """
     angle = np.asarray(telemetry["angular_step"], np.float64)
     loss, norm = np.asarray(telemetry["loss"]), np.asarray(telemetry["weight_norm"])
-    counts = detect_periods(telemetry).count
+    counts = detect_periods(telemetry).found
     # Steps past a divergence and steps not yet made are both NaN; only the first follow a recorded, non-finite loss.
-    marked = np.asarray(telemetry["diverged_at"], np.float64) if "diverged_at" in telemetry else np.full(counts.shape, np.nan)
+    marked = (
+        np.asarray(telemetry["diverged_at"], np.float64)
+        if "diverged_at" in telemetry
+        else np.full(counts.shape, np.nan)
+    )
     infinite = np.isinf(loss).any(-1) | np.isinf(norm).any(-1) | np.isfinite(marked)
     reached = np.isfinite(angle).sum(-1)
     late = np.where(np.arange(angle.shape[-1]) >= burn_in * reached[..., None], angle, np.nan)

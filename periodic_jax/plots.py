@@ -1,4 +1,5 @@
-"""Figures of a run: functions from a flat Dataset (one ``config`` dimension) to matplotlib Axes. They draw and compute nothing.
+"""Figures of a run: functions from a flat Dataset (one ``config`` dimension) to matplotlib Axes. They draw and compute
+nothing.
 
 Colour tells the learning rate (or the first swept axis), panels tell the weight decay (or the second).
 """
@@ -16,7 +17,7 @@ from matplotlib.lines import Line2D
 
 from periodic_jax.periods import Periods, detect_periods
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False,
     "legend.frameon": False, "figure.constrained_layout.use": True, "savefig.dpi": 150, "svg.hashsalt": "periodic_jax",
 }  # fmt: skip
@@ -26,20 +27,26 @@ LOG_SCALED = {"train_loss", "test_loss", "loss", "weight_norm", "effective_lr", 
 
 
 def axis_roles(dataset: xr.Dataset) -> tuple[str, str | None]:
-    """Which coordinate the colours show, and which the panels: the swept axes with the most values first, ``lr`` before others."""
+    """Which coordinate the colours show, and which the panels: the swept axes with the most values first, ``lr``
+    before others.
+    """
     order = ["lr", "weight_decay", "elr", "momentum", "fixed_norm", "noninvariant_lr", "seed"]
     swept = [name for name in order if len(np.unique(dataset[name])) > 1]
     return (swept[0] if swept else "lr"), (swept[1] if len(swept) > 1 else None)
 
 
 def colours(values: np.ndarray) -> dict[float, Any]:
-    """A colour for each distinct value, dark to light in the order of the values: readable in grey and by the colour-blind."""
+    """A colour for each distinct value, dark to light in the order of the values: readable in grey and by the
+    colour-blind.
+    """
     distinct = np.unique(values)
     cmap = mpl.colormaps["viridis"]
     return {float(v): cmap(0.9 * i / max(len(distinct) - 1, 1)) for i, v in enumerate(distinct)}
 
 
-def curves(ax: Axes, dataset: xr.Dataset, name: str, colour_by: str = "lr", scale: dict[float, Any] | None = None) -> Axes:
+def curves(
+    ax: Axes, dataset: xr.Dataset, name: str, colour_by: str = "lr", scale: dict[float, Any] | None = None
+) -> Axes:
     """One quantity of every configuration against the step.
 
     Args:
@@ -67,7 +74,8 @@ def curves(ax: Axes, dataset: xr.Dataset, name: str, colour_by: str = "lr", scal
 def phase_diagram(ax: Axes, dataset: xr.Dataset, colour_by: str = "lr", scale: dict[float, Any] | None = None) -> Axes:
     """Effective gradient norm against effective learning rate, with a ring where each trajectory starts.
 
-    While the norm decays a trajectory drifts to the right and down; a destabilisation throws it up and back to the left.
+    While the norm decays a trajectory drifts to the right and down; a destabilisation throws it up and back to the
+    left.
     """
     scale = scale or colours(dataset[colour_by].values)
     for i in range(dataset.sizes["config"]):
@@ -97,7 +105,7 @@ def in_panels(dataset: xr.Dataset, draw: Callable[..., Axes], *args: Any) -> Fig
         shown = values[np.linspace(0, len(values) - 1, min(len(values), MOST_PANELS)).round().astype(int)]
         rows = -(-len(shown) // 3)
         columns = -(-len(shown) // rows)
-        figure = Figure(figsize=(4.2 * columns + 0.6, 3.2 * rows))
+        figure = Figure(figsize=(4.4 * columns + 0.8, 3.2 * rows))
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for ax, value in zip(axes, shown, strict=False):
             part = dataset.isel(config=np.flatnonzero(dataset[panel_by] == value)) if panel_by else dataset
@@ -108,13 +116,16 @@ def in_panels(dataset: xr.Dataset, draw: Callable[..., Axes], *args: Any) -> Fig
         for ax in axes[len(shown) :]:
             ax.set_visible(False)
         if len(shown) < len(values):
-            figure.suptitle(f"{len(shown)} of {len(values)} values of {NAMES.get(panel_by or '', str(panel_by))}", fontsize=9)
+            figure.suptitle(
+                f"{len(shown)} of {len(values)} values of {NAMES.get(panel_by or '', str(panel_by))}", fontsize=9
+            )
         _legend(figure, scale, NAMES.get(colour_by, colour_by))
         return figure
 
 
 def one_period(dataset: xr.Dataset) -> Figure | None:
-    """A close-up of the clearest period of the run: loss, weight norm and effective learning rate from one destabilisation to the next.
+    """A close-up of the clearest period of the run: loss, weight norm and effective learning rate from one
+    destabilisation to the next.
 
     Returns:
         The figure, or None where no configuration destabilised twice.
@@ -128,7 +139,7 @@ def one_period(dataset: xr.Dataset) -> Figure | None:
     margin = max((last - first) // 12, 5)
     part = dataset.isel(config=config, step=slice(max(first - margin, 0), int(found.end[config, k + 1]) + margin))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.5, 6))
+        figure = Figure(figsize=(7, 6))
         axes = figure.subplots(3, 1, sharex=True)
         for ax, name in zip(axes, ("loss", "weight_norm", "effective_lr"), strict=True):
             ax.axvspan(fall, last, color="#56B4E9", alpha=0.15, lw=0, label="phase A: norm falls, ELR rises")

@@ -1,4 +1,5 @@
-"""The run directory: telemetry of every step as zarr arrays with names, coordinates and units, opened as an xarray Dataset.
+"""The run directory: telemetry of every step as zarr arrays with names, coordinates and units, opened as an xarray
+Dataset.
 
     DIR/config.json      resolved configuration, versions, command, hardware, and the summary when the run has ended
        /telemetry.zarr   zarr v3 group, dims (config, step) and (config, eval_step), NaN where nothing was reached
@@ -28,24 +29,24 @@ FORMAT = 1
 
 # name -> (long name, units)
 ATTRIBUTES: dict[str, tuple[str, str]] = {
-    "loss": ("mini-batch loss before the update", "nats"),
-    "accuracy": ("mini-batch accuracy before the update", "1"),
-    "weight_norm": ("norm of the scale-invariant weights", "1"),
-    "grad_norm": ("gradient norm over the scale-invariant weights", "1"),
+    "loss": ("mini-batch loss", "nats"),
+    "accuracy": ("mini-batch accuracy", "1"),
+    "weight_norm": ("weight norm", "1"),
+    "grad_norm": ("gradient norm", "1"),
     "effective_grad_norm": ("effective gradient norm", "1"),
     "effective_lr": ("effective learning rate", "1"),
-    "angular_step": ("angle between consecutive weights", "rad"),
-    "radial_leak": ("cosine between gradient and weights", "1"),
+    "angular_step": ("angular step", "rad"),
+    "radial_leak": ("radial leak", "1"),
     "noninvariant_weight_norm": ("norm of the other weights", "1"),
     "noninvariant_grad_norm": ("gradient norm over the other weights", "1"),
     "layer_weight_norm": ("norm of each scale-invariant layer", "1"),
     "layer_effective_lr": ("effective learning rate of each layer", "1"),
     "layer_effective_grad_norm": ("effective gradient norm of each layer", "1"),
-    "layer_angular_step": ("angle between consecutive weights of each layer", "rad"),
-    "train_loss": ("training loss, batch statistics", "nats"),
-    "train_error": ("training error, batch statistics", "1"),
-    "test_loss": ("test loss, running statistics", "nats"),
-    "test_error": ("test error, running statistics", "1"),
+    "layer_angular_step": ("angular step of each layer", "rad"),
+    "train_loss": ("training loss", "nats"),
+    "train_error": ("training error", "1"),
+    "test_loss": ("test loss", "nats"),
+    "test_error": ("test error", "1"),
     "diverged_at": ("step whose loss or update was not finite", "step"),
     "lr": ("learning rate", "1"),
     "weight_decay": ("weight decay", "1"),
@@ -157,7 +158,7 @@ class TelemetryWriter:
             along = int(np.clip(2**20 // (configs * math.prod(extra)), 100, 4000))
             dims = ("config", "step", "layer")[: empty.ndim]
             self._create(name, (configs, steps, *extra), (configs, min(along, steps), *extra), dims, empty.dtype)
-            dtype = empty.dtype
+        dtype = shapes["loss"].dtype
         for name in evaluations:
             self._create(name, (configs, len(eval_steps)), (configs, len(eval_steps)), ("config", "eval_step"), dtype)
 
@@ -180,8 +181,8 @@ class TelemetryWriter:
         long_name, units = ATTRIBUTES[name]
         fill = np.nan if np.issubdtype(dtype, np.floating) else 0
         return self._group.create_array(
-            name, shape=shape, chunks=tuple(max(c, 1) for c in chunks), dtype=dtype, fill_value=fill, dimension_names=dims,
-            attributes={"long_name": long_name, "units": units},
+            name, shape=shape, chunks=tuple(max(c, 1) for c in chunks), dtype=dtype, fill_value=fill,
+            dimension_names=dims, attributes={"long_name": long_name, "units": units},
         )  # fmt: skip
 
     def _put(self, name: str, values: np.ndarray, dims: Sequence[str]) -> None:
@@ -196,9 +197,9 @@ def open_run(path: str | Path, *, flat: bool = False) -> xr.Dataset:
         flat: keep the one dimension ``config`` instead of one dimension for each swept axis.
 
     Returns:
-        A Dataset, read lazily: per-step quantities over (..., step), evaluations over (..., eval_step), with every hyperparameter a
-        coordinate. NaN means "not reached". A product grid has a dimension for each swept axis, so that
-        ``ds.loss.sel(lr=0.1, weight_decay=1e-3)`` is one curve; other grids, and ``flat``, have ``config``.
+        A Dataset, read lazily: per-step quantities over (..., step), evaluations over (..., eval_step), with every
+        hyperparameter a coordinate. NaN means "not reached". A product grid has a dimension for each swept axis, so
+        that ``ds.loss.sel(lr=0.1, weight_decay=1e-3)`` is one curve; other grids, and ``flat``, have ``config``.
 
     Raises:
         ConfigError: the folder holds no run, or a damaged one.
@@ -217,8 +218,12 @@ def open_run(path: str | Path, *, flat: bool = False) -> xr.Dataset:
         dataset = dataset.assign_coords(layer=list(map(str, dataset.attrs.pop("layer_names", dataset.layer.values))))
     swept = tuple(dataset.attrs.get("swept", ()))
     if unknown := set(swept) - set(AXES):
-        raise ConfigError("run directory", store, f"swept axes among {', '.join(AXES)}, not {', '.join(map(str, unknown))}")
-    dataset = dataset.set_coords([*AXES]).assign_attrs(name=Path(path).name, model=str(config.get("config", {}).get("model", "")))
+        raise ConfigError(
+            "run directory", store, f"swept axes among {', '.join(AXES)}, not {', '.join(map(str, unknown))}"
+        )
+    dataset = dataset.set_coords([*AXES]).assign_attrs(
+        name=Path(path).name, model=str(config.get("config", {}).get("model", ""))
+    )
     if flat or dataset.sizes["config"] != math.prod(len(np.unique(dataset[name])) for name in swept):
         return dataset
     fixed = [name for name in AXES if name not in swept and len(np.unique(dataset[name])) == 1]

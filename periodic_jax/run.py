@@ -29,7 +29,8 @@ class RunConfig:
 
     Attributes:
         out: the run directory; must hold no run yet.
-        lr, weight_decay, momentum, noninvariant_lr, elr, fixed_norm, seed: the axes of the grid, all combinations of their values.
+        lr, weight_decay, momentum, noninvariant_lr, elr, fixed_norm, seed: the axes of the grid, all combinations of
+            their values.
         dataset: a key of `data.DATASETS`.
         model: a key of `models.MODELS`.
         width, depth, init_scale: of the network.
@@ -159,8 +160,8 @@ def _execute(config: RunConfig, progress: Callable[["Chunk", int], None] | None)
     results.claim_directory(path)
     runtime.check_reductions()
     model = models.build(
-        config.model, width=config.width, depth=config.depth, num_classes=dataset.num_classes, init_scale=config.init_scale,
-        param_dtype=jnp.float64 if config.precision == "float64" else jnp.float32,
+        config.model, width=config.width, depth=config.depth, num_classes=dataset.num_classes,
+        init_scale=config.init_scale, param_dtype=jnp.float64 if config.precision == "float64" else jnp.float32,
     )  # fmt: skip
     sweep = Sweep(
         model, dataset, grid, batch_size=config.batch_size, layout=config.layout, per_layer=config.per_layer,
@@ -224,7 +225,9 @@ def _git_commit() -> str | None:
     if not (here.parent / ".git").exists():
         return None
     try:
-        answer = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
+        answer = subprocess.run(
+            ["git", "rev-parse", "--verify", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None

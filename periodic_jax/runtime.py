@@ -1,7 +1,8 @@
 """What must be settled around JAX: XLA flags before it starts, a self-check of its arithmetic, precision.
 
-jaxlib 0.10.2 computes some float32 reductions on CPU wrongly (jax issue 39103): the sum of squares of 0 .. 32768 comes out one percent
-low. One XLA flag cures it. XLA reads its flags once, when the first backend starts, so `guard_xla_flags` runs on ``import periodic_jax``.
+jaxlib 0.10.2 computes some float32 reductions on CPU wrongly (jax issue 39103): the sum of squares of 0 .. 32768 comes
+out one percent low. One XLA flag cures it. XLA reads its flags once, when the first backend starts, so
+`guard_xla_flags` runs on ``import periodic_jax``.
 """
 
 import contextlib
@@ -40,7 +41,8 @@ def guard_xla_flags() -> None:
 def use_cores_as_devices() -> None:
     """Make each CPU core a JAX device of its own, over which a sweep spreads its configurations.
 
-    One single-threaded network per core is 1.3 - 1.7 times faster than one network on all cores. Only before JAX's first computation.
+    One single-threaded network per core is 1.3 - 1.7 times faster than one network on all cores. Only before JAX's
+    first computation.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     add_xla_flag(f"--xla_force_host_platform_device_count={cores}")
@@ -70,7 +72,9 @@ def check_reductions() -> None:
     """
     if not reductions_are_right():
         raise ConfigError(
-            "XLA_FLAGS", repr(os.environ.get("XLA_FLAGS", "")), f"{SAFE_REDUCTIONS}, set before JAX starts: its float32 sums are wrong"
+            "XLA_FLAGS",
+            repr(os.environ.get("XLA_FLAGS", "")),
+            f"{SAFE_REDUCTIONS}, set before JAX starts: its float32 sums are wrong",
         )
 
 

@@ -1,7 +1,8 @@
 """Trains all configurations of a grid as one compiled program, in chunks of steps, and yields each chunk's telemetry.
 
-Configurations are arranged as (seeds, members): members of one seed share every mini-batch and its first-layer patches. Ragged
-groups are padded with copies, whose results are dropped. How the members are laid out is one knob, ``layout``:
+Configurations are arranged as (seeds, members): members of one seed share every mini-batch and its first-layer
+patches. Ragged groups are padded with copies, whose results are dropped. How the members are laid out is one knob,
+``layout``:
 
     vmap       all members as one batched computation
     unroll     one after the other, in straight-line code
@@ -31,8 +32,8 @@ from periodic_jax.grid import HParams, SweepGrid
 from periodic_jax.train import Batch, TrainState, create_train_state, eval_step, train_step
 
 SCALARS = (
-    "loss", "accuracy", "weight_norm", "grad_norm", "effective_grad_norm", "effective_lr", "angular_step", "radial_leak",
-    "noninvariant_weight_norm", "noninvariant_grad_norm",
+    "loss", "accuracy", "weight_norm", "grad_norm", "effective_grad_norm", "effective_lr", "angular_step",
+    "radial_leak", "noninvariant_weight_norm", "noninvariant_grad_norm",
 )  # fmt: skip
 PER_LAYER = ("layer_weight_norm", "layer_effective_lr", "layer_effective_grad_norm", "layer_angular_step")
 EVALUATIONS = ("train_loss", "train_error", "test_loss", "test_error")
@@ -118,7 +119,9 @@ class Arrangement(NamedTuple):
         return Arrangement(distinct, source, row, column)
 
     def flatten(self, array: Any, axis: int = 0) -> np.ndarray:
-        """Pick the configurations, in grid order, from an array whose axes ``axis`` and ``axis + 1`` are (seeds, members)."""
+        """Pick the configurations, in grid order, from an array whose axes ``axis`` and ``axis + 1`` are (seeds,
+        members).
+        """
         index = (slice(None),) * axis + (self.row, self.column)
         return np.asarray(array)[index]
 
@@ -151,8 +154,8 @@ class Sweep:
         devices: JAX devices to shard the configurations over; all, if None.
 
     Attributes:
-        states: the training state of all configurations, stacked ``(seeds, members, ...)``. The compiled chunk takes its memory over: after
-            each chunk the attribute is a new tree and the old arrays are gone.
+        states: the training state of all configurations, stacked ``(seeds, members, ...)``. The compiled chunk takes
+            its memory over: after each chunk the attribute is a new tree and the old arrays are gone.
         compilations: how often the chunk program was traced; 1 after any number of chunks.
 
     Raises:
@@ -195,9 +198,7 @@ class Sweep:
         self.states = self._initial_states(model, shape, members)
         shard = partial(jax.shard_map, mesh=self.mesh, check_vma=False)
         over = P(None, "member")
-        chunk = shard(
-            self._chunk, in_specs=(over, over, P(), P(), P(), P()), out_specs=(over, P(None, None, "member"))
-        )
+        chunk = shard(self._chunk, in_specs=(over, over, P(), P(), P(), P()), out_specs=(over, P(None, None, "member")))
         self._run_chunk = jax.jit(chunk, donate_argnums=0)
         self._run_evaluation = jax.jit(shard(self._evaluation, in_specs=(over, P()), out_specs=over))
 
@@ -209,8 +210,8 @@ class Sweep:
 
         Args:
             steps: number of updates.
-            eval_every: steps between evaluations, counted from step 0; the last step is always followed by one, and step 0
-                preceded by one.
+            eval_every: steps between evaluations, counted from step 0; the last step is always followed by one, and
+                step 0 preceded by one.
             seconds: wanted duration of a chunk.
 
         Yields:
@@ -314,7 +315,9 @@ class Sweep:
             results[f"{split}_loss"], results[f"{split}_error"] = loss / len(labels), wrong / len(labels)
         return results
 
-    def _sums(self, states: TrainState, images: Array, labels: Array, data: DeviceData, train: bool) -> tuple[Array, Array]:
+    def _sums(
+        self, states: TrainState, images: Array, labels: Array, data: DeviceData, train: bool
+    ) -> tuple[Array, Array]:
         size = min(self.batch_size, len(labels))
         whole = len(labels) // size
 
@@ -356,5 +359,7 @@ def _prepare(model: Any, images: Array) -> Any:
 
 
 def _over_seeds(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
-    """Seeds are batched under ``vmap`` only; a loop over them keeps each mini-batch's patches in the cache otherwise."""
+    """Seeds are batched under ``vmap`` only; a loop over them keeps each mini-batch's patches in the cache
+    otherwise.
+    """
     return lay_out(function, layout if layout in ("vmap", "unroll") else "map")

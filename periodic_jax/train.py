@@ -1,4 +1,6 @@
-"""The train step of one configuration: pure functions of (state, hparams, batch), to jit, ``vmap`` and scan as one likes."""
+"""The train step of one configuration: pure functions of (state, hparams, batch), to jit, ``vmap`` and scan as one
+likes.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +21,9 @@ Metrics = dict[str, Array]
 
 
 class Batch(NamedTuple):
-    """A mini-batch. ``images`` may be whatever the network's ``prepare`` returned, shared by all configurations that see the batch."""
+    """A mini-batch. ``images`` may be whatever the network's ``prepare`` returned, shared by all configurations that
+    see the batch.
+    """
 
     images: Any  # (batch, height, width, channels), normalised
     labels: Int[Array, "batch"]  # class of each image
@@ -39,7 +43,8 @@ class Task:
     """What does not change in training and is no array: hashable, so that a compiled step is keyed by it.
 
     Attributes:
-        model: a Flax module; called as ``model.apply(variables, images, train=...)`` it returns logits ``(batch, classes)``.
+        model: a Flax module; called as ``model.apply(variables, images, train=...)`` it returns logits ``(batch,
+            classes)``.
         labels: for each parameter leaf, whether it is in the scale-invariant group.
         loss: a key of `LOSSES`.
     """
@@ -49,8 +54,7 @@ class Task:
     loss: str = "cross_entropy"
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """All arrays that training changes, of one configuration, or of many with the configuration axis first."""
 
     step: Int[Array, ""]  # updates made
@@ -108,8 +112,8 @@ def train_step(state: TrainState, hparams: HParams, batch: Batch) -> tuple[Train
     """One step of `sphere_sgd` on one mini-batch.
 
     The metrics describe the state before the update and the update itself, so that between neighbours of plain SGD
-    ρ_{t+1}² = a²ρ_t² + η²g̃_t²/ρ_t². A configuration whose loss or new weights are not finite keeps its last state, marks the step, and stays
-    frozen; its metrics are NaN from the next step on.
+    ρ_{t+1}² = a²ρ_t² + η²g̃_t²/ρ_t². A configuration whose loss or new weights are not finite keeps its last state,
+    marks the step, and stays frozen; its metrics are NaN from the next step on.
 
     Args:
         state: of one configuration.
@@ -117,8 +121,8 @@ def train_step(state: TrainState, hparams: HParams, batch: Batch) -> tuple[Train
         batch: images and labels.
 
     Returns:
-        The next state, of the same structure and dtypes, and the metrics: ``loss`` and ``accuracy`` of the mini-batch and all fields
-        of `optim.Dynamics`.
+        The next state, of the same structure and dtypes, and the metrics: ``loss`` and ``accuracy`` of the mini-batch
+        and all fields of `optim.Dynamics`.
 
     Example:
         >>> from periodic_jax import SweepGrid, models
@@ -143,16 +147,22 @@ def train_step(state: TrainState, hparams: HParams, batch: Batch) -> tuple[Train
     optimiser = sphere_sgd(hparams, task.labels)
     updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
     dynamics = dynamics_of(opt_state)
-    metrics = {"loss": loss, "accuracy": (logits.argmax(1) == batch.labels).mean(dtype=loss.dtype), **dynamics._asdict()}
+    metrics = {
+        "loss": loss,
+        "accuracy": (logits.argmax(1) == batch.labels).mean(dtype=loss.dtype),
+        **dynamics._asdict(),
+    }
 
-    # Sums of squares are finite exactly when all their terms are (short of overflow, which is divergence too). The norm of the
-    # other weights' gradient counts only where they move: a frozen head may overflow without harm.
+    # Sums of squares are finite exactly when all their terms are (short of overflow, which is divergence too). The
+    # norm of the other weights' gradient counts only where they move: a frozen head may overflow without harm.
     alive = state.diverged_at < 0
     moved = optax.tree.norm(updates)
     sound = jnp.isfinite(loss) & jnp.isfinite(moved)
     proposed = (optax.apply_updates(state.params, updates), batch_stats, opt_state)
     params, batch_stats, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(alive & sound, new, old), proposed, (state.params, state.batch_stats, state.opt_state)
+        lambda new, old: jnp.where(alive & sound, new, old),
+        proposed,
+        (state.params, state.batch_stats, state.opt_state),
     )
     new_state = state.replace(
         step=state.step + 1,
@@ -176,9 +186,6 @@ def eval_step(state: TrainState, batch: Batch, train: bool = False) -> tuple[Flo
         The sum of the losses and the number of wrong answers.
     """
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    if train:
-        logits, _ = state.task.model.apply(variables, batch.images, train=True, mutable=["batch_stats"])
-    else:
-        logits = state.task.model.apply(variables, batch.images, train=False)
+    logits, _ = state.task.model.apply(variables, batch.images, train=train, mutable=["batch_stats"] if train else [])
     wrong = (logits.argmax(1) != batch.labels).sum(dtype=logits.dtype)
     return LOSSES[state.task.loss](logits, batch.labels).sum(), wrong

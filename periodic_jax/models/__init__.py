@@ -1,7 +1,8 @@
 """Flax networks whose train step stays fast when many are trained side by side, with explicit scale-invariance labels.
 
-A network is a Flax module with three things beside ``__call__(images, train)``: ``labels()``, the scale-invariance label of each layer;
-``check_input(height, width)``; and optionally ``prepare(images)``, what networks that see the same mini-batch can share.
+A network is a Flax module with three things beside ``__call__(images, train)``: ``labels()``, the scale-invariance
+label of each layer; ``check_input(height, width)``; and optionally ``prepare(images)``, what networks that see the
+same mini-batch can share.
 """
 
 from typing import Any
@@ -55,4 +56,6 @@ def build(
     for flag, value in (("--width", width), ("--depth", depth)):
         if value < 1:
             raise ConfigError(flag, value, "a whole number from 1")
-    return MODELS[name](width=width, depth=depth, num_classes=num_classes, init_scale=init_scale, param_dtype=param_dtype)
+    return MODELS[name](
+        width=width, depth=depth, num_classes=num_classes, init_scale=init_scale, param_dtype=param_dtype
+    )

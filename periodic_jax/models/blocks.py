@@ -1,14 +1,16 @@
 """Fused convolution blocks that stay fast when many networks train side by side.
 
 A stack of kernels under ``vmap`` would make `jax.lax.conv` a grouped convolution, and inside a loop XLA's CPU
-backend computes its gradient 40 - 80 times slower than outside. The blocks here are patches times kernel instead: one (batched)
-matrix product, whatever transformation surrounds it.
+backend computes its gradient 40 - 80 times slower than outside. The blocks here are patches times kernel instead: one
+(batched) matrix product, whatever transformation surrounds it.
 
-Activations are laid out as ``(groups, channels, height, width, lanes)``: the batch is split into ``groups x lanes`` with the lanes
-innermost, so that elementwise work, pooling and reductions run along contiguous lanes, and one group's patches fit the cache.
+Activations are laid out as ``(groups, channels, height, width, lanes)``: the batch is split into ``groups x lanes``
+with the lanes innermost, so that elementwise work, pooling and reductions run along contiguous lanes, and one group's
+patches fit the cache.
 
-Each block is one `jax.custom_vjp` over convolution, batch normalisation without affine part, ReLU and optional 2x2 max-pooling. As
-normalisation (a positive factor) and ReLU are increasing, the maximum is taken first and the rest runs on a quarter of the data.
+Each block is one `jax.custom_vjp` over convolution, batch normalisation without affine part, ReLU and optional 2x2
+max-pooling. As normalisation (a positive factor) and ReLU are increasing, the maximum is taken first and the rest runs
+on a quarter of the data.
 """
 
 from collections.abc import Callable
@@ -32,7 +34,9 @@ class BatchMoments(NamedTuple):
 
 
 class InputPatches(NamedTuple):
-    """3x3 patches of a mini-batch of images with their moments, computed once and shared by all networks that see the batch."""
+    """3x3 patches of a mini-batch of images with their moments, computed once and shared by all networks that see the
+    batch.
+    """
 
     columns: Float[Array, "groups patch height width lanes"]  # patch = 9 * channels, ordered (row, column, channel)
     mean: Float[Array, "patch"]
@@ -45,7 +49,8 @@ def to_activations(images: Float[Array, "batch height width channels"], group_si
     Args:
         images: ``(batch, height, width, channels)``.
         group_size: lanes of one group; ``None`` picks the measured default: one group for small images, and groups of
-            8 from 16x16 pixels on, so that a group's patches fit the cache. A batch that it does not divide is one group.
+            8 from 16x16 pixels on, so that a group's patches fit the cache. A batch that it does not divide is one
+            group.
 
     Returns:
         The same numbers in the layout of the blocks.
@@ -61,8 +66,8 @@ def materialise(function: Callable[..., Any], *args: Any) -> Any:
     """Evaluate ``function(*args)`` into memory before its consumers run.
 
     XLA's CPU backend otherwise fuses cheap producers into each consumer and computes them again and again; it drops
-    `lax.optimization_barrier` before fusing, but it does not fuse across a conditional. Measured: 1.3 - 1.5 times faster steps at 8x8.
-    Elsewhere, and under ``vmap``, where a conditional would become a select, this is a plain call.
+    `lax.optimization_barrier` before fusing, but it does not fuse across a conditional. Measured: 1.3 - 1.5 times
+    faster steps at 8x8. Elsewhere, and under ``vmap``, where a conditional would become a select, this is a plain call.
     """
     if jax.default_backend() != "cpu":
         return function(*args)
@@ -138,7 +143,9 @@ def max_pool(x: Activations) -> Activations:
 
 
 def _lane_sums(*terms: Array) -> tuple[Array, ...]:
-    """Sum each (channels, height, width, lanes) over all but the channels: first over pixels, where the lanes vectorise."""
+    """Sum each (channels, height, width, lanes) over all but the channels: first over pixels, where the lanes
+    vectorise.
+    """
     return tuple(t.reshape(t.shape[0], -1, t.shape[-1]).sum(1).sum(-1) for t in terms)
 
 
@@ -146,9 +153,9 @@ def _per_channel(v: Array) -> Array:
     return v[:, None, None, None]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv_bn_relu(x: Activations, kernel: Kernel, pool: bool, eps: float) -> tuple[Activations, BatchMoments]:
-    """3x3 convolution (zero padding 1), batch normalisation with batch statistics, ReLU, and 2x2 max-pooling if ``pool``.
+    """3x3 convolution (zero padding 1), batch normalisation with batch statistics, ReLU, and 2x2 max-pooling if
+    ``pool``.
 
     z = maxpool(relu((y - mean(y)) / sqrt(var(y) + eps))), y = kernel * x
 
@@ -159,8 +166,14 @@ def conv_bn_relu(x: Activations, kernel: Kernel, pool: bool, eps: float) -> tupl
         eps: added to the variance.
 
     Returns:
-        The activations ``(groups, channels_out, height', width', lanes)`` and the batch moments, which carry no gradient.
+        The activations ``(groups, channels_out, height', width', lanes)`` and the batch moments, which carry no
+        gradient.
     """
+    return _conv_bn_relu(x, kernel, pool, eps)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv_bn_relu(x: Activations, kernel: Kernel, pool: bool, eps: float) -> Any:
     return _conv_bn_relu_forward(x, kernel, pool, eps)[0]
 
 
@@ -172,10 +185,10 @@ def _conv_bn_relu_forward(x: Activations, kernel: Kernel, pool: bool, eps: float
     def one_group(_: None, xg: Array) -> tuple[None, tuple[Array, ...]]:
         columns = im2col(xg)
         y = (w @ columns).reshape(-1, height, width, lanes)
-        total, = _lane_sums(y)
+        (total,) = _lane_sums(y)
         # Chan et al.: squares about the group's own mean lose no digits, and combine exactly over the groups.
         mean = total / (height * width * lanes)
-        spread, = _lane_sums((y - _per_channel(mean)) ** 2)
+        (spread,) = _lane_sums((y - _per_channel(mean)) ** 2)
         kept = (columns,) if groups == 1 else ()
         return None, (y, mean, spread, _max_pool(y) if pool else y, *kept)
 
@@ -224,18 +237,21 @@ def _conv_bn_relu_backward(pool: bool, eps: float, residuals: Any, cotangents: A
     return dx, dw.reshape(kernel.shape)
 
 
-conv_bn_relu.defvjp(_conv_bn_relu_forward, _conv_bn_relu_backward)
+_conv_bn_relu.defvjp(_conv_bn_relu_forward, _conv_bn_relu_backward)
 
 
 def input_patches(x: Activations) -> InputPatches:
     """Patches of the images and their mean and covariance, from which the first layer's batch statistics follow.
 
-    With patches c: mean(w c) = w mean(c) and var(w c) = w cov(c) w^T, so no pass over the first layer's output is needed.
+    With patches c: mean(w c) = w mean(c) and var(w c) = w cov(c) w^T, so no pass over the first layer's output is
+        needed.
     """
     groups, channels, height, width, lanes = x.shape
     count = groups * height * width * lanes
     _, columns = _scan_groups(lambda carry, xg: (carry, im2col(xg)), None, x)
-    ones = jnp.ones((columns.shape[-1],), x.dtype)  # sums as matrix products: exact where XLA's float32 reductions were not
+    ones = jnp.ones(
+        (columns.shape[-1],), x.dtype
+    )  # sums as matrix products: exact where XLA's float32 reductions were not
     mean = (columns @ ones).sum(0) / count
 
     def add(total: Array, group: Array) -> tuple[Array, None]:
@@ -246,8 +262,8 @@ def input_patches(x: Activations) -> InputPatches:
     return InputPatches(columns.reshape(groups, -1, height, width, lanes), mean, covariance)
 
 
-@partial(jax.custom_vjp)
-def _affine_relu(columns: Array, matrix: Array, bias: Array) -> Array:
+@jax.custom_vjp
+def _affine_relu(columns: Array, matrix: Array, bias: Array) -> Any:
     return _affine_relu_forward(columns, matrix, bias)[0]
 
 

@@ -1,4 +1,6 @@
-"""ConvNet: a stack of 3x3 convolutions, each followed by batch normalisation and ReLU, in three stages that end in a 2x2 max-pool."""
+"""ConvNet: a stack of 3x3 convolutions, each followed by batch normalisation and ReLU, in three stages that end in a
+2x2 max-pool.
+"""
 
 import math
 from typing import Any
@@ -13,7 +15,9 @@ from periodic_jax.errors import ConfigError
 from periodic_jax.models import blocks
 from periodic_jax.models.labels import OTHER, SCALE_INVARIANT
 
-BN_MOMENTUM = 0.9  # running <- 0.9 running + 0.1 batch, with the unbiased batch variance, as torch.nn.BatchNorm2d(momentum=0.1)
+BN_MOMENTUM = (
+    0.9  # running <- 0.9 running + 0.1 batch, with the unbiased batch variance, as torch.nn.BatchNorm2d(momentum=0.1)
+)
 
 
 def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
@@ -62,9 +66,9 @@ class ConvBlock(nn.Module):
 class ConvNet(nn.Module):
     """ConvNetSI of the reference: every convolution kernel is scale-invariant by itself.
 
-    A first convolution to ``width`` channels, then ``depth`` convolutions in three stages of ⌈d/3⌉, ⌈(d-1)/3⌉ and ⌈(d-2)/3⌉: the last of a
-    stage doubles the channels and is followed by a 2x2 max-pool. Then a max-pool over all remaining pixels and a linear head,
-    whose weight is rescaled to the Frobenius norm ``init_scale``.
+    A first convolution to ``width`` channels, then ``depth`` convolutions in three stages of ⌈d/3⌉, ⌈(d-1)/3⌉ and
+    ⌈(d-2)/3⌉: the last of a stage doubles the channels and is followed by a 2x2 max-pool. Then a max-pool over all
+    remaining pixels and a linear head, whose weight is rescaled to the Frobenius norm ``init_scale``.
 
     Attributes:
         width: channels of the first convolution.
@@ -111,7 +115,9 @@ class ConvNet(nn.Module):
         """
         halvings = sum(pooled for _, pooled in self.stages())
         if height % 2**halvings or width % 2**halvings or min(height, width) < 2**halvings:
-            raise ConfigError("image size", f"{height}x{width}", f"sides divisible by {2**halvings} for depth {self.depth}")
+            raise ConfigError(
+                "image size", f"{height}x{width}", f"sides divisible by {2**halvings} for depth {self.depth}"
+            )
 
     @nn.compact
     def __call__(self, images: Any, train: bool) -> Float[Array, "batch classes"]:

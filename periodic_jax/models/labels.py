@@ -1,4 +1,6 @@
-"""Which weights are scale-invariant: explicit labels beside the parameters, as a hashable value that a compiled step can carry."""
+"""Which weights are scale-invariant: explicit labels beside the parameters, as a hashable value that a compiled step
+can carry.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +12,9 @@ from periodic_jax.errors import ConfigError
 SCALE_INVARIANT = "scale_invariant"
 OTHER = "other"
 
-Labels = tuple[bool, ...]  # for each leaf of the parameters, in `jax.tree.leaves` order: is it in the scale-invariant group?
+Labels = tuple[
+    bool, ...
+]  # for each leaf of the parameters, in `jax.tree.leaves` order: is it in the scale-invariant group?
 
 
 def leaf_labels(params: Any, labels: Any) -> Labels:
@@ -18,8 +22,8 @@ def leaf_labels(params: Any, labels: Any) -> Labels:
 
     Args:
         params: the parameter tree (arrays or shapes).
-        labels: a tree of the same structure, or a prefix of it, with ``"scale_invariant"`` or ``"other"`` at its leaves; or
-            labels that are flat already, which are returned as they are.
+        labels: a tree of the same structure, or a prefix of it, with ``"scale_invariant"`` or ``"other"`` at its
+            leaves; or labels that are flat already, which are returned as they are.
 
     Returns:
         One bool a leaf.
@@ -39,7 +43,9 @@ def leaf_labels(params: Any, labels: Any) -> Labels:
     try:
         words = jax.tree.leaves(jax.tree.map(lambda word, sub: jax.tree.map(lambda _: word, sub), labels, params))
     except (ValueError, TypeError) as error:
-        raise ConfigError("labels", "a tree of another structure", f"one that matches the parameters ({error})") from None
+        raise ConfigError(
+            "labels", "a tree of another structure", f"one that matches the parameters ({error})"
+        ) from None
     for word in words:
         if word not in (SCALE_INVARIANT, OTHER):
             raise ConfigError("labels", repr(word), f"{SCALE_INVARIANT!r} or {OTHER!r}")
