@@ -63,7 +63,7 @@ def detect_periods(
     for row, entries in zip(table, found, strict=True):
         row[: len(entries)] = entries
     count = np.array([len(rows) for rows in found]).reshape(lead)
-    return Periods(count, *np.moveaxis(table, -1, 0).reshape(-1, *lead, most))
+    return Periods(count, *np.moveaxis(table, -1, 0).reshape(len(Periods._fields) - 1, *lead, most))
 
 
 def _of_one(
