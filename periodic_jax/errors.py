@@ -16,4 +16,9 @@ class ConfigError(ValueError):
 
     def __init__(self, argument: str, value: object, accepted: str) -> None:
         self.argument, self.value, self.accepted = argument, value, accepted
-        super().__init__(f"{argument}: {value} is not accepted; expected {accepted}")
+        super().__init__(argument, value, accepted)
+
+    def __str__(self) -> str:
+        text = f"{self.argument}: {self.value} is not accepted; expected {self.accepted}"
+        # What was given may hold line breaks or terminal codes: shown as escapes, it stays one harmless line.
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -92,14 +93,17 @@ class SweepGrid:
         Raises:
             ConfigError: as `product`, or no configuration at all, or two equal ones.
         """
-        rows = [{name: _checked(name, value)[0] for name, value in row.items()} for row in configurations]
+        rows = [{name: _single(name, value) for name, value in row.items()} for row in configurations]
         if not rows:
             raise ConfigError("configurations", "none", "at least one")
-        coords = _coordinates(rows)
-        distinct = {tuple(column[i] for column in coords.values()) for i in range(len(rows))}
-        if len(distinct) < len(rows):
-            raise ConfigError("configurations", "a duplicate", "each configuration once")
-        return SweepGrid(coords)
+        grid = SweepGrid(_coordinates(rows))
+        seen: set[tuple[float, ...]] = set()
+        for i in range(len(rows)):
+            numbers = tuple(float(column[i]) for column in grid.coords.values())
+            if numbers in seen:
+                raise ConfigError("configurations", f"{grid.label(i)} given twice", "each configuration once")
+            seen.add(numbers)
+        return grid
 
     def __len__(self) -> int:
         return len(self.coords["seed"])
@@ -115,8 +119,9 @@ class SweepGrid:
 
     def label(self, index: int) -> str:
         """A short name of one configuration, of the axes that distinguish it."""
-        names = self.swept or ("lr", "weight_decay", "seed")
-        return " ".join(f"{name}={self.coords[name][index]:g}" for name in names)
+        differing = tuple(name for name in AXES if len(np.unique(self.coords[name])) > 1)
+        names = self.swept or differing or ("lr", "weight_decay", "seed")
+        return " ".join(f"{name}={self.coords[name][index]:.15g}" for name in names)
 
 
 def parse_axis(name: str, words: Sequence[str]) -> tuple[float, ...]:
@@ -137,20 +142,18 @@ def parse_axis(name: str, words: Sequence[str]) -> tuple[float, ...]:
         >>> parse_axis("lr", ["0.5", "logspace:1e-3:1e-1:3"])
         (0.5, 0.001, 0.01, 0.1)
     """
+    wanted, _ = _accepted(name)
     values: list[float] = []
     for word in words:
-        kind, _, rest = word.partition(":")
-        if kind in ("logspace", "linspace"):
-            values.extend(_expand(name, word, kind, rest))
-        elif word == "none" and name == "weight_decay":
+        if word == "none" and name == "weight_decay":
             values.append(0.0)
-        else:
-            value = _number(name, word)
-            if name == "weight_decay" and value == 0:
-                raise ConfigError(
-                    "--weight-decay", word, "numbers above 0, or the word none for training without decay"
-                )
-            values.append(value)
+            continue
+        kind, _, rest = word.partition(":")
+        ranged = kind in ("logspace", "linspace")
+        numbers = _expand(name, word, kind, rest) if ranged else [_number(name, word, wanted)]
+        if name == "weight_decay" and 0 in numbers:
+            raise ConfigError("--weight-decay", word, "numbers above 0, or the word none for training without decay")
+        values.extend(numbers)
     return tuple(_checked(name, values))
 
 
@@ -159,12 +162,12 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _number(name: str, word: str) -> float:
+def _number(name: str, word: str, wanted: str) -> float:
     try:
         return float(word)
     except ValueError:
-        wanted = f"{_ACCEPTED[name][0]}, or a range such as logspace:1e-3:1:7"
-        raise ConfigError(flag_of(name), word or "an empty word", wanted) from None
+        accepted = f"{wanted}, or a range such as logspace:1e-3:1:7"
+        raise ConfigError(flag_of(name), word or "an empty word", accepted) from None
 
 
 def _expand(name: str, word: str, kind: str, rest: str) -> list[float]:
@@ -179,30 +182,47 @@ def _expand(name: str, word: str, kind: str, rest: str) -> list[float]:
     bad_ends = not (math.isfinite(first) and math.isfinite(last)) or (kind == "logspace" and min(first, last) <= 0)
     if len(parts) != 3 or not 2 <= count <= 10_000 or bad_ends:
         raise ConfigError(flag_of(name), word, wanted)
-    space = np.geomspace if kind == "logspace" else np.linspace
+    with np.errstate(all="ignore"):
+        inner = (np.geomspace if kind == "logspace" else np.linspace)(first, last, count)[1:-1]
+    if not np.isfinite(inner).all():  # the ends are so far apart that their difference is infinite
+        raise ConfigError(flag_of(name), word, wanted)
     # 15 digits: 1e-3 shall be 1e-3, and selectable as such.
-    return [float(f"{v:.15g}") for v in space(first, last, count)]
+    return [first, *(float(f"{v:.15g}") for v in inner), last]
+
+
+def _accepted(name: str) -> tuple[str, Any]:
+    if name not in _ACCEPTED:
+        raise ConfigError("axis", name, "one of " + ", ".join(AXES))
+    return _ACCEPTED[name]
 
 
 def _checked(name: str, given: Any) -> list[float]:
-    if name not in _ACCEPTED:
-        raise ConfigError("axis", name, "one of " + ", ".join(AXES))
-    wanted, test = _ACCEPTED[name]
+    wanted, test = _accepted(name)
     try:
-        values = [float(v) for v in np.atleast_1d(np.asarray(given))]
-    except (TypeError, ValueError):
-        raise ConfigError(flag_of(name), given, wanted) from None
-    if not values:
+        array = np.atleast_1d(np.asarray(given))
+    except (TypeError, ValueError, OverflowError):  # ragged, or an integer beyond all floats
+        raise ConfigError(flag_of(name), reprlib.repr(given), wanted) from None
+    if array.size == 0:
         raise ConfigError(flag_of(name), "an empty axis", wanted)
+    if array.ndim > 1 or array.dtype.kind not in "iuf":  # words, truth values, complex numbers and objects
+        raise ConfigError(flag_of(name), reprlib.repr(given), wanted)
+    values = [float(v) for v in array]
     for value in values:
         if not math.isfinite(value) or not test(value):
-            raise ConfigError(flag_of(name), f"{value:g}", wanted)
+            raise ConfigError(flag_of(name), f"{value:.15g}", wanted)
     seen: set[float] = set()
     for value in values:
         if value in seen:
-            raise ConfigError(flag_of(name), f"{value:g} given twice", "each value once")
+            raise ConfigError(flag_of(name), f"{value:.15g} given twice", "each value once")
         seen.add(value)
     return values
+
+
+def _single(name: str, given: Any) -> float:
+    values = _checked(name, given)
+    if len(values) > 1:
+        raise ConfigError(flag_of(name), reprlib.repr(given), "one number in each configuration")
+    return values[0]
 
 
 def _coordinates(rows: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
@@ -210,7 +230,8 @@ def _coordinates(rows: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
     coords: dict[str, np.ndarray] = {
         name: np.array([row.get(name, defaults[name]) for row in rows], np.float64) for name in AXES
     }
-    product = coords["lr"] * coords["weight_decay"]
+    with np.errstate(over="ignore"):
+        product = coords["lr"] * coords["weight_decay"]
     if (product >= 1).any():
         worst = int(np.argmax(product))
         pair = f"--lr {coords['lr'][worst]:g} with --weight-decay {coords['weight_decay'][worst]:g}"
