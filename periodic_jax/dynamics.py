@@ -15,8 +15,9 @@ import numpy as np
 
 
 def _library(*arrays: Any) -> Any:
-    """The array library of the first argument that names one, else NumPy."""
-    return next((a.__array_namespace__() for a in arrays if hasattr(a, "__array_namespace__")), np)
+    """The array library of the first argument that names another than NumPy, else NumPy."""
+    named = (a.__array_namespace__() for a in arrays if hasattr(a, "__array_namespace__"))
+    return next((library for library in named if library is not np), np)
 
 
 def shrink(lr: Any, weight_decay: Any) -> Any:
@@ -76,7 +77,7 @@ def angular_step(effective_lr: Any, effective_grad_norm: Any, lr: Any, weight_de
         >>> round(float(angular_step(0.1, 10.0, 0.0, 0.0)), 6)
         0.785398
     """
-    xp = _library(effective_lr, effective_grad_norm)
+    xp = _library(effective_lr, effective_grad_norm, lr, weight_decay)
     return xp.arctan(effective_lr * effective_grad_norm / shrink(lr, weight_decay))
 
 
@@ -128,7 +129,7 @@ def rotation_budget(steps: Any, first_norm: Any, last_norm: Any, lr: Any, weight
         0.10005
     """
     xp = _library(steps, first_norm, last_norm, lr, weight_decay)
-    return -steps * xp.log1p(-lr * weight_decay) + xp.log(last_norm / first_norm)
+    return steps * -xp.log1p(-lr * weight_decay) + xp.log(last_norm / first_norm)
 
 
 def equilibrium_weight_norm(effective_grad_norm: Any, lr: Any, weight_decay: Any, momentum: Any = 0.0) -> Any:
@@ -168,7 +169,7 @@ def falling_edge_steps(highest_norm: Any, lowest_norm: Any, lr: Any, weight_deca
     """Steps that decay alone needs to fall from one norm to another: ln(ρ_max/ρ_min)/(-ln a).
 
     The length of a period's quiet phase, where g̃ ≈ 0; so periods are proportional to 1/(ηλ) as far as that ratio
-    stays the same.
+    stays the same. λ > 0.
 
     Example:
         >>> round(float(falling_edge_steps(2.0, 1.0, 0.1, 0.01)))

@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from periodic_jax.errors import ConfigError
@@ -44,6 +44,7 @@ def test_hparams_default_and_shrink():
     assert list(AXES) == [*HParams._fields, "seed"]
 
 
+@settings(deadline=None)
 @given(axes())
 def test_product_is_the_product_of_itertools(axes):
     grid = SweepGrid.product(**axes)
@@ -56,6 +57,7 @@ def test_product_is_the_product_of_itertools(axes):
         assert (grid.coords[name] == defaults[name]).all()
 
 
+@settings(deadline=None)
 @given(axes())
 def test_of_takes_the_rows_of_a_product(axes):
     product = SweepGrid.product(**axes)
@@ -231,6 +233,7 @@ def test_parse_axis_refuses_nothing_and_duplicates(words):
     assert "--lr" in refusal(parse_axis, "lr", words)
 
 
+@settings(deadline=None)
 @given(
     st.floats(1e-300, 1e300), st.floats(1e-300, 1e300), st.integers(2, 50), st.sampled_from(["logspace", "linspace"])
 )
@@ -257,6 +260,7 @@ words = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.sampled_from(AXES), st.lists(words, max_size=3))
 @example("lr", ["1" * 5000])
 @example("lr", ["logspace:1:2:" + "1" * 5000])
