@@ -68,7 +68,7 @@ class SweepGrid:
     swept: tuple[str, ...] = ()
 
     @staticmethod
-    def product(**axes: float | Sequence[float]) -> "SweepGrid":
+    def product(**axes: float | Sequence[float] | np.ndarray) -> "SweepGrid":
         """All combinations of the given axes, the last axis varying fastest.
 
         Args:

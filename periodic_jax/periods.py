@@ -5,6 +5,7 @@ destabilises, and then jumps up within a few steps (phase B). The norm has no mi
 mark the onsets; the loss confirms them.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -56,13 +57,13 @@ def detect_periods(
     """
     loss, norm, elr = (np.asarray(telemetry[name], np.float64) for name in ("loss", "weight_norm", "effective_lr"))
     lead, steps = norm.shape[:-1], norm.shape[-1]
-    curves = zip(loss.reshape(-1, steps), norm.reshape(-1, steps), elr.reshape(-1, steps), strict=True)
+    curves = zip(*(array.reshape(math.prod(lead), steps) for array in (loss, norm, elr)), strict=True)
     found = [_of_one(*curve, min_growth, min_loss_ratio, window) for curve in curves]
     most = max((len(rows) for rows in found), default=0)
     table = np.full((len(found), most, len(Periods._fields) - 1), np.nan)
     for row, entries in zip(table, found, strict=True):
         row[: len(entries)] = entries
-    count = np.array([len(rows) for rows in found]).reshape(lead)
+    count = np.array([len(rows) for rows in found], np.int64).reshape(lead)
     return Periods(count, *np.moveaxis(table, -1, 0).reshape(len(Periods._fields) - 1, *lead, most))
 
 
@@ -94,32 +95,33 @@ def rotation_share(angular_step: np.ndarray, portion: float = 0.9) -> np.ndarray
         portion: of the total of -ln cos θ.
 
     Returns:
-        ``(...)``: near ``portion`` for even motion, near 0 for bursts.
+        ``(...)``: near ``portion`` for even motion, near 0 for bursts, NaN without any step.
 
     Example:
         >>> float(rotation_share(np.r_[np.full(999, 1e-6), 1.0]))
         0.001
     """
-    spent = np.sort(np.nan_to_num(_spent(angular_step)), axis=-1)[..., ::-1]
-    cumulated = np.cumsum(spent, axis=-1)
-    with np.errstate(invalid="ignore"):
-        reached = cumulated >= portion * cumulated[..., -1:]
-    return (np.argmax(reached, axis=-1) + 1) / spent.shape[-1]
+    spent = _spent(angular_step)
+    known = np.isfinite(spent).sum(-1)
+    cumulated = np.cumsum(np.sort(np.nan_to_num(spent), axis=-1)[..., ::-1], axis=-1)
+    needed = (cumulated < portion * cumulated[..., -1:]).sum(-1) + 1
+    return np.where(known, needed / np.maximum(known, 1), np.nan)
 
 
 def rotation_pace(angular_step: Any, lr: Any, weight_decay: Any, momentum: Any = 0.0) -> np.ndarray:
     """Mean rotation per step over what keeps the norm constant: mean(-ln cos θ) / -ln(1 - ηλ/(1+μ)).
 
     1 in an equilibrium and on average over whole periods; far below 1 while the weights only shrink. Infinite without
-    decay.
+    decay; NaN without any step.
 
     Args:
-        angular_step: radians ``(..., steps)``.
+        angular_step: radians ``(..., steps)``; NaN is left out.
         lr, weight_decay, momentum: η, λ, μ, ``(...)``.
     """
-    with np.errstate(divide="ignore"):
-        needed = -np.log1p(-np.asarray(lr) * np.asarray(weight_decay) / (1 + np.asarray(momentum)))
-        return np.nanmean(_spent(np.asarray(angular_step)), axis=-1) / needed
+    spent = _spent(angular_step)
+    needed = -np.log1p(-np.asarray(lr) * np.asarray(weight_decay) / (1 + np.asarray(momentum)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nansum(spent, axis=-1) / np.isfinite(spent).sum(-1) / needed
 
 
 def _spent(angular_step: np.ndarray) -> np.ndarray:
@@ -146,7 +148,8 @@ def classify_regimes(
     converging: none, and the rotation does not keep pace.
 
     Args:
-        telemetry: as `detect_periods`, with ``angular_step``.
+        telemetry: as `detect_periods`, with ``angular_step``; and with ``diverged_at`` ``(...)``, NaN for never, to
+            tell a run that diverged to NaN from one that has not come so far.
         lr, weight_decay, momentum: η, λ, μ, ``(...)``.
         burn_in: share of the steps left out before rotation is judged.
         least_pace, least_share: thresholds of an equilibrium.
@@ -166,8 +169,6 @@ def classify_regimes(
     infinite = np.isinf(loss).any(-1) | np.isinf(norm).any(-1) | np.isfinite(marked)
     reached = np.isfinite(angle).sum(-1)
     late = np.where(np.arange(angle.shape[-1]) >= burn_in * reached[..., None], angle, np.nan)
-    late = np.where(np.isfinite(late).any(-1, keepdims=True), late, 0.0)
     pace = rotation_pace(late, lr, weight_decay, momentum)
-    share = rotation_share(late) * angle.shape[-1] / np.maximum((1 - burn_in) * reached, 1)
-    equilibrium = (pace >= least_pace) & (share >= least_share)
+    equilibrium = (pace >= least_pace) & (rotation_share(late) >= least_share)
     return np.select([infinite, equilibrium, counts > 0], ["diverged", "equilibrium", "periodic"], "converging")

@@ -1,0 +1,261 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import cut, stack, trajectory
+
+from periodic_jax.periods import Periods, classify_regimes, detect_periods, rotation_pace, rotation_share
+
+PERIODIC = (300, 700, 1200, 1500)
+
+
+def equilibrium(steps=2000, **changes):
+    """Training that fluctuates around the equilibrium of a constant effective gradient norm, here ρ = 5."""
+    return trajectory(steps, **{"quiet": 25 * np.sqrt(1e-3 * (2 - 1e-3)), "loss": 0.5, **changes})
+
+
+def assert_onsets(telemetry, onsets, **options):
+    found = detect_periods(telemetry, **options)
+    assert found.found == len(onsets)
+    assert found.onset.tolist() == list(onsets)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_known_onsets_and_what_is_measured_at_them(seed):
+    curve = trajectory(2000, PERIODIC, seed=seed)
+    found = assert_onsets(curve, PERIODIC)
+    onsets, ends = np.array(PERIODIC), np.array(PERIODIC) + 5
+    np.testing.assert_array_equal(found.end, ends)
+    np.testing.assert_array_equal(found.onset_weight_norm, curve["weight_norm"][onsets])
+    np.testing.assert_array_equal(found.onset_effective_lr, curve["effective_lr"][onsets])
+    np.testing.assert_array_equal(found.peak_weight_norm, curve["weight_norm"][ends])
+    np.testing.assert_allclose(found.peak_weight_norm / found.onset_weight_norm, 1.08**5, rtol=1e-12)
+    for k, onset in enumerate(onsets):
+        assert found.loss_before[k] == np.median(curve["loss"][onset - 50 : onset + 1])
+        assert found.peak_loss[k] == curve["loss"][onset : onset + 6].max()
+    assert found.peak_loss.min() > 0.5 > 0.02 > found.loss_before.max()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(120, 200), min_size=1, max_size=6), st.integers(2, 8), st.integers(0, 99))
+def test_onsets_of_any_spacing(gaps, length, seed):
+    onsets = np.cumsum(gaps)
+    assert_onsets(trajectory(int(onsets[-1]) + 60, onsets, length=length, seed=seed), onsets)
+
+
+def test_first_steps_shorten_the_window():
+    curve = trajectory(100, [13], weight_decay=0.02)
+    found = assert_onsets(curve, [13])
+    assert found.loss_before == np.median(curve["loss"][:14])
+
+
+def test_a_plateau_ends_at_its_last_step():
+    """Where decay is below rounding, or with frozen weights, several steps have the same lowest norm."""
+    curve = trajectory(200, [100])
+    curve["weight_norm"][95:100] = curve["weight_norm"][100]
+    assert_onsets(curve, [100])
+
+
+NO_PERIOD = {
+    "slow descent": trajectory(2000),
+    "noisy slow descent": trajectory(2000, noise=0.6),
+    "equilibrium": equilibrium(),
+    "noisy equilibrium": equilibrium(noise=0.6),
+    "rise to equilibrium from below": equilibrium(norm=2.0),
+    "descent to equilibrium from above": equilibrium(norm=12.0),
+    "loss spikes without a jump of the norm": {**trajectory(500), "loss": np.where(np.arange(500) % 90, 0.01, 5.0)},
+    "norm jumps without a rise of the loss": {**trajectory(500, [200, 400]), "loss": np.full(500, 0.01)},
+    "burst at the very first step": trajectory(300, [0]),
+    "burst at the very last step": trajectory(300, [299]),
+    "constant": {name: np.ones(50) for name in ("loss", "weight_norm", "effective_lr", "angular_step")},
+    "one step": trajectory(1),
+    "no steps": trajectory(0),
+    "never reached": cut(trajectory(50), 0),
+}
+
+
+@pytest.mark.parametrize("name", NO_PERIOD)
+def test_no_period(name):
+    found = assert_onsets(NO_PERIOD[name], [])
+    assert all(values.shape == (0,) for values in found[1:])
+
+
+@pytest.mark.parametrize(
+    ("option", "blind", "seeing"), [("min_growth", 1.5, 1.4), ("min_loss_ratio", 300.0, 30.0), ("window", 2000, 50)]
+)
+def test_thresholds(option, blind, seeing):
+    """The bursts multiply the norm by 1.47 and the loss by about 100; most of the steps before the second had a high
+    loss, but the last 50 did not.
+    """
+    curve = trajectory(1500, [500, 1100])
+    curve["loss"][300:450] = curve["loss"][550:1050] = 1.0
+    assert_onsets(curve, [500] if option == "window" else [], **{option: blind})
+    assert_onsets(curve, [500, 1100], **{option: seeing})
+
+
+@pytest.mark.parametrize(("before", "after", "count"), [(1.2, 1.2, 1), (1.2, 1.05, 0), (1.05, 1.2, 0)])
+def test_norm_must_have_fallen_as_well_as_grow(before, after, count):
+    norm = np.concatenate([np.geomspace(before, 1, 100), np.geomspace(1, after, 10)[1:]])
+    loss = np.where(np.arange(109) == 100, 1, 0.01)
+    assert detect_periods({"loss": loss, "weight_norm": norm, "effective_lr": 1 / norm**2}).found == count
+
+
+def test_ends_mid_period():
+    """A burst that the run's end cuts counts, with the highest norm so far, if it has grown enough."""
+    assert_onsets(trajectory(500, [200]), [200])
+    found = assert_onsets(trajectory(403, [200, 400]), [200, 400])
+    assert found.end.tolist() == [205, 402]
+    assert_onsets(trajectory(402, [200, 400]), [200])
+
+
+@pytest.mark.parametrize("last", [500, 401, 200])
+def test_not_yet_reached_steps_are_as_if_they_were_not_there(last):
+    curve = trajectory(800, [100, 400, 700])
+    found = detect_periods(cut(curve, last))
+    for values, wanted in zip(found, detect_periods({name: v[:last] for name, v in curve.items()}), strict=True):
+        np.testing.assert_array_equal(values, wanted)
+
+
+def diverging(bad=np.inf):
+    """One period, then the loss leaves the numbers at step 600."""
+    curve = cut(trajectory(1000, [300]), 601)
+    curve["loss"][600] = bad
+    curve["weight_norm"][600] = np.nan
+    return curve
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan, -np.inf])
+def test_divergence_ends_the_search(bad):
+    assert_onsets(diverging(bad), [300])
+
+
+def test_zero_norm_ends_the_search():
+    curve = trajectory(1000, [300])
+    curve["weight_norm"][600:] = 0
+    assert_onsets(curve, [300])
+
+
+MANY = [trajectory(1500, PERIODIC[:3]), trajectory(1500), cut(trajectory(1500, [400, 800]), 700),
+        equilibrium(1500), cut(diverging(), 1000), trajectory(1500, [1400])]  # fmt: skip
+MANY[4] = {name: np.pad(values, (0, 500), constant_values=np.nan) for name, values in MANY[4].items()}
+
+
+@pytest.mark.parametrize("lead", [(6,), (2, 3), (3, 1, 2)])
+def test_several_at_once_are_as_one_at_a_time(lead):
+    found = detect_periods({name: values.reshape(*lead, -1) for name, values in stack(MANY).items()})
+    assert found.found.tolist() == np.reshape([3, 0, 1, 0, 1, 1], lead).tolist()
+    for name, values in zip(Periods._fields[1:], found[1:], strict=True):
+        assert values.shape == (*lead, 3)
+        for curve, row in zip(MANY, values.reshape(6, 3), strict=True):
+            alone = getattr(detect_periods(curve), name)
+            np.testing.assert_array_equal(row, np.pad(alone, (0, 3 - len(alone)), constant_values=np.nan))
+
+
+def test_no_configuration_at_all():
+    found = detect_periods({name: np.ones((0, 20)) for name in ("loss", "weight_norm", "effective_lr")})
+    assert found.found.shape == (0,)
+    assert found.onset.shape == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("angles", "share"),
+    [
+        (np.full(15, 0.01), 14 / 15),  # the least count that holds 0.9
+        (np.r_[np.full(999, 1e-6), 1.0], 0.001),
+        (np.r_[np.zeros(95), np.full(5, 0.1)], 0.05),
+        (np.r_[np.full(15, 0.01), np.full(90, np.nan)], 14 / 15),
+        (np.zeros(10), 0.1),
+        (np.full(10, np.nan), np.nan),
+        (np.r_[np.pi, np.full(99, 1e-3)], 0.01),
+    ],
+)
+def test_rotation_share(angles, share):
+    rng = np.random.default_rng(0)
+    assert rotation_share(rng.permutation(angles)) == pytest.approx(share, abs=1e-9, nan_ok=True)
+    np.testing.assert_allclose(rotation_share(np.tile(angles, (2, 3, 1))), np.full((2, 3), share))
+
+
+def test_rotation_share_of_a_portion():
+    """Of -ln cos θ = 1, 2, 3, 4: the largest holds 0.4, the two largest 0.7."""
+    angles = np.arccos(np.exp(-np.array([1.0, 4.0, 2.0, 3.0])))
+    assert [float(rotation_share(angles, portion)) for portion in (0.39, 0.41, 0.69, 0.71, 1)] == [
+        0.25, 0.5, 0.5, 0.75, 1.0,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_rotation_pace(momentum):
+    """cos θ = 1 - ηλ/(1+μ) at every step keeps pace; half the steps at rest, half of it; NaN is left out."""
+    lr, decay = np.array([0.1, 1.0]), np.array([0.2, 0.01])
+    kept = np.repeat(np.arccos(1 - lr * decay / (1 + momentum))[:, None], 100, axis=1)
+    np.testing.assert_allclose(rotation_pace(kept, lr, decay, momentum), 1)
+    kept[:, ::2] = 0
+    np.testing.assert_allclose(rotation_pace(kept, lr, decay, momentum), 0.5)
+    kept[:, ::2] = np.nan
+    np.testing.assert_allclose(rotation_pace(kept, lr, decay, momentum), 1)
+
+
+def test_rotation_pace_without_decay_or_steps():
+    assert rotation_pace(np.ones(5), 0.1, 0.0) == np.inf
+    assert np.isnan(rotation_pace(np.zeros(5), 0.1, 0.0))
+    assert np.isnan(rotation_pace(np.full(5, np.nan), 0.1, 0.1))
+
+
+@pytest.mark.parametrize("lr", [0.3, 1.0])
+def test_pace_of_whole_periods_is_one(lr):
+    """From one burst to the next at the same norm: the budget of rotation is that of the decay, in 5 of 100 steps."""
+    steps = np.log(1.08**5) / -np.log1p(-lr * 4e-3)  # to fall by what a burst adds
+    period = int(steps) + 5
+    curve = trajectory(20 * period, range(0, 20 * period, period), lr=lr, weight_decay=4e-3, quiet=0)
+    angles = curve["angular_step"]
+    assert rotation_pace(angles, lr, 4e-3) == pytest.approx(1, abs=0.1)
+    assert rotation_share(angles) <= 5 / period
+
+
+REGIMES = {
+    "converging": trajectory(2000),
+    "periodic": trajectory(2000, PERIODIC),
+    "equilibrium": equilibrium(),
+    "diverged": {name: np.pad(v, (0, 1000), constant_values=np.nan) for name, v in diverging().items()},
+}
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("last", [2000, 1300])
+def test_regimes_one_at_a_time(regime, last):
+    """Also of a run that has not come to its end."""
+    assert classify_regimes(cut(REGIMES[regime], last), 1.0, 1e-3) == regime
+
+
+@pytest.mark.parametrize("lead", [(4,), (2, 2), (4, 1)])
+def test_regimes_at_once(lead):
+    telemetry = {name: values.reshape(*lead, -1) for name, values in stack(list(REGIMES.values())).items()}
+    found = classify_regimes(telemetry, np.ones(lead), np.full(lead, 1e-3), np.zeros(lead))
+    np.testing.assert_array_equal(found, np.reshape(list(REGIMES), lead))
+
+
+def test_divergence_to_nan_is_told_by_the_recorded_step():
+    telemetry = stack([cut(diverging(np.nan), 700), cut(trajectory(1000, [300]), 600)])
+    assert classify_regimes(telemetry, 1.0, 1e-3).tolist() == ["periodic", "periodic"]
+    telemetry["diverged_at"] = np.array([600, np.nan])
+    assert classify_regimes(telemetry, 1.0, 1e-3).tolist() == ["diverged", "periodic"]
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-3])
+def test_divergence_at_the_first_step(decay):
+    curve = cut(trajectory(100), 0)
+    assert classify_regimes({**curve, "diverged_at": 0.0}, 1.0, decay) == "diverged"
+    assert classify_regimes({**curve, "diverged_at": np.nan}, 1.0, decay) == "converging"
+
+
+def test_burn_in_leaves_out_the_way_to_the_equilibrium():
+    """Quiet for the first third and at the equilibrium after it; and the other way round."""
+    rest, work = trajectory(600), equilibrium(1400)
+    late = {name: np.concatenate([rest[name], work[name]]) for name in rest}
+    assert classify_regimes(late, 1.0, 1e-3) == "equilibrium"
+    early = {name: np.concatenate([work[name][:600], trajectory(1400)[name]]) for name in rest}
+    early["weight_norm"][600:] *= early["weight_norm"][599] / early["weight_norm"][600]
+    assert classify_regimes(early, 1.0, 1e-3) == "converging"
+    assert classify_regimes(early, 1.0, 1e-3, burn_in=0, least_pace=0.25) == "equilibrium"
+    assert classify_regimes(equilibrium(), 1.0, 1e-3, least_share=0.95) == "converging"
