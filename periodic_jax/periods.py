@@ -57,7 +57,8 @@ def detect_periods(
     """
     loss, norm, elr = (np.asarray(telemetry[name], np.float64) for name in ("loss", "weight_norm", "effective_lr"))
     lead, steps = norm.shape[:-1], norm.shape[-1]
-    curves = zip(*(array.reshape(math.prod(lead), steps) for array in (loss, norm, elr)), strict=True)
+    flat = (math.prod(lead), steps)
+    curves = zip(loss.reshape(flat), norm.reshape(flat), elr.reshape(flat), strict=True)
     found = [_of_one(*curve, min_growth, min_loss_ratio, window) for curve in curves]
     most = max((len(rows) for rows in found), default=0)
     table = np.full((len(found), most, len(Periods._fields) - 1), np.nan)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
+from zarr.storage import LocalStore
 
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import AXES, SweepGrid
@@ -65,11 +66,15 @@ def check_unused(path: Path) -> None:
     """Refuse a run directory that is taken.
 
     Raises:
-        ConfigError: it holds a run already, or is not a folder.
+        ConfigError: it holds a run already, is not a folder, or has a name that no folder can have.
     """
-    if path.exists() and not path.is_dir():
+    try:
+        file, taken = path.exists() and not path.is_dir(), any((path / name).exists() for name in OWN_FILES)
+    except OSError as error:
+        raise ConfigError("--out", path, f"a folder that can be read ({error.strerror})") from None
+    if file:
         raise ConfigError("--out", path, "a folder, not a file")
-    if any((path / name).exists() for name in OWN_FILES):
+    if taken:
         raise ConfigError("--out", path, "a folder that holds no run yet")
 
 
@@ -87,6 +92,8 @@ def claim_directory(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ConfigError("--out", path, f"a folder that can be written ({error.strerror})") from None
+    except ValueError as error:  # a null character in the name
+        raise ConfigError("--out", path, f"a folder that can be written ({error})") from None
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -111,9 +118,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
         content = json.loads(file.read_text())
     except FileNotFoundError:
         raise ConfigError("run directory", path, f"a folder with a {CONFIG_FILE}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError("run directory", file, f"a readable JSON file ({error})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    genuine = isinstance(content, dict) and isinstance(content.get("config", {}), dict)
+    if not genuine or content.get("format") != FORMAT:
         raise ConfigError("run directory", file, f"a run of format {FORMAT}")
     return content
 
@@ -141,7 +149,8 @@ class TelemetryWriter:
         evaluations: Sequence[str],
         layers: Sequence[str] = (),
     ) -> None:
-        self._group = zarr.create_group(str(path / TELEMETRY), zarr_format=3)
+        # As a LocalStore: a path given as text would be taken for an address where it has "::" in it.
+        self._group = zarr.create_group(LocalStore(path / TELEMETRY), zarr_format=3)
         self._group.attrs.update({"swept": list(grid.swept), "format": FORMAT})
         self._eval_index = {step: i for i, step in enumerate(eval_steps)}
         configs = len(grid)
@@ -197,9 +206,10 @@ def open_run(path: str | Path, *, flat: bool = False) -> xr.Dataset:
         flat: keep the one dimension ``config`` instead of one dimension for each swept axis.
 
     Returns:
-        A Dataset, read lazily: per-step quantities over (..., step), evaluations over (..., eval_step), with every
-        hyperparameter a coordinate. NaN means "not reached". A product grid has a dimension for each swept axis, so
-        that ``ds.loss.sel(lr=0.1, weight_decay=1e-3)`` is one curve; other grids, and ``flat``, have ``config``.
+        A Dataset: per-step quantities over (..., step), evaluations over (..., eval_step), with every hyperparameter
+        a coordinate. NaN means "not reached". A product grid has a dimension for each swept axis, so that
+        ``ds.loss.sel(lr=0.1, weight_decay=1e-3)`` is one curve; other grids, and ``flat``, have ``config``. With
+        ``flat`` the quantities are read when they are used, and not before.
 
     Raises:
         ConfigError: the folder holds no run, or a damaged one.
@@ -207,31 +217,43 @@ def open_run(path: str | Path, *, flat: bool = False) -> xr.Dataset:
     config = read_config(path)
     store = Path(path) / TELEMETRY
     try:
-        dataset = xr.open_zarr(str(store), consolidated=False, chunks=None)
-    except Exception as error:  # whatever a damaged or foreign store makes zarr raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Version 3 only: older arrays may name a codec that runs what it decodes.
+        dataset = xr.open_zarr(LocalStore(store, read_only=True), consolidated=False, zarr_format=3, chunks=None)
+        dataset = _named(dataset, store)
+        dataset.attrs.update(name=Path(path).resolve().name, model=str(config.get("config", {}).get("model", "")))
+        return dataset if flat else _unstacked(dataset)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a damaged or foreign store makes zarr, NumPy or xarray raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise ConfigError("run directory", store, f"a readable telemetry store ({reason})") from None
-    missing = {"loss", "weight_norm", "step", *AXES} - set(dataset.variables)
-    if missing:
+
+
+def _named(dataset: xr.Dataset, store: Path) -> xr.Dataset:
+    """The flat Dataset of a store with all its coordinates, if it is one of ours."""
+    if missing := {"loss", "weight_norm", "step", *AXES} - set(dataset.variables):
         raise ConfigError("run directory", store, f"a telemetry store with {', '.join(sorted(missing))}")
     if "layer" in dataset.coords:
-        dataset = dataset.assign_coords(layer=list(map(str, dataset.attrs.pop("layer_names", dataset.layer.values))))
-    swept = tuple(dataset.attrs.get("swept", ()))
-    if unknown := set(swept) - set(AXES):
-        raise ConfigError(
-            "run directory", store, f"swept axes among {', '.join(AXES)}, not {', '.join(map(str, unknown))}"
-        )
-    dataset = dataset.set_coords([*AXES]).assign_attrs(
-        name=Path(path).name, model=str(config.get("config", {}).get("model", ""))
-    )
-    if flat or dataset.sizes["config"] != math.prod(len(np.unique(dataset[name])) for name in swept):
+        dataset = dataset.assign_coords(layer=list(map(str, dataset.attrs.pop("layer_names"))))
+    if unknown := set(dataset.attrs["swept"]) - set(AXES):
+        listed = ", ".join(map(str, unknown))
+        raise ConfigError("run directory", store, f"swept axes among {', '.join(AXES)}, not {listed}")
+    return dataset.assign_coords({name: dataset[name].load() for name in AXES})
+
+
+def _unstacked(dataset: xr.Dataset) -> xr.Dataset:
+    """One dimension for each swept axis instead of ``config``, where the grid is their product."""
+    swept = list(dataset.attrs["swept"])
+    if dataset.sizes["config"] != math.prod(len(np.unique(dataset[name])) for name in swept):
         return dataset
-    fixed = [name for name in AXES if name not in swept and len(np.unique(dataset[name])) == 1]
-    values = {name: dataset[name].values[0] for name in fixed}
     if not swept:
-        return dataset if dataset.sizes["config"] > 1 else dataset.isel(config=0)
-    product = dataset.drop_vars(fixed).set_index(config=list(swept)).unstack("config")
+        return dataset.isel(config=0)
+    fixed = {name: dataset[name].variable[0] for name in AXES if name not in swept}
+    dataset = dataset.drop_vars(fixed)
+    if len(swept) == 1:  # of which xarray makes no MultiIndex to unstack
+        product = dataset.swap_dims(config=swept[0]).sortby(swept[0])
+    else:
+        product = dataset.set_index(config=swept).unstack("config")
     for name in swept:
         product[name].attrs.update(dict(zip(("long_name", "units"), ATTRIBUTES[name], strict=True)))
-    rest = [dim for dim in dataset.dims if dim != "config"]
-    return product.transpose(*swept, *rest, missing_dims="ignore").assign_coords(values)
+    return product.transpose(*swept, ...).assign_coords(fixed)

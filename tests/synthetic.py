@@ -79,7 +79,7 @@ def write_run(
     telemetry: dict[str, np.ndarray],
     *,
     eval_every: int = 50,
-    written: int | None = None,
+    written: float = np.inf,
     layers: Sequence[str] = (),
     model: str = "ConvNetSI",
 ) -> Path:
@@ -91,7 +91,7 @@ def write_run(
         telemetry: ``(configs, steps)`` or, of names that begin with ``layer_``, ``(configs, steps, layers)``.
         eval_every: steps between evaluations, and the length of a chunk. An evaluation of configuration i after step t
             is i + t / 1000 for each quantity, halved for errors.
-        written: steps made before the run stopped; all if None.
+        written: steps made before the run stopped.
         layers: their names.
         model: its name.
     """
@@ -99,7 +99,7 @@ def write_run(
     results.write_json(path / results.CONFIG_FILE, {"format": results.FORMAT, "config": {"model": model}})
     telemetry = {name: values.astype(np.float32) for name, values in telemetry.items()}
     steps = telemetry["loss"].shape[1]
-    written = steps if written is None else written
+    written = int(min(written, steps))
     eval_steps = sorted({*range(0, steps, eval_every), steps})
     empty = {name: values[:, :0] for name, values in telemetry.items()}
     writer = results.TelemetryWriter(path, grid, steps, eval_steps, empty, EVALUATIONS, layers)
@@ -110,8 +110,8 @@ def write_run(
         if step <= written:
             values = np.arange(len(grid)) + step / 1000
             writer.write_evaluation(step, {n: values / 2 if "error" in n else values for n in EVALUATIONS})
-    finite = np.isfinite(telemetry["loss"][:, :written])
-    writer.write_diverged(np.where(finite.all(1), -1, np.argmin(finite, axis=1)))
+    bad = ~np.isfinite(telemetry["loss"]) & (np.arange(steps) < written)
+    writer.write_diverged(np.where(bad.any(1), np.argmax(bad, axis=1), -1))
     return path
 
 

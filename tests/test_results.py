@@ -1,0 +1,382 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import EVALUATIONS, open_flat, write_run
+
+from periodic_jax import results
+from periodic_jax.errors import ConfigError
+from periodic_jax.grid import AXES, SweepGrid
+from periodic_jax.results import open_run, read_config
+
+NAMES = ("loss", "weight_norm", "effective_lr", "angular_step")
+HOSTILE = "../../x\n\x1b[31m<script>alert(1)</script>{__import__('os')}%s'; DROP TABLE \u202e\U0001f600"
+
+
+def telemetry_of(grid, steps=120, layers=0):
+    """Numbers that tell configuration, step and layer: 1000 i + t, plus a tenth for each layer."""
+    scalar = 1000.0 * np.arange(len(grid))[:, None] + np.arange(steps)
+    out = {name: k + scalar for k, name in enumerate(NAMES)}
+    if layers:
+        out["layer_weight_norm"] = scalar[..., None] + np.arange(layers) / 8
+    return out
+
+
+def written(path, grid, **options):
+    telemetry = telemetry_of(grid, layers=len(options.get("layers", ())))
+    return write_run(path / "run", grid, telemetry, **options), telemetry
+
+
+def refusal(call, *args, **kwargs) -> str:
+    """The message of the ConfigError that the call must raise, checked to be one line."""
+    with pytest.raises(ConfigError) as caught:
+        call(*args, **kwargs)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert " is not accepted; expected " in message
+    return message
+
+
+GRIDS = [
+    {"lr": [0.1, 1.0]},
+    {"seed": [7, 4000000000], "momentum": 0.9},
+    {"weight_decay": [1e-2, 1e-3], "lr": [0.3, 0.1, 0.2]},
+    {"lr": [0.1, 0.01], "fixed_norm": [-1.0, 0.0, 2.0], "seed": [3, 1]},
+]
+
+
+@pytest.mark.parametrize("axes", GRIDS)
+def test_product_grid_has_a_dimension_for_each_swept_axis_in_the_order_given(tmp_path, axes):
+    grid = SweepGrid.product(**axes)
+    path, telemetry = written(tmp_path, grid, layers=["a", "b"])
+    dataset = open_run(path)
+    assert dataset.loss.dims == (*grid.swept, "step")
+    assert dataset.train_loss.dims == (*grid.swept, "eval_step")
+    assert dataset.layer_weight_norm.dims == (*grid.swept, "step", "layer")
+    assert dataset.diverged_at.dims == grid.swept
+    for i in range(len(grid)):
+        # The very numbers of the grid select, one by one, what was written for them.
+        one = dataset.sel({name: grid.coords[name][i] for name in grid.swept})
+        for name, values in telemetry.items():
+            np.testing.assert_array_equal(one[name], values[i].astype(np.float32))
+        for name in AXES:
+            assert one[name].shape == ()
+            assert one[name] == grid.coords[name][i]
+    for name in AXES:
+        assert dataset[name].attrs["long_name"] == results.ATTRIBUTES[name][0]
+        assert dataset[name].dtype == grid.coords[name].dtype
+
+
+def test_selection_by_the_numbers_typed(tmp_path):
+    grid = SweepGrid.product(lr=[1.0, 0.1], weight_decay=[1e-3, 1e-2])
+    dataset = open_run(written(tmp_path, grid)[0])
+    assert dataset.loss.sel(lr=0.1, weight_decay=1e-3, step=5) == 2005
+    assert dataset.lr.values.tolist() == [0.1, 1.0]
+    assert dataset.seed.shape == ()
+
+
+def check_flat(dataset, grid, telemetry):
+    assert dataset.loss.dims == ("config", "step")
+    for name, values in telemetry.items():
+        np.testing.assert_array_equal(dataset[name], values.astype(np.float32))
+    for name in AXES:
+        np.testing.assert_array_equal(dataset[name], grid.coords[name])
+        assert name in dataset.coords
+    np.testing.assert_array_equal(dataset.step, np.arange(120))
+    np.testing.assert_array_equal(dataset.eval_step, [0, 50, 100, 120])
+
+
+@pytest.mark.parametrize("axes", [{}, *GRIDS])
+def test_flat_is_in_the_order_of_the_grid(tmp_path, axes):
+    grid = SweepGrid.product(**axes)
+    path, telemetry = written(tmp_path, grid)
+    check_flat(open_run(path, flat=True), grid, telemetry)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_grid_that_is_no_product_stays_flat(tmp_path, flat):
+    grid = SweepGrid.of([{"lr": 0.1}, {"lr": 0.2, "seed": 5}, {"lr": 0.1, "seed": 5}, {"lr": 0.2}])
+    path, telemetry = written(tmp_path, grid)
+    check_flat(open_run(path, flat=flat), grid, telemetry)
+
+
+def test_one_configuration_has_no_dimension_but_time(tmp_path):
+    path, telemetry = written(tmp_path, SweepGrid.product(lr=0.5))
+    dataset = open_run(str(path))
+    assert dataset.loss.dims == ("step",)
+    assert dataset.test_error.dims == ("eval_step",)
+    assert dataset.diverged_at.dims == ()
+    assert dataset.lr == 0.5
+    np.testing.assert_array_equal(dataset.loss, telemetry["loss"][0])
+
+
+@pytest.mark.parametrize("made", [0, 49, 50, 77, 120])
+def test_not_reached_is_nan(tmp_path, made):
+    grid = SweepGrid.product(lr=[0.1, 0.2])
+    path, _ = written(tmp_path, grid, layers=["a"], written=made)
+    dataset = open_run(path)
+    for name in (*NAMES, "layer_weight_norm"):
+        missing = np.isnan(dataset[name].transpose("step", ...).values.reshape(120, -1))
+        assert (missing == (np.arange(120) >= made)[:, None]).all()
+    for name in EVALUATIONS:
+        assert (np.isnan(dataset[name]) == (dataset.eval_step > made)).all()
+    assert np.isnan(dataset.diverged_at).all()
+
+
+def test_evaluations_and_divergence(tmp_path):
+    grid = SweepGrid.product(lr=[0.1, 0.2, 0.3])
+    telemetry = telemetry_of(grid)
+    telemetry["loss"][1, 60:] = np.nan
+    dataset = open_flat(tmp_path / "run", grid, telemetry)
+    np.testing.assert_allclose(dataset.test_loss.sel(eval_step=120), [0.12, 1.12, 2.12], rtol=1e-6)
+    np.testing.assert_allclose(dataset.train_error.sel(eval_step=50), [0.025, 0.525, 1.025], rtol=1e-6)
+    np.testing.assert_array_equal(dataset.diverged_at, [np.nan, 60, np.nan])
+
+
+def test_every_quantity_has_a_name_and_units(tmp_path):
+    dataset = open_run(written(tmp_path, SweepGrid.product(lr=[0.1, 0.2]), layers=["a"])[0], flat=True)
+    for name in set(dataset.variables) - {"layer"}:
+        assert dataset[name].attrs["long_name"], name
+        assert dataset[name].attrs["units"], name
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_precision_is_kept(tmp_path, dtype):
+    results.write_json(tmp_path / results.CONFIG_FILE, {"format": results.FORMAT})
+    values = np.array([[1 / 3, np.pi * 1e-30, np.inf]], dtype)
+    shapes = dict.fromkeys(("loss", "weight_norm"), values[:, :0])
+    writer = results.TelemetryWriter(tmp_path, SweepGrid.product(), 3, [0, 3], shapes, ["test_loss"])
+    writer.write(0, {"loss": values, "weight_norm": values})
+    dataset = open_run(tmp_path)
+    assert dataset.loss.dtype == dataset.test_loss.dtype == dtype
+    np.testing.assert_array_equal(dataset.loss, values[0])
+
+
+def test_config_round_trip_and_attributes(tmp_path, monkeypatch):
+    path, _ = written(tmp_path, SweepGrid.product())
+    assert read_config(path) == {"format": 1, "config": {"model": "ConvNetSI"}}
+    assert [file.name for file in path.glob("config*")] == ["config.json"]
+    monkeypatch.chdir(path)
+    for opened in (open_run(path), open_run(".")):
+        assert (opened.attrs["name"], opened.attrs["model"]) == ("run", "ConvNetSI")
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path):
+    results.write_json(tmp_path / "x.json", {"a": [1, "ü\n"]})
+    with pytest.raises(TypeError):
+        results.write_json(tmp_path / "x.json", {"a": object()})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [1, "ü\n"]}
+
+
+@pytest.mark.parametrize("name", ["new", "a/b/c", "with space", "a::b", "memory:", "file:", "%41", "ü", "-x", "$HOME"])
+def test_any_folder_name(tmp_path, name):
+    """Also one that a storage library would take for an address."""
+    grid = SweepGrid.product(lr=[0.1, 0.2])
+    path = write_run(tmp_path / name, grid, telemetry_of(grid))
+    assert path.is_dir()
+    assert sorted(file.name for file in path.iterdir()) == ["config.json", "telemetry.zarr"]
+    assert open_run(path).loss.sel(lr=0.2, step=3) == 1003
+
+
+def test_an_existing_folder_with_other_files_can_be_claimed(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    results.claim_directory(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("claim", [results.check_unused, results.claim_directory])
+@pytest.mark.parametrize("name", results.OWN_FILES)
+def test_a_folder_that_holds_a_run_is_refused(tmp_path, name, claim):
+    (tmp_path / name).mkdir()
+    message = refusal(claim, tmp_path)
+    assert message.startswith(f"--out: {tmp_path} ")
+    assert "no run yet" in message
+
+
+def test_what_cannot_be_a_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert "not a file" in refusal(results.claim_directory, tmp_path / "file")
+    for name in ("file/below", "link", "x" * 300, "null\0null"):
+        assert "folder that can be" in refusal(results.claim_directory, tmp_path / name)
+    assert "folder that can be" in refusal(results.check_unused, tmp_path / ("x" * 300))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_hostile_strings_are_only_strings(tmp_path):
+    grid = SweepGrid.product(lr=[0.1, 0.2])
+    layers = [HOSTILE, "layer\0/../x"]
+    path, telemetry = written(tmp_path, grid, layers=layers, model=HOSTILE)
+    before = sorted(tmp_path.rglob("*"))
+    dataset = open_run(path)
+    assert dataset.attrs["model"] == HOSTILE
+    assert dataset.layer.values.tolist() == layers
+    np.testing.assert_array_equal(
+        dataset.layer_weight_norm.sel(layer=HOSTILE), telemetry["layer_weight_norm"][..., 0].astype(np.float32)
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+CONFIGS = {
+    "empty": "",
+    "no JSON": "{",
+    "several lines": "{\n1\n}\n",
+    "deep": "[" * 100_000,
+    "a long number": "1" * 5000,
+    "a list": "[1]",
+    "a word": '"format"',
+    "no format": "{}",
+    "another format": '{"format": 2}',
+    "a hostile format": json.dumps({"format": HOSTILE}),
+    "config is no mapping": '{"format": 1, "config": [1]}',
+}
+
+
+@pytest.mark.parametrize("content", CONFIGS)
+def test_damaged_or_foreign_config(tmp_path, content):
+    path, _ = written(tmp_path, SweepGrid.product())
+    (path / "config.json").write_text(CONFIGS[content])
+    for call in (read_config, open_run):
+        message = refusal(call, path)
+        assert message.startswith(f"run directory: {path / 'config.json'} ")
+
+
+def test_config_that_is_not_text_or_not_a_file(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
+    assert "readable JSON" in refusal(read_config, tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    assert "readable JSON" in refusal(read_config, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["missing", ".", "a\nb", "x" * 300, "null\0null", "file", "s3://bucket/run", ""])
+def test_no_run_there(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for call in (read_config, open_run):
+        assert refusal(call, name).startswith("run directory: ")
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=60))
+def test_any_bytes_as_config(tmp_path_factory, content):
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "config.json").write_bytes(content)
+    refusal(read_config, folder)
+
+
+def edit_json(file: Path, **changes):
+    content = json.loads(file.read_text())
+    for keys, value in changes.items():
+        *parents, last = keys.split("__")
+        place = content
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    file.write_text(json.dumps(content))
+
+
+def version_2(store):
+    shutil.rmtree(store)
+    group = zarr.create_group(zarr.storage.LocalStore(store), zarr_format=2)
+    group.attrs["swept"] = []
+    for name in ("loss", "weight_norm", "step", *AXES):
+        group.create_array(name, shape=(1,), dtype=float, attributes={"_ARRAY_DIMENSIONS": ["config"]})
+
+
+def foreign_array(store):
+    shutil.rmtree(store)
+    xr.Dataset({"temperature": ("time", np.zeros(3))}).to_zarr(store, zarr_format=3, consolidated=False)
+
+
+def remove(*names):
+    return lambda store: [shutil.rmtree(store / name) for name in names]
+
+
+def attributes(**changes):
+    return lambda store: edit_json(store / "zarr.json", **{f"attributes__{k}": v for k, v in changes.items()})
+
+
+def chunks(name, content):
+    def replace(store):
+        files = [file for file in (store / name / "c").rglob("*") if file.is_file()]
+        assert files
+        for file in files:
+            file.write_bytes(content(file.read_bytes()))
+
+    return replace
+
+
+STORES = {
+    "missing": shutil.rmtree,
+    "empty folder": lambda store: (shutil.rmtree(store), store.mkdir()),
+    "a file": lambda store: (shutil.rmtree(store), store.write_text("x")),
+    "of zarr 2": version_2,
+    "foreign": foreign_array,
+    "group metadata lost": lambda store: (store / "zarr.json").unlink(),
+    "group metadata cut": lambda store: (store / "zarr.json").write_text('{"zarr_format": 3, "node_'),
+    "group metadata a list": lambda store: (store / "zarr.json").write_text("[]"),
+    "an array instead": lambda store: shutil.copy(store / "loss" / "zarr.json", store / "zarr.json"),
+    "no loss": remove("loss"),
+    "no lr": remove("lr"),
+    "no steps": remove("step"),
+    "several lost": remove("seed", "elr", "weight_norm"),
+    "array metadata cut": lambda store: (store / "loss" / "zarr.json").write_text('{"shape": ['),
+    "array metadata strange": lambda store: edit_json(store / "lr" / "zarr.json", shape=[-3]),
+    "an unknown type": lambda store: edit_json(store / "lr" / "zarr.json", data_type="pickle"),
+    "an unknown codec": lambda store: edit_json(
+        store / "lr" / "zarr.json", codecs=[{"name": "pickle", "configuration": {}}]
+    ),
+    "other dimensions": lambda store: edit_json(store / "lr" / "zarr.json", dimension_names=["step"]),
+    "step truncated": chunks("step", lambda data: data[:5]),
+    "lr truncated": chunks("lr", lambda data: data[:5]),
+    "lr empty": chunks("lr", lambda data: b""),
+    "lr garbled": chunks("lr", lambda data: b"\xff" * len(data)),
+    "swept lost": lambda store: edit_json(store / "zarr.json", attributes={}),
+    "swept unknown": attributes(swept=[HOSTILE]),
+    "swept a number": attributes(swept=5),
+    "swept nested": attributes(swept=[["lr"]]),
+    "swept a word": attributes(swept="lr"),
+    "layers lost": lambda store: edit_json(store / "zarr.json", attributes={"swept": []}),
+    "layers too few": attributes(layer_names=["a"]),
+    "layers a number": attributes(layer_names=3),
+}
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("intact")
+    return written(folder, SweepGrid.product(lr=[0.1, 0.2], seed=[0, 1]), layers=["a", "b"])[0]
+
+
+@pytest.fixture
+def run(intact, tmp_path):
+    """A run of lr and seed with two layers, to be damaged."""
+    return Path(shutil.copytree(intact, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("damage", STORES)
+def test_damaged_or_foreign_store(run, damage):
+    STORES[damage](run / "telemetry.zarr")
+    for flat in (False, True):
+        message = refusal(open_run, run, flat=flat)
+        assert message.startswith(f"run directory: {run / 'telemetry.zarr'} ")
+
+
+def test_swept_axes_that_are_no_product_are_left_flat(run):
+    attributes(swept=["lr"])(run / "telemetry.zarr")
+    assert open_run(run).loss.dims == ("config", "step")
+
+
+def test_truncated_curves(run):
+    """Several axes are unstacked, hence read, at once; a missing chunk is one that was not reached."""
+    remove("effective_lr/c")(run / "telemetry.zarr")
+    assert np.isnan(open_run(run).effective_lr).all()
+    chunks("loss", lambda data: data[: len(data) // 2])(run / "telemetry.zarr")
+    assert "telemetry.zarr" in refusal(open_run, run)
