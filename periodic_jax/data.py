@@ -154,7 +154,7 @@ def batch_indices(
     key = purpose_key(seed, ORDER)
 
     def permute(i: Array, orders: Array) -> Array:
-        order = jax.random.permutation(jax.random.fold_in(key, first_epoch + i), count)
+        order = jax.random.permutation(jax.random.fold_in(key, first_epoch + i), jnp.arange(count, dtype=jnp.int32))
         return jax.lax.dynamic_update_index_in_dim(orders, order[: per_epoch * batch_size], i, 0)
 
     touched = (start + steps - 1) // per_epoch + 1

@@ -318,23 +318,31 @@ class Sweep:
     def _sums(
         self, states: TrainState, images: Array, labels: Array, data: DeviceData, train: bool
     ) -> tuple[Array, Array]:
-        size = min(self.batch_size, len(labels))
-        whole = len(labels) // size
+        """Loss and errors summed over all images, each counted once.
 
-        def of_batch(images: Array, labels: Array) -> tuple[Array, Array]:
-            batch = Batch(_prepare(states.task.model, data_module.normalise(images, data)), labels)
-            lifted = lay_out(lambda s: eval_step(s, batch, train), self.layout)
-            return _over_seeds(lifted, self.layout)(states)
+        The last mini-batch is filled up with images from before it, so that all have one size: one program, and the
+        same noise of the batch statistics everywhere.
+        """
+        count = len(labels)
+        size = min(self.batch_size, count)
+        starts = jnp.minimum(jnp.arange(0, count, size), count - size)
+        news = jnp.arange(0, count, size)
 
-        def add(total: tuple[Array, Array], batch: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
-            return jax.tree.map(jnp.add, total, of_batch(*batch)), None
+        def add(total: tuple[Array, Array], where: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+            start, new = where
+            cut = lambda a: jax.lax.dynamic_slice_in_dim(a, start, size)  # noqa: E731
+            batch = Batch(_prepare(states.task.model, data_module.normalise(cut(images), data)), cut(labels))
+            counts = start + jnp.arange(size) >= new
 
-        split = lambda a: a[: whole * size].reshape(whole, size, *a.shape[1:])  # noqa: E731
+            def of_one(state: TrainState) -> tuple[Array, Array]:
+                loss, wrong = eval_step(state, batch, train)
+                return jnp.where(counts, loss, 0).sum(), jnp.where(counts, wrong, 0).sum()
+
+            sums = _over_seeds(lay_out(of_one, self.layout), self.layout)(states)
+            return jax.tree.map(jnp.add, total, sums), None
+
         zero = jnp.zeros(states.step.shape, data.mean.dtype)
-        total, _ = jax.lax.scan(add, (zero, zero), (split(images), split(labels)))
-        if len(labels) % size:  # the last, smaller batch counts too: all images are evaluated
-            total = jax.tree.map(jnp.add, total, of_batch(images[whole * size :], labels[whole * size :]))
-        return total
+        return jax.lax.scan(add, (zero, zero), (starts, news))[0]
 
     def _fetch(self, first_step: int, telemetry: Any, count: int, evaluation: Any, diverged: Any) -> Chunk:
         arrays = {}

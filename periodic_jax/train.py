@@ -174,8 +174,10 @@ def train_step(state: TrainState, hparams: HParams, batch: Batch) -> tuple[Train
     return new_state, {name: jnp.where(alive, value, jnp.nan) for name, value in metrics.items()}
 
 
-def eval_step(state: TrainState, batch: Batch, train: bool = False) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Loss and error summed over one batch, without changing the state.
+def eval_step(
+    state: TrainState, batch: Batch, train: bool = False
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+    """Loss and error of each example of one batch, without changing the state.
 
     Args:
         state: of one configuration.
@@ -183,9 +185,8 @@ def eval_step(state: TrainState, batch: Batch, train: bool = False) -> tuple[Flo
         train: normalise by the batch's statistics, as in training, instead of the running ones.
 
     Returns:
-        The sum of the losses and the number of wrong answers.
+        The losses, and 1 for each wrong answer, 0 for each right one.
     """
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     logits, _ = state.task.model.apply(variables, batch.images, train=train, mutable=["batch_stats"] if train else [])
-    wrong = (logits.argmax(1) != batch.labels).sum(dtype=logits.dtype)
-    return LOSSES[state.task.loss](logits, batch.labels).sum(), wrong
+    return LOSSES[state.task.loss](logits, batch.labels), (logits.argmax(1) != batch.labels).astype(logits.dtype)

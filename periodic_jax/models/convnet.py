@@ -25,7 +25,9 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
     bound = 1 / math.sqrt(fan_in)
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+        # Drawn flat: the counters of a 4-d draw take XLA:CPU 8 times longer to compile (1.2 s against 0.15 s a
+        # parameter).
+        return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 
     return init
 

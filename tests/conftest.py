@@ -1,0 +1,45 @@
+"""Two host devices for every test, so that sharding is exercised, and strict dtypes.
+
+The flags must be set before JAX starts, hence at import.
+"""
+
+from periodic_jax import runtime
+
+runtime.add_xla_flag("--xla_force_host_platform_device_count=2")
+runtime.add_xla_flag("--xla_cpu_multi_thread_eigen=false")
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from periodic_jax import models  # noqa: E402
+from periodic_jax.data import Dataset  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_once(tmp_path_factory):
+    """Programs that several tests share are compiled once in a session."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture
+def float64():
+    """64-bit numbers for one test."""
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Dataset:
+    """Random images of three classes, 8x8 with two channels: 40 for training and 11 for testing."""
+    rng = np.random.default_rng(7)
+    labels = rng.integers(0, 3, 51).astype(np.int32)
+    images = (rng.integers(0, 200, (51, 8, 8, 2)) + 25 * labels[:, None, None, None]).astype(np.uint8)
+    return Dataset("tiny", images[:40], labels[:40], images[40:], labels[40:], 3, (0.5, 0.5), (0.25, 0.2))
+
+
+@pytest.fixture(scope="session")
+def model():
+    """A small ConvNet for `tiny`: two convolutions, quick to compile."""
+    return models.build("ConvNetSI", width=2, depth=1, num_classes=3)
