@@ -1,14 +1,15 @@
 """The command line: ``periodic-jax demo`` and ``periodic-jax sweep``. It parses, calls and prints; nothing else."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import tyro
 
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
     from periodic_jax.run import RunConfig
     from periodic_jax.sweep import Chunk
 
+# All options are words to tyro, so that one place, `to_config`, turns them into numbers and says what is accepted.
 Numbers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NUMBER ...")]
 Whole = Annotated[str, tyro.conf.arg(metavar="COUNT")]
+OptionalWhole = Annotated[str, tyro.conf.arg(metavar="COUNT", help_behavior_hint="(optional)")]
 Number = Annotated[str, tyro.conf.arg(metavar="NUMBER")]
 Word = Annotated[str, tyro.conf.arg(metavar="NAME")]
-Folder = Annotated[str, tyro.conf.arg(metavar="DIR")]
+Folder = Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(optional)")]
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,11 @@ class Sweep:
     """Norm of the head's weight at the start; not positive: PyTorch's default initialisation."""
     batch_size: Whole = "128"
     """Images in a mini-batch."""
-    steps: Whole = ""
+    steps: OptionalWhole = ""
     """Updates to make: this or --epochs."""
-    epochs: Whole = ""
+    epochs: OptionalWhole = ""
     """Passes over the training set to make: this or --steps."""
-    eval_every: Whole = ""
+    eval_every: OptionalWhole = ""
     """Updates between evaluations; a hundredth of the run if not given."""
     layout: Word = "auto"
     """How configurations are laid out: auto, vmap, unroll, map, or map:K for blocks of K."""
@@ -89,6 +92,10 @@ class Demo:
     """Updates to make."""
 
 
+COMMANDS: dict[str, Any] = {"demo": Demo, "sweep": Sweep}
+ABOUT = "Periodic training of networks with batch normalisation and weight decay, a whole hyperparameter grid at once."
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``periodic-jax``: exits with 0, 2 for unusable input (one line on stderr), or 130 when
     interrupted.
@@ -105,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _sweep(options: Sweep) -> None:
     config = to_config(options)
+    _claim(config)
     path = _run(config)
     print(f"figures: {', '.join(f.name for f in _figures(path))} in {path / 'figures'}")
 
@@ -115,6 +123,7 @@ def _demo(options: Demo) -> None:
         out=options.out or _free("demo"),
     )  # fmt: skip
     config = to_config(sweep)
+    _claim(config)
     print(
         f"ConvNetSI of width {config.width} on scikit-learn's digits: {len(config.lr)} learning rates x "
         f"{len(config.weight_decay)} weight decays, {config.steps} steps each."
@@ -153,13 +162,21 @@ def to_config(options: Sweep) -> "RunConfig":
     )
 
 
+def _claim(config: "RunConfig") -> None:
+    """Refuse what cannot run before anything is printed, compiled or written."""
+    from periodic_jax.results import claim_directory
+    from periodic_jax.run import check
+
+    check(config)
+    claim_directory(Path(config.out))
+
+
 def _run(config: "RunConfig") -> Path:
     """Run with a progress bar, then print the table and the summary."""
     from periodic_jax import analysis
     from periodic_jax.results import open_run, read_config
-    from periodic_jax.run import check, run_sweep
+    from periodic_jax.run import run_sweep
 
-    check(config)
     runtime.use_cores_as_devices()
     with _progress(config) as report:
         path = run_sweep(config, progress=report)
@@ -203,17 +220,21 @@ def _progress(config: "RunConfig"):
 
 def _parse(arguments: Sequence[str]) -> Sweep | Demo:
     """Parse with tyro; what it rejects becomes one line instead of its box."""
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        sys.exit(_refuse(str(ConfigError("command", arguments[0], "one of " + ", ".join(COMMANDS)))))
     said = io.StringIO()
-    commands: Callable[..., Sweep | Demo] = tyro.extras.subcommand_type_from_defaults(
-        {"sweep": Sweep(), "demo": Demo()}
-    )  # type: ignore[assignment]
+    commands: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())]  # noqa: UP007 (built at run time)
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(commands, prog="periodic-jax", description=__doc__, args=list(arguments))  # type: ignore[call-overload]
+            return tyro.cli(commands, prog="periodic-jax", description=ABOUT, args=list(arguments))
     except SystemExit as stop:
-        if stop.code not in (0, None):
-            sys.exit(_refuse(_one_line(said.getvalue())))
-        raise
+        if stop.code in (0, None):
+            raise
+        message = _one_line(said.getvalue())
+        if arguments and arguments[0] in COMMANDS and "nrecognized" in message:
+            known = " ".join(flag_of(field.name) for field in dataclasses.fields(COMMANDS[arguments[0]]))
+            message = f"{message} not accepted; expected among {known}"
+        sys.exit(_refuse(message))
 
 
 def _one_line(box: str) -> str:

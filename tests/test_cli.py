@@ -1,0 +1,136 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import tyro
+
+from periodic_jax import open_run
+from periodic_jax.cli import Sweep, main, to_config
+
+
+def refuse(capsys, *arguments):
+    """Run a command that must be refused: status 2 and one line on stderr, nothing on stdout."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    said = capsys.readouterr()
+    assert stop.value.code == 2
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("periodic-jax: ")
+    return said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("", "demo, sweep"),
+        ("bogus", "command: bogus is not accepted; expected one of demo, sweep"),
+        ("sweep", "--steps: neither"),
+        ("sweep --bogus 1", "--bogus"),
+        ("sweep --steps", "--steps"),
+        ("sweep --steps five", "--steps: five is not accepted; expected a whole number from 1"),
+        ("sweep --steps 0", "--steps: 0 "),
+        ("sweep --steps 1.5", "--steps: 1.5 "),
+        ("sweep --steps 5 --epochs 2", "--steps: 5 with --epochs 2"),
+        ("sweep --steps 5 --lr", "--lr: an empty axis"),
+        ("sweep --steps 5 --lr abc", "--lr: abc"),
+        ("sweep --steps 5 --lr -0.1", "--lr: -0.1"),
+        ("sweep --steps 5 --lr 0", "--lr: 0 "),
+        ("sweep --steps 5 --lr inf", "--lr: inf"),
+        ("sweep --steps 5 --lr nan", "--lr: nan"),
+        ("sweep --steps 5 --lr 0.1 0.10", "--lr: 0.1 given twice"),
+        ("sweep --steps 5 --lr logspace:1:2", "--lr: logspace:1:2"),
+        ("sweep --steps 5 --weight-decay 0", "--weight-decay: 0 "),
+        ("sweep --steps 5 --weight-decay -1", "--weight-decay: -1"),
+        ("sweep --steps 5 --weight-decay nan", "--weight-decay: nan"),
+        ("sweep --steps 5 --lr 100 --weight-decay 0.01", "lr x weight decay below 1"),
+        ("sweep --steps 5 --seed 0.5", "--seed: 0.5"),
+        ("sweep --steps 5 --momentum 1", "--momentum: 1 "),
+        ("sweep --steps 5 --width 0", "--width: 0"),
+        ("sweep --steps 5 --width wide", "--width: wide"),
+        ("sweep --steps 5 --depth 0", "--depth: 0"),
+        ("sweep --steps 5 --init-scale nan", "--init-scale: nan"),
+        ("sweep --steps 5 --batch-size 1501", "--batch-size: 1501"),
+        ("sweep --steps 5 --model VGG", "--model: VGG is not accepted; expected one of ConvNetSI"),
+        ("sweep --steps 5 --dataset mnist", "--dataset: mnist is not accepted; expected one of digits"),
+        ("sweep --steps 5 --layout scan", "--layout: scan"),
+        ("sweep --steps 5 --precision int8", "--precision: int8"),
+        ("demo --steps many", "--steps: many"),
+    ],
+)  # fmt: skip
+def test_unusable_input_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    assert named in refuse(capsys, *arguments.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_a_run_or_is_none_is_refused(capsys, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert "--out" in refuse(capsys, "sweep", "--steps", "5", "--out", str(tmp_path))
+    (tmp_path / "file").write_text("")
+    assert "--out" in refuse(capsys, "demo", "--out", str(tmp_path / "file"))
+    assert "--out" in refuse(capsys, "demo", "--out", str(tmp_path / "file" / "below"))
+
+
+@pytest.mark.parametrize("command", [["--help"], ["sweep", "--help"], ["demo", "--help"]])
+def test_help_exits_with_0(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    assert stop.value.code == 0
+    assert "usage: periodic-jax" in capsys.readouterr().out
+
+
+def test_words_become_numbers(tmp_path):
+    words = "--lr 0.5 logspace:1e-3:1e-1:3 --weight-decay none --seed 3 1 --steps 7 --elr 0 --width 3 --out x"
+    config = to_config(tyro.cli(Sweep, args=words.split()))
+    assert config.lr == (0.5, 0.001, 0.01, 0.1)
+    assert config.weight_decay == (0.0,)
+    assert config.seed == (3, 1)
+    assert (config.steps, config.epochs, config.width, config.out) == (7, None, 3, "x")
+
+
+def test_every_option_of_the_command_reaches_the_run():
+    """One option after the other, changed from its default, changes the configuration."""
+    base = to_config(Sweep(steps="5", out="x"))
+    changes = {
+        "lr": ("0.2",), "weight_decay": ("0.01",), "momentum": ("0.9",), "noninvariant_lr": ("-1",), "elr": ("0.001",),
+        "fixed_norm": ("1",), "seed": ("1",), "dataset": "d", "model": "m", "width": "5", "depth": "2", "init_scale": "3",
+        "batch_size": "64", "steps": "6", "epochs": "2", "eval_every": "3", "layout": "vmap", "precision": "float64",
+        "per_layer": True, "out": "y",
+    }  # fmt: skip
+    assert set(changes) == set(Sweep.__dataclass_fields__)
+    for name, value in changes.items():
+        changed = to_config(Sweep(**{"steps": "5", "out": "x", name: value}))
+        assert getattr(changed, name) != getattr(base, name), name
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo as a user runs it, but short, in a process and folder of its own."""
+    folder = tmp_path_factory.mktemp("demo")
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    program = [sys.executable, "-m", "periodic_jax.cli", "demo", "--steps", "400"]
+    return folder, subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_demo_runs_and_leaves_a_run_a_table_and_figures(demo):
+    folder, done = demo
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    dataset = open_run(folder / "runs" / "demo")
+    assert dict(dataset.sizes) == {"lr": 5, "weight_decay": 2, "step": 400, "eval_step": 101}
+    for figure in ("train_loss", "test_error", "weight_norm", "phase_diagram"):
+        assert (folder / "runs" / "demo" / "figures" / f"{figure}.png").stat().st_size > 10_000
+    table = done.stdout.splitlines()
+    assert len([line for line in table if line.split()[2:3] in (["converging"], ["periodic"], ["equilibrium"])]) == 10
+    assert "peak memory" in done.stdout
+    assert "ms each" in done.stdout
+
+
+def test_the_demo_uses_every_core_safely(demo):
+    """The command line shards over the cores, and the guard against wrong float32 sums is in force."""
+    from periodic_jax.results import read_config
+
+    hardware = read_config(demo[0] / "runs" / "demo")["hardware"]
+    assert hardware["devices"] == min(len(os.sched_getaffinity(0)), 10)

@@ -1,0 +1,132 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from periodic_jax import ConfigError, RunConfig, dynamics, open_run, run_sweep
+from periodic_jax.results import read_config
+from periodic_jax.run import check, planned_steps
+
+SMALL = {"lr": (0.1, 1.0), "weight_decay": (1e-3, 1e-2), "width": 2, "depth": 1, "steps": 25, "eval_every": 10}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of four configurations in float64, and the chunks it reported."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    seen = []
+    path = run_sweep(
+        RunConfig(out=out, precision="float64", per_layer=True, **SMALL), progress=lambda *told: seen.append(told)
+    )
+    assert path == out
+    return path, seen
+
+
+def test_every_step_and_evaluation_is_recorded(run):
+    dataset = open_run(run[0])
+    assert dict(dataset.sizes) == {"lr": 2, "weight_decay": 2, "step": 25, "eval_step": 4, "layer": 2}
+    assert dataset.eval_step.values.tolist() == [0, 10, 20, 25]
+    for name in ("loss", "accuracy", "weight_norm", "grad_norm", "effective_grad_norm", "effective_lr", "angular_step",
+                 "radial_leak", "noninvariant_weight_norm", "noninvariant_grad_norm", "layer_weight_norm",
+                 "layer_effective_lr", "layer_effective_grad_norm", "layer_angular_step", "train_loss", "train_error",
+                 "test_loss", "test_error"):  # fmt: skip
+        assert np.isfinite(dataset[name]).all(), name
+        assert dataset[name].dtype == np.float64
+        assert dataset[name].attrs["long_name"]
+    assert dataset.diverged_at.isnull().all()
+    assert dataset.layer.values.tolist() == ["conv0/kernel", "conv1/kernel"]
+    curve = dataset.loss.sel(lr=0.1, weight_decay=1e-3)
+    assert curve.dims == ("step",)
+    assert curve[-1] < curve[0]
+
+
+def test_coordinates_belong_to_their_curves(run):
+    """The effective learning rate is lr / norm², and the norm shrinks by the configuration's own decay."""
+    dataset = open_run(run[0])
+    np.testing.assert_allclose(dataset.effective_lr, dataset.lr / dataset.weight_norm**2, rtol=1e-12)
+    predicted = dynamics.next_weight_norm(
+        dataset.weight_norm, dataset.effective_grad_norm, dataset.lr, dataset.weight_decay
+    )
+    # Batch norm's ε makes the gradient slightly radial: 1e-4, not rounding.
+    np.testing.assert_allclose(predicted[..., :-1], dataset.weight_norm[..., 1:], rtol=1e-4)
+
+
+def test_config_json_tells_how_to_repeat_the_run(run):
+    record = read_config(run[0])
+    assert record["config"]["steps"] == 25
+    assert record["config"]["layout"] == "map"
+    assert record["config"]["lr"] == [0.1, 1.0]
+    assert {"jax", "jaxlib", "flax", "optax", "python"} <= set(record["versions"])
+    assert record["hardware"]["backend"] == "cpu"
+    summary = record["summary"]
+    assert summary["config_steps"] == 100
+    assert summary["compilations"] == 1
+    assert 50 < summary["peak_rss_mb"] < 20_000
+    assert summary["ms_per_config_step"] is None or summary["ms_per_config_step"] > 0
+    json.dumps(record, allow_nan=False)
+
+
+def test_the_table_is_written(run):
+    lines = (run[0] / "summary.csv").read_text().splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith("config,lr,weight_decay,")
+
+
+def test_progress_is_told_of_every_step_once(run):
+    steps = [(chunk.first_step, chunk.steps) for chunk, configs in run[1] if configs == 4]
+    assert sum(count for _, count in steps) == 25
+    assert all(a[0] + a[1] == b[0] for a, b in itertools.pairwise(steps))
+
+
+def test_the_same_configuration_gives_the_same_bits(run, tmp_path):
+    again = run_sweep(RunConfig(out=tmp_path / "again", precision="float64", per_layer=True, **SMALL))
+    assert open_run(again).drop_attrs().equals(open_run(run[0]).drop_attrs())
+
+
+def test_a_run_directory_is_never_written_over(run):
+    with pytest.raises(ConfigError, match=r"--out: .* is not accepted; expected a folder that holds no run yet"):
+        run_sweep(RunConfig(out=run[0], **SMALL))
+
+
+def test_a_diverging_configuration_is_recorded_as_such(tmp_path):
+    config = RunConfig(out=tmp_path / "run", lr=(0.1, 1e30), weight_decay=(0.0,), steps=5, width=2, depth=1)
+    dataset = open_run(run_sweep(config))
+    assert np.isfinite(dataset.loss.sel(lr=0.1)).all()
+    assert dataset.diverged_at.sel(lr=1e30) < 5
+    assert "diverged" in (tmp_path / "run" / "summary.csv").read_text()
+
+
+def test_epochs_are_whole_mini_batches(tmp_path):
+    assert planned_steps(RunConfig(out=tmp_path, epochs=3, batch_size=128)) == 3 * 11
+    assert planned_steps(RunConfig(out=tmp_path, epochs=3, batch_size=1500)) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"lr": (0.0,)}, "--lr: 0 "),
+        ({"lr": ()}, "--lr: an empty axis"),
+        ({"lr": (10.0,), "weight_decay": (0.1,)}, "--lr 10 with --weight-decay 0.1"),
+        ({"momentum": (1.0,)}, "--momentum: 1 "),
+        ({"seed": (0, 0)}, "--seed: 0 given twice"),
+        ({"steps": 0}, "--steps: 0 "),
+        ({"steps": None}, "--steps: neither"),
+        ({"epochs": 3}, "--steps: 25 with --epochs 3"),
+        ({"steps": None, "epochs": 0}, "--epochs: 0 "),
+        ({"eval_every": -1}, "--eval-every: -1 "),
+        ({"precision": "int8"}, "--precision: int8"),
+        ({"layout": "scan"}, "--layout: scan"),
+        ({"dataset": "mnist"}, "--dataset: mnist"),
+        ({"batch_size": 1501}, "--batch-size: 1501"),
+        ({"model": "VGG"}, "--model: VGG"),
+        ({"width": 0}, "--width: 0"),
+        ({"depth": -2}, "--depth: -2"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path, change, named):
+    with pytest.raises(ConfigError) as caught:
+        check(RunConfig(**{"out": tmp_path / "run", **SMALL, **change}))
+    assert str(caught.value).startswith(named)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
