@@ -3,11 +3,12 @@
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from periodic_jax.grid import AXES
+from periodic_jax.grid import AXES, short_numbers
 from periodic_jax.periods import classify_regimes, detect_periods
 
 COLUMNS = (
@@ -29,8 +30,9 @@ def summarise(dataset: xr.Dataset) -> xr.Dataset:
     loaded = dataset[["loss", "weight_norm", "effective_lr", "angular_step", "diverged_at"]].load()
     coords = {name: dataset[name] for name in AXES}
     found = detect_periods(loaded)
-    # Without decay, or with the norm held, the pace of rotation says nothing.
-    decay = np.where(dataset.fixed_norm.values == 0, dataset.weight_decay.values, 0)
+    # Where the norm is held, or the effective learning rate, decay sets no pace.
+    free = (dataset.fixed_norm.values == 0) & (dataset.elr.values == 0)
+    decay = np.where(free, dataset.weight_decay.values, 0)
     regimes = classify_regimes(loaded, dataset.lr.values, decay, dataset.momentum.values)
     onsets = found.onset
     gaps = np.diff(onsets, axis=-1) if onsets.shape[-1] > 1 else np.full((*onsets.shape[:-1], 1), np.nan)
@@ -92,14 +94,16 @@ def as_text(summary: xr.Dataset) -> str:
     }  # fmt: skip
     table = rows(summary)
     columns = [name for name in table[0] if name != "diverged_at" or any(row[name] == row[name] for row in table)]
-    cells = [[head.get(name, name) for name in columns]] + [
-        [_cell(name, row[name]) for name in columns] for row in table
-    ]
-    widths = [max(len(row[k]) for row in cells) for k in range(len(columns))]
+    cells = [[head.get(name, name), *_cells(name, [row[name] for row in table])] for name in columns]
+    widths = [max(map(len, column)) for column in cells]
     out = io.StringIO()
-    for row in cells:
+    for row in zip(*cells, strict=True):
         out.write("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + "\n")
     return out.getvalue()
+
+
+def _cells(name: str, values: list[Any]) -> list[str]:
+    return short_numbers(values) if name in AXES else [_cell(name, value) for value in values]
 
 
 def _cell(name: str, value: object) -> str:

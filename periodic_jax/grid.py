@@ -157,6 +157,18 @@ def parse_axis(name: str, words: Sequence[str]) -> tuple[float, ...]:
     return tuple(_checked(name, values))
 
 
+def short_numbers(values: Iterable[float]) -> list[str]:
+    """Numbers for tables and legends: three digits, or as many as tell different ones apart.
+
+    Example:
+        >>> short_numbers([0.0316227766, 1.0]), short_numbers([0.12341, 0.12342])
+        (['0.0316', '1'], ['0.12341', '0.12342'])
+    """
+    values = list(values)
+    texts = ([f"{value:.{digits}g}" for value in values] for digits in range(3, 18))
+    return next(words for words in texts if len(set(words)) == len(set(values)))
+
+
 def flag_of(name: str) -> str:
     """The command-line spelling of a setting: ``weight_decay`` is ``--weight-decay``."""
     return "--" + name.replace("_", "-")

@@ -140,20 +140,24 @@ def classify_regimes(
     burn_in: float = 1 / 3,
     least_pace: float = 0.5,
     least_share: float = 0.1,
+    least_level: float = 0.8,
 ) -> np.ndarray:
     """Name what each configuration did, by how it spends its rotation after the burn-in.
 
-    diverged: the loss or the weights became infinite or NaN. equilibrium: rotation keeps pace with the decay
-    (`rotation_pace` at least ``least_pace``), spread over many steps (`rotation_share` at least ``least_share``).
+    diverged: the loss or the weights became infinite or NaN.
+    equilibrium: rotation is spread over many steps (`rotation_share` at least ``least_share``) and keeps pace with
+    the decay (`rotation_pace` at least ``least_pace``); or, where no decay sets a pace, the loss has stopped falling:
+    between the two halves of the steps its geometric mean keeps at least ``least_level``. Converging on digits at
+    fixed effective learning rates it kept 0.6, as a loss like 1/t does; in equilibria 1 or more.
     periodic: at least one destabilisation.
-    converging: none, and the rotation does not keep pace.
+    converging: the rest.
 
     Args:
         telemetry: as `detect_periods`, with ``angular_step``; and with ``diverged_at`` ``(...)``, NaN for never, to
             tell a run that diverged to NaN from one that has not come so far.
-        lr, weight_decay, momentum: η, λ, μ, ``(...)``.
-        burn_in: share of the steps left out before rotation is judged.
-        least_pace, least_share: thresholds of an equilibrium.
+        lr, weight_decay, momentum: η, λ, μ, ``(...)``; λ = 0 also where norm or effective learning rate are held.
+        burn_in: share of the steps left out before rotation and loss are judged.
+        least_pace, least_share, least_level: thresholds of an equilibrium.
 
     Returns:
         Words of `REGIMES`, ``(...)``.
@@ -168,8 +172,22 @@ def classify_regimes(
         else np.full(counts.shape, np.nan)
     )
     infinite = np.isinf(loss).any(-1) | np.isinf(norm).any(-1) | np.isfinite(marked)
-    reached = np.isfinite(angle).sum(-1)
-    late = np.where(np.arange(angle.shape[-1]) >= burn_in * reached[..., None], angle, np.nan)
-    pace = rotation_pace(late, lr, weight_decay, momentum)
-    equilibrium = (pace >= least_pace) & (rotation_share(late) >= least_share)
+    reached = np.isfinite(angle).sum(-1)[..., None]
+    late = np.where(np.arange(angle.shape[-1]) >= burn_in * reached, angle, np.nan)
+    decays = np.asarray(lr) * np.asarray(weight_decay) > 0
+    in_pace = rotation_pace(late, lr, weight_decay, momentum) >= least_pace
+    settled = np.where(decays, in_pace, _level(loss, reached, burn_in) >= least_level)
+    equilibrium = settled & (rotation_share(late) >= least_share)
     return np.select([infinite, equilibrium, counts > 0], ["diverged", "equilibrium", "periodic"], "converging")
+
+
+def _level(loss: np.ndarray, reached: np.ndarray, burn_in: float) -> np.ndarray:
+    """Geometric mean of the loss over the second half of the steps after the burn-in, relative to the first half."""
+    share = np.arange(loss.shape[-1]) / np.maximum(reached, 1)
+    middle = (1 + burn_in) / 2
+    means = []
+    for half in ((share >= burn_in) & (share < middle), (share >= middle) & (share < 1)):
+        known = half & np.isfinite(loss)
+        logarithms = np.log(np.where(known, np.maximum(loss, np.finfo(np.float64).tiny), 1))
+        means.append(logarithms.sum(-1) / np.maximum(known.sum(-1), 1))
+    return np.exp(means[1] - means[0])

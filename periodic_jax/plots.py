@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from periodic_jax.grid import short_numbers
 from periodic_jax.periods import Periods, detect_periods
 
 STYLE: dict[Any, Any] = {
@@ -27,9 +28,7 @@ LOG_SCALED = {"train_loss", "test_loss", "loss", "weight_norm", "effective_lr", 
 
 
 def axis_roles(dataset: xr.Dataset) -> tuple[str, str | None]:
-    """Which coordinate the colours show, and which the panels: the swept axes with the most values first, ``lr``
-    before others.
-    """
+    """Which coordinate the colours show, and which the panels: the first two that differ, ``lr`` before others."""
     order = ["lr", "weight_decay", "elr", "momentum", "fixed_norm", "noninvariant_lr", "seed"]
     swept = [name for name in order if len(np.unique(dataset[name])) > 1]
     return (swept[0] if swept else "lr"), (swept[1] if len(swept) > 1 else None)
@@ -65,7 +64,7 @@ def curves(
     for i in range(dataset.sizes["config"]):
         ax.plot(x, array.values[i], color=scale[float(dataset[colour_by].values[i])], lw=0.8, rasterized=True)
     if name in LOG_SCALED:
-        ax.set_yscale("log")
+        _log_scale(ax, y=array)
     ax.set_xlabel("step")
     ax.set_ylabel(_label(array))
     return ax
@@ -83,8 +82,7 @@ def phase_diagram(ax: Axes, dataset: xr.Dataset, colour_by: str = "lr", scale: d
         colour = scale[float(dataset[colour_by].values[i])]
         ax.plot(x, y, color=colour, lw=0.4, alpha=0.8, rasterized=True)
         ax.plot(x[:1], y[:1], "o", mfc="white", mec=colour, ms=5, zorder=3)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    _log_scale(ax, x=dataset.effective_lr, y=dataset.effective_grad_norm)
     ax.set_xlabel(_label(dataset.effective_lr))
     ax.set_ylabel(_label(dataset.effective_grad_norm))
     return ax
@@ -107,12 +105,17 @@ def in_panels(dataset: xr.Dataset, draw: Callable[..., Axes], *args: Any) -> Fig
         columns = -(-len(shown) // rows)
         figure = Figure(figsize=(4.4 * columns + 0.8, 3.2 * rows))
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        for ax, value in zip(axes, shown, strict=False):
+        for k, (ax, value, text) in enumerate(zip(axes, shown, short_numbers(shown), strict=False)):
             part = dataset.isel(config=np.flatnonzero(dataset[panel_by] == value)) if panel_by else dataset
             draw(ax, part, *args, colour_by, scale)
-            ax.label_outer()
             if panel_by:
-                ax.set_title(f"{NAMES.get(panel_by, panel_by)} {value:g}", fontsize=9)
+                ax.set_title(f"{NAMES.get(panel_by, panel_by)} {text}", fontsize=9)
+            if k % columns:
+                ax.set_ylabel("")
+            if k + columns < len(shown):
+                ax.set_xlabel("")
+            else:  # nothing below, or the place below is not used
+                ax.tick_params(which="both", labelbottom=True)
         for ax in axes[len(shown) :]:
             ax.set_visible(False)
         if len(shown) < len(values):
@@ -176,9 +179,10 @@ def save_all(dataset: xr.Dataset, folder: Path) -> list[Path]:
         figures["one_period"] = close_up
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, figure in figures.items():
-        written.append(folder / f"{name}.png")
-        figure.savefig(written[-1], metadata={"Software": None})
+    with mpl.rc_context(STYLE):
+        for name, figure in figures.items():
+            written.append(folder / f"{name}.png")
+            figure.savefig(written[-1], metadata={"Software": None})
     return written
 
 
@@ -194,6 +198,13 @@ def _clearest(found: Periods) -> tuple[int, int] | None:
     return int(config), int(k)
 
 
+def _log_scale(ax: Axes, **arrays: xr.DataArray) -> None:
+    """Logarithmic axes ``x`` and ``y``, except for what has no positive number, as after a divergence at once."""
+    for axis, array in arrays.items():
+        if (array > 0).any():
+            ax.set(**{f"{axis}scale": "log"})
+
+
 def _label(array: xr.DataArray) -> str:
     units = array.attrs.get("units", "1")
     return str(array.attrs.get("long_name", array.name)) + ("" if units in ("1", "") else f" [{units}]")
@@ -204,4 +215,4 @@ def _legend(figure: Figure, scale: dict[float, Any], title: str) -> None:
     values = list(scale)
     chosen = [values[i] for i in sorted({round(k) for k in np.linspace(0, len(values) - 1, min(len(values), 10))})]
     handles = [Line2D([], [], color=scale[v], lw=2) for v in chosen]
-    figure.legend(handles, [f"{v:g}" for v in chosen], title=title, loc="outside right upper")
+    figure.legend(handles, short_numbers(chosen), title=title, loc="outside right upper")

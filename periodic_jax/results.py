@@ -217,7 +217,7 @@ def open_run(path: str | Path, *, flat: bool = False) -> xr.Dataset:
     config = read_config(path)
     store = Path(path) / TELEMETRY
     try:
-        # Version 3 only: older arrays may name a codec that runs what it decodes.
+        # Version 3 only, the one that is written here: its codecs are few, and none of them unpickles.
         dataset = xr.open_zarr(LocalStore(store, read_only=True), consolidated=False, zarr_format=3, chunks=None)
         dataset = _named(dataset, store)
         dataset.attrs.update(name=Path(path).resolve().name, model=str(config.get("config", {}).get("model", "")))

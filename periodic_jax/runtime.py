@@ -22,9 +22,13 @@ def add_xla_flag(flag: str) -> None:
 
     Args:
         flag: the flag with its value. XLA stops reading at the first token that does not begin with ``--``, so a user's
-            malformed tokens go behind it.
+            malformed tokens go behind it. Flags in a file that ``XLA_FLAGS`` names are taken over.
     """
-    tokens = os.environ.get("XLA_FLAGS", "").split()
+    given = os.environ.get("XLA_FLAGS", "")
+    if not given.lstrip().startswith("-"):  # the name of a file, from which XLA would read its flags
+        with contextlib.suppress(OSError, ValueError), open(given) as file:
+            given = file.read()
+    tokens = given.split()
     name = flag.split("=")[0]
     if any(token.split("=")[0] == name for token in tokens):
         return

@@ -8,7 +8,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from periodic_jax.errors import ConfigError
-from periodic_jax.grid import AXES, HParams, SweepGrid, flag_of, parse_axis
+from periodic_jax.grid import AXES, HParams, SweepGrid, flag_of, parse_axis, short_numbers
 
 # Values that each axis accepts, such that no product of lr and weight decay reaches 1.
 VALUES = {
@@ -282,3 +282,17 @@ def test_parse_axis_gives_numbers_or_one_line(name, words):
 def test_error_survives_a_process_boundary():
     error = pickle.loads(pickle.dumps(ConfigError("--lr", 0, "more")))
     assert (str(error), error.value) == ("--lr: 0 is not accepted; expected more", 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([], []),
+        ([0.0316227766, 1.0, 1e-5, -1], ["0.0316", "1", "1e-05", "-1"]),
+        ([0.12341, 0.12342, 0.12341, 5], ["0.12341", "0.12342", "0.12341", "5"]),
+        ([4000000000, 4000000001], ["4000000000", "4000000001"]),
+        ([0.1, 0.1 + 2**-56], ["0.10000000000000001", "0.10000000000000002"]),
+    ],
+)
+def test_short_numbers_tell_different_ones_apart(values, texts):
+    assert short_numbers(values) == texts

@@ -249,6 +249,20 @@ def test_divergence_at_the_first_step(decay):
     assert classify_regimes({**curve, "diverged_at": np.nan}, 1.0, decay) == "converging"
 
 
+@pytest.mark.parametrize(("power", "regime"), [(0.0, "equilibrium"), (0.5, "equilibrium"), (-1.0, "converging")])
+@pytest.mark.parametrize("last", [2000, 900])
+def test_without_decay_the_loss_tells_an_equilibrium(power, regime, last):
+    """After the burn-in of a third, a loss like 1/t falls to 0.6 from one half to the other."""
+    steps = np.arange(1, 2001)
+    curve = {**trajectory(2000, weight_decay=0, noise=0.5), "angular_step": np.full(2000, 0.01)}
+    curve["loss"] *= steps**power
+    curve = cut(curve, last)
+    assert classify_regimes(curve, 1.0, 0.0) == regime
+    assert classify_regimes(curve, 1.0, 0.0, least_level=0.5) == "equilibrium"
+    assert classify_regimes(curve, 1.0, 0.0, least_level=2.0) == "converging"
+    assert classify_regimes({**curve, "angular_step": 0 * curve["angular_step"]}, 1.0, 0.0) == "converging"
+
+
 def test_burn_in_leaves_out_the_way_to_the_equilibrium():
     """Quiet for the first third and at the equilibrium after it; and the other way round."""
     rest, work = trajectory(600), equilibrium(1400)

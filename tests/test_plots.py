@@ -1,0 +1,218 @@
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from synthetic import cut, open_flat, stack, trajectory
+
+from periodic_jax import plots
+from periodic_jax.grid import SweepGrid
+
+ALWAYS = ["train_loss", "test_error", "weight_norm", "phase_diagram"]
+
+
+def infinite(curve):
+    """Diverges at step 150: the recorded loss is infinite there, and nothing is known after it."""
+    curve = cut(curve, 151)
+    curve["loss"][150] = np.inf
+    return curve
+
+
+def runs_of(grid, steps=240, bursts=(), change=lambda curve: curve):
+    """One trajectory for each configuration of a grid."""
+    lrs, decays = grid.coords["lr"], grid.coords["weight_decay"]
+    return grid, stack(
+        [
+            change(trajectory(steps, bursts, lr=float(lr), weight_decay=float(decay), seed=i))
+            for i, (lr, decay) in enumerate(zip(lrs, decays, strict=True))
+        ]
+    )
+
+
+TWO_AXES = SweepGrid.product(lr=[0.5, 1.0, 2.0], weight_decay=[1e-3, 5e-3])
+ONE = SweepGrid.product(lr=1.0, weight_decay=5e-3)
+SIXTY = SweepGrid.product(lr=np.geomspace(0.01, 1, 5), weight_decay=np.geomspace(1e-4, 1e-3, 4), seed=[0, 1, 2])
+SEVEN_PANELS = SweepGrid.product(lr=np.geomspace(0.01, 1, 12), weight_decay=np.geomspace(1e-4, 1e-3, 7))
+FIVE_PANELS = SweepGrid.product(lr=[0.5, 1.0], weight_decay=np.geomspace(1e-4, 1e-3, 5))
+
+# The runs, and whether one shows a whole period.
+RUNS: dict[str, tuple] = {
+    "two axes": (*runs_of(TWO_AXES, bursts=[60, 160]), True),
+    "one configuration": (*runs_of(ONE, bursts=[60, 160]), True),
+    "no period": (*runs_of(TWO_AXES), False),
+    "one destabilisation": (*runs_of(ONE, bursts=[100]), False),
+    "sixty configurations": (*runs_of(SIXTY), False),
+    "more panels than fit": (*runs_of(SEVEN_PANELS), False),
+    "five panels": (*runs_of(FIVE_PANELS), False),
+    "no product": (*runs_of(SweepGrid.of([{"lr": 0.3}, {"lr": 1.0, "seed": 1}, {"momentum": 0.5}])), False),
+    "a divergence": (*runs_of(TWO_AXES, bursts=[60], change=infinite), False),
+    "nothing but NaN": (*runs_of(TWO_AXES, change=lambda curve: cut(curve, 0)), False),
+    "one step": (*runs_of(ONE, steps=1), False),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The flat Dataset of one of `RUNS`, written once."""
+    opened = {}
+
+    def get(name):
+        if name not in opened:
+            opened[name] = open_flat(tmp_path_factory.mktemp("plots") / "run", *RUNS[name][:2])
+        return opened[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if "panels" not in name])
+def test_all_figures_of_any_run(run, tmp_path, name):
+    files = plots.save_all(run(name), tmp_path / "new" / "figures")
+    assert [file.name for file in files] == [f"{n}.png" for n in ALWAYS + ["one_period"] * RUNS[name][2]]
+    assert sorted(files) == sorted((tmp_path / "new" / "figures").iterdir())
+    for file in files:
+        pixels = mpl.image.imread(file)
+        assert min(pixels.shape[:2]) >= 400
+        dark = (pixels[..., :3].mean(-1) < 0.5).mean()
+        assert 1e-3 < dark < 0.5, file  # axes and words at least, and no more than curves can fill
+
+
+def test_same_run_gives_the_same_bytes(run, tmp_path):
+    first = plots.save_all(run("one configuration"), tmp_path / "a")
+    with mpl.rc_context({"savefig.dpi": 50, "savefig.bbox": "standard", "font.size": 20}):  # a user's own settings
+        second = plots.save_all(run("one configuration"), tmp_path / "b")
+    assert len(first) == len(second) == 5
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_style_of_the_user_is_left_alone(run, tmp_path):
+    with mpl.rc_context({name: mpl.rcParamsDefault[name] for name in plots.STYLE}):
+        plots.save_all(run("one step"), tmp_path)
+        assert all(mpl.rcParams[name] == mpl.rcParamsDefault[name] for name in plots.STYLE)
+
+
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [
+        ("two axes", ("lr", "weight_decay")),
+        ("one configuration", ("lr", None)),
+        ("sixty configurations", ("lr", "weight_decay")),
+        ("no product", ("lr", "momentum")),
+    ],
+)
+def test_axis_roles(run, name, roles):
+    assert plots.axis_roles(run(name)) == roles
+
+
+def test_colours_are_distinct_and_get_lighter():
+    scale = plots.colours(np.array([1.0, 0.1, 1.0, 10.0]))
+    assert list(scale) == [0.1, 1.0, 10.0]
+    lightness = [np.dot(colour[:3], [0.3, 0.59, 0.11]) for colour in scale.values()]
+    assert lightness == sorted(lightness)
+    assert np.diff(lightness).min() > 0.2
+    assert len(plots.colours(np.array([3.0, 3.0]))) == 1
+
+
+@pytest.mark.parametrize(("name", "log"), [("train_loss", True), ("test_error", False), ("loss", True)])
+def test_curves_draw_every_configuration(run, name, log):
+    dataset = run("two axes")
+    ax = Figure().subplots()
+    assert plots.curves(ax, dataset, name, "weight_decay") is ax
+    scale = plots.colours(dataset.weight_decay.values)
+    assert len(ax.lines) == 6
+    for i, line in enumerate(ax.lines):
+        np.testing.assert_array_equal(line.get_xdata(), dataset[dataset[name].dims[-1]])
+        np.testing.assert_array_equal(line.get_ydata(), dataset[name][i])
+        assert line.get_color() == scale[float(dataset.weight_decay[i])]
+    assert ax.get_yscale() == ("log" if log else "linear")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == (
+        "step",
+        {"train_loss": "training loss [nats]", "test_error": "test error", "loss": "mini-batch loss [nats]"}[name],
+    )
+
+
+def test_phase_diagram_draws_every_configuration(run):
+    dataset = run("two axes")
+    ax = plots.phase_diagram(Figure().subplots(), dataset)
+    for i, (path, start) in enumerate(zip(ax.lines[::2], ax.lines[1::2], strict=True)):
+        np.testing.assert_array_equal(path.get_xydata().T, [dataset.effective_lr[i], dataset.effective_grad_norm[i]])
+        np.testing.assert_array_equal(start.get_xydata(), path.get_xydata()[:1])
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+
+
+def drawn_panels(figure):
+    """The visible panels, after a layout."""
+    figure.draw_without_rendering()
+    return [ax for ax in figure.axes if ax.get_visible()]
+
+
+@pytest.mark.parametrize(
+    ("name", "titles", "colours"),
+    [
+        ("two axes", ["0.001", "0.005"], ["0.5", "1", "2"]),
+        ("one configuration", [""], ["1"]),
+        ("five panels", ["0.0001", "0.000178", "0.000316", "0.000562", "0.001"], ["0.5", "1"]),
+        ("more panels than fit", ["0.0001", "0.000147", "0.000215", "0.000464", "0.000681", "0.001"],
+         ["0.01", "0.0152", "0.0231", "0.0534", "0.0811", "0.123", "0.187", "0.433", "0.658", "1"]),
+    ],
+)  # fmt: skip
+def test_panels_and_legend(run, name, titles, colours):
+    figure = plots.in_panels(run(name), plots.curves, "weight_norm")
+    axes = drawn_panels(figure)
+    assert [ax.get_title() for ax in axes] == [title and f"weight decay {title}" for title in titles]
+    assert [text.get_text() for text in figure.legends[0].texts] == colours
+    assert figure.legends[0].get_title().get_text() == "learning rate"
+    assert figure.get_suptitle() == ("6 of 7 values of weight decay" if name == "more panels than fit" else "")
+    for ax, value in zip(axes, titles, strict=True):
+        part = run(name)
+        if value:
+            part = part.isel(config=np.isclose(part.weight_decay, float(value), rtol=0.01))
+        assert [line.get_ydata()[0] for line in ax.lines] == part.weight_norm.values[:, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("two axes", (plots.phase_diagram,)),
+        ("five panels", (plots.phase_diagram,)),
+        ("more panels than fit", (plots.curves, "weight_norm")),
+        ("one configuration", (plots.curves, "train_loss")),
+    ],
+)
+def test_words_do_not_overlap_and_axes_are_labelled(run, name, arguments):
+    figure = plots.in_panels(run(name), *arguments)
+    axes = drawn_panels(figure)
+    boxes = [ax.get_tightbbox() for ax in axes] + [figure.legends[0].get_window_extent()]
+    for i, box in enumerate(boxes):
+        assert figure.bbox.padded(1).contains(box.x0, box.y0)
+        assert figure.bbox.padded(1).contains(box.x1, box.y1)
+        for other in boxes[:i]:
+            width = min(box.x1, other.x1) - max(box.x0, other.x0)
+            height = min(box.y1, other.y1) - max(box.y0, other.y0)
+            assert min(width, height) < 2  # pixels
+    for ax in axes:
+        below = [other for other in axes if other.bbox.y1 < ax.bbox.y0 and abs(other.bbox.x0 - ax.bbox.x0) < 1]
+        left = [other for other in axes if other.bbox.x1 < ax.bbox.x0]
+        numbers = [label.get_text() for label in ax.get_xticklabels() if label.get_visible() and label.get_text()]
+        assert bool(numbers) == bool(ax.get_xlabel()) == (not below)
+        assert bool(ax.get_ylabel()) == (not left)
+
+
+def test_one_period_shows_the_clearest(tmp_path):
+    """Of three, the one between the two jumps that grew the norm most, marked from onset to onset."""
+    grid = SweepGrid.product(lr=[0.5, 1.0], weight_decay=5e-3)
+    small = trajectory(600, [100, 200, 300], lr=0.5, weight_decay=5e-3, growth=1.04)
+    large = trajectory(600, [80, 240, 480], weight_decay=5e-3)
+    large["weight_norm"][240:485] /= 1.1  # so that its first jump is smaller than the other two
+    figure = plots.one_period(open_flat(tmp_path / "run", grid, stack([small, large])))
+    axes = drawn_panels(figure)
+    assert axes[0].get_title() == "learning rate 1, weight decay 0.005: 240 steps"
+    for ax, name in zip(axes, ("loss", "weight_norm", "effective_lr"), strict=True):
+        curve, *onsets = sorted(ax.lines, key=lambda line: -len(line.get_xdata()))
+        assert [line.get_xdata()[0] for line in onsets] == [240, 480]
+        x = curve.get_xdata()
+        assert x[0] < 240
+        assert x[-1] > 485
+        np.testing.assert_array_equal(curve.get_ydata(), large[name][x].astype(np.float32))
+    words = [text.get_text() for text in figure.legends[0].texts]
+    assert words == ["phase A: norm falls, ELR rises", "phase B: destabilisation", "onset"]
+    assert figure.legends[0].get_window_extent().y0 > axes[0].get_tightbbox().y1 - 2
