@@ -33,14 +33,17 @@ def test_import_is_light_and_fast():
     assert "periodic_jax" in runs[0][1]
 
 
-@pytest.mark.parametrize("name", ["errors", "runtime", "grid", "dynamics", "periods", "results", "analysis", "plots"])
-def test_looking_at_results_needs_no_jax(name):
-    code = f"import sys, json, periodic_jax.{name}; print(json.dumps(list(sys.modules)))"
-    loaded = set(in_fresh_python(code))
-    assert f"periodic_jax.{name}" in loaded
-    assert not COMPUTE & loaded
-    assert ("matplotlib" in loaded) == (name == "plots")
-    assert "matplotlib.pyplot" not in loaded
+def test_looking_at_results_needs_no_jax():
+    """Imported one after the other, and what is loaded after each."""
+    names = ["errors", "runtime", "dynamics", "grid", "periods", "results", "analysis", "plots"]
+    after_each = f"[importlib.import_module('periodic_jax.' + name) and list(sys.modules) for name in {names}]"
+    code = f"import sys, json, importlib; print(json.dumps({after_each}))"
+    for name, loaded in zip(names, in_fresh_python(code), strict=True):
+        assert f"periodic_jax.{name}" in loaded
+        assert not COMPUTE & set(loaded)
+        assert ("xarray" in loaded) == (name in ("results", "analysis", "plots"))
+        assert ("matplotlib" in loaded) == (name == "plots")
+        assert "matplotlib.pyplot" not in loaded
 
 
 @pytest.mark.parametrize("name", periodic_jax.__all__)
