@@ -13,12 +13,29 @@ import jax.numpy as jnp
 from periodic_jax.errors import ConfigError
 from periodic_jax.models.convnet import ConvNet
 from periodic_jax.models.labels import OTHER, SCALE_INVARIANT, leaf_labels
+from periodic_jax.models.resnet import ResNet18
+from periodic_jax.models.torch_weights import from_torch, to_torch
 
-__all__ = ["MODELS", "OTHER", "SCALE_INVARIANT", "ConvNet", "build", "leaf_labels"]
+__all__ = [
+    "MODELS",
+    "OTHER",
+    "SCALE_INVARIANT",
+    "ConvNet",
+    "ResNet18",
+    "build",
+    "from_torch",
+    "leaf_labels",
+    "to_torch",
+]
 
-# name -> function of (width, depth, num_classes, init_scale, param_dtype)
-MODELS = {
-    "ConvNetSI": ConvNet,
+# the reference's name -> module and options
+MODELS: dict[str, tuple[type[ConvNet] | type[ResNet18], dict[str, bool]]] = {
+    "ConvNetSI": (ConvNet, {}),
+    "ConvNetSIAf": (ConvNet, {"affine": True}),
+    "ConvNet": (ConvNet, {"affine": True, "conv_bias": True}),
+    "ResNet18SI": (ResNet18, {}),
+    "ResNet18SIAf": (ResNet18, {"affine": True}),
+    "ResNet18": (ResNet18, {"affine": True, "full_norm": False, "head_bias": True}),
 }
 
 
@@ -36,7 +53,7 @@ def build(
     Args:
         name: a key of `MODELS`.
         width: channels of the first layer, at least 1.
-        depth: convolutions after the first, at least 1.
+        depth: of a ConvNet, convolutions after the first, at least 1; a ResNet18 has one depth and takes the default.
         num_classes: outputs.
         init_scale: Frobenius norm of the head's weight at the start; not positive: PyTorch's default.
         param_dtype: of the parameters.
@@ -45,7 +62,7 @@ def build(
         An unbound Flax module.
 
     Raises:
-        ConfigError: an unknown name, or a width or depth below 1.
+        ConfigError: an unknown name, a width or depth below 1, or another depth for a ResNet18.
 
     Example:
         >>> build("ConvNetSI", width=4).stages()
@@ -56,6 +73,9 @@ def build(
     for flag, value in (("--width", width), ("--depth", depth)):
         if value < 1:
             raise ConfigError(flag, value, "a whole number from 1")
-    return MODELS[name](
-        width=width, depth=depth, num_classes=num_classes, init_scale=init_scale, param_dtype=param_dtype
-    )
+    module, options = MODELS[name]
+    if issubclass(module, ConvNet):
+        options = {**options, "depth": depth}
+    elif depth != 3:
+        raise ConfigError("--depth", depth, f"no depth for {name}, which has 18 layers")
+    return module(width=width, num_classes=num_classes, init_scale=init_scale, param_dtype=param_dtype, **options)

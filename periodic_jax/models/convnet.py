@@ -6,67 +6,19 @@ import math
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from periodic_jax.errors import ConfigError
-from periodic_jax.models import blocks
 from periodic_jax.models.labels import OTHER, SCALE_INVARIANT
-
-BN_MOMENTUM = (
-    0.9  # running <- 0.9 running + 0.1 batch, with the unbiased batch variance, as torch.nn.BatchNorm2d(momentum=0.1)
-)
-
-
-def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
-    """PyTorch's default for convolutions and linear layers, weights and biases alike: U(-1/√fan_in, 1/√fan_in)."""
-    bound = 1 / math.sqrt(fan_in)
-
-    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any) -> Array:
-        # Drawn flat: the counters of a 4-d draw take XLA:CPU 8 times longer to compile (1.2 s against 0.15 s a
-        # parameter).
-        return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
-
-    return init
-
-
-class ConvBlock(nn.Module):
-    """One convolution without bias, batch normalisation without affine part, ReLU, and optionally a 2x2 max-pool."""
-
-    features: int
-    pool: bool
-    eps: float
-    param_dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Any, train: bool) -> blocks.Activations:
-        """``x``: activations, or the `InputPatches` of images for a first layer."""
-        first = isinstance(x, blocks.InputPatches)
-        array = x.columns if first else x
-        channels = array.shape[1] // 9 if first else array.shape[1]
-        shape = (3, 3, channels, self.features)
-        kernel = self.param("kernel", uniform_fan_in(9 * channels), shape, self.param_dtype)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,), self.param_dtype)
-        var = self.variable("batch_stats", "var", jnp.ones, (self.features,), self.param_dtype)
-        if not train:
-            return blocks.conv_bn_relu_inference(x, kernel, mean.value, var.value, self.pool, self.eps)
-        if first:
-            out, moments = blocks.first_conv_bn_relu(x, kernel, self.eps)
-            out = blocks.max_pool(out) if self.pool else out
-        else:
-            out, moments = blocks.conv_bn_relu(x, kernel, self.pool, self.eps)
-        if not self.is_initializing():
-            count = array.shape[0] * array.shape[2] * array.shape[3] * array.shape[4]
-            unbiased = lax.stop_gradient(moments.var) * (count / max(count - 1, 1))
-            mean.value = BN_MOMENTUM * mean.value + (1 - BN_MOMENTUM) * lax.stop_gradient(moments.mean)
-            var.value = BN_MOMENTUM * var.value + (1 - BN_MOMENTUM) * unbiased
-        return out
+from periodic_jax.models.layers import ConvBlock, Head
+from periodic_jax.models.layout import InputPatches, input_patches, to_activations
+from periodic_jax.models.operations import global_max_pool
+from periodic_jax.models.torch_weights import Path, kernel_names, norm_names
 
 
 class ConvNet(nn.Module):
-    """ConvNetSI of the reference: every convolution kernel is scale-invariant by itself.
+    """ConvNetSI of the reference, and with the options on its ConvNetSIAf and ConvNet.
 
     A first convolution to ``width`` channels, then ``depth`` convolutions in three stages of ⌈d/3⌉, ⌈(d-1)/3⌉ and
     ⌈(d-2)/3⌉: the last of a stage doubles the channels and is followed by a 2x2 max-pool. Then a max-pool over all
@@ -76,6 +28,9 @@ class ConvNet(nn.Module):
         width: channels of the first convolution.
         depth: convolutions after the first, at least 1.
         num_classes: outputs.
+        affine: whether normalisations have a trainable scale and bias.
+        conv_bias: whether convolutions have a bias, as in the reference's standard network, all of whose weights are
+            trained alike.
         init_scale: norm of the head's weight at the start; not positive: PyTorch's default initialisation as it is.
         eps: ε of batch normalisation, added to the variance.
         param_dtype: of the parameters.
@@ -86,12 +41,14 @@ class ConvNet(nn.Module):
         >>> model.apply(variables, jnp.zeros((2, 8, 8, 1)), train=False).shape
         (2, 10)
 
-    Source: the ConvNetSI of Lobacheva et al., NeurIPS 2021, arXiv 2106.15739.
+    Source: the networks of Lobacheva et al., NeurIPS 2021, arXiv 2106.15739.
     """
 
     width: int = 32
     depth: int = 3
     num_classes: int = 10
+    affine: bool = False
+    conv_bias: bool = False
     init_scale: float = 10.0
     eps: float = 1e-5
     param_dtype: Any = jnp.float32
@@ -105,9 +62,15 @@ class ConvNet(nn.Module):
             layers += [(self.width * 2 ** (stage + 1), True)] * min(count, 1)
         return layers
 
-    def labels(self) -> dict[str, str]:
-        """The scale-invariance label of each layer: a kernel is scale-invariant because a normalisation follows it."""
-        return {**{f"conv{i}": SCALE_INVARIANT for i in range(len(self.stages()))}, "head": OTHER}
+    def labels(self) -> dict[str, Any]:
+        """The scale-invariance label of each weight.
+
+        A kernel is scale-invariant because a normalisation follows it. With ``conv_bias`` nothing is marked: the
+        network is the reference's standard one, whose weights are not told apart.
+        """
+        block = {"kernel": OTHER if self.conv_bias else SCALE_INVARIANT}
+        block |= dict.fromkeys(["conv_bias"] * self.conv_bias + ["scale", "bias"] * self.affine, OTHER)
+        return {**{f"conv{i}": block for i in range(len(self.stages()))}, "head": OTHER}
 
     def check_input(self, height: int, width: int) -> None:
         """Refuse images that do not survive the pooling.
@@ -124,35 +87,30 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, images: Any, train: bool) -> Float[Array, "batch classes"]:
         """Logits of normalised images ``(batch, height, width, channels)``, or of their `prepare`d form."""
-        x: Any = images if isinstance(images, blocks.InputPatches) else self.prepare(images)
+        x: Any = images if isinstance(images, InputPatches) else self.prepare(images)
         self.check_input(*x.columns.shape[2:4])
         for i, (features, pooled) in enumerate(self.stages()):
-            x = ConvBlock(features, pooled, self.eps, self.param_dtype, name=f"conv{i}")(x, train)
-        x = x.max((2, 3)).transpose(1, 0, 2).reshape(x.shape[1], -1)  # (channels, batch)
-        return Head(self.num_classes, self.init_scale, self.param_dtype, name="head")(x)
+            block = ConvBlock(
+                features, pooled, self.affine, self.conv_bias, self.eps, self.param_dtype, name=f"conv{i}"
+            )
+            x = block(x, train)
+        return Head(self.num_classes, True, self.init_scale, self.param_dtype, name="head")(global_max_pool(x))
 
-    def prepare(self, images: Float[Array, "batch height width channels"]) -> blocks.InputPatches:
+    def prepare(self, images: Float[Array, "batch height width channels"]) -> InputPatches:
         """What networks that see the same mini-batch can share: the first layer's patches and their moments."""
-        return blocks.input_patches(blocks.to_activations(images))
+        return input_patches(to_activations(images))
 
-
-class Head(nn.Module):
-    """A linear layer with bias whose weight starts at the Frobenius norm ``init_scale``."""
-
-    num_classes: int
-    init_scale: float
-    param_dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "channels batch"]) -> Float[Array, "batch classes"]:
-        """Logits of features given channels first."""
-        channels = x.shape[0]
-        default = uniform_fan_in(channels)
-
-        def scaled(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-            weight = default(key, shape, dtype)
-            return weight * (self.init_scale / jnp.linalg.norm(weight)) if self.init_scale > 0 else weight
-
-        kernel = self.param("kernel", scaled, (channels, self.num_classes), self.param_dtype)
-        bias = self.param("bias", default, (self.num_classes,), self.param_dtype)
-        return (kernel.T @ x + bias[:, None]).T
+    def torch_names(self) -> dict[str, Path]:
+        """Where each entry of the reference's PyTorch state dict is found, in its order; see `torch_weights`."""
+        layers = "module_list" if self.conv_bias else "conv_layers"
+        names: dict[str, Path] = {}
+        place = (
+            0  # in the reference's list of layers: convolution, normalisation, ReLU, and where there is one, pooling
+        )
+        for i, (_, pooled) in enumerate(self.stages()):
+            names |= kernel_names(f"{layers}.{place}", (f"conv{i}",), "conv_bias" if self.conv_bias else None)
+            names |= norm_names(f"{layers}.{place + 1}", (f"conv{i}",), self.affine)
+            place += 4 if pooled else 3
+        # Behind the last layer come a max-pool and a flattening, in the same list or in one of its own.
+        head = f"{layers}.{place + 2}" if self.conv_bias else "linear_layers.2"
+        return names | kernel_names(head, ("head",), "bias")
