@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from periodic_jax.errors import ConfigError
 from periodic_jax.models.convnet import ConvNet
+from periodic_jax.models.invariance import verify_labels
 from periodic_jax.models.labels import OTHER, SCALE_INVARIANT, leaf_labels
 from periodic_jax.models.resnet import ResNet18
 from periodic_jax.models.torch_weights import from_torch, to_torch
@@ -26,10 +27,11 @@ __all__ = [
     "from_torch",
     "leaf_labels",
     "to_torch",
+    "verify_labels",
 ]
 
 # the reference's name -> module and options
-MODELS: dict[str, tuple[type[ConvNet] | type[ResNet18], dict[str, bool]]] = {
+MODELS: dict[str, tuple[type[ConvNet] | type[ResNet18], dict[str, Any]]] = {
     "ConvNetSI": (ConvNet, {}),
     "ConvNetSIAf": (ConvNet, {"affine": True}),
     "ConvNet": (ConvNet, {"affine": True, "conv_bias": True}),

@@ -52,7 +52,8 @@ def conv_bn_relu(
         return _conv_bn_relu(x, kernel, None, pool, eps)
     # γ·normal(w * x) = |γ|·normal(sign(γ) w * x), and only a positive factor lets the maximum be taken first.
     sign = jnp.where(affine.scale < 0, -1, 1).astype(kernel.dtype)
-    out, moments = _conv_bn_relu(x, kernel * sign, Affine(affine.scale * sign, affine.bias), pool, eps)
+    block: Any = _conv_bn_relu(x, kernel * sign, Affine(affine.scale * sign, affine.bias), pool, eps)
+    out, moments = block
     return out, moments._replace(mean=moments.mean * sign)
 
 

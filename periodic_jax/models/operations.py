@@ -85,7 +85,6 @@ def _conv_backward(stride: int, residuals: Any, gradient: Array) -> tuple[Array,
 conv.defvjp(_conv_forward, _conv_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def batch_norm(x: Activations, affine: Affine | None, eps: float) -> tuple[Activations, BatchMoments]:
     """Batch normalisation with batch statistics; the variance as a mean of squared deviations, which loses no digits.
 
@@ -99,6 +98,11 @@ def batch_norm(x: Activations, affine: Affine | None, eps: float) -> tuple[Activ
     Returns:
         The activations, and the batch moments, which carry no gradient.
     """
+    return _batch_norm(x, affine, eps)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _batch_norm(x: Array, affine: Affine | None, eps: float) -> Any:
     return _batch_norm_forward(x, affine, eps)[0]
 
 
@@ -122,7 +126,7 @@ def _batch_norm_backward(eps: float, residuals: Any, cotangents: Any) -> tuple[A
     return dx, None if affine is None else Affine(sum_gn, sum_g)
 
 
-batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
 def normalise(
@@ -166,7 +170,12 @@ def _max_pool_forward(x: Array) -> tuple[Array, Any]:
     return peak, (x, peak)
 
 
-max_pool.defvjp(_max_pool_forward, lambda residuals, g: (jax.vmap(route_to_max)(*residuals, g),))
+def _max_pool_backward(residuals: Any, gradient: Array) -> tuple[Array]:
+    x, peak = residuals
+    return (jax.vmap(route_to_max)(x, peak, gradient),)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def global_max_pool(x: Activations) -> Float[Array, "channels batch"]:

@@ -32,8 +32,13 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Activations, train: bool) -> Activations:
         """Activations of ``features`` channels, and of a size divided by ``stride``."""
-        norm = lambda name, x: BatchNorm(self.affine, self.eps, self.param_dtype, name=name)(x, train)  # noqa: E731
-        conv = lambda name, x, *size: Conv(self.features, *size, self.param_dtype, name=name)(x)  # noqa: E731
+
+        def norm(name: str, x: Array) -> Array:
+            return BatchNorm(self.affine, self.eps, self.param_dtype, name=name)(x, train)
+
+        def conv(name: str, x: Array, size: int, stride: int) -> Array:
+            return Conv(self.features, size, stride, self.param_dtype, name=name)(x)
+
         h = jax.nn.relu(norm("bn1", x))
         if self.stride > 1:
             x = conv("shortcut_conv", norm("shortcut_bn", h) if self.shortcut_norm else h, 1, self.stride)

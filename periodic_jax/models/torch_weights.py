@@ -73,7 +73,7 @@ def from_torch(model: Any, state_dict: Mapping[str, Any] | str | os.PathLike[str
             raise ConfigError("state dict", f"one with {key}", "no entries that this network lacks")
     first = arrays[next(iter(names))]
     channels = first.shape[1] if first.ndim == 4 else 3
-    shapes = traverse_util.flatten_dict(_shapes(model, channels))
+    shapes = _shapes(model, channels)
     variables = {}
     for key, path in names.items():
         array, wanted = _to_flax(arrays[key]), shapes[path]
@@ -114,7 +114,7 @@ def to_torch(model: Any, variables: Mapping[str, Any], num_batches_tracked: int 
         if path not in names.values():
             raise ConfigError("variables", f"a tree with {'/'.join(path)}", "the variables of this network")
     first = leaves[next(iter(names.values()))]
-    shapes = traverse_util.flatten_dict(_shapes(model, first.shape[-2] if first.ndim == 4 else 3))
+    shapes = _shapes(model, first.shape[-2] if first.ndim == 4 else 3)
     state_dict = {}
     for key, path in names.items():
         if leaves[path].shape != shapes[path].shape:
@@ -125,11 +125,12 @@ def to_torch(model: Any, variables: Mapping[str, Any], num_batches_tracked: int 
     return state_dict
 
 
-def _shapes(model: Any, channels: int) -> Any:
-    """Shapes and dtypes of the variables; they do not depend on the size of the images."""
+def _shapes(model: Any, channels: int) -> dict[Path, Any]:
+    """Shapes and dtypes of the variables by their paths; they do not depend on the size of the images."""
     images = jax.ShapeDtypeStruct((2, 32, 32, channels), model.param_dtype)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(lambda key, images: model.init(key, images, train=True), key, images)
+    shapes: Any = jax.eval_shape(lambda key, images: model.init(key, images, train=True), key, images)
+    return traverse_util.flatten_dict(shapes)
 
 
 def _to_flax(array: np.ndarray) -> np.ndarray:
