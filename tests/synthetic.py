@@ -17,7 +17,7 @@ def trajectory(
     bursts: Sequence[int] = (),
     *,
     length: int = 5,
-    growth: float = 1.08,
+    growth: float | Sequence[float] = 1.08,
     lr: float = 1.0,
     weight_decay: float = 1e-3,
     norm: float = 5.0,
@@ -32,7 +32,7 @@ def trajectory(
         steps: how many.
         bursts: steps at which the weights start to be thrown, so that the norm is lowest there.
         length: steps of a burst, each of which multiplies the norm by ``growth`` and has a loss of 1.
-        growth: see ``length``.
+        growth: see ``length``; one for each burst, or for all.
         lr: η.
         weight_decay: λ.
         norm: ρ_0.
@@ -46,16 +46,16 @@ def trajectory(
     """
     rng = np.random.default_rng(seed)
     a = 1 - lr * weight_decay
-    thrown = np.zeros(steps, bool)
-    for first in bursts:
-        thrown[first : first + length] = True
+    ratio = np.zeros(steps)
+    for first, factor in zip(bursts, np.broadcast_to(growth, len(bursts)), strict=True):
+        ratio[first : first + length] = factor
     grads, norms = quiet * np.exp(noise * rng.normal(size=steps)), np.empty(steps)
     for t in range(steps):
         norms[t] = norm
-        if thrown[t]:
-            grads[t] = norm**2 / lr * np.sqrt(growth**2 - a**2)
+        if ratio[t]:
+            grads[t] = norm**2 / lr * np.sqrt(ratio[t] ** 2 - a**2)
         norm = np.sqrt((a * norm) ** 2 + (lr * grads[t] / norm) ** 2)
-    losses = np.where(thrown, 1.0, loss) * np.exp(noise * rng.normal(size=steps))
+    losses = np.where(ratio, 1.0, loss) * np.exp(noise * rng.normal(size=steps))
     elr = lr / norms**2
     angle = dynamics.angular_step(elr, grads, lr, weight_decay)
     return {

@@ -135,7 +135,7 @@ def test_equilibrium_is_reached_from_both_sides(start):
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 def test_equilibrium_with_momentum_under_white_tangent_noise(momentum):
     """Against the heavy ball itself, in many dimensions, where fresh gradients are orthogonal to the past."""
-    g, lr, decay = 5.0, 0.05, 0.1
+    g, lr, decay = 5.0, 1.0, 0.4
     rng = np.random.default_rng(1)
     target = dynamics.equilibrium_weight_norm(g, lr, decay, momentum)
     x, velocity, tail = random_weights(rng, target, 2000), 0.0, []
