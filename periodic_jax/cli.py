@@ -50,12 +50,18 @@ class Sweep:
     """Fixed effective learning rates: lr = ELR x norm^2 at every step; 0: off."""
     fixed_norm: Numbers = ("0",)
     """Norms to project the scale-invariant weights on after each step; 0: free, negative: the initial norm."""
+    schedule_end: Numbers = ("0",)
+    """Updates after which a schedule is done; 0: the end of the run."""
+    schedule_factor: Numbers = ("10",)
+    """Divisors p of the schedules c and d."""
     seed: Numbers = ("0",)
     """Seeds, whole numbers from 0: each has its own initial weights and data order."""
     dataset: Word = "digits"
     """digits: 1,797 real 8x8 scans, embedded."""
     model: Word = "ConvNetSI"
-    """ConvNetSI: convolutions with batch normalisation, all scale-invariant."""
+    """ConvNetSI, ConvNetSIAf, ConvNet, ResNet18SI, ResNet18SIAf or ResNet18; SI: all but the head scale-invariant; Af:
+    with
+    affine batch normalisation."""
     width: Whole = "4"
     """Channels of the first layer."""
     depth: Whole = "3"
@@ -74,10 +80,40 @@ class Sweep:
     """How configurations are laid out: auto, vmap, unroll, map, or map:K for blocks of K."""
     precision: Word = "float32"
     """float32, tf32, bf16 or float64."""
+    loss: Word = "cross_entropy"
+    """cross_entropy or squared."""
+    schedule: Word = "constant"
+    """Of the learning rate: constant, cosine, c (flat for a quarter, then linear to lr/p), d (divided by p at each
+    quarter)
+    or default (flat for a half, then linear to 1 % at 90 %)."""
+    schedule_per: Word = "step"
+    """step or epoch: how often the schedule changes the rate."""
+    norm_per: Word = "total"
+    """total or filter: whether --fixed-norm holds all scale-invariant weights together or each output filter."""
+    full_batch: bool = False
+    """Full-batch gradient descent, accumulated over mini-batches: a step is an epoch."""
     per_layer: bool = False
     """Record the dynamics of every layer too."""
     out: Folder = ""
     """Run directory, which must hold no run yet; runs/sweep, runs/sweep-2 ... if not given."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Run a recorded trajectory of the PyTorch reference through the same train step, and compare it step by step."""
+
+    recording: tyro.conf.Positional[Folder]
+    """npz file with config, order, init/... and what was recorded."""
+    images: Folder
+    """npz file with the images and labels."""
+    out: Folder
+    """npz file to write: step/..., final/... in PyTorch's names, eval_logits."""
+    precision: Word = "float64"
+    """float64 or float32."""
+    copies: Whole = "1"
+    """Stacked copies that are trained side by side; the last is written."""
+    layout: Word = "map"
+    """How the copies are laid out: vmap, unroll, map, or map:K for blocks of K."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +128,7 @@ class Demo:
     """Updates to make."""
 
 
-COMMANDS: dict[str, Any] = {"demo": Demo, "sweep": Sweep}
+COMMANDS: dict[str, Any] = {"demo": Demo, "sweep": Sweep, "replay": Replay}
 ABOUT = "Periodic training of networks with batch normalisation and weight decay, a whole hyperparameter grid at once."
 
 
@@ -102,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     command = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        _sweep(command) if isinstance(command, Sweep) else _demo(command)
+        {Sweep: _sweep, Demo: _demo, Replay: _replay}[type(command)](command)
     except ConfigError as error:
         sys.exit(_refuse(str(error)))
     except KeyboardInterrupt:
@@ -134,16 +170,36 @@ def _demo(options: Demo) -> None:
         print(f"  {figure}")
 
 
+def _replay(options: Replay) -> None:
+    from periodic_jax import replay
+
+    copies = _whole("copies", options.copies) or 0
+    if copies < 1:
+        raise ConfigError("--copies", options.copies, "a whole number from 1")
+    if options.precision not in ("float32", "float64"):
+        raise ConfigError("--precision", options.precision, "float32 or float64")
+    if not Path(options.out).resolve().parent.is_dir():
+        raise ConfigError("--out", options.out, "a file in an existing folder")
+    recording, images = replay.load_recording(options.recording), replay.load_recording(options.images)
+    with runtime.precision(options.precision):
+        runtime.check_reductions()
+        result = replay.replay(recording, images, copies=copies, layout=options.layout)
+    replay.save(result, options.out)
+    first = 10 if options.precision == "float64" else 5
+    print(f"{'largest relative difference':28s}{f'first {first} steps':>16s}{'all steps':>12s}")
+    for name, (early, late) in replay.compare(result, recording, first).items():
+        print(f"{name:28s}{early:16.1e}{late:12.1e}")
+
+
 def to_config(options: Sweep) -> "RunConfig":
     """Turn the words of the command line into numbers.
 
     Raises:
         ConfigError: a word that is not what its option takes.
     """
-    from periodic_jax.grid import AXES
-    from periodic_jax.run import RunConfig
+    from periodic_jax.run import RUN_AXES, RunConfig
 
-    axes: dict[str, Any] = {name: parse_axis(name, getattr(options, name)) for name in AXES}
+    axes: dict[str, Any] = {name: parse_axis(name, getattr(options, name)) for name in RUN_AXES}
     axes["seed"] = tuple(int(seed) for seed in axes["seed"])
     counts = ("width", "depth", "batch_size", "steps", "epochs", "eval_every")
     whole: dict[str, Any] = {name: _whole(name, getattr(options, name)) for name in counts}
@@ -159,6 +215,11 @@ def to_config(options: Sweep) -> "RunConfig":
         layout=options.layout,
         precision=options.precision,
         per_layer=options.per_layer,
+        loss=options.loss,
+        schedule=options.schedule,
+        schedule_per=options.schedule_per,
+        norm_per=options.norm_per,
+        full_batch=options.full_batch,
     )
 
 
@@ -218,7 +279,7 @@ def _progress(config: "RunConfig"):
         yield report
 
 
-def _parse(arguments: Sequence[str]) -> Sweep | Demo:
+def _parse(arguments: Sequence[str]) -> Any:
     """Parse with tyro; what it rejects becomes one line instead of its box."""
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         sys.exit(_refuse(str(ConfigError("command", arguments[0], "one of " + ", ".join(COMMANDS)))))

@@ -28,10 +28,13 @@ class HParams(NamedTuple):
     noninvariant_lr: Any = 0.0  # learning rate of all other weights; 0 freezes them, negative: the same as the rest
     elr: Any = 0.0  # fixed effective learning rate: lr = elr ρ²; 0: off, lr holds
     fixed_norm: Any = 0.0  # ρ after each step; 0: free, negative: the initial norm
+    schedule_end: Any = 0.0  # updates after which a learning-rate schedule is done
+    schedule_factor: Any = 10.0  # p, divisor of the schedules c and d
+    schedule_every: Any = 1.0  # updates between changes of a schedule: 1, or those of an epoch
 
     @property
     def shrink(self) -> Any:
-        """A = 1 - ηλ, the factor by which one plain SGD step shrinks the weights."""
+        """The factor a = 1 - ηλ, the factor by which one plain SGD step shrinks the weights."""
         return 1 - self.lr * self.weight_decay
 
 
@@ -43,6 +46,9 @@ _ACCEPTED: dict[str, tuple[str, Any]] = {
     "noninvariant_lr": ("finite numbers (0 freezes, negative: the same as lr)", lambda v: True),
     "elr": ("finite numbers from 0 (0: off)", lambda v: v >= 0),
     "fixed_norm": ("finite numbers (0: free, negative: the initial norm)", lambda v: True),
+    "schedule_end": ("numbers of updates from 0 (0: the end of the run)", lambda v: v >= 0),
+    "schedule_factor": ("finite numbers above 0", lambda v: v > 0),
+    "schedule_every": ("numbers of updates from 1", lambda v: v >= 1),
     "seed": ("whole numbers from 0 to 4294967295", lambda v: 0 <= v < 2**32 and v == int(v)),
 }
 AXES = tuple(_ACCEPTED)

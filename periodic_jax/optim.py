@@ -45,7 +45,7 @@ class Dynamics(NamedTuple):
 class ProjectToSphereState(NamedTuple):
     """State of `project_to_sphere`."""
 
-    initial_norm: Scalar  # ρ_0, the radius where ``fixed_norm`` is negative
+    initial_norms: list[Array]  # of each marked leaf: ρ_0 of them all, or its filters' norms; the radius if negative
 
 
 class TrackDynamicsState(NamedTuple):
@@ -87,21 +87,27 @@ def scale_by_group_lr(hparams: HParams, labels: LabelTree) -> optax.GradientTran
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        lr = learning_rate(hparams, _norm(_group(params, labels)))
+        lr = learning_rate(hparams, global_norm(_group(params, labels)))
         other = jnp.asarray(hparams.noninvariant_lr, lr.dtype)
         rates = {True: lr, False: jnp.where(other < 0, lr, other)}
-        return _map_group(lambda u, marked: -rates[marked].astype(u.dtype) * u, updates, labels), state
+
+        def scale(u: Array, marked: bool) -> Array:
+            rate = rates[marked].astype(u.dtype)
+            return jnp.where(rate == 0, 0, -rate * u)  # a frozen weight stays, whatever its gradient
+
+        return _map_group(scale, updates, labels), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)
 
 
-def project_to_sphere(fixed_norm: Any, labels: LabelTree) -> optax.GradientTransformation:
+def project_to_sphere(fixed_norm: Any, labels: LabelTree, per_filter: bool = False) -> optax.GradientTransformation:
     """Amend updates so that the scale-invariant weights end on a sphere: u <- r (x + u)/|x + u| - x. Last in a chain.
 
     Args:
         fixed_norm: radius r, a traced scalar; 0 leaves the updates as they are, to the bit, and a negative one means
             the norm at ``init``.
         labels: tree that marks the leaves of the vector x; see `models.leaf_labels`.
+        per_filter: put the weights of each output filter (the last axis of a leaf) on a sphere of its own.
 
     Returns:
         A transformation that needs ``params``.
@@ -114,17 +120,25 @@ def project_to_sphere(fixed_norm: Any, labels: LabelTree) -> optax.GradientTrans
         2.0
     """
 
+    def norms(tree: Any) -> list[Array]:
+        leaves = _group(tree, labels)
+        if per_filter:
+            return [jnp.sqrt(jnp.einsum("...o,...o->o", leaf, leaf)) for leaf in leaves]
+        return [global_norm(leaves)] * len(leaves)
+
     def init(params: Any) -> ProjectToSphereState:
-        return ProjectToSphereState(_norm(_group(params, labels)))
+        return ProjectToSphereState(norms(params))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         moved = jax.tree.map(jnp.add, params, updates)
-        norm = _norm(_group(moved, labels))
-        wanted = jnp.asarray(fixed_norm, norm.dtype)
-        factor = jnp.where(wanted < 0, state.initial_norm, wanted) / norm
+        radii = iter(zip(norms(moved), state.initial_norms, strict=True))
 
         def amend(u: Array, x: Array, y: Array, marked: bool) -> Array:
-            return jnp.where(wanted == 0, u, factor * y - x) if marked else u
+            if not marked:
+                return u
+            norm, initial = next(radii)
+            wanted = jnp.asarray(fixed_norm, norm.dtype)
+            return jnp.where(wanted == 0, u, jnp.where(wanted < 0, initial, wanted) / norm * y - x)
 
         leaves = zip(*map(jax.tree.leaves, (updates, params, moved)), leaf_labels(params, labels), strict=True)
         return jax.tree.unflatten(jax.tree.structure(updates), [amend(*leaf) for leaf in leaves]), state
@@ -167,7 +181,7 @@ def track_dynamics(
     return optax.GradientTransformation(init, update)
 
 
-def sphere_sgd(hparams: HParams, labels: LabelTree) -> optax.GradientTransformation:
+def sphere_sgd(hparams: HParams, labels: LabelTree, per_filter: bool = False) -> optax.GradientTransformation:
     """SGD with coupled weight decay, momentum and optional projection on a sphere, which records its dynamics.
 
     v <- μv + ∇f + λx;  x <- x - ηv;  then x <- r x/|x| where ``fixed_norm`` asks for it, as `torch.optim.SGD` followed
@@ -176,6 +190,7 @@ def sphere_sgd(hparams: HParams, labels: LabelTree) -> optax.GradientTransformat
     Args:
         hparams: traced numbers of one configuration (all fields scalars).
         labels: tree that marks the scale-invariant leaves; see `models.leaf_labels`.
+        per_filter: ``fixed_norm`` is the norm of each output filter, not of all weights together.
 
     Returns:
         A transformation whose state carries `Dynamics` of the last step.
@@ -191,7 +206,7 @@ def sphere_sgd(hparams: HParams, labels: LabelTree) -> optax.GradientTransformat
         optax.add_decayed_weights(hparams.weight_decay),
         optax.trace(decay=hparams.momentum),
         scale_by_group_lr(hparams, labels),
-        project_to_sphere(hparams.fixed_norm, labels),
+        project_to_sphere(hparams.fixed_norm, labels, per_filter),
     )
     return track_dynamics(chain, hparams, labels)
 
@@ -226,10 +241,10 @@ def measure(params: Any, grads: Any, updates: Any, hparams: HParams, labels: Lab
         grad_norm=grad_norm,
         effective_grad_norm=norm * grad_norm,
         effective_lr=lr / norm_sq,
-        angular_step=jnp.arctan2(_norm(tangent), norm + along / norm),
+        angular_step=jnp.arctan2(global_norm(tangent), norm + along / norm),
         radial_leak=jnp.abs(g_x.sum()) / jnp.maximum(norm * grad_norm, jnp.finfo(norm.dtype).tiny),
-        noninvariant_weight_norm=_norm(_group(params, others)),
-        noninvariant_grad_norm=_norm(_group(grads, others)),
+        noninvariant_weight_norm=global_norm(_group(params, others)),
+        noninvariant_grad_norm=global_norm(_group(grads, others)),
         layer_weight_norm=layer_norm,
         layer_effective_grad_norm=layer_norm * layer_grad_norm,
         layer_effective_lr=lr / x_x,
@@ -239,7 +254,7 @@ def measure(params: Any, grads: Any, updates: Any, hparams: HParams, labels: Lab
 
 def _nothing_to_measure(params: Any, grads: Any) -> Dynamics:
     """A network without scale-invariant weights: only the norms of the others exist, the rest is NaN."""
-    norm, grad_norm = _norm(jax.tree.leaves(params)), _norm(jax.tree.leaves(grads))
+    norm, grad_norm = global_norm(jax.tree.leaves(params)), global_norm(jax.tree.leaves(grads))
     nan, empty = jnp.full((), jnp.nan, norm.dtype), jnp.zeros((0,), norm.dtype)
     fields = {name: empty if name.startswith("layer_") else nan for name in Dynamics._fields}
     return Dynamics(**{**fields, "noninvariant_weight_norm": norm, "noninvariant_grad_norm": grad_norm})
@@ -262,7 +277,7 @@ def _map_group(function: Any, tree: Any, labels: LabelTree) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def _norm(leaves: list[Array]) -> Scalar:
+def global_norm(leaves: list[Array]) -> Scalar:
     """Euclidean norm of all leaves as one vector; sums as dot products, which XLA:CPU computes rightly and fast."""
     if not leaves:
         return jnp.zeros(())

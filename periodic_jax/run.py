@@ -23,14 +23,17 @@ if TYPE_CHECKING:
     from periodic_jax.sweep import Chunk, Sweep
 
 
+RUN_AXES = tuple(name for name in AXES if name != "schedule_every")
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that determines a run.
 
     Attributes:
         out: the run directory; must hold no run yet.
-        lr, weight_decay, momentum, noninvariant_lr, elr, fixed_norm, seed: the axes of the grid, all combinations of
-            their values.
+        lr, weight_decay, momentum, noninvariant_lr, elr, fixed_norm, schedule_end, schedule_factor, seed: the axes of
+            the grid, all combinations of their values. A ``schedule_end`` of 0 is the end of the run.
         dataset: a key of `data.DATASETS`.
         model: a key of `models.MODELS`.
         width, depth, init_scale: of the network.
@@ -41,6 +44,12 @@ class RunConfig:
         layout: see `sweep`.
         precision: ``float32``, ``tf32``, ``bf16`` or ``float64``.
         per_layer: record the dynamics of every layer too.
+        loss: a key of `train.LOSSES`.
+        schedule: a key of `schedules.SCHEDULES`.
+        schedule_per: ``step`` or ``epoch``: how often the schedule changes the rate.
+        norm_per: ``total`` or ``filter``: whether ``fixed_norm`` holds all scale-invariant weights together, or each
+            output filter.
+        full_batch: full-batch gradient descent: a step is an epoch.
 
     Example:
         >>> RunConfig(out="runs/x", lr=(0.1, 1.0), steps=100).grid().swept
@@ -54,6 +63,8 @@ class RunConfig:
     noninvariant_lr: tuple[float, ...] = (0.0,)
     elr: tuple[float, ...] = (0.0,)
     fixed_norm: tuple[float, ...] = (0.0,)
+    schedule_end: tuple[float, ...] = (0.0,)
+    schedule_factor: tuple[float, ...] = (10.0,)
     seed: tuple[int, ...] = (0,)
     dataset: str = "digits"
     model: str = "ConvNetSI"
@@ -67,6 +78,11 @@ class RunConfig:
     layout: str = "auto"
     precision: str = "float32"
     per_layer: bool = False
+    loss: str = "cross_entropy"
+    schedule: str = "constant"
+    schedule_per: str = "step"
+    norm_per: str = "total"
+    full_batch: bool = False
 
     def grid(self) -> SweepGrid:
         """The configurations, all combinations of the axes.
@@ -74,7 +90,9 @@ class RunConfig:
         Raises:
             ConfigError: a value that an axis does not accept.
         """
-        return SweepGrid.product(**{name: getattr(self, name) for name in AXES})
+        axes = {name: getattr(self, name) for name in RUN_AXES}
+        axes["schedule_end"] = tuple(end or planned_steps(self) for end in self.schedule_end)
+        return SweepGrid.product(**axes, schedule_every=steps_of_epoch(self) if self.schedule_per == "epoch" else 1)
 
 
 def run_sweep(config: RunConfig, *, progress: Callable[["Chunk", int], None] | None = None) -> Path:
@@ -117,7 +135,6 @@ def check(config: RunConfig) -> None:
     Raises:
         ConfigError: a setting that cannot be used.
     """
-    config.grid()
     for flag, value in (("--steps", config.steps), ("--epochs", config.epochs), ("--eval-every", config.eval_every)):
         if value is not None and value < 1:
             raise ConfigError(flag, value, "a whole number from 1")
@@ -126,12 +143,23 @@ def check(config: RunConfig) -> None:
         raise ConfigError("--steps", given, "either --steps or --epochs")
     if config.precision not in runtime.PRECISIONS:
         raise ConfigError("--precision", config.precision, "one of " + ", ".join(runtime.PRECISIONS))
+    for flag, value, accepted in (
+        ("--schedule-per", config.schedule_per, ("step", "epoch")),
+        ("--norm-per", config.norm_per, ("total", "filter")),
+    ):
+        if value not in accepted:
+            raise ConfigError(flag, value, " or ".join(accepted))
+    if config.batch_size < 2:
+        raise ConfigError("--batch-size", config.batch_size, "a whole number from 2")
+    config.grid()
     results.check_unused(Path(config.out))
 
-    from periodic_jax import data, models
+    from periodic_jax import data, models, schedules, train
     from periodic_jax.sweep import check_batch_size, check_layout
 
     check_layout(config.layout)
+    schedules.check_schedule(config.schedule)
+    train.check_loss(config.loss)
     dataset = data.load(config.dataset)
     check_batch_size(config.batch_size, dataset)
     model = models.build(config.model, width=config.width, depth=config.depth)
@@ -139,12 +167,17 @@ def check(config: RunConfig) -> None:
 
 
 def planned_steps(config: RunConfig) -> int:
-    """Updates that a run makes; an epoch is all whole mini-batches of the training set."""
+    """Updates that a run makes."""
+    return config.steps if config.steps is not None else (config.epochs or 0) * steps_of_epoch(config)
+
+
+def steps_of_epoch(config: RunConfig) -> int:
+    """Updates of one epoch: all whole mini-batches of the training set, or one for full-batch gradient descent."""
     from periodic_jax import data
 
-    if config.steps is not None:
-        return config.steps
-    return (config.epochs or 0) * data.steps_per_epoch(len(data.load(config.dataset).images), config.batch_size)
+    if config.full_batch:
+        return 1
+    return max(data.steps_per_epoch(len(data.load(config.dataset).images), config.batch_size), 1)
 
 
 def _execute(config: RunConfig, progress: Callable[["Chunk", int], None] | None) -> dict[str, Any]:
@@ -165,7 +198,8 @@ def _execute(config: RunConfig, progress: Callable[["Chunk", int], None] | None)
     )  # fmt: skip
     sweep = Sweep(
         model, dataset, grid, batch_size=config.batch_size, layout=config.layout, per_layer=config.per_layer,
-        capacity=min(1000, steps),
+        capacity=min(1000, steps), loss=config.loss, schedule=config.schedule, per_filter=config.norm_per == "filter",
+        full_batch=config.full_batch,
     )  # fmt: skip
     resolved = dataclasses.replace(config, steps=steps, epochs=None, eval_every=eval_every, layout=sweep.layout)
     record = {"format": results.FORMAT, "config": _plain(resolved), **provenance(sweep)}

@@ -29,7 +29,7 @@ from periodic_jax import data as data_module
 from periodic_jax.data import DeviceData
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import HParams, SweepGrid
-from periodic_jax.train import Batch, TrainState, create_train_state, eval_step, train_step
+from periodic_jax.train import Batch, TrainState, create_train_state, eval_step, full_batch_step, train_step
 
 SCALARS = (
     "loss", "accuracy", "weight_norm", "grad_norm", "effective_grad_norm", "effective_lr", "angular_step",
@@ -151,6 +151,11 @@ class Sweep:
         layout: see the module's text.
         capacity: most steps in a chunk. One program serves all chunks up to that length.
         per_layer: record the layers' dynamics too.
+        loss: a key of `train.LOSSES`.
+        schedule: a key of `schedules.SCHEDULES`.
+        per_filter: a fixed norm is that of each output filter.
+        full_batch: each step is full-batch gradient descent, accumulated over mini-batches in the data's own order; the
+            images after the last whole one are left out.
         devices: JAX devices to shard the configurations over; all, if None.
 
     Attributes:
@@ -172,6 +177,10 @@ class Sweep:
         layout: str = "auto",
         capacity: int = 1000,
         per_layer: bool = False,
+        loss: str = "cross_entropy",
+        schedule: str = "constant",
+        per_filter: bool = False,
+        full_batch: bool = False,
         devices: list[Any] | None = None,
     ) -> None:
         check_batch_size(batch_size, dataset)
@@ -195,7 +204,9 @@ class Sweep:
         self.hparams = jax.tree.map(partial(jax.device_put, device=members), stacked)
         self._count = len(dataset.images)
         shape = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), dtype)
-        self.states = self._initial_states(model, shape, members)
+        create = partial(create_train_state, loss=loss, schedule=schedule, per_filter=per_filter)
+        self.states = self._initial_states(create, model, shape, members)
+        self._full_batch = full_batch
         shard = partial(jax.shard_map, mesh=self.mesh, check_vma=False)
         over = P(None, "member")
         chunk = shard(self._chunk, in_specs=(over, over, P(), P(), P(), P()), out_specs=(over, P(None, None, "member")))
@@ -256,10 +267,12 @@ class Sweep:
         names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
         return [name for name, marked in zip(names, self.states.task.labels, strict=True) if marked]
 
-    def _initial_states(self, model: Any, images: jax.ShapeDtypeStruct, sharding: NamedSharding) -> TrainState:
+    def _initial_states(
+        self, create: Callable[..., TrainState], model: Any, images: jax.ShapeDtypeStruct, sharding: NamedSharding
+    ) -> TrainState:
         def of_seed(seed: Array) -> TrainState:
             key = data_module.purpose_key(seed, data_module.INITIALISATION)
-            return create_train_state(model, model.labels(), key, jnp.zeros(images.shape, images.dtype))
+            return create(model, model.labels(), key, jnp.zeros(images.shape, images.dtype))
 
         members = self.arrangement.source.shape[1]
         spread = lambda leaf: jnp.repeat(leaf[:, None], members, axis=1)  # noqa: E731
@@ -284,8 +297,12 @@ class Sweep:
             )
         )(seeds)
 
+        whole = self._whole_data(data)  # the compiler drops it unless full batches are asked for
+
         def step(states: TrainState, t: Array) -> tuple[TrainState, dict[str, Array]]:
             def of_seed(states: TrainState, hparams: HParams, index: Array) -> Any:
+                if self._full_batch:
+                    return lay_out(lambda s, h: full_batch_step(s, h, whole), self.layout)(states, hparams)
                 images = data_module.normalise(data.images[index], data)
                 batch = Batch(_prepare(states.task.model, images), data.labels[index])
                 return lay_out(lambda s, h: train_step(s, h, batch), self.layout)(states, hparams)
@@ -303,6 +320,12 @@ class Sweep:
             return states, {name: write(carry[1][name], metrics[name], t, 0) for name in metrics}
 
         return jax.lax.fori_loop(0, count, body, (states, buffers))
+
+    def _whole_data(self, data: DeviceData) -> Batch:
+        """The training set as stacked mini-batches."""
+        number = self._count // self.batch_size
+        split = lambda a: a[: number * self.batch_size].reshape(number, self.batch_size, *a.shape[1:])  # noqa: E731
+        return Batch(data_module.normalise(split(data.images), data), split(data.labels))
 
     def _evaluation(self, states: TrainState, data: DeviceData) -> dict[str, Float[Array, "seeds members"]]:
         """Mean loss and error: on the training set by batch statistics, on the test set by running ones."""

@@ -13,9 +13,11 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
+from periodic_jax.errors import ConfigError
 from periodic_jax.grid import HParams
 from periodic_jax.models.labels import Labels, leaf_labels
-from periodic_jax.optim import dynamics_of, sphere_sgd
+from periodic_jax.optim import dynamics_of, global_norm, sphere_sgd
+from periodic_jax.schedules import check_schedule, scheduled
 
 Metrics = dict[str, Array]
 
@@ -35,7 +37,24 @@ def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, "bat
     return -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)[:, 0]
 
 
-LOSSES: dict[str, Callable[[Array, Array], Array]] = {"cross_entropy": cross_entropy}
+def squared(logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]) -> Float[Array, "batch"]:
+    """Squared distance to the one-hot label over the number of classes C: (Σ o² - 2 o_label + 1)/C of each example."""
+    right = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    return ((logits**2).sum(1) - 2 * right + 1) / logits.shape[1]
+
+
+LOSSES: dict[str, Callable[[Array, Array], Array]] = {"cross_entropy": cross_entropy, "squared": squared}
+
+
+def check_loss(name: str) -> str:
+    """Return a loss's name, or refuse it.
+
+    Raises:
+        ConfigError: not a key of `LOSSES`.
+    """
+    if name not in LOSSES:
+        raise ConfigError("--loss", name, "one of " + ", ".join(LOSSES))
+    return name
 
 
 @dataclass(frozen=True)
@@ -47,11 +66,15 @@ class Task:
             classes)``.
         labels: for each parameter leaf, whether it is in the scale-invariant group.
         loss: a key of `LOSSES`.
+        schedule: a key of `schedules.SCHEDULES`.
+        per_filter: ``fixed_norm`` is the norm of each output filter.
     """
 
     model: nn.Module
     labels: Labels
     loss: str = "cross_entropy"
+    schedule: str = "constant"
+    per_filter: bool = False
 
 
 class TrainState(struct.PyTreeNode):
@@ -70,7 +93,10 @@ def create_train_state(
     labels: Any,
     key: Key[Array, ""],
     images: Any,
+    *,
     loss: str = "cross_entropy",
+    schedule: str = "constant",
+    per_filter: bool = False,
 ) -> TrainState:
     """A freshly initialised state.
 
@@ -80,12 +106,14 @@ def create_train_state(
         key: PRNG key of the initialisation; may be traced, so that states of many seeds come from one ``vmap``.
         images: an example mini-batch ``(batch, height, width, channels)``; only its shape and dtype matter.
         loss: a key of `LOSSES`.
+        schedule: a key of `schedules.SCHEDULES`.
+        per_filter: ``fixed_norm`` is the norm of each output filter, not of all scale-invariant weights together.
 
     Returns:
         The state at step 0.
 
     Raises:
-        ConfigError: labels that do not fit the parameters.
+        ConfigError: labels that do not fit the parameters, or an unknown loss or schedule.
 
     Example:
         >>> from periodic_jax import models
@@ -95,16 +123,27 @@ def create_train_state(
         (0, 4)
     """
     variables = model.init(key, images, train=True)
-    params = variables["params"]
-    marks = leaf_labels(params, labels)
-    opt_state = sphere_sgd(HParams(), marks).init(params)
+    marks = leaf_labels(variables["params"], labels)
+    return state_of(Task(model, marks, check_loss(loss), check_schedule(schedule), per_filter), variables)
+
+
+def state_of(task: Task, variables: Any) -> TrainState:
+    """A state at step 0 with given weights and running statistics.
+
+    Args:
+        task: what does not change in training.
+        variables: ``{"params": ..., "batch_stats": ...}``, the latter optional.
+
+    Returns:
+        The state, with a momentum of zero.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
+        params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=opt_state,
+        opt_state=sphere_sgd(HParams(), task.labels, task.per_filter).init(variables["params"]),
         diverged_at=jnp.full((), -1, jnp.int32),
-        task=Task(model, marks, loss),
+        task=task,
     )
 
 
@@ -135,29 +174,62 @@ def train_step(state: TrainState, hparams: HParams, batch: Batch) -> tuple[Train
         >>> metrics["loss"].shape
         (2,)
     """
+    return _update(state, hparams, *_gradients(state, state.batch_stats, batch))
+
+
+def full_batch_step(state: TrainState, hparams: HParams, batches: Batch) -> tuple[TrainState, Metrics]:
+    """One step of full-batch gradient descent: the mean of the mini-batches' gradients, each with its own statistics.
+
+    Args:
+        state: of one configuration.
+        hparams: its numbers, scalars.
+        batches: mini-batches of one size, stacked: every leaf has an axis ``(batches, ...)`` in front.
+
+    Returns:
+        As `train_step`; ``loss`` and ``accuracy`` are over all images, and the running statistics have seen each
+        mini-batch once, in order.
+    """
+
+    def add(carry: Any, batch: Batch) -> tuple[Any, None]:
+        batch_stats, total = carry
+        *terms, batch_stats = _gradients(state, batch_stats, batch)
+        return (batch_stats, jax.tree.map(jnp.add, total, tuple(terms))), None
+
+    first = jax.tree.map(lambda leaf: leaf[0], batches)
+    shapes = jax.eval_shape(lambda batch: _gradients(state, state.batch_stats, batch)[:3], first)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (batch_stats, total), _ = jax.lax.scan(add, (state.batch_stats, zeros), batches)
+    count = len(jax.tree.leaves(batches)[0])
+    loss, accuracy, grads = jax.tree.map(lambda leaf: leaf / count, total)
+    return _update(state, hparams, loss, accuracy, grads, batch_stats)
+
+
+def _gradients(state: TrainState, batch_stats: Any, batch: Batch) -> tuple[Array, Array, Any, Any]:
+    """Mean loss, accuracy, gradients and new running statistics of one mini-batch."""
     task = state.task
 
     def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
-        variables = {"params": params, "batch_stats": state.batch_stats}
+        variables = {"params": params, "batch_stats": batch_stats}
         logits, mutated = task.model.apply(variables, batch.images, train=True, mutable=["batch_stats"])
         return LOSSES[task.loss](logits, batch.labels).mean(), (logits, mutated.get("batch_stats", {}))
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    hparams = HParams(*(jnp.asarray(h, loss.dtype) for h in hparams))
-    optimiser = sphere_sgd(hparams, task.labels)
-    updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
-    dynamics = dynamics_of(opt_state)
-    metrics = {
-        "loss": loss,
-        "accuracy": (logits.argmax(1) == batch.labels).mean(dtype=loss.dtype),
-        **dynamics._asdict(),
-    }
+    return loss, (logits.argmax(1) == batch.labels).mean(dtype=loss.dtype), grads, batch_stats
 
-    # Sums of squares are finite exactly when all their terms are (short of overflow, which is divergence too). The
-    # norm of the other weights' gradient counts only where they move: a frozen head may overflow without harm.
+
+def _update(
+    state: TrainState, hparams: HParams, loss: Array, accuracy: Array, grads: Any, batch_stats: Any
+) -> tuple[TrainState, Metrics]:
+    """Apply the optimiser, measure, and freeze what diverged."""
+    task = state.task
+    hparams = scheduled(HParams(*(jnp.asarray(h, loss.dtype) for h in hparams)), state.step, task.schedule)
+    updates, opt_state = sphere_sgd(hparams, task.labels, task.per_filter).update(grads, state.opt_state, state.params)
+    metrics = {"loss": loss, "accuracy": accuracy, **dynamics_of(opt_state)._asdict()}
+
+    # A sum of squares is finite exactly when all its terms are, short of an overflow, which is divergence too. Only the
+    # update counts, not the gradient: a frozen head's may overflow without harm.
     alive = state.diverged_at < 0
-    moved = optax.tree.norm(updates)
-    sound = jnp.isfinite(loss) & jnp.isfinite(moved)
+    sound = jnp.isfinite(loss) & jnp.isfinite(global_norm(jax.tree.leaves(updates)))
     proposed = (optax.apply_updates(state.params, updates), batch_stats, opt_state)
     params, batch_stats, opt_state = jax.tree.map(
         lambda new, old: jnp.where(alive & sound, new, old),

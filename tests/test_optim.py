@@ -123,9 +123,8 @@ def test_a_tiny_angle_keeps_its_digits_in_float32():
 
 @pytest.mark.parametrize("chain", [sphere_sgd, lambda h, labels: project_to_sphere(h.fixed_norm, labels)])
 def test_stacked_hyperparameters_equal_one_by_one(params, chain):
-    stacked = HParams(
-        *(jnp.array(v) for v in ([0.1, 0.2], [0.0, 0.1], [0.0, 0.9], [0.0, 0.1], [0.0, 0.01], [0.0, 3.0]))
-    )
+    swept = ([0.1, 0.2], [0.0, 0.1], [0.0, 0.9], [0.0, 0.1], [0.0, 0.01], [0.0, 3.0], [1, 1], [1, 1], [1, 1])
+    stacked = HParams(*map(jnp.array, swept))
     grads = gradients(0, params)
 
     def update(hparams):
