@@ -16,7 +16,7 @@ def run(tmp_path_factory):
     """Three bursts with gaps of 300 and 400 steps; one burst; none; and a divergence at step 650."""
     curves = [trajectory(STEPS, [300, 600, 1000]), trajectory(STEPS, [500]), trajectory(STEPS, lr=0.5),
               cut(trajectory(STEPS, lr=0.5), 650)]  # fmt: skip
-    return open_flat(tmp_path_factory.mktemp("analysis") / "run", GRID, stack(curves))
+    return open_flat(tmp_path_factory.mktemp("analysis") / "run", GRID, stack(curves), eval_every=200)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_without_a_pace_the_loss_tells_an_equilibrium(tmp_path, held, slope):
     curve["weight_norm"][:] = 5
     curve["angular_step"] = 0.01 * np.arange(1, 601) ** slope
     curve["loss"] = 0.1 * np.arange(1, 601) ** slope
-    summary = summarise(open_flat(tmp_path / "run", SweepGrid.product(**held), stack([curve])))
+    summary = summarise(open_flat(tmp_path / "run", SweepGrid.product(**held), stack([curve]), eval_every=600))
     assert summary.regime == ("converging" if slope else "equilibrium")
 
 

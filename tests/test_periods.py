@@ -125,8 +125,8 @@ def test_not_yet_reached_steps_are_as_if_they_were_not_there(last):
 
 
 def diverging(bad=np.inf):
-    """One period, then the loss leaves the numbers at step 600, after an update that threw the weights."""
-    curve = cut(trajectory(1000, [300, 599]), 601)
+    """One period, then the loss leaves the numbers at step 600, two updates after a burst began."""
+    curve = cut(trajectory(1000, [300, 598]), 601)
     curve["loss"][600] = bad
     return curve
 
