@@ -5,7 +5,7 @@ import pytest
 import reference
 
 from periodic_jax.models import blocks, layout
-from periodic_jax.models.operations import BatchMoments
+from periodic_jax.models.operations import Affine, BatchMoments
 
 EPS = 1e-5
 
@@ -35,9 +35,24 @@ def test_a_batch_that_the_group_does_not_divide_is_one_group(float64):
     assert layout.to_activations(example(4, 1, 1)[0], 5).shape == (1, 1, 4, 4, 12)
 
 
+def outcome(function, weights):
+    """Output, batch moments and gradients of a block, of its weighted sum of outputs, as one compiled function."""
+
+    def loss(*arguments):
+        z, mean, var = function(*arguments)
+        return (z * weights).sum(), (z, mean, var)
+
+    return jax.jit(lambda *arguments: jax.value_and_grad(loss, tuple(range(len(arguments))), has_aux=True)(*arguments))
+
+
+def agree(got, wanted):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(1.0, float(jnp.abs(b).max())))
+
+
 @pytest.mark.parametrize("pool", [True, False])
 @pytest.mark.parametrize("group_size", [12, 4])
-@pytest.mark.parametrize(("height", "channels_in", "channels_out"), [(2, 3, 5), (4, 1, 2), (8, 2, 3), (6, 4, 1)])
+@pytest.mark.parametrize(("height", "channels_in", "channels_out"), [(2, 3, 5), (6, 4, 1)])
 def test_a_block_and_its_gradients_equal_the_plain_operations(
     float64, pool, group_size, height, channels_in, channels_out
 ):
@@ -45,19 +60,12 @@ def test_a_block_and_its_gradients_equal_the_plain_operations(
 
     def fast(x, kernel):
         z, moments = blocks.conv_bn_relu(layout.to_activations(x, group_size), kernel, pool, EPS)
-        return to_images(z), moments
+        return to_images(z), *moments
 
-    out, moments = jax.jit(fast)(x, kernel)
-    expected, mean, var = reference.block(x, kernel, pool, EPS)
-    np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(moments.mean, mean, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(moments.var, var, rtol=1e-12)
-
-    weights = jax.random.normal(key, expected.shape, jnp.float64)
-    gradients = jax.jit(jax.grad(lambda x, k: (fast(x, k)[0] * weights).sum(), (0, 1)))(x, kernel)
-    plain = jax.grad(lambda x, k: (reference.block(x, k, pool, EPS)[0] * weights).sum(), (0, 1))(x, kernel)
-    for got, wanted in zip(gradients, plain, strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12 * float(jnp.abs(wanted).max()) + 1e-13)
+    size = height // 2 if pool else height
+    weights = jax.random.normal(key, (12, size, size, channels_out), jnp.float64)
+    plain = lambda x, kernel: reference.block(x, kernel, pool, EPS)  # noqa: E731
+    agree(outcome(fast, weights)(x, kernel), outcome(plain, weights)(x, kernel))
 
 
 @pytest.mark.parametrize("group_size", [12, 3])
@@ -68,28 +76,53 @@ def test_the_first_block_equals_the_plain_operations(float64, group_size):
     def fast(kernel):
         patches = layout.input_patches(layout.to_activations(x, group_size))
         z, moments = blocks.first_conv_bn_relu(patches, kernel, EPS)
-        return to_images(z), moments
+        return to_images(z), *moments
 
-    out, moments = jax.jit(fast)(kernel)
-    expected, mean, var = reference.block(x, kernel, False, EPS)
-    np.testing.assert_allclose(out, expected, rtol=1e-11, atol=1e-12)
-    np.testing.assert_allclose(moments.mean, mean, rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(moments.var, var, rtol=1e-12)
-    got = jax.jit(jax.grad(lambda k: (fast(k)[0] * weights).sum()))(kernel)
-    wanted = jax.grad(lambda k: (reference.block(x, k, False, EPS)[0] * weights).sum())(kernel)
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12 * float(jnp.abs(wanted).max()))
+    agree(outcome(fast, weights)(kernel), outcome(lambda k: reference.block(x, k, False, EPS), weights)(kernel))
+
+
+@pytest.mark.parametrize(("kind", "group_size"), [("first", 4), ("plain", 4), ("pooled", 4), ("pooled", 12)])
+def test_scale_and_bias_of_either_sign_equal_the_plain_operations(float64, kind, group_size):
+    """For a stack of networks; a negative scale makes the smallest number of a window the largest."""
+    x, _, key = example(4, 2, 4)
+    kernels = jax.random.normal(key, (2, 3, 3, 2, 4), jnp.float64)
+    affine = Affine(jnp.array([1.5, -0.7, 0.2, -2.0]), jnp.array([0.3, 0.4, -0.1, 0.0]))
+    size = 2 if kind == "pooled" else 4
+    weights = jax.random.normal(jax.random.key(9), (12, size, size, 4), jnp.float64)
+
+    def fast(kernel, affine):
+        laid_out = layout.to_activations(x, group_size)
+        if kind == "first":
+            z, moments = blocks.first_conv_bn_relu(layout.input_patches(laid_out), kernel, EPS, affine)
+        else:
+            z, moments = blocks.conv_bn_relu(laid_out, kernel, kind == "pooled", EPS, affine)
+        return to_images(z), *moments
+
+    def plain(kernel, affine):
+        y = reference.convolve(x, kernel)
+        mean, var = y.mean((0, 1, 2)), y.var((0, 1, 2))
+        z = jax.nn.relu(affine.scale * reference.normalise(y, mean, var, EPS) + affine.bias)
+        return (reference.pool(z) if kind == "pooled" else z), mean, var
+
+    got = jax.vmap(outcome(fast, weights), (0, None))(kernels, affine)
+    wanted = [outcome(plain, weights)(kernel, affine) for kernel in kernels]
+    agree(got, jax.tree.map(lambda *leaves: jnp.stack(leaves), *wanted))
 
 
 @pytest.mark.parametrize("pool", [True, False])
 @pytest.mark.parametrize("first", [True, False])
-def test_inference_uses_the_given_statistics(float64, pool, first):
+@pytest.mark.parametrize("trainable", [True, False])
+def test_inference_uses_the_given_statistics(float64, pool, first, trainable):
     x, kernel, key = example(4, 2, 3)
     mean, var = jax.random.normal(key, (3,)), jnp.array([0.5, 1.0, 2.0])
+    affine = Affine(jnp.array([1.0, -2.0, 0.5]), jnp.array([0.5, 1.0, -1.0])) if trainable else None
     given = layout.to_activations(x, 4)
     given = layout.input_patches(given) if first else given
-    z = jax.nn.relu(reference.normalise(reference.convolve(x, kernel), mean, var, EPS))
+    z = reference.normalise(reference.convolve(x, kernel), mean, var, EPS)
+    z = jax.nn.relu(z if affine is None else affine.scale * z + affine.bias)
     expected = reference.pool(z) if pool else z
-    got = to_images(blocks.conv_bn_relu_inference(given, kernel, BatchMoments(mean, var), pool, EPS))
+    statistics = BatchMoments(mean, var)
+    got = to_images(jax.jit(lambda x: blocks.conv_bn_relu_inference(x, kernel, statistics, pool, EPS, affine))(given))
     np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -101,11 +134,31 @@ def test_a_stack_of_kernels_equals_one_by_one(float64, group_size):
     def loss(kernel):
         return (blocks.conv_bn_relu(layout.to_activations(x, group_size), kernel, True, EPS)[0] ** 3).sum()
 
-    one_by_one = jnp.stack([jax.grad(loss)(kernel) for kernel in kernels])
+    gradient = jax.jit(jax.grad(loss))
+    one_by_one = jnp.stack([gradient(kernel) for kernel in kernels])
     stacked = jax.jit(jax.vmap(jax.grad(loss)))(kernels)
     looped = jax.jit(lambda k: jax.lax.map(jax.grad(loss), k))(kernels)
     np.testing.assert_allclose(stacked, one_by_one, rtol=1e-11, atol=1e-12)
     np.testing.assert_allclose(looped, one_by_one, rtol=1e-11, atol=1e-12)
+
+
+def test_ties_go_to_the_first_maximum(float64):
+    """Columns of equal pixels: the gradient of a 1x1 kernel sees where it went."""
+    x = jnp.repeat(jax.random.normal(jax.random.key(0), (4, 2, 1, 1), jnp.float64), 2, axis=2)
+    x = x + jnp.zeros((4, 2, 2, 1))
+    kernel = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
+
+    def out(x):
+        return to_images(blocks.conv_bn_relu(layout.to_activations(x), kernel, True, EPS)[0])
+
+    def first_of_window(x):
+        """The same, with the pool written as a choice of the first maximum."""
+        z = reference.block(x, kernel, False, EPS)[0].reshape(4, 4, 1)
+        return jnp.take_along_axis(z, z.argmax(1, keepdims=True), 1)[:, :, None]
+
+    weights = jnp.arange(1.0, 5).reshape(4, 1, 1, 1)
+    got, wanted = (jax.jit(jax.grad(lambda x, f=f: (f(x) * weights).sum()))(x) for f in (out, first_of_window))
+    np.testing.assert_allclose(got, wanted, atol=1e-12)
 
 
 def test_patches_and_their_transpose_are_adjoint(float64):

@@ -24,6 +24,7 @@ from periodic_jax.models.layout import (
     lane_sums,
     materialise,
     per_channel,
+    refined_mean,
     scan_groups,
 )
 from periodic_jax.models.operations import Affine, BatchMoments, max_pool, normalise, route_to_max, window_max
@@ -71,7 +72,7 @@ def _conv_bn_relu_forward(x: Array, kernel: Array, affine: Affine | None, pool: 
         columns = im2col(xg)
         y = (w @ columns).reshape(-1, height, width, lanes)
         # Chan et al.: squares about the group's own mean lose no digits, and combine exactly over the groups.
-        mean = lane_sums(y) / (height * width * lanes)
+        mean = refined_mean(y)
         spread = lane_sums((y - per_channel(mean)) ** 2)
         kept = (columns,) if groups == 1 else ()
         return None, (y, mean, spread, window_max(y) if pool else y, *kept)
@@ -120,45 +121,55 @@ def _conv_bn_relu_backward(
 _conv_bn_relu.defvjp(_conv_bn_relu_forward, _conv_bn_relu_backward)
 
 
-@jax.custom_vjp
-def _affine_relu(columns: Array, matrix: Array, bias: Array) -> Any:
-    return _affine_relu_forward(columns, matrix, bias)[0]
-
-
-def _affine_relu_forward(columns: Array, matrix: Array, bias: Array) -> tuple[Array, Any]:
-    _, z = scan_groups(lambda _, c: (None, jnp.maximum(matrix @ c + bias[:, None], 0)), None, columns)
-    return z, (columns, z)
-
-
-def _affine_relu_backward(residuals: Any, gradient: Array) -> tuple[None, Array, Array]:
-    columns, z = residuals
-    ones = jnp.ones((columns.shape[-1],), columns.dtype)
-
-    def add(total: tuple[Array, Array], group: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
-        c, zg, gg = group
-        masked = jnp.where(zg > 0, gg, 0)
-        return (total[0] + c @ masked.T, total[1] + masked @ ones), None
-
-    zero = (jnp.zeros((columns.shape[1], z.shape[1]), z.dtype), jnp.zeros(z.shape[1], z.dtype))
-    (d_matrix, d_bias), _ = scan_groups(add, zero, (columns, z, gradient))
-    return None, d_matrix.T, d_bias
-
-
-_affine_relu.defvjp(_affine_relu_forward, _affine_relu_backward)
-
-
 def first_conv_bn_relu(
     patches: InputPatches, kernel: Kernel, eps: float, affine: Affine | None = None
 ) -> tuple[Activations, BatchMoments]:
     """`conv_bn_relu` without pooling, of images given as shared `InputPatches`; images get no gradient."""
+    return _first_block(patches, kernel, affine, eps)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _first_block(patches: InputPatches, kernel: Kernel, affine: Affine | None, eps: float) -> Any:
+    return _first_block_forward(patches, kernel, affine, eps)[0]
+
+
+def _first_block_forward(patches: InputPatches, kernel: Kernel, affine: Affine | None, eps: float) -> tuple[Any, Any]:
     groups, patch, height, width, lanes = patches.columns.shape
     w = as_matrix(kernel)
-    mean = w @ patches.mean
-    var = jnp.sum((w @ patches.covariance) * w, axis=1)
-    gain, shift = _gain_and_shift(mean, var, eps, affine)
-    columns = patches.columns.reshape(groups, patch, -1)
-    z = _affine_relu(columns, w * gain[:, None], shift)
-    return z.reshape(groups, -1, height, width, lanes), BatchMoments(mean, var)
+
+    def one_group(spread: Array, columns: Array) -> tuple[Array, Array]:
+        y = (w @ columns.reshape(patch, -1)).reshape(-1, height, width, lanes)  # of mean zero, as the patches
+        return spread + lane_sums(y**2), y
+
+    # w cov(c) w^T would do for the variance, but smooth images leave it few digits in float32.
+    spread, y = scan_groups(one_group, jnp.zeros(w.shape[0], w.dtype), patches.columns)
+    var = spread / (groups * height * width * lanes)
+    inv = lax.rsqrt(var + eps)
+    z = jnp.maximum(normalise(y, jnp.zeros_like(var), inv, affine), 0)
+    return (z, BatchMoments(w @ patches.mean, var)), (patches, kernel, affine, z, inv)
+
+
+def _first_block_backward(eps: float, residuals: Any, cotangents: Any) -> tuple[None, Array, Affine | None]:
+    del eps
+    patches, kernel, affine, z, inv = residuals
+    patch = patches.columns.shape[1]
+    w = as_matrix(kernel)
+    g = jnp.where(z > 0, cotangents[0], 0)
+
+    def add(total: Array, group: tuple[Array, Array]) -> tuple[Array, None]:
+        columns, gg = group
+        return total + columns.reshape(patch, -1) @ gg.reshape(gg.shape[0], -1).T, None
+
+    # Σ g c and with it Σ g y = w Σ g c; the variance's own derivative is 2 w cov(c).
+    along, _ = scan_groups(add, jnp.zeros_like(w.T), (patches.columns, g))
+    sum_gn = (w * along.T).sum(1) * inv
+    gain = inv if affine is None else inv * affine.scale
+    dw = gain[:, None] * (along.T - (sum_gn * inv)[:, None] * (w @ patches.covariance))
+    d_affine = None if affine is None else Affine(sum_gn, channel_sums(g))
+    return None, dw.T.reshape(kernel.shape), d_affine
+
+
+_first_block.defvjp(_first_block_forward, _first_block_backward)
 
 
 def conv_bn_relu_inference(
@@ -170,13 +181,15 @@ def conv_bn_relu_inference(
     affine: Affine | None = None,
 ) -> Activations:
     """The block with given statistics instead of those of the batch, as at test time."""
+    mean, var = statistics
     if isinstance(x, InputPatches):
         columns = x.columns.reshape(*x.columns.shape[:2], -1)
+        mean = mean - as_matrix(kernel) @ x.mean  # patches are centred
         groups, height, width, lanes = (x.columns.shape[i] for i in (0, 2, 3, 4))
     else:
         groups, _, height, width, lanes = x.shape
         columns = jax.vmap(im2col)(x)
-    gain, shift = _gain_and_shift(*statistics, eps, affine)
+    gain, shift = _gain_and_shift(mean, var, eps, affine)
     z = jnp.maximum((as_matrix(kernel) * gain[:, None]) @ columns + shift[:, None], 0)
     z = z.reshape(groups, -1, height, width, lanes)
     return max_pool(z) if pool else z

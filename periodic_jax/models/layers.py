@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from periodic_jax.models import blocks, operations
-from periodic_jax.models.layout import Activations, InputPatches
+from periodic_jax.models.layout import Activations, InputPatches, as_matrix, per_channel
 from periodic_jax.models.operations import Affine, BatchMoments
 
 BN_MOMENTUM = (
@@ -116,8 +116,9 @@ class Conv(nn.Module):
         channels = x.columns.shape[1] // 9 if first else x.shape[1]
         shape = (self.size, self.size, channels, self.features)
         kernel = self.param("kernel", uniform_fan_in(self.size**2 * channels), shape, self.param_dtype)
-        if first:  # patches are channels to a 1x1 convolution
-            return operations.conv(x.columns, kernel.reshape(1, 1, -1, self.features))
+        if first:  # centred patches are channels to a 1x1 convolution
+            flat = kernel.reshape(1, 1, -1, self.features)
+            return operations.conv(x.columns, flat) + per_channel(as_matrix(flat) @ x.mean)
         return operations.conv(x, kernel, self.stride)
 
 

@@ -26,7 +26,8 @@ class InputPatches(NamedTuple):
     batch.
     """
 
-    columns: Float[Array, "groups patch height width lanes"]  # patch = 9 * channels, ordered (row, column, channel)
+    # The patches less their mean; patch = 9 * channels, ordered (row, column, channel).
+    columns: Float[Array, "groups patch height width lanes"]
     mean: Float[Array, "patch"]
     covariance: Float[Array, "patch patch"]
 
@@ -51,25 +52,27 @@ def to_activations(images: Float[Array, "batch height width channels"], group_si
 
 
 def input_patches(x: Activations) -> InputPatches:
-    """Patches of the images and their mean and covariance, from which the first layer's batch statistics follow.
+    """Patches of the images, centred, with their mean and covariance, from which the first layer's statistics follow.
 
     With patches c: mean(w c) = w mean(c) and var(w c) = w cov(c) w^T, so no pass over the first layer's output is
-        needed.
+    needed; and w (c - mean(c)) is normalised without subtracting nearly equal numbers again.
     """
     groups, channels, height, width, lanes = x.shape
     count = groups * height * width * lanes
     _, columns = scan_groups(lambda carry, xg: (carry, im2col(xg)), None, x)
-    ones = jnp.ones(
-        (columns.shape[-1],), x.dtype
-    )  # sums as matrix products: exact where XLA's float32 reductions were not
-    mean = (columns @ ones).sum(0) / count
+    ones = jnp.ones((columns.shape[-1],), x.dtype)  # sums as products: XLA's own float32 reductions are slower
+    rough = (columns @ ones).sum(0) / count
+    # The sum of what is left is small, and so are its rounding errors: see `refined_mean`.
+    mean = rough + ((columns - rough[:, None]) @ ones).sum(0) / count
+    columns = columns - mean[:, None]
 
-    def add(total: Array, group: Array) -> tuple[Array, None]:
-        centred = group - mean[:, None]
-        return total + centred @ centred.T, None
+    def add(total: Array, c: Array) -> tuple[Array, None]:
+        # Row by row: the rounding errors of many short sums cancel, those of a long one add up.
+        rows = c.reshape(c.shape[0], height, width * lanes)
+        return total + jnp.einsum("phk,qhk->hpq", rows, rows).sum(0), None
 
-    covariance = scan_groups(add, jnp.zeros((9 * channels, 9 * channels), x.dtype), columns)[0] / count
-    return InputPatches(columns.reshape(groups, -1, height, width, lanes), mean, covariance)
+    outer, _ = scan_groups(add, jnp.zeros((9 * channels,) * 2, x.dtype), columns)
+    return InputPatches(columns.reshape(groups, -1, height, width, lanes), mean, outer / count)
 
 
 def materialise(function: Callable[..., Any], *args: Any) -> Any:
@@ -106,7 +109,7 @@ def _shifts(x: Array, axis: int, stride: int) -> Array:
     length = x.shape[axis]
     places = -(-length // stride)
     edge = jnp.zeros((*x.shape[:axis], 1, *x.shape[axis + 1 :]), x.dtype)
-    take = lambda start, stop: lax.slice_in_dim(x, start, stop, stride, axis)  # noqa: E731
+    take = lambda start, stop: lax.slice_in_dim(x, start, max(start, stop), stride, axis)  # noqa: E731
     before = jnp.concatenate([edge, take(stride - 1, length - 1)], axis)
     after = take(1, length)
     if after.shape[axis] < places:
@@ -165,6 +168,18 @@ def lane_sums(x: Float[Array, "channels height width lanes"]) -> Float[Array, "c
 def channel_sums(x: Activations) -> Float[Array, "channels"]:
     """Sum over all but the channels, group by group."""
     return jax.vmap(lane_sums)(x).sum(0)
+
+
+def refined_mean(x: Float[Array, "channels height width lanes"]) -> Float[Array, "channels"]:
+    """Mean of each channel, corrected by the mean of what it leaves.
+
+    Partial sums of a long float32 sum grow with the mean and lose its last digits; those of the rest do not. ReLU and
+    max-pooling are discontinuous in the gradient, so a normalisation whose mean is off by 1e-6 deviations takes other
+    branches, and training takes another path within a few steps.
+    """
+    count = x.size // x.shape[0]
+    rough = lane_sums(x) / count
+    return rough + lane_sums(x - per_channel(rough)) / count
 
 
 def per_channel(v: Float[Array, "channels"]) -> Float[Array, "channels 1 1 1"]:

@@ -19,6 +19,7 @@ from periodic_jax.models.layout import (
     col2im,
     im2col,
     per_channel,
+    refined_mean,
     scan_groups,
 )
 
@@ -108,7 +109,7 @@ def _batch_norm(x: Array, affine: Affine | None, eps: float) -> Any:
 
 def _batch_norm_forward(x: Array, affine: Affine | None, eps: float) -> tuple[Any, Any]:
     count = x.size // x.shape[1]
-    mean = channel_sums(x) / count
+    mean = jax.vmap(refined_mean)(x).mean(0)
     var = channel_sums((x - per_channel(mean)) ** 2) / count
     inv = lax.rsqrt(var + eps)
     return (normalise(x, mean, inv, affine), BatchMoments(mean, var)), (x, affine, mean, inv)
