@@ -60,11 +60,11 @@ def input_patches(x: Activations) -> InputPatches:
     groups, channels, height, width, lanes = x.shape
     count = groups * height * width * lanes
     _, columns = scan_groups(lambda carry, xg: (carry, im2col(xg)), None, x)
-    ones = jnp.ones((columns.shape[-1],), x.dtype)  # sums as products: XLA's own float32 reductions are slower
-    rough = (columns @ ones).sum(0) / count
-    # The sum of what is left is small, and so are its rounding errors: see `refined_mean`.
-    mean = rough + ((columns - rough[:, None]) @ ones).sum(0) / count
-    columns = columns - mean[:, None]
+    columns = columns.reshape(groups, -1, height, width, lanes)
+    mean = jnp.zeros((9 * channels,), x.dtype)
+    for _ in range(3):  # the sum of what is left is small, and so are its rounding errors: see `refined_mean`
+        rest = channel_sums(columns) / count
+        mean, columns = mean + rest, columns - per_channel(rest)
 
     def add(total: Array, c: Array) -> tuple[Array, None]:
         # Row by row: the rounding errors of many short sums cancel, those of a long one add up.
@@ -72,7 +72,7 @@ def input_patches(x: Activations) -> InputPatches:
         return total + jnp.einsum("phk,qhk->hpq", rows, rows).sum(0), None
 
     outer, _ = scan_groups(add, jnp.zeros((9 * channels,) * 2, x.dtype), columns)
-    return InputPatches(columns.reshape(groups, -1, height, width, lanes), mean, outer / count)
+    return InputPatches(columns, mean, outer / count)
 
 
 def materialise(function: Callable[..., Any], *args: Any) -> Any:
