@@ -74,7 +74,9 @@ def test_networks_equal_their_pytorch_counterparts(float64, name, depth, batch, 
         return reference.cross_entropy(logits, labels), running
 
     (value, mutated), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
-    (wanted, running), plain_gradient = jax.jit(jax.value_and_grad(plain_loss, has_aux=True))(state)
+    quick = {"xla_backend_optimization_level": 0}  # to compile: the plain networks run once
+    compiled = jax.jit(jax.value_and_grad(plain_loss, has_aux=True), compiler_options=quick)
+    (wanted, running), plain_gradient = compiled(state)
     np.testing.assert_allclose(value, wanted, rtol=1e-11)
     got = models.to_torch(model, {"params": gradient, **mutated})
     overall = max(float(jnp.abs(g).max()) for g in plain_gradient.values())
@@ -85,7 +87,8 @@ def test_networks_equal_their_pytorch_counterparts(float64, name, depth, batch, 
             np.testing.assert_allclose(got[key], array, rtol=1e-9, atol=1e-11 * overall, err_msg=key)
 
     at_test_time = jax.jit(lambda v: model.apply(v, images, train=False))(variables)
-    np.testing.assert_allclose(at_test_time, jax.jit(lambda s: plain(s, nchw, False)[0])(state), rtol=1e-10)
+    wanted = jax.jit(lambda s: plain(s, nchw, False)[0], compiler_options=quick)(state)
+    np.testing.assert_allclose(at_test_time, wanted, rtol=1e-10)
 
 
 def test_prepared_images_give_the_same_logits(float64):

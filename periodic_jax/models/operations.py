@@ -38,7 +38,6 @@ class BatchMoments(NamedTuple):
     var: Float[Array, "channels"]  # biased batch variance
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv(x: Activations, kernel: Kernel, stride: int = 1) -> Activations:
     """3x3 convolution with zero padding 1, or 1x1 convolution without padding.
 
@@ -56,6 +55,11 @@ def conv(x: Activations, kernel: Kernel, stride: int = 1) -> Activations:
         >>> conv(jnp.ones((1, 2, 4, 4, 3)), jnp.ones((1, 1, 2, 5)), 2).shape
         (1, 5, 2, 2, 3)
     """
+    return _conv(x, kernel, stride)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x: Array, kernel: Array, stride: int) -> Any:
     return _conv_forward(x, kernel, stride)[0]
 
 
@@ -83,7 +87,7 @@ def _conv_backward(stride: int, residuals: Any, gradient: Array) -> tuple[Array,
     return dx, dw.reshape(kernel.shape)
 
 
-conv.defvjp(_conv_forward, _conv_backward)
+_conv.defvjp(_conv_forward, _conv_backward)
 
 
 def batch_norm(x: Activations, affine: Affine | None, eps: float) -> tuple[Activations, BatchMoments]:
