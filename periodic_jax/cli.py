@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # All options are words to tyro, so that one place, `to_config`, turns them into numbers and says what is accepted.
 Numbers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NUMBER ...")]
+OptionalNumbers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NUMBER ...", help_behavior_hint="(optional)")]
 Whole = Annotated[str, tyro.conf.arg(metavar="COUNT")]
 OptionalWhole = Annotated[str, tyro.conf.arg(metavar="COUNT", help_behavior_hint="(optional)")]
 Number = Annotated[str, tyro.conf.arg(metavar="NUMBER")]
@@ -40,8 +41,10 @@ class Sweep:
 
     lr: Numbers = ("0.1",)
     """Learning rates, above 0."""
-    weight_decay: Numbers = ("1e-3",)
-    """Weight decays (coupled, L2), above 0, with lr x decay below 1; the word none for training without."""
+    weight_decay: OptionalNumbers = ("default",)
+    """Weight decays (coupled, L2), above 0, with lr x decay below 1; the word none for training without. 1e-3 if not
+    given,
+    none where every --elr is above 0."""
     momentum: Numbers = ("0",)
     """Momenta, from 0 to below 1."""
     noninvariant_lr: Numbers = ("0",)
@@ -199,12 +202,16 @@ def to_config(options: Sweep) -> "RunConfig":
     """
     from periodic_jax.run import RUN_AXES, RunConfig
 
-    axes: dict[str, Any] = {name: parse_axis(name, getattr(options, name)) for name in RUN_AXES}
+    axes: dict[str, Any] = {
+        name: parse_axis(name, getattr(options, name)) for name in RUN_AXES if name != "weight_decay"
+    }
+    # Training at a fixed effective learning rate is studied without decay unless one is asked for.
+    usual = ("none",) if min(axes["elr"]) > 0 else ("1e-3",)
+    given = options.weight_decay
+    axes["weight_decay"] = parse_axis("weight_decay", usual if given == Sweep.weight_decay else given)
     axes["seed"] = tuple(int(seed) for seed in axes["seed"])
     counts = ("width", "depth", "batch_size", "steps", "epochs", "eval_every")
     whole: dict[str, Any] = {name: _whole(name, getattr(options, name)) for name in counts}
-    if axes["elr"] != (0.0,) and options.weight_decay == Sweep.weight_decay:
-        axes["weight_decay"] = (0.0,)  # fixed-ELR training is studied without decay unless one is asked for
     return RunConfig(
         out=options.out or _free("sweep"),
         **axes,

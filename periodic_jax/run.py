@@ -269,4 +269,7 @@ def _git_commit() -> str | None:
 
 def _plain(config: RunConfig) -> dict[str, Any]:
     """The configuration as JSON can hold it."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
+    grid = config.grid()
+    axes = {name: list(dict.fromkeys(grid.coords[name].tolist())) for name in RUN_AXES}
+    rest = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items() if k not in axes}
+    return {**rest, **axes}

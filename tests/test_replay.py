@@ -1,0 +1,114 @@
+"""Trajectories recorded from the PyTorch reference in float64, replayed through the train step that sweeps use.
+
+``golden/`` holds them with the images they were made on: a JPEG copy of CIFAR-10.
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from periodic_jax import ConfigError, cli, replay
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz") if path.stem != "images")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return replay.load_recording(GOLDEN / "images.npz")
+
+
+def table(name, images, **options):
+    recording = replay.load_recording(GOLDEN / f"{name}.npz")
+    result = replay.replay(recording, images, **options)
+    names = {key for key in recording if key.startswith(("step/", "final/", "eval_"))}
+    assert {*result} >= names
+    assert all(result[key].shape == recording[key].shape for key in names)
+    return replay.compare(result, recording)
+
+
+def check(differences):
+    """1e-9 over the first ten steps, 1e-6 over all, 1e-5 at the end."""
+    for name in ("loss", "rho", "grad_norm_si", "grad_norm_all"):
+        first, whole = differences[f"step/{name}"]
+        assert first < 1e-9, name
+        assert whole < 1e-6, name
+    assert differences["step/accuracy"][1] < 1e-12
+    assert differences["final"][0] < 1e-5
+    assert differences["eval_logits"][0] < 1e-5
+
+
+def test_there_are_twelve():
+    assert len(NAMES) == 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_reference_walks_the_same_path(float64, images, name):
+    check(table(name, images))
+
+
+@pytest.mark.parametrize("layout", ["vmap", "unroll", "map:2"])
+def test_stacked_copies_walk_it_too(float64, images, layout):
+    check(table("convnet_si", images, copies=3, layout=layout))
+
+
+@pytest.mark.parametrize("name", ["convnet_si_full_batch", "convnet_si_fixed_elr", "resnet18_si"])
+def test_other_paths_under_vmap(float64, images, name):
+    check(table(name, images, copies=2, layout="vmap"))
+
+
+@pytest.mark.parametrize("name", ["convnet_si", "convnet_standard"])
+def test_float32_starts_on_the_same_path(images, name):
+    """Later steps may take other branches of ReLU and max-pooling, where rounding breaks near ties."""
+    with jax.default_matmul_precision("highest"):
+        recording = replay.load_recording(GOLDEN / f"{name}.npz")
+        result = replay.replay(recording, images)
+    np.testing.assert_allclose(result["step/loss"][:2], recording["step/loss"][:2], rtol=1e-3)
+    np.testing.assert_allclose(result["step/rho"][:2], recording["step/rho"][:2], rtol=1e-4)
+    np.testing.assert_allclose(result["step/grad_norm_all"][:1], recording["step/grad_norm_all"][:1], rtol=1e-3)
+
+
+def test_the_command_writes_what_it_replayed(tmp_path, capsys):
+    out = tmp_path / "out.npz"
+    cli.main(["replay", str(GOLDEN / "convnet_si.npz"), "--images", str(GOLDEN / "images.npz"), "--out", str(out)])
+    recording, result = replay.load_recording(GOLDEN / "convnet_si.npz"), replay.load_recording(out)
+    assert set(result) == {key for key in recording if key.startswith(("step/", "final/", "eval_"))}
+    check(replay.compare(result, recording))
+    said = capsys.readouterr().out
+    assert "first 10 steps" in said
+    assert "eval_logits" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["missing.npz"], "file: missing.npz"),
+        (["convnet_si.npz", "--copies", "0"], "--copies: 0"),
+        (["convnet_si.npz", "--precision", "bf16"], "--precision: bf16"),
+        (["convnet_si.npz", "--layout", "scan"], "--layout: scan"),
+        (["images.npz"], "recording: config"),
+    ],
+)
+def test_what_cannot_be_replayed_is_refused(tmp_path, monkeypatch, capsys, arguments, named):
+    monkeypatch.chdir(GOLDEN)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["replay", *arguments, "--images", "images.npz", "--out", str(tmp_path / "out.npz")])
+    assert stop.value.code == 2
+    assert f"periodic-jax: {named}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pickles_are_not_read(tmp_path):
+    np.savez(tmp_path / "evil.npz", config=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ConfigError, match="an npz file of plain arrays"):
+        replay.load_recording(tmp_path / "evil.npz")
+
+
+@pytest.mark.parametrize("change", ["init/conv_layers.0.weight", "order", "config"])
+def test_a_recording_that_lacks_something_names_it(images, change):
+    recording = replay.load_recording(GOLDEN / "convnet_si.npz")
+    del recording[change]
+    with pytest.raises(ConfigError, match=change.removeprefix("init/")):
+        replay.replay(recording, images)
