@@ -79,7 +79,7 @@ def scheduled(hparams: HParams, step: Int[Array, ""], name: str) -> HParams:
 
     Example:
         >>> hparams = HParams(lr=0.5, schedule_end=100)
-        >>> float(scheduled(hparams, 50, "cosine").lr)
+        >>> round(float(scheduled(hparams, 50, "cosine").lr), 6)
         0.25
     """
     if name == "constant":
@@ -95,4 +95,4 @@ def scheduled(hparams: HParams, step: Int[Array, ""], name: str) -> HParams:
 
 
 def _dtype(hparams: HParams) -> Any:
-    return jnp.result_type(hparams.lr, jnp.float32)
+    return jnp.result_type(hparams.lr, float)

@@ -100,7 +100,10 @@ def test_prepared_images_give_the_same_logits(float64):
 def test_initialisation_follows_pytorch():
     """Weights and biases are U(-b, b) with b = 1/√fan_in; the head's weight is rescaled to init_scale."""
     model = models.build("ConvNetSI", width=16)
-    initial = lambda model: model.init(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), train=True)["params"]  # noqa: E731
+
+    def initial(model):
+        return jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), train=True))()["params"]
+
     params = jax.jit(initial, static_argnums=0)(model)
     for i, fan_in in enumerate((27, 144, 288, 576)):
         kernel = np.asarray(params[f"conv{i}"]["kernel"])
@@ -207,7 +210,7 @@ class Twins(nn.Module):
 
 def test_labels_of_a_users_network_are_checked():
     model, images = Twins(), jax.random.normal(jax.random.key(1), (5, 2, 2, 1))
-    variables = model.init(jax.random.key(0), images, train=True)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), images, train=True))()
     both = {"one": "scale_invariant", "two": "scale_invariant", "head": "other"}
     right = {"head/bias": "not", "head/kernel": "not", "one/kernel": "jointly", "two/kernel": "jointly"}
     assert models.verify_labels(model, variables, images, both) == right

@@ -153,3 +153,25 @@ def test_a_network_without_scale_invariant_weights_still_trains(params):
         assert seen.layer_weight_norm.shape == (0,)
         total = np.sqrt(sum(np.vdot(g, g) for g in grads.values()))
         np.testing.assert_allclose(seen.noninvariant_grad_norm, total, rtol=1e-13)
+
+
+@pytest.mark.parametrize("radius", [-1.0, 0.7])
+def test_each_filter_stays_on_its_own_sphere(params, radius):
+    hparams = HParams(lr=0.1, weight_decay=0.01, momentum=0.5, fixed_norm=radius)
+    tx = sphere_sgd(hparams, LABELS, per_filter=True)
+    state, moved = tx.init(params), params
+    for t in range(4):
+        updates, state = jax.jit(tx.update)(gradients(t, moved), state, moved)
+        moved = optax.apply_updates(moved, updates)
+    for name in "ab":
+        norms = np.sqrt((np.asarray(moved[name]) ** 2).reshape(-1, params[name].shape[-1]).sum(0))
+        initial = np.sqrt((np.asarray(params[name]) ** 2).reshape(-1, params[name].shape[-1]).sum(0))
+        np.testing.assert_allclose(norms, initial if radius < 0 else radius, rtol=1e-13)
+        assert not np.array_equal(moved[name], params[name])
+
+
+def test_a_frozen_weight_stays_whatever_its_gradient(params):
+    tx = sphere_sgd(HParams(lr=0.1), LABELS)
+    broken = {**gradients(0, params), "head": jnp.full((2, 3), jnp.inf)}
+    updates, _ = tx.update(broken, tx.init(params), params)
+    assert np.array_equal(updates["head"], np.zeros((2, 3)))

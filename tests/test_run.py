@@ -130,3 +130,23 @@ def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path, change,
     assert str(caught.value).startswith(named)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_schedules_full_batches_and_fixed_norms_reach_the_training(tmp_path):
+    """A cosine ends at a rate of zero; the norm of each step is the one asked for; one step of a full batch is an
+    epoch."""
+    config = RunConfig(
+        out=tmp_path / "run", lr=(0.2,), weight_decay=(0.0,), fixed_norm=(2.0, 3.0), schedule="cosine",
+        schedule_end=(4.0, 0.0), full_batch=True, loss="squared", epochs=8, batch_size=750, width=2, depth=1, precision="float64",
+    )  # fmt: skip
+    dataset = open_run(run_sweep(config))
+    assert dict(dataset.sizes) == {"fixed_norm": 2, "schedule_end": 2, "step": 8, "eval_step": 9}
+    np.testing.assert_allclose(
+        dataset.weight_norm[:, :, 1:], dataset.fixed_norm.broadcast_like(dataset.weight_norm)[:, :, 1:]
+    )
+    rate = dataset.effective_lr * dataset.weight_norm**2
+    ends = dataset.schedule_end
+    assert ends.values.tolist() == [4.0, 8.0]
+    expected = 0.1 * (1 + np.cos(np.pi * np.minimum(dataset.step / ends, 1)))
+    np.testing.assert_allclose(rate.transpose(..., "step"), expected.broadcast_like(rate), rtol=1e-12, atol=1e-15)
+    assert (dataset.angular_step.sel(schedule_end=4.0)[:, 4:] < 1e-12).all()

@@ -6,12 +6,13 @@ import pytest
 import reference
 
 from periodic_jax import Batch, HParams, SweepGrid, create_train_state, eval_step, models, train_step
+from periodic_jax.train import LOSSES, full_batch_step
 
 HPARAMS = HParams(lr=0.3, weight_decay=0.01, noninvariant_lr=0.05)
 
 
-def example(dtype=jnp.float64, width=3, eps=1e-5):
-    model = models.ConvNet(width=width, num_classes=4, eps=eps, param_dtype=dtype)
+def example(dtype=jnp.float64, width=3, depth=1):
+    model = models.ConvNet(width=width, depth=depth, num_classes=4, param_dtype=dtype)
     keys = jax.random.split(jax.random.key(5), 6)
     batches = [Batch(jax.random.normal(k, (10, 8, 8, 2), dtype), jnp.arange(10) % 4) for k in keys]
     return model, create_train_state(model, model.labels(), jax.random.key(0), batches[0].images), batches
@@ -155,3 +156,28 @@ def test_a_module_without_running_statistics_trains():
     assert np.isfinite(metrics["loss"])
     assert int(after.diverged_at) == -1
     assert not np.array_equal(after.params["head"]["kernel"], state.params["head"]["kernel"])
+
+
+def test_the_squared_loss_is_the_distance_to_the_label():
+    scores = jax.random.normal(jax.random.key(0), (6, 5))
+    labels = jnp.arange(6) % 5
+    expected = ((scores - jax.nn.one_hot(labels, 5)) ** 2).sum(1) / 5
+    np.testing.assert_allclose(LOSSES["squared"](scores, labels), expected, rtol=1e-5)
+
+
+def test_a_full_batch_step_averages_the_gradients_of_its_mini_batches(float64):
+    model, state, batches = example()
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+    after, metrics = jax.jit(full_batch_step)(state, HPARAMS, stacked)
+
+    def mean_loss(params):
+        losses = [
+            reference.cross_entropy(reference.logits(params, b.images, model.stages(), 1e-5), b.labels) for b in batches
+        ]
+        return sum(losses) / len(losses)
+
+    loss, grads = jax.jit(jax.value_and_grad(mean_loss))(state.params)
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-10)
+    kernel = state.params["conv1"]["kernel"]
+    expected = kernel - 0.3 * (grads["conv1"]["kernel"] + 0.01 * kernel)
+    np.testing.assert_allclose(after.params["conv1"]["kernel"], expected, rtol=1e-9, atol=1e-12)

@@ -36,8 +36,10 @@ class ConvNet(nn.Module):
         param_dtype: of the parameters.
 
     Example:
+        >>> import jax
         >>> model = ConvNet(width=4)
-        >>> variables = model.init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), train=True)
+        >>> initialise = jax.jit(model.init, static_argnames="train")
+        >>> variables = initialise(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), train=True)
         >>> model.apply(variables, jnp.zeros((2, 8, 8, 1)), train=False).shape
         (2, 10)
 

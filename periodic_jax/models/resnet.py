@@ -66,7 +66,8 @@ class ResNet18(nn.Module):
 
     Example:
         >>> model = ResNet18(width=2)
-        >>> variables = model.init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), train=True)
+        >>> initialise = jax.jit(model.init, static_argnames="train")
+        >>> variables = initialise(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), train=True)
         >>> model.apply(variables, jnp.zeros((2, 8, 8, 1)), train=False).shape
         (2, 10)
 

@@ -55,7 +55,8 @@ def from_torch(model: Any, state_dict: Mapping[str, Any] | str | os.PathLike[str
     Example:
         >>> from periodic_jax import models
         >>> model = models.build("ConvNetSI", width=2)
-        >>> variables = model.init(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), train=True)
+        >>> initialise = jax.jit(model.init, static_argnames="train")
+        >>> variables = initialise(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), train=True)
         >>> back = models.from_torch(model, models.to_torch(model, variables))
         >>> bool(jnp.array_equal(back["params"]["conv0"]["kernel"], variables["params"]["conv0"]["kernel"]))
         True
@@ -101,7 +102,8 @@ def to_torch(model: Any, variables: Mapping[str, Any], num_batches_tracked: int 
     Example:
         >>> from periodic_jax import models
         >>> model = models.build("ConvNetSI", width=2, depth=1)
-        >>> state_dict = to_torch(model, model.init(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), train=True))
+        >>> initialise = jax.jit(model.init, static_argnames="train")
+        >>> state_dict = to_torch(model, initialise(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), train=True))
         >>> [name for name in state_dict if "weight" in name]
         ['conv_layers.0.weight', 'conv_layers.3.weight', 'linear_layers.2.weight']
     """
