@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from periodic_jax.cli import Sweep
+from periodic_jax.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -23,7 +23,8 @@ def test_the_two_commands_are_those_that_ci_runs():
 
 
 def test_every_option_it_names_exists():
-    known = {"--" + name.replace("_", "-") for name in Sweep.__dataclass_fields__} | {"--help"}
+    fields = [name for command in COMMANDS.values() for name in command.__dataclass_fields__]
+    known = {"--" + name.replace("_", "-") for name in fields} | {"--help"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
     assert named
     assert named <= known

@@ -137,7 +137,8 @@ def test_schedules_full_batches_and_fixed_norms_reach_the_training(tmp_path):
     epoch."""
     config = RunConfig(
         out=tmp_path / "run", lr=(0.2,), weight_decay=(0.0,), fixed_norm=(2.0, 3.0), schedule="cosine",
-        schedule_end=(4.0, 0.0), full_batch=True, loss="squared", epochs=8, batch_size=750, width=2, depth=1, precision="float64",
+        schedule_end=(4.0, 0.0), full_batch=True, loss="squared", epochs=8, batch_size=750, width=2,
+        depth=1, precision="float64",
     )  # fmt: skip
     dataset = open_run(run_sweep(config))
     assert dict(dataset.sizes) == {"fixed_norm": 2, "schedule_end": 2, "step": 8, "eval_step": 9}
