@@ -3,11 +3,9 @@
 import contextlib
 import dataclasses
 import io
-import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
@@ -15,121 +13,12 @@ import tyro
 
 from periodic_jax import runtime
 from periodic_jax.errors import ConfigError
-from periodic_jax.grid import flag_of, parse_axis
+from periodic_jax.grid import flag_of
+from periodic_jax.options import Demo, Replay, Sweep, free_folder, to_config, whole_number
 
 if TYPE_CHECKING:
     from periodic_jax.run import RunConfig
     from periodic_jax.sweep import Chunk
-
-# All options are words to tyro, so that one place, `to_config`, turns them into numbers and says what is accepted.
-Numbers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NUMBER ...")]
-OptionalNumbers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NUMBER ...", help_behavior_hint="(optional)")]
-Whole = Annotated[str, tyro.conf.arg(metavar="COUNT")]
-OptionalWhole = Annotated[str, tyro.conf.arg(metavar="COUNT", help_behavior_hint="(optional)")]
-Number = Annotated[str, tyro.conf.arg(metavar="NUMBER")]
-Word = Annotated[str, tyro.conf.arg(metavar="NAME")]
-Folder = Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(optional)")]
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Train a grid of hyperparameters side by side and record every step.
-
-    Every option with NUMBER ... is an axis of the grid and takes one or more numbers, or ranges: logspace:1e-3:1:7,
-    linspace:0:0.9:4. All combinations are trained.
-    """
-
-    lr: Numbers = ("0.1",)
-    """Learning rates, above 0."""
-    weight_decay: OptionalNumbers = ("default",)
-    """Weight decays (coupled, L2), above 0, with lr x decay below 1; the word none for training without. 1e-3 if not
-    given,
-    none where every --elr is above 0."""
-    momentum: Numbers = ("0",)
-    """Momenta, from 0 to below 1."""
-    noninvariant_lr: Numbers = ("0",)
-    """Learning rates of the weights that are not scale-invariant: 0 freezes them, negative means the same as --lr."""
-    elr: Numbers = ("0",)
-    """Fixed effective learning rates: lr = ELR x norm^2 at every step; 0: off."""
-    fixed_norm: Numbers = ("0",)
-    """Norms to project the scale-invariant weights on after each step; 0: free, negative: the initial norm."""
-    schedule_end: Numbers = ("0",)
-    """Updates after which a schedule is done; 0: the end of the run."""
-    schedule_factor: Numbers = ("10",)
-    """Divisors p of the schedules c and d."""
-    seed: Numbers = ("0",)
-    """Seeds, whole numbers from 0: each has its own initial weights and data order."""
-    dataset: Word = "digits"
-    """digits: 1,797 real 8x8 scans, embedded."""
-    model: Word = "ConvNetSI"
-    """ConvNetSI, ConvNetSIAf, ConvNet, ResNet18SI, ResNet18SIAf or ResNet18; SI: all but the head scale-invariant; Af:
-    with
-    affine batch normalisation."""
-    width: Whole = "4"
-    """Channels of the first layer."""
-    depth: Whole = "3"
-    """Convolutions after the first."""
-    init_scale: Number = "10"
-    """Norm of the head's weight at the start; not positive: PyTorch's default initialisation."""
-    batch_size: Whole = "128"
-    """Images in a mini-batch."""
-    steps: OptionalWhole = ""
-    """Updates to make: this or --epochs."""
-    epochs: OptionalWhole = ""
-    """Passes over the training set to make: this or --steps."""
-    eval_every: OptionalWhole = ""
-    """Updates between evaluations; a hundredth of the run if not given."""
-    layout: Word = "auto"
-    """How configurations are laid out: auto, vmap, unroll, map, or map:K for blocks of K."""
-    precision: Word = "float32"
-    """float32, tf32, bf16 or float64."""
-    loss: Word = "cross_entropy"
-    """cross_entropy or squared."""
-    schedule: Word = "constant"
-    """Of the learning rate: constant, cosine, c (flat for a quarter, then linear to lr/p), d (divided by p at each
-    quarter)
-    or default (flat for a half, then linear to 1 % at 90 %)."""
-    schedule_per: Word = "step"
-    """step or epoch: how often the schedule changes the rate."""
-    norm_per: Word = "total"
-    """total or filter: whether --fixed-norm holds all scale-invariant weights together or each output filter."""
-    full_batch: bool = False
-    """Full-batch gradient descent, accumulated over mini-batches: a step is an epoch."""
-    per_layer: bool = False
-    """Record the dynamics of every layer too."""
-    out: Folder = ""
-    """Run directory, which must hold no run yet; runs/sweep, runs/sweep-2 ... if not given."""
-
-
-@dataclass(frozen=True)
-class Replay:
-    """Run a recorded trajectory of the PyTorch reference through the same train step, and compare it step by step."""
-
-    recording: tyro.conf.Positional[Folder]
-    """npz file with config, order, init/... and what was recorded."""
-    images: Folder
-    """npz file with the images and labels."""
-    out: Folder
-    """npz file to write: step/..., final/... in PyTorch's names, eval_logits."""
-    precision: Word = "float64"
-    """float64 or float32."""
-    copies: Whole = "1"
-    """Stacked copies that are trained side by side; the last is written."""
-    layout: Word = "map"
-    """How the copies are laid out: vmap, unroll, map, or map:K for blocks of K."""
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Show periodic training in a minute: ten configurations of a small network on 1,797 real digits, with a table and
-    figures.
-    """
-
-    out: Folder = ""
-    """Run directory, which must hold no run yet; runs/demo, runs/demo-2 ... if not given."""
-    steps: Whole = "6000"
-    """Updates to make."""
-
 
 COMMANDS: dict[str, Any] = {"demo": Demo, "sweep": Sweep, "replay": Replay}
 ABOUT = "Periodic training of networks with batch normalisation and weight decay, a whole hyperparameter grid at once."
@@ -159,7 +48,7 @@ def _sweep(options: Sweep) -> None:
 def _demo(options: Demo) -> None:
     sweep = Sweep(
         lr=("0.01", "0.03", "0.1", "0.3", "1"), weight_decay=("1e-3", "1e-2"), steps=options.steps,
-        out=options.out or _free("demo"),
+        out=options.out or free_folder("demo"),
     )  # fmt: skip
     config = to_config(sweep)
     _claim(config)
@@ -176,7 +65,7 @@ def _demo(options: Demo) -> None:
 def _replay(options: Replay) -> None:
     from periodic_jax import replay
 
-    copies = _whole("copies", options.copies) or 0
+    copies = whole_number("copies", options.copies) or 0
     if copies < 1:
         raise ConfigError("--copies", options.copies, "a whole number from 1")
     if options.precision not in ("float32", "float64"):
@@ -192,42 +81,6 @@ def _replay(options: Replay) -> None:
     print(f"{'largest relative difference':28s}{f'first {first} steps':>16s}{'all steps':>12s}")
     for name, (early, late) in replay.compare(result, recording, first).items():
         print(f"{name:28s}{early:16.1e}{late:12.1e}")
-
-
-def to_config(options: Sweep) -> "RunConfig":
-    """Turn the words of the command line into numbers.
-
-    Raises:
-        ConfigError: a word that is not what its option takes.
-    """
-    from periodic_jax.run import RUN_AXES, RunConfig
-
-    axes: dict[str, Any] = {
-        name: parse_axis(name, getattr(options, name)) for name in RUN_AXES if name != "weight_decay"
-    }
-    # Training at a fixed effective learning rate is studied without decay unless one is asked for.
-    usual = ("none",) if min(axes["elr"]) > 0 else ("1e-3",)
-    given = options.weight_decay
-    axes["weight_decay"] = parse_axis("weight_decay", usual if given == Sweep.weight_decay else given)
-    axes["seed"] = tuple(int(seed) for seed in axes["seed"])
-    counts = ("width", "depth", "batch_size", "steps", "epochs", "eval_every")
-    whole: dict[str, Any] = {name: _whole(name, getattr(options, name)) for name in counts}
-    return RunConfig(
-        out=options.out or _free("sweep"),
-        **axes,
-        **whole,
-        init_scale=_finite("init_scale", options.init_scale),
-        dataset=options.dataset,
-        model=options.model,
-        layout=options.layout,
-        precision=options.precision,
-        per_layer=options.per_layer,
-        loss=options.loss,
-        schedule=options.schedule,
-        schedule_per=options.schedule_per,
-        norm_per=options.norm_per,
-        full_batch=options.full_batch,
-    )
 
 
 def _claim(config: "RunConfig") -> None:
@@ -319,33 +172,6 @@ def _one_line(box: str) -> str:
 def _refuse(message: str) -> int:
     print(f"periodic-jax: {' '.join(message.split())}", file=sys.stderr)
     return 2
-
-
-def _whole(name: str, word: str) -> int | None:
-    """A whole number, or None for an option that was not given."""
-    if word == "" and name in ("steps", "epochs", "eval_every"):
-        return None
-    try:
-        return int(word)
-    except ValueError:
-        raise ConfigError(flag_of(name), word or "an empty word", "a whole number from 1") from None
-
-
-def _finite(name: str, word: str) -> float:
-    with contextlib.suppress(ValueError):
-        value = float(word)
-        if abs(value) < float("inf"):
-            return value
-    raise ConfigError(flag_of(name), word or "an empty word", "a finite number")
-
-
-def _free(name: str) -> str:
-    """runs/NAME, or the first of runs/NAME-2, runs/NAME-3 ... that does not exist."""
-    path, k = Path("runs") / name, 1
-    while path.exists():
-        k += 1
-        path = Path("runs") / f"{name}-{k}"
-    return os.fspath(path)
 
 
 if __name__ == "__main__":

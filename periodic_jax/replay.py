@@ -43,7 +43,7 @@ def replay(
         recording: as `load_recording` returns it.
         images: with ``images`` uint8 ``(count, height, width, 3)`` and ``labels``, and optionally ``eval_images``.
         copies: stacked copies of the state that are trained side by side; the last one is reported.
-        layout: how they are laid out, see `sweep`.
+        layout: how they are laid out, see `layouts`.
 
     Returns:
         ``step/QUANTITY`` ``(steps,)``, ``final/NAME`` in PyTorch's names and layouts, and ``eval_logits``. In the
@@ -58,7 +58,7 @@ def replay(
 
     from periodic_jax import models
     from periodic_jax.grid import HParams
-    from periodic_jax.sweep import check_layout, lay_out, resolve_layout
+    from periodic_jax.layouts import check_layout, lay_out, resolve_layout
     from periodic_jax.train import Batch, Task, full_batch_step, state_of, train_step
 
     layout = resolve_layout(check_layout(layout))

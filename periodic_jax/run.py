@@ -41,7 +41,7 @@ class RunConfig:
         steps: updates; or None, and ``epochs`` counts passes over the training set.
         epochs: see ``steps``.
         eval_every: updates between evaluations; None: a hundredth of the run.
-        layout: see `sweep`.
+        layout: see `layouts`.
         precision: ``float32``, ``tf32``, ``bf16`` or ``float64``.
         per_layer: record the dynamics of every layer too.
         loss: a key of `train.LOSSES`.
@@ -155,7 +155,8 @@ def check(config: RunConfig) -> None:
     results.check_unused(Path(config.out))
 
     from periodic_jax import data, models, schedules, train
-    from periodic_jax.sweep import check_batch_size, check_layout
+    from periodic_jax.layouts import check_layout
+    from periodic_jax.sweep import check_batch_size
 
     check_layout(config.layout)
     schedules.check_schedule(config.schedule)

@@ -1,18 +1,8 @@
 """Trains all configurations of a grid as one compiled program, in chunks of steps, and yields each chunk's telemetry.
 
-Configurations are arranged as (seeds, members): members of one seed share every mini-batch and its first-layer
-patches. Ragged groups are padded with copies, whose results are dropped. How the members are laid out is one knob,
-``layout``:
-
-    vmap       all members as one batched computation
-    unroll     one after the other, in straight-line code
-    map        one after the other, in a loop
-    map:K      blocks of K batched members, in a loop
-
-and on top of it the members are sharded over all devices. No layout changes what is computed.
+Configurations are arranged and laid out as `layouts` says, and sharded over all devices.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,6 +19,7 @@ from periodic_jax import data as data_module
 from periodic_jax.data import DeviceData
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import HParams, SweepGrid
+from periodic_jax.layouts import Arrangement, check_layout, lay_out, over_seeds, resolve_layout
 from periodic_jax.train import Batch, TrainState, create_train_state, eval_step, full_batch_step, train_step
 
 SCALARS = (
@@ -37,53 +28,6 @@ SCALARS = (
 )  # fmt: skip
 PER_LAYER = ("layer_weight_norm", "layer_effective_lr", "layer_effective_grad_norm", "layer_angular_step")
 EVALUATIONS = ("train_loss", "train_error", "test_loss", "test_error")
-
-LAYOUTS = "auto, vmap, unroll, map or map:K with K configurations to a block"
-
-
-def check_layout(layout: str) -> str:
-    """Return a layout's name, or refuse it.
-
-    Raises:
-        ConfigError: none of `LAYOUTS`.
-    """
-    if layout in ("auto", "vmap", "unroll", "map") or re.fullmatch(r"map:[1-9][0-9]{0,5}", layout):
-        return layout
-    raise ConfigError("--layout", layout, LAYOUTS)
-
-
-def resolve_layout(layout: str) -> str:
-    """The measured default of this backend for ``auto``; other layouts as they are.
-
-    On CPU a loop over configurations keeps one network's activations in the cache and wins at every size measured.
-    """
-    if layout != "auto":
-        return layout
-    return "map" if jax.default_backend() == "cpu" else "vmap"
-
-
-def lay_out(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
-    """Lift a function of one member's trees to one of stacked trees, in the given layout.
-
-    Args:
-        function: of any number of trees.
-        layout: ``vmap``, ``unroll``, ``map`` or ``map:K``.
-
-    Returns:
-        The function of trees whose leaves have one more leading axis; its results have it too.
-    """
-    if layout == "vmap":
-        return jax.vmap(function)
-    if layout == "unroll":
-
-        def unrolled(*trees: Any) -> Any:
-            count = jax.tree.leaves(trees)[0].shape[0]
-            results = [function(*jax.tree.map(lambda leaf, i=i: leaf[i], trees)) for i in range(count)]
-            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
-
-        return unrolled
-    block = int(layout.partition(":")[2] or 0) or None
-    return lambda *trees: jax.lax.map(lambda packed: function(*packed), trees, batch_size=block)
 
 
 def check_batch_size(batch_size: int, dataset: data_module.Dataset) -> None:
@@ -95,35 +39,6 @@ def check_batch_size(batch_size: int, dataset: data_module.Dataset) -> None:
     count = len(dataset.images)
     if not 2 <= batch_size <= count:
         raise ConfigError("--batch-size", batch_size, f"from 2 to the {count} training images of {dataset.name}")
-
-
-class Arrangement(NamedTuple):
-    """Where each configuration sits among (seeds, members), the second axis padded to a multiple of the devices."""
-
-    seeds: np.ndarray  # (seeds,) distinct seeds
-    source: np.ndarray  # (seeds, members) configuration shown there, padding included
-    row: np.ndarray  # (configs,) where configuration i is: its seed ...
-    column: np.ndarray  # (configs,) ... and its member
-
-    @staticmethod
-    def of(seeds: np.ndarray, devices: int) -> "Arrangement":
-        """Group configurations by seed, and pad the groups to one length that the devices share evenly."""
-        distinct, row = np.unique(seeds, return_inverse=True)
-        groups = [np.flatnonzero(row == k) for k in range(len(distinct))]
-        longest = max(len(group) for group in groups)
-        members = -(-longest // devices) * devices
-        source = np.stack([np.resize(group, members) for group in groups])
-        column = np.zeros(len(seeds), int)
-        for group in groups:
-            column[group] = np.arange(len(group))
-        return Arrangement(distinct, source, row, column)
-
-    def flatten(self, array: Any, axis: int = 0) -> np.ndarray:
-        """Pick the configurations, in grid order, from an array whose axes ``axis`` and ``axis + 1`` are (seeds,
-        members).
-        """
-        index = (slice(None),) * axis + (self.row, self.column)
-        return np.asarray(array)[index]
 
 
 class Chunk(NamedTuple):
@@ -148,7 +63,7 @@ class Sweep:
         dataset: the images.
         grid: the configurations.
         batch_size: images in a mini-batch.
-        layout: see the module's text.
+        layout: see `layouts`.
         capacity: most steps in a chunk. One program serves all chunks up to that length.
         per_layer: record the layers' dynamics too.
         loss: a key of `train.LOSSES`.
@@ -308,7 +223,7 @@ class Sweep:
                 return lay_out(lambda s, h: train_step(s, h, batch), self.layout)(states, hparams)
 
             rows = jax.lax.dynamic_index_in_dim(indices, t, axis=1, keepdims=False)
-            states, metrics = _over_seeds(of_seed, self.layout)(states, hparams, rows)
+            states, metrics = over_seeds(of_seed, self.layout)(states, hparams, rows)
             return states, {name: metrics[name] for name in self.recorded}
 
         shapes = jax.eval_shape(lambda s: step(s, jnp.int32(0))[1], states)
@@ -361,7 +276,7 @@ class Sweep:
                 loss, wrong = eval_step(state, batch, train)
                 return jnp.where(counts, loss, 0).sum(), jnp.where(counts, wrong, 0).sum()
 
-            sums = _over_seeds(lay_out(of_one, self.layout), self.layout)(states)
+            sums = over_seeds(lay_out(of_one, self.layout), self.layout)(states)
             return jax.tree.map(jnp.add, total, sums), None
 
         zero = jnp.zeros(states.step.shape, data.mean.dtype)
@@ -387,10 +302,3 @@ class Sweep:
 def _prepare(model: Any, images: Array) -> Any:
     prepare = getattr(model, "prepare", None)
     return images if prepare is None else prepare(images)
-
-
-def _over_seeds(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
-    """Seeds are batched under ``vmap`` only; a loop over them keeps each mini-batch's patches in the cache
-    otherwise.
-    """
-    return lay_out(function, layout if layout in ("vmap", "unroll") else "map")

@@ -1,0 +1,107 @@
+"""How configurations are arranged and laid out in one compiled program.
+
+They are arranged as (seeds, members): members of one seed share every mini-batch and its first-layer patches. Ragged
+groups are padded with copies, whose results are dropped. How the members are laid out is one knob, ``layout``:
+
+    vmap       all members as one batched computation
+    unroll     one after the other, in straight-line code
+    map        one after the other, in a loop
+    map:K      blocks of K batched members, in a loop
+
+No layout changes what is computed.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from periodic_jax.errors import ConfigError
+
+LAYOUTS = "auto, vmap, unroll, map or map:K with K configurations to a block"
+
+
+def check_layout(layout: str) -> str:
+    """Return a layout's name, or refuse it.
+
+    Raises:
+        ConfigError: none of `LAYOUTS`.
+    """
+    if layout in ("auto", "vmap", "unroll", "map") or re.fullmatch(r"map:[1-9][0-9]{0,5}", layout):
+        return layout
+    raise ConfigError("--layout", layout, LAYOUTS)
+
+
+def resolve_layout(layout: str) -> str:
+    """The measured default of this backend for ``auto``; other layouts as they are.
+
+    On CPU a loop over configurations keeps one network's activations in the cache and wins at every size measured.
+    """
+    if layout != "auto":
+        return layout
+    return "map" if jax.default_backend() == "cpu" else "vmap"
+
+
+def lay_out(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
+    """Lift a function of one member's trees to one of stacked trees, in the given layout.
+
+    Args:
+        function: of any number of trees.
+        layout: ``vmap``, ``unroll``, ``map`` or ``map:K``.
+
+    Returns:
+        The function of trees whose leaves have one more leading axis; its results have it too.
+    """
+    if layout == "vmap":
+        return jax.vmap(function)
+    if layout == "unroll":
+
+        def unrolled(*trees: Any) -> Any:
+            count = jax.tree.leaves(trees)[0].shape[0]
+            results = [function(*jax.tree.map(lambda leaf, i=i: leaf[i], trees)) for i in range(count)]
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+        return unrolled
+    block = int(layout.partition(":")[2] or 0) or None
+    return lambda *trees: jax.lax.map(lambda packed: function(*packed), trees, batch_size=block)
+
+
+def over_seeds(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
+    """Lift a function of one seed's trees to all seeds.
+
+    Seeds are batched under ``vmap`` only; a loop over them keeps each mini-batch's patches in the cache
+    otherwise.
+    """
+    return lay_out(function, layout if layout in ("vmap", "unroll") else "map")
+
+
+class Arrangement(NamedTuple):
+    """Where each configuration sits among (seeds, members), the second axis padded to a multiple of the devices."""
+
+    seeds: np.ndarray  # (seeds,) distinct seeds
+    source: np.ndarray  # (seeds, members) configuration shown there, padding included
+    row: np.ndarray  # (configs,) where configuration i is: its seed ...
+    column: np.ndarray  # (configs,) ... and its member
+
+    @staticmethod
+    def of(seeds: np.ndarray, devices: int) -> "Arrangement":
+        """Group configurations by seed, and pad the groups to one length that the devices share evenly."""
+        distinct, row = np.unique(seeds, return_inverse=True)
+        groups = [np.flatnonzero(row == k) for k in range(len(distinct))]
+        longest = max(len(group) for group in groups)
+        members = -(-longest // devices) * devices
+        source = np.stack([np.resize(group, members) for group in groups])
+        column = np.zeros(len(seeds), int)
+        for group in groups:
+            column[group] = np.arange(len(group))
+        return Arrangement(distinct, source, row, column)
+
+    def flatten(self, array: Any, axis: int = 0) -> np.ndarray:
+        """Pick the configurations, in grid order, from an array whose axes ``axis`` and ``axis + 1`` are (seeds,
+        members).
+        """
+        index = (slice(None),) * axis + (self.row, self.column)
+        return np.asarray(array)[index]
