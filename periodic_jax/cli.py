@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -34,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ConfigError as error:
         sys.exit(_refuse(str(error)))
     except KeyboardInterrupt:
-        print("periodic-jax: interrupted", file=sys.stderr)
+        kept = "" if isinstance(command, Replay) else "; the steps recorded so far are kept in the run directory"
+        print(f"periodic-jax: interrupted{kept}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -143,6 +145,9 @@ def _parse(arguments: Sequence[str]) -> Any:
     """Parse with tyro; what it rejects becomes one line instead of its box."""
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         sys.exit(_refuse(str(ConfigError("command", arguments[0], "one of " + ", ".join(COMMANDS)))))
+    for flag, word in itertools.pairwise([*arguments, "--"]):
+        if flag == "--out=" or (flag == "--out" and not word.strip()):
+            sys.exit(_refuse(str(ConfigError("--out", "an empty word", "a folder"))))
     said = io.StringIO()
     commands: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())]  # noqa: UP007 (built at run time)
     try:

@@ -23,6 +23,7 @@ Whole = Annotated[str, tyro.conf.arg(metavar="COUNT")]
 OptionalWhole = Annotated[str, tyro.conf.arg(metavar="COUNT", help_behavior_hint="(optional)")]
 Number = Annotated[str, tyro.conf.arg(metavar="NUMBER")]
 Word = Annotated[str, tyro.conf.arg(metavar="NAME")]
+File = Annotated[str, tyro.conf.arg(metavar="FILE")]
 Folder = Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(optional)")]
 
 
@@ -71,7 +72,7 @@ class Sweep:
     steps: OptionalWhole = ""
     """Updates to make: this or --epochs."""
     epochs: OptionalWhole = ""
-    """Passes over the training set to make: this or --steps."""
+    """Passes over the whole mini-batches of the training set: this or --steps."""
     eval_every: OptionalWhole = ""
     """Updates between evaluations; a hundredth of the run if not given."""
     layout: Word = "auto"
@@ -100,11 +101,11 @@ class Sweep:
 class Replay:
     """Run a recorded trajectory of the PyTorch reference through the same train step, and compare it step by step."""
 
-    recording: tyro.conf.Positional[Folder]
+    recording: tyro.conf.Positional[File]
     """npz file with config, order, init/... and what was recorded."""
-    images: Folder
+    images: File
     """npz file with the images and labels."""
-    out: Folder
+    out: File
     """npz file to write: step/..., final/... in PyTorch's names, eval_logits."""
     precision: Word = "float64"
     """float64 or float32."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from periodic_jax.sweep import Chunk, Sweep
 
 
+MOST_STEPS = 10**9  # more than any run could make, and what the step's coordinate can hold
 RUN_AXES = tuple(name for name in AXES if name != "schedule_every")
 
 
@@ -136,8 +137,8 @@ def check(config: RunConfig) -> None:
         ConfigError: a setting that cannot be used.
     """
     for flag, value in (("--steps", config.steps), ("--epochs", config.epochs), ("--eval-every", config.eval_every)):
-        if value is not None and value < 1:
-            raise ConfigError(flag, value, "a whole number from 1")
+        if value is not None and not 1 <= value <= MOST_STEPS:
+            raise ConfigError(flag, value, f"a whole number from 1 to {MOST_STEPS}")
     if (config.steps is None) == (config.epochs is None):
         given = "neither" if config.steps is None else f"{config.steps} with --epochs {config.epochs}"
         raise ConfigError("--steps", given, "either --steps or --epochs")

@@ -274,7 +274,8 @@ class Sweep:
 
             def of_one(state: TrainState) -> tuple[Array, Array]:
                 loss, wrong = eval_step(state, batch, train)
-                return jnp.where(counts, loss, 0).sum(), jnp.where(counts, wrong, 0).sum()
+                reached = jnp.where(state.diverged_at < 0, 0, jnp.nan)  # a diverged configuration has no result
+                return jnp.where(counts, loss, 0).sum() + reached, jnp.where(counts, wrong, 0).sum() + reached
 
             sums = over_seeds(lay_out(of_one, self.layout), self.layout)(states)
             return jax.tree.map(jnp.add, total, sums), None

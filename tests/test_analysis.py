@@ -79,14 +79,14 @@ def test_without_a_pace_the_loss_tells_an_equilibrium(tmp_path, held, slope):
     assert summary.regime == ("converging" if slope else "equilibrium")
 
 
-def test_rows_have_the_hyperparameters_that_differ(summary, tmp_path):
+def test_rows_have_the_hyperparameters_that_differ_or_are_in_force(summary, tmp_path):
     table = rows(summary)
     assert [list(row) for row in table] == [["lr", "weight_decay", "seed", *COLUMNS]] * 4
     assert [(row["lr"], row["seed"]) for row in table] == [(1, 0), (1, 3), (0.5, 0), (0.5, 3)]
     assert [row["regime"] for row in table] == ["periodic", "periodic", "converging", "diverged"]
     assert all(type(value) in (str, int, float) for row in table for value in row.values())
     one = summarise(open_flat(tmp_path / "run", SweepGrid.product(momentum=0.9), stack([trajectory(60)])))
-    assert [list(row) for row in rows(one)] == [["lr", "weight_decay", *COLUMNS]]
+    assert [list(row) for row in rows(one)] == [["lr", "weight_decay", "momentum", *COLUMNS]]
 
 
 def test_csv_holds_every_number_exactly(summary, tmp_path):

@@ -56,6 +56,7 @@ def refuse(capsys, *arguments):
         ("sweep --steps 5 --dataset mnist", "--dataset: mnist is not accepted; expected one of digits"),
         ("sweep --steps 5 --layout scan", "--layout: scan"),
         ("sweep --steps 5 --precision int8", "--precision: int8"),
+        ("sweep --steps 5 --out=", "--out: an empty word"),
         ("demo --steps many", "--steps: many"),
     ],
 )  # fmt: skip

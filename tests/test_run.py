@@ -94,6 +94,8 @@ def test_a_diverging_configuration_is_recorded_as_such(tmp_path):
     dataset = open_run(run_sweep(config))
     assert np.isfinite(dataset.loss.sel(lr=0.1)).all()
     assert dataset.diverged_at.sel(lr=1e30) < 5
+    assert np.isfinite(dataset.test_loss.sel(lr=0.1)).all()
+    assert dataset.test_loss.sel(lr=1e30)[1:].isnull().all()
     assert "diverged" in (tmp_path / "run" / "summary.csv").read_text()
 
 
@@ -121,6 +123,8 @@ def test_epochs_are_whole_mini_batches(tmp_path):
         ({"batch_size": 1501}, "--batch-size: 1501"),
         ({"model": "VGG"}, "--model: VGG"),
         ({"width": 0}, "--width: 0"),
+        ({"width": 10**9}, "--width: 1000000000"),
+        ({"steps": 10**12}, "--steps: 1000000000000"),
         ({"depth": -2}, "--depth: -2"),
     ],
 )

@@ -72,9 +72,9 @@ def build(
     """
     if name not in MODELS:
         raise ConfigError("--model", name, "one of " + ", ".join(MODELS))
-    for flag, value in (("--width", width), ("--depth", depth)):
-        if value < 1:
-            raise ConfigError(flag, value, "a whole number from 1")
+    for flag, value, most in (("--width", width, 65_536), ("--depth", depth, 1000)):
+        if not 1 <= value <= most:
+            raise ConfigError(flag, value, f"a whole number from 1 to {most}")
     module, options = MODELS[name]
     if issubclass(module, ConvNet):
         options = {**options, "depth": depth}
