@@ -67,7 +67,8 @@ def _lowest(array: xr.DataArray) -> np.ndarray:
 
 def rows(summary: xr.Dataset) -> list[dict[str, object]]:
     """The summary as plain rows: lr and weight decay, the hyperparameters that differ or are in force, then
-    `COLUMNS`."""
+    `COLUMNS`.
+    """
     in_force = [name for name in ("momentum", "elr", "fixed_norm") if (summary[name] != 0).any()]
     differing = [name for name in AXES if len(np.unique(summary[name])) > 1 or name in in_force]
     names = list(dict.fromkeys(["lr", "weight_decay", *differing]))
