@@ -25,7 +25,7 @@ LabelTree = Any  # a tree of words as `models.leaf_labels` takes it, or `Labels`
 class Dynamics(NamedTuple):
     """What one step did, and the state of the weights before it. All scalars but the ``layer_`` arrays ``(layers,)``.
 
-    A layer is one scalar-invariant leaf of the parameters, in `jax.tree.leaves` order.
+    A layer is one scale-invariant leaf of the parameters, in `jax.tree.leaves` order.
     """
 
     weight_norm: Scalar  # ρ, of the scale-invariant weights
