@@ -45,8 +45,6 @@ def test_logits_equal_the_plain_network(float64, depth, size):
         ("ConvNetSI", 4, 6, 8),
         ("ConvNetSIAf", 2, 6, 8),
         ("ConvNet", 1, 16, 16),  # of 16x16 pixels on, a batch is laid out in groups
-        ("ResNet18SI", 3, 6, 8),
-        ("ResNet18SIAf", 3, 6, 8),
         ("ResNet18", 3, 16, 16),
     ],
 )

@@ -49,7 +49,7 @@ def test_the_reference_walks_the_same_path(float64, images, name):
     check(table(name, images))
 
 
-@pytest.mark.parametrize("layout", ["vmap", "unroll", "map:2"])
+@pytest.mark.parametrize("layout", ["vmap", "map:2"])
 def test_stacked_copies_walk_it_too(float64, images, layout):
     check(table("convnet_si", images, copies=3, layout=layout))
 
@@ -59,7 +59,7 @@ def test_other_paths_under_vmap(float64, images, name):
     check(table(name, images, copies=2, layout="vmap"))
 
 
-@pytest.mark.parametrize("name", ["convnet_si", "convnet_standard"])
+@pytest.mark.parametrize("name", ["convnet_si"])
 def test_float32_starts_on_the_same_path(images, name):
     """Later steps may take other branches of ReLU and max-pooling, where rounding breaks near ties."""
     with jax.default_matmul_precision("highest"):
