@@ -45,8 +45,8 @@ def guard_xla_flags() -> None:
 def use_cores_as_devices() -> None:
     """Make each CPU core a JAX device of its own, over which a sweep spreads its configurations.
 
-    One single-threaded network per core was 1.3 - 1.7 times faster than one on all cores in a prototype. Only before JAX's
-    first computation.
+    In a prototype one single-threaded network per core was 1.3 - 1.7 times faster than one on all cores. Only
+    before JAX's first computation.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     add_xla_flag(f"--xla_force_host_platform_device_count={cores}")
