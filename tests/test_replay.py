@@ -13,6 +13,7 @@ from periodic_jax import ConfigError, cli, replay
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz") if path.stem != "images")
+QUICK = {"convnet_si", "convnet_si_fixed_elr", "convnet_si_momentum", "convnet_si_sphere", "convnet_si_squared_loss"}
 
 
 @pytest.fixture(scope="module")
@@ -44,30 +45,48 @@ def test_there_are_twelve():
     assert len(NAMES) == 12
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in NAMES])
 def test_the_reference_walks_the_same_path(float64, images, name):
     check(table(name, images))
 
 
-@pytest.mark.parametrize("layout", ["vmap", "map:2"])
+@pytest.mark.parametrize("layout", ["vmap", pytest.param("map:2", marks=pytest.mark.slow)])
 def test_stacked_copies_walk_it_too(float64, images, layout):
     check(table("convnet_si", images, copies=3, layout=layout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnet_si_full_batch", "convnet_si_fixed_elr"])
 def test_other_paths_under_vmap(float64, images, name):
     check(table(name, images, copies=2, layout="vmap"))
 
 
-@pytest.mark.parametrize("name", ["convnet_si"])
-def test_float32_starts_on_the_same_path(images, name):
-    """Later steps may take other branches of ReLU and max-pooling, where rounding breaks near ties."""
+# Of these the first steps do not hang on near ties; see `test_float32_is_as_good_as_its_numbers_allow`.
+@pytest.mark.parametrize("name", ["convnet_si_sphere", "convnet_si_squared_loss"])
+def test_float32_walks_the_same_first_steps(images, name):
     with jax.default_matmul_precision("highest"):
         recording = replay.load_recording(GOLDEN / f"{name}.npz")
         result = replay.replay(recording, images)
-    np.testing.assert_allclose(result["step/loss"][:2], recording["step/loss"][:2], rtol=1e-3)
-    np.testing.assert_allclose(result["step/rho"][:2], recording["step/rho"][:2], rtol=1e-4)
-    np.testing.assert_allclose(result["step/grad_norm_all"][:1], recording["step/grad_norm_all"][:1], rtol=1e-3)
+    for quantity in ("loss", "rho", "grad_norm_si", "grad_norm_all"):
+        np.testing.assert_allclose(
+            result[f"step/{quantity}"][:5], recording[f"step/{quantity}"][:5], rtol=1e-3, err_msg=quantity
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_is_as_good_as_its_numbers_allow(images, name):
+    """Rounding breaks near ties of ReLU and max-pooling, and a step multiplies a difference by up to 100.
+
+    Rounding the initial weights alone, in float64, moves the fifth loss of the depth-5 network by 1e-2; so what is
+    asked of all is the first step, and the loss of five to one per cent.
+    """
+    with jax.default_matmul_precision("highest"):
+        recording = replay.load_recording(GOLDEN / f"{name}.npz")
+        result = replay.replay(recording, images)
+    for quantity in ("loss", "rho", "grad_norm_all"):
+        np.testing.assert_allclose(result[f"step/{quantity}"][0], recording[f"step/{quantity}"][0], rtol=2e-6)
+    np.testing.assert_allclose(result["step/loss"][:5], recording["step/loss"][:5], rtol=1e-2)
 
 
 def test_the_command_writes_what_it_replayed(tmp_path, capsys):

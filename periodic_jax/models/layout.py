@@ -161,8 +161,13 @@ def scan_groups(function: Callable[..., Any], init: Any, xs: Any) -> Any:
 
 
 def lane_sums(x: Float[Array, "channels height width lanes"]) -> Float[Array, "channels"]:
-    """Sum over all but the channels: first over pixels, where the lanes vectorise."""
-    return x.reshape(x.shape[0], -1, x.shape[-1]).sum(1).sum(-1)
+    """Sum over all but the channels: over rows, then over the rest as a product with ones.
+
+    Two sums after each other XLA would merge into one, a running sum of each channel's numbers one by one: on CPU that
+    is 2 - 3 times slower, and of 50,000 squares it is wrong by 4e-6, against 2e-7.
+    """
+    rows = x.sum(1).reshape(x.shape[0], -1)
+    return jnp.matmul(rows, jnp.ones(rows.shape[1], rows.dtype), precision=lax.Precision.HIGHEST)
 
 
 def channel_sums(x: Activations) -> Float[Array, "channels"]:
