@@ -65,8 +65,29 @@ def lay_out(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
         return unrolled
-    block = int(layout.partition(":")[2] or 0) or None
-    return lambda *trees: jax.lax.map(lambda packed: function(*packed), trees, batch_size=block)
+    if layout == "map":
+        return lambda *trees: jax.lax.map(lambda packed: function(*packed), trees)
+    return _in_blocks(function, int(layout.partition(":")[2]))
+
+
+def _in_blocks(function: Callable[..., Any], size: int) -> Callable[..., Any]:
+    """As `jax.lax.map` with a ``batch_size``, which refuses leaves without elements, such as the norms of no layers."""
+    batched = jax.vmap(function)
+
+    def blocked(*trees: Any) -> Any:
+        count = jax.tree.leaves(trees)[0].shape[0]
+        whole = count // size
+        split = lambda leaf: leaf[: whole * size].reshape(whole, size, *leaf.shape[1:])  # noqa: E731
+        join = lambda leaf: leaf.reshape(whole * size, *leaf.shape[2:])  # noqa: E731
+        rest = jax.tree.map(lambda leaf: leaf[whole * size :], trees)
+        if not whole:
+            return batched(*rest)
+        done = jax.tree.map(join, jax.lax.map(lambda packed: batched(*packed), jax.tree.map(split, trees)))
+        if count == whole * size:
+            return done
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), done, batched(*rest))
+
+    return blocked
 
 
 def over_seeds(function: Callable[..., Any], layout: str) -> Callable[..., Any]:

@@ -202,8 +202,9 @@ def test_a_grid_with_ragged_seeds_is_padded_and_unpadded(tiny, model):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_lay_out_stacks_a_function_of_several_trees(layout):
-    double = lay_out(lambda a, b: {"sum": a["x"] + b, "product": a["x"] * b}, layout)
-    out = double({"x": jnp.arange(5.0)}, jnp.full(5, 2.0))
+    double = lay_out(lambda a, b: {"sum": a["x"] + b, "product": a["x"] * b, "empty": a["empty"]}, layout)
+    out = double({"x": jnp.arange(5.0), "empty": jnp.zeros((5, 0))}, jnp.full(5, 2.0))
+    assert out["empty"].shape == (5, 0)
     assert np.array_equal(out["sum"], np.arange(5) + 2)
     assert np.array_equal(out["product"], np.arange(5) * 2)
 

@@ -1,0 +1,73 @@
+"""Worker: trains a grid with `periodic_jax.Sweep`, recording included, as ``periodic-jax sweep`` does."""
+
+import argparse
+import time
+
+import numpy as np
+
+from benchmarks.common import serve
+from periodic_jax import runtime
+
+
+def images_of(size: int, channels: int, count: int = 1500):
+    """Random images of that shape: the time of a step does not depend on what they show."""
+    from periodic_jax.data import Dataset
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, size, size, channels), np.uint8)
+    labels = rng.integers(0, 10, count, np.int32)
+    return Dataset("random", images, labels, images[:256], labels[:256], 10, (0.5,) * channels, (0.25,) * channels)
+
+
+def build(options: argparse.Namespace):
+    """The sweep to be timed."""
+    import jax.numpy as jnp
+
+    from periodic_jax import SweepGrid, models
+    from periodic_jax.sweep import Sweep
+
+    dtype = jnp.float64 if options.precision == "float64" else jnp.float32
+    model = models.build(options.model, width=options.width, param_dtype=dtype)
+    rates = list(np.geomspace(1e-3, 1e-1, options.configs))
+    return Sweep(
+        model, images_of(options.size, options.channels), SweepGrid.product(lr=rates, weight_decay=1e-3),
+        batch_size=options.batch, layout=options.layout, per_layer=options.per_layer, capacity=options.capacity,
+    )  # fmt: skip
+
+
+def arguments() -> argparse.ArgumentParser:
+    """What is to be trained."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in (
+        ("size", 8),
+        ("channels", 1),
+        ("width", 4),
+        ("configs", 1),
+        ("batch", 128),
+        ("capacity", 1000),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    for name, default in (("model", "ConvNetSI"), ("layout", "auto"), ("precision", "float32")):
+        parser.add_argument(f"--{name}", default=default)
+    parser.add_argument("--per-layer", action="store_true")
+    return parser
+
+
+def main() -> None:
+    """Serve steps of a sweep."""
+    options = arguments().parse_args()
+    runtime.use_cores_as_devices()
+    with runtime.precision(options.precision):
+        started = time.perf_counter()
+        sweep = build(options)
+
+        def train(steps: int) -> None:
+            for _ in sweep.chunks(steps, eval_every=10**9):
+                pass
+
+        list(sweep.chunks(1, eval_every=10**9))
+        serve(train, start_up_s=round(time.perf_counter() - started, 2), layout=sweep.layout)
+
+
+if __name__ == "__main__":
+    main()
