@@ -100,9 +100,10 @@ def serve(train: Any, **said: Any) -> None:
     """In a worker: say that it is ready, then train as many steps as each line of input asks for."""
     print(json.dumps(said), flush=True)
     for line in sys.stdin:
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         train(int(line))
-        print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
+        elapsed = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - busy}
+        print(json.dumps(elapsed), flush=True)
 
 
 class Contender:

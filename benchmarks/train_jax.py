@@ -62,10 +62,10 @@ def main() -> None:
         sweep = build(options)
 
         def train(steps: int) -> None:
-            for _ in sweep.chunks(steps, eval_every=10**9):
+            for _ in sweep.chunks(steps, eval_every=None):
                 pass
 
-        list(sweep.chunks(1, eval_every=10**9))
+        list(sweep.chunks(1, eval_every=None))
         serve(train, start_up_s=round(time.perf_counter() - started, 2), layout=sweep.layout)
 
 

@@ -128,7 +128,7 @@ class Sweep:
         self._run_chunk = jax.jit(chunk, donate_argnums=0)
         self._run_evaluation = jax.jit(shard(self._evaluation, in_specs=(over, P()), out_specs=over))
 
-    def chunks(self, steps: int, *, eval_every: int, seconds: float = 1.0) -> Iterator[Chunk]:
+    def chunks(self, steps: int, *, eval_every: int | None, seconds: float = 1.0) -> Iterator[Chunk]:
         """Train for that many more steps.
 
         The device computes a chunk while the host fetches and writes the one before. Chunks grow until one takes about
@@ -137,7 +137,7 @@ class Sweep:
         Args:
             steps: number of updates.
             eval_every: steps between evaluations, counted from step 0; the last step is always followed by one, and
-                step 0 preceded by one.
+                step 0 preceded by one. None: no evaluations at all.
             seconds: wanted duration of a chunk.
 
         Yields:
@@ -147,18 +147,18 @@ class Sweep:
 
         end, size = self.step + steps, min(16, self.capacity)
         pending: tuple[int, Any, int, Any, Any] | None = None
-        if self.step == 0:
+        if self.step == 0 and eval_every:
             first = self._fetch_evaluation(self._run_evaluation(self.states, self.data))
             yield Chunk(0, self.empty_telemetry(), first, self._diverged())
         started, chunk_number = time.perf_counter(), 0
         while self.step < end:
-            due = min((self.step // eval_every + 1) * eval_every, end)
+            due = min((self.step // eval_every + 1) * eval_every, end) if eval_every else end
             count = min(size, due - self.step)
             first_step, self.step = self.step, self.step + count
             self.states, telemetry = self._run_chunk(
                 self.states, self.hparams, self.seeds, self.data, jnp.int32(first_step), jnp.int32(count)
             )
-            evaluation = self._run_evaluation(self.states, self.data) if self.step == due else None
+            evaluation = self._run_evaluation(self.states, self.data) if eval_every and self.step == due else None
             diverged = jnp.copy(self.states.diverged_at)
             if pending:
                 yield self._fetch(*pending)

@@ -24,7 +24,6 @@ from periodic_jax.models.layout import (
     lane_sums,
     materialise,
     per_channel,
-    refined_mean,
     scan_groups,
 )
 from periodic_jax.models.operations import Affine, BatchMoments, max_pool, normalise, route_to_max, window_max
@@ -72,7 +71,7 @@ def _conv_bn_relu_forward(x: Array, kernel: Array, affine: Affine | None, pool: 
         columns = im2col(xg)
         y = (w @ columns).reshape(-1, height, width, lanes)
         # Chan et al.: squares about the group's own mean lose no digits, and combine exactly over the groups.
-        mean = refined_mean(y)
+        mean = lane_sums(y) / (height * width * lanes)
         spread = lane_sums((y - per_channel(mean)) ** 2)
         kept = (columns,) if groups == 1 else ()
         return None, (y, mean, spread, window_max(y) if pool else y, *kept)

@@ -59,20 +59,24 @@ def input_patches(x: Activations) -> InputPatches:
     """
     groups, channels, height, width, lanes = x.shape
     count = groups * height * width * lanes
-    _, columns = scan_groups(lambda carry, xg: (carry, im2col(xg)), None, x)
-    columns = columns.reshape(groups, -1, height, width, lanes)
-    mean = jnp.zeros((9 * channels,), x.dtype)
-    for _ in range(3):  # the sum of what is left is small, and so are its rounding errors: see `refined_mean`
-        rest = channel_sums(columns) / count
-        mean, columns = mean + rest, columns - per_channel(rest)
+    mean = _patch_sums(jax.vmap(lambda xg: xg.sum(-1))(x).sum(0)) / count
 
-    def add(total: Array, c: Array) -> tuple[Array, None]:
-        # Row by row: the rounding errors of many short sums cancel, those of a long one add up.
-        rows = c.reshape(c.shape[0], height, width * lanes)
-        return total + jnp.einsum("phk,qhk->hpq", rows, rows).sum(0), None
+    def add(total: Array, xg: Array) -> tuple[Array, Array]:
+        c = im2col(xg) - mean[:, None]
+        return total + c @ c.T, c
 
-    outer, _ = scan_groups(add, jnp.zeros((9 * channels,) * 2, x.dtype), columns)
-    return InputPatches(columns, mean, outer / count)
+    outer, columns = scan_groups(add, jnp.zeros((9 * channels,) * 2, x.dtype), x)
+    return InputPatches(columns.reshape(groups, -1, height, width, lanes), mean, outer / count)
+
+
+def _patch_sums(x: Float[Array, "channels height width"]) -> Float[Array, "patch"]:
+    """Sum of each entry of all 3x3 patches: an entry sees all pixels but the edge from which it is moved away."""
+
+    def seen(length: int) -> Array:
+        return jnp.ones((3, length), x.dtype).at[0, -1].set(0).at[2, 0].set(0)
+
+    sums = jnp.einsum("chw,ih,jw->ijc", x, seen(x.shape[1]), seen(x.shape[2]), precision=lax.Precision.HIGHEST)
+    return sums.reshape(-1)
 
 
 def materialise(function: Callable[..., Any], *args: Any) -> Any:
@@ -173,18 +177,6 @@ def lane_sums(x: Float[Array, "channels height width lanes"]) -> Float[Array, "c
 def channel_sums(x: Activations) -> Float[Array, "channels"]:
     """Sum over all but the channels, group by group."""
     return jax.vmap(lane_sums)(x).sum(0)
-
-
-def refined_mean(x: Float[Array, "channels height width lanes"]) -> Float[Array, "channels"]:
-    """Mean of each channel, corrected by the mean of what it leaves.
-
-    Partial sums of a long float32 sum grow with the mean and lose its last digits; those of the rest do not. ReLU and
-    max-pooling are discontinuous in the gradient, so a normalisation whose mean is off by 1e-6 deviations takes other
-    branches, and training takes another path within a few steps.
-    """
-    count = x.size // x.shape[0]
-    rough = lane_sums(x) / count
-    return rough + lane_sums(x - per_channel(rough)) / count
 
 
 def per_channel(v: Float[Array, "channels"]) -> Float[Array, "channels 1 1 1"]:
