@@ -30,7 +30,7 @@ def load_npz(path: Path) -> Dataset:
     if not path.is_file():
         raise ConfigError("--dataset", path, "an existing npz file")
     try:
-        with warnings.catch_warnings(), np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, warnings.catch_warnings(), np.load(stream, allow_pickle=False) as file:
             warnings.simplefilter("error")
             names = next((names for names in (NAMES, KERAS_NAMES) if set(names) <= set(file.files)), None)
             if names is None:
