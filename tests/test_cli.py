@@ -107,12 +107,13 @@ def test_every_option_of_the_command_reaches_the_run():
     """One option after the other, changed from its default, changes the configuration."""
     base = to_config(Sweep(steps="5", out="x"))
     changes = {
-        "lr": ("0.2",), "weight_decay": ("0.01",), "momentum": ("0.9",), "noninvariant_lr": ("-1",), "elr": ("0.001",),
-        "fixed_norm": ("1",), "schedule_end": ("3",), "schedule_factor": ("5",), "seed": ("1",), "dataset": "d",
-        "data_dir": "d", "download": True, "augment": True, "validation": "5", "split_classes": "1", "use_data_size": "9",
-        "corrupt_train": "0.5", "resize": "4", "model": "m", "width": "5", "depth": "2", "init_scale": "3", "loss": "squared", "schedule": "cosine",
-        "schedule_per": "epoch", "norm_per": "filter", "full_batch": True, "batch_size": "64", "steps": "6", "epochs":
-        "2", "eval_every": "3", "layout": "vmap", "precision": "float64", "per_layer": True, "out": "y",
+        "lr": ("0.2",), "weight_decay": ("0.01",), "momentum": ("0.9",), "noninvariant_lr": ("-1",), "elr":
+        ("0.001",), "fixed_norm": ("1",), "schedule_end": ("3",), "schedule_factor": ("5",), "seed": ("1",),
+        "dataset": "d", "data_dir": "d", "download": True, "augment": True, "validation": "5", "split_classes": "1",
+        "use_data_size": "9", "corrupt_train": "0.5", "resize": "4", "model": "m", "width": "5", "depth": "2",
+        "init_scale": "3", "loss": "squared", "schedule": "cosine", "schedule_per": "epoch", "norm_per": "filter",
+        "full_batch": True, "batch_size": "64", "steps": "6", "epochs": "2", "eval_every": "3", "layout": "vmap",
+        "precision": "float64", "per_layer": True, "out": "y",
     }  # fmt: skip
     assert set(changes) == set(Sweep.__dataclass_fields__)
     for name, value in changes.items():
