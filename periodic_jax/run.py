@@ -100,7 +100,7 @@ class RunConfig:
     full_batch: bool = False
 
     @functools.cached_property
-    def images(self) -> "Dataset":
+    def data(self) -> "Dataset":
         """The data set with its variations, read on first use.
 
         Raises:
@@ -180,7 +180,8 @@ def check(config: RunConfig) -> None:
             raise ConfigError(flag, value, " or ".join(accepted))
     if config.batch_size < 2:
         raise ConfigError("--batch-size", config.batch_size, "a whole number from 2")
-    config.grid()
+    if config.augment and config.full_batch:
+        raise ConfigError("--augment", "given with --full-batch", "one of the two")
     results.check_unused(Path(config.out))
 
     from periodic_jax import models, schedules, train
@@ -190,12 +191,11 @@ def check(config: RunConfig) -> None:
     check_layout(config.layout)
     schedules.check_schedule(config.schedule)
     train.check_loss(config.loss)
-    if config.augment and config.full_batch:
-        raise ConfigError("--augment", "given with --full-batch", "one of the two")
-    dataset = config.images
-    check_batch_size(config.batch_size, dataset)
     model = models.build(config.model, width=config.width, depth=config.depth)
-    model.check_input(*dataset.image_shape[:2])
+    # From here on data are read, and downloaded if that was asked for.
+    config.grid()
+    check_batch_size(config.batch_size, config.data)
+    model.check_input(*config.data.image_shape[:2])
 
 
 def planned_steps(config: RunConfig) -> int:
@@ -209,7 +209,7 @@ def steps_of_epoch(config: RunConfig) -> int:
 
     if config.full_batch:
         return 1
-    return max(data.steps_per_epoch(len(config.images.images), config.batch_size), 1)
+    return max(data.steps_per_epoch(len(config.data.images), config.batch_size), 1)
 
 
 def _execute(config: RunConfig, progress: Callable[["Chunk", int], None] | None) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def _execute(config: RunConfig, progress: Callable[["Chunk", int], None] | None)
     from periodic_jax import models
     from periodic_jax.sweep import Sweep
 
-    path, grid, dataset = Path(config.out), config.grid(), config.images
+    path, grid, dataset = Path(config.out), config.grid(), config.data
     steps = planned_steps(config)
     eval_every = config.eval_every or max(steps // 100, 1)
     results.claim_directory(path)

@@ -161,6 +161,15 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path):
         data.load("cifar10", data_dir=tmp_path / "nowhere")
 
 
+def test_a_folder_that_must_not_be_listed_is_told(tmp_path, monkeypatch):
+    def forbid(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr("pathlib.Path.exists", forbid)
+    with pytest.raises(ConfigError, match=r"data file: .* expected a readable one \(Permission denied\)"):
+        data.load("cifar10", data_dir=tmp_path)
+
+
 def test_the_second_read_is_of_the_copy_until_a_file_changes(tmp_path, home):
     folder = write_folder(tmp_path / "cifar-10-batches-py", cifar10_files(DATA))
     data.load("cifar10", data_dir=tmp_path)

@@ -13,6 +13,9 @@ from periodic_jax.data.npz import load_npz
 from periodic_jax.data.places import Place, folders
 from periodic_jax.errors import ConfigError
 
+CIFAR_PAGE = "(of https://www.cs.toronto.edu/~kriz/cifar.html)"
+SVHN_PAGE = "(of http://ufldl.stanford.edu/housenumbers)"
+
 
 class Where(NamedTuple):
     """Where to look for files."""
@@ -24,19 +27,19 @@ class Where(NamedTuple):
 def load_cifar10(where: Where) -> Dataset:
     """CIFAR-10: 50,000 + 10,000 photographs of 10 kinds of things, 32x32 in colour."""
     found = [place for root in folders("cifar10", where.data_dir) for place in archives.places("cifar10", root)]
-    return _from_disk("cifar10", where, found, "cifar-10-batches-py or cifar-10-python.tar.gz", 10)
+    return _from_disk("cifar10", where, found, f"cifar-10-batches-py or cifar-10-python.tar.gz {CIFAR_PAGE}", 10)
 
 
 def load_cifar100(where: Where) -> Dataset:
     """CIFAR-100: as CIFAR-10, of 100 kinds (the fine labels)."""
     found = [place for root in folders("cifar100", where.data_dir) for place in archives.places("cifar100", root)]
-    return _from_disk("cifar100", where, found, "cifar-100-python or cifar-100-python.tar.gz", 100)
+    return _from_disk("cifar100", where, found, f"cifar-100-python or cifar-100-python.tar.gz {CIFAR_PAGE}", 100)
 
 
 def load_svhn(where: Where) -> Dataset:
     """SVHN: 73,257 + 26,032 photographs of house numbers' digits, 32x32 in colour."""
     found = [place for root in folders("svhn", where.data_dir) for place in mat.places(root)]
-    return _from_disk("svhn", where, found, " and ".join(mat.FILES), 10)
+    return _from_disk("svhn", where, found, f"{' and '.join(mat.FILES)} {SVHN_PAGE}", 10)
 
 
 DATASETS: dict[str, Callable[[Where], Dataset]] = {
@@ -70,13 +73,17 @@ def load(name: str, *, data_dir: str | Path | None = None, download: bool = Fals
         >>> load("digits").images.shape
         (1500, 8, 8, 1)
     """
-    if data_dir is not None and not Path(data_dir).expanduser().exists() and not download:
-        raise ConfigError("--data-dir", data_dir, "an existing folder")
-    if name.endswith(".npz"):
-        return load_npz(Path(name).expanduser())
-    if name not in DATASETS:
-        raise ConfigError("--dataset", name, f"one of {', '.join(DATASETS)}, or the path of an npz file")
-    return DATASETS[name](Where(Path(data_dir).expanduser() if data_dir is not None else None, download))
+    where = Where(None if data_dir is None else Path(os.path.expanduser(data_dir)), download)
+    try:
+        if where.data_dir is not None and not where.data_dir.exists() and not download:
+            raise ConfigError("--data-dir", data_dir, "an existing folder, or a .tar.gz of CIFAR")
+        if name.endswith(".npz"):
+            return load_npz(Path(os.path.expanduser(name)))
+        if name not in DATASETS:
+            raise ConfigError("--dataset", name, f"one of {', '.join(DATASETS)}, or the path of an npz file")
+        return DATASETS[name](where)
+    except OSError as error:  # a folder that must not be listed, a disk that fails
+        raise ConfigError("data file", error.filename or name, f"a readable one ({error.strerror})") from None
 
 
 def _from_disk(name: str, where: Where, official: list[Place], files: str, num_classes: int) -> Dataset:

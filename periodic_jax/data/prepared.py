@@ -35,7 +35,7 @@ def places(name: str, data_dir: Path | None) -> list[Place]:
     for root in filter(None, (data_dir, default_folder())):
         own = root / BUILDERS[name]
         versions = [p for p in _children(own) if re.fullmatch(r"\d+\.\d+\.\d+", p.name) and (p / INFO).is_file()]
-        newest = max(versions, key=lambda p: tuple(map(int, p.name.split("."))), default=own / "(a version)")
+        newest = max(versions, key=lambda p: tuple(map(int, p.name.split("."))), default=own / "VERSION")
         found.append(
             Place(newest, lambda newest=newest: sorted(_children(newest)), lambda newest=newest: read(name, newest))
         )
