@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import augmented, crop_and_flip
 
 from periodic_jax import ConfigError, data
 
@@ -76,20 +77,6 @@ def test_all_images_come_up_equally_often():
     shown = np.bincount(rows.ravel(), minlength=23)
     expected, deviation = 400 * 20 / 23, np.sqrt(400 * 20 / 23 * 3 / 23)
     assert np.abs(shown - expected).max() < 5 * deviation
-
-
-def crop_and_flip(images, offsets, flips):
-    """Plain numpy: a black frame of 4 pixels, a crop, a mirror; one image after the other."""
-    height, width = images.shape[1:3]
-    framed = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
-    crops = [f[y : y + height, x : x + width] for f, (y, x) in zip(framed, offsets, strict=True)]
-    return np.stack([np.fliplr(crop) if flip else crop for crop, flip in zip(crops, flips, strict=True)])
-
-
-def augmented(images, key):
-    """The same with the draws of a key: rows, columns, flips."""
-    bits = np.asarray(jax.random.bits(key, (3 * len(images),), jnp.uint32)).reshape(3, -1).astype(np.int64)
-    return crop_and_flip(images, (bits[:2] % 9).T, bits[2] % 2 == 1)
 
 
 def test_augmentation_equals_plain_numpy_under_jit_and_vmap():

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_data import augmented
+from reference import augmented
 
 from periodic_jax import Batch, ConfigError, SweepGrid, create_train_state, data, dynamics, models, train_step
 from periodic_jax.sweep import Arrangement, Sweep, lay_out

@@ -47,7 +47,7 @@ def test_the_python_2_pickle_is_a_genuine_one():
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 def test_what_python_3_writes(protocol):
-    batch = {b"data": ARRAY, b"labels": [1, 300, 70_000], b"name": b"x" * 300, "text": "ä", "flags": (True, None)}
+    batch = {b"data": ARRAY, "turned": ARRAY.T, b"labels": [1, 300, 70_000], b"name": b"x" * 300, "flags": (True, None)}
     assert same(unpickle(pickle.dumps(batch, protocol=protocol), "batch"), batch)
 
 

@@ -55,9 +55,9 @@ class _Array:
         _, shape, dtype, fortran, raw = state
         if not (isinstance(dtype, _Dtype) and dtype.name in (b"u1", "u1", b"uint8", "uint8") and type(raw) is bytes):
             raise ValueError("not an array of uint8")
-        if fortran or type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape):
-            raise ValueError("not an array in C order")
-        self.value = np.frombuffer(raw, np.uint8).reshape(shape)
+        if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError("no shape")
+        self.value = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
 class _Dtype:
