@@ -113,9 +113,7 @@ def test_crafted_instructions_are_refused_at_once(content):
     assert time.perf_counter() - started < 1
 
 
-@pytest.mark.parametrize(
-    "array", [ARRAY.astype(np.int32), ARRAY.astype(float), np.array([{}]), np.asfortranarray(ARRAY)]
-)
+@pytest.mark.parametrize("array", [ARRAY.astype(np.int32), ARRAY.astype(float), np.array([{}])])
 def test_other_arrays_are_refused(array):
     with pytest.raises(ConfigError, match="damage"):
         unpickle(pickle.dumps({"data": array}, protocol=2), "batch")

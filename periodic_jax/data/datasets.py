@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from periodic_jax.data import archives, mat, prepared
+from periodic_jax.data import archives, prepared, svhn
 from periodic_jax.data.cache import cached
 from periodic_jax.data.dataset import CIFAR_MEAN, CIFAR_STD, Arrays, Dataset, checked
 from periodic_jax.data.embedded import load_digits, load_synthetic
@@ -38,8 +38,8 @@ def load_cifar100(where: Where) -> Dataset:
 
 def load_svhn(where: Where) -> Dataset:
     """SVHN: 73,257 + 26,032 photographs of house numbers' digits, 32x32 in colour."""
-    found = [place for root in folders("svhn", where.data_dir) for place in mat.places(root)]
-    return _from_disk("svhn", where, found, f"{' and '.join(mat.FILES)} {SVHN_PAGE}", 10)
+    found = [place for root in folders("svhn", where.data_dir) for place in svhn.places(root)]
+    return _from_disk("svhn", where, found, f"{' and '.join(svhn.FILES)} {SVHN_PAGE}", 10)
 
 
 DATASETS: dict[str, Callable[[Where], Dataset]] = {
