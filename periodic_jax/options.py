@@ -57,11 +57,11 @@ class Sweep:
     seed: Numbers = ("0",)
     """Seeds, whole numbers from 0: each has its own initial weights and data order."""
     dataset: Word = "digits"
-    """digits (1,797 real 8x8 scans, embedded), cifar10, cifar100 or svhn (looked for on this machine), synthetic (6,000
-    made-up 32x32 images), or the path of an .npz file with images, labels, test_images and test_labels."""
+    """digits (1,797 real 8x8 scans, embedded), cifar10, cifar100 or svhn (looked for on this machine), synthetic
+    (made-up 32x32 images), or the path of an .npz file with images, labels, test_images and test_labels."""
     data_dir: Folder = ""
-    """Folder with the official files (CIFAR: cifar-10-batches-py or the .tar.gz; SVHN: the .mat files) or with what TFDS
-    prepared. After it come ~/datasets/NAME and ~/tensorflow_datasets."""
+    """Folder with the official files (CIFAR: cifar-10-batches-py or the .tar.gz; SVHN: the .mat files) or with
+    a data set that TFDS prepared. After it come ~/datasets/NAME and ~/tensorflow_datasets."""
     download: bool = False
     """Let TFDS download the data set if it is found nowhere; needs the extra tfds. Nothing else uses the network."""
     augment: bool = False

@@ -235,7 +235,7 @@ def _execute(config: RunConfig, progress: Callable[["Chunk", int], None] | None)
     )  # fmt: skip
     resolved = dataclasses.replace(config, steps=steps, epochs=None, eval_every=eval_every, layout=sweep.layout)
     record = {
-        "format": results.FORMAT, "config": _plain(resolved), "data": _described(dataset), **provenance(sweep)
+        "format": results.FORMAT, "config": _plain(resolved), "data": dataset.described(), **provenance(sweep)
     }  # fmt: skip
     results.write_json(path / results.CONFIG_FILE, record)
     eval_steps = sorted({*range(0, steps, eval_every), steps})
@@ -281,15 +281,6 @@ def provenance(sweep: "Sweep") -> dict[str, Any]:
             "devices": len(sweep.devices),
         },
     }
-
-
-def _described(dataset: "Dataset") -> dict[str, Any]:
-    """Which images were used, for config.json."""
-    return {
-        "source": dataset.source, "classes": dataset.num_classes, "image_shape": list(dataset.image_shape),
-        "train_images": len(dataset.images), "test_images": len(dataset.test_images),
-        "corrupted": None if dataset.corrupted is None else int(dataset.corrupted.sum()),
-    }  # fmt: skip
 
 
 def peak_rss_mb() -> float:

@@ -1,7 +1,7 @@
 """What a data set is: labelled uint8 images in memory, split for training and testing."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -42,6 +42,17 @@ class Dataset:
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels)."""
         return self.images.shape[1:]
+
+    def described(self) -> dict[str, Any]:
+        """Which images these are, as JSON can hold it, for the record of a run."""
+        return {
+            "source": self.source,
+            "classes": self.num_classes,
+            "image_shape": list(self.image_shape),
+            "train_images": len(self.images),
+            "test_images": len(self.test_images),
+            "corrupted": None if self.corrupted is None else int(self.corrupted.sum()),
+        }
 
 
 class Arrays(NamedTuple):
