@@ -60,8 +60,8 @@ class Sweep:
     """digits (1,797 real 8x8 scans, embedded), cifar10, cifar100 or svhn (looked for on this machine), synthetic
     (made-up 32x32 images), or the path of an .npz file with images, labels, test_images and test_labels."""
     data_dir: Folder = ""
-    """Folder with the official files (CIFAR: cifar-10-batches-py or the .tar.gz; SVHN: the .mat files) or with
-    a data set that TFDS prepared. After it come ~/datasets/NAME and ~/tensorflow_datasets."""
+    """Folder with the official files (CIFAR: cifar-10-batches-py or the .tar.gz; SVHN: the .mat files)
+    or a data set prepared by TFDS. After it come ~/datasets/NAME and ~/tensorflow_datasets."""
     download: bool = False
     """Let TFDS download the data set if it is found nowhere; needs the extra tfds. Nothing else uses the network."""
     augment: bool = False
