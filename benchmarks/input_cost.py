@@ -1,81 +1,64 @@
 """What the input of a step costs against the step itself: gather, normalise, augment; first-layer patches apart.
 
-    python benchmarks/input_cost.py --dataset cifar10 --data-dir DIR --out input_cost.json
+    python -m benchmarks.input_cost [--dataset cifar10 --data-dir DIR] [--width 32]
 
 Each round times every part once, one after the other, so that slow spells of the machine meet all of them alike. A part
 runs as a loop on the device, as in a sweep, with its result written out each time. The step is that of one
 configuration: with more of them to a seed the input costs the same and its share is smaller.
 """
 
-import json
-import platform
+import argparse
 import time
 from collections.abc import Callable
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
+from benchmarks.common import ratio, save, summary, table
 from periodic_jax import Batch, SweepGrid, create_train_state, data, models, train_step
 
-PARTS = {
-    "gather + normalise": "input as it is",
-    "gather + augment + normalise": "input with augmentation",
-    "gather + augment + normalise + patches": "with the first layer's patches",
-    "step": "the whole step with augmentation",
-}
+INPUT = ("gather, normalise", "gather, augment, normalise", "gather, augment, normalise, patches")
+STEP = "whole step, with augmentation"
 
 
-def main(
-    dataset: str = "synthetic", data_dir: str = "", width: int = 32, batch_size: int = 128, rounds: int = 7,
-    input_steps: int = 20, steps: int = 2, out: str = "",
-) -> None:  # fmt: skip
-    """Print the table, and write it as JSON where --out is given.
+def main() -> None:
+    """Print the table and write the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="synthetic", help="as in periodic-jax sweep")
+    parser.add_argument("--data-dir", help="as in periodic-jax sweep")
+    parser.add_argument("--width", type=int, default=32, help="channels of ConvNetSI's first layer")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--input-steps", type=int, default=20, help="mini-batches in one timing of an input part")
+    parser.add_argument("--steps", type=int, default=2, help="steps in one timing of the step")
+    parser.add_argument("--out", help="folder for the JSON file")
+    options = parser.parse_args()
 
-    Args:
-        dataset: as in periodic-jax sweep.
-        data_dir: as in periodic-jax sweep.
-        width: channels of ConvNetSI's first layer.
-        batch_size: images in a mini-batch.
-        rounds: how often each part is timed.
-        input_steps: mini-batches in one timing of an input part.
-        steps: steps in one timing of the step.
-        out: JSON file to write.
-    """
-    images = data.load(dataset, data_dir=data_dir or None)
-    device, model = data.to_device(images), models.build("ConvNetSI", width=width)
-    lengths = dict.fromkeys(PARTS, input_steps) | {"step": steps}
-    programs = compiled(model, device, images, batch_size, lengths)
-    times: dict[str, list[float]] = {name: [] for name in PARTS}
-    for _ in range(rounds):
+    images = data.load(options.dataset, data_dir=options.data_dir)
+    device, model = (
+        data.to_device(images),
+        models.build("ConvNetSI", width=options.width, num_classes=images.num_classes),
+    )
+    lengths = dict.fromkeys(INPUT, options.input_steps) | {STEP: options.steps}
+    programs = compiled(model, device, images, options.batch_size, lengths)
+    times: dict[str, list[float]] = {name: [] for name in lengths}
+    for _ in range(options.rounds):
         for name, run in programs.items():
             started = time.perf_counter()
             jax.block_until_ready(run())
             times[name].append((time.perf_counter() - started) / lengths[name] * 1e3)
-    step = np.array(times["step"])
-    table = {
-        name: {
-            "ms": round(float(np.median(values)), 4),
-            "ms_smallest": round(min(values), 4),
-            "ms_largest": round(max(values), 4),
-            "percent_of_step": round(float(np.median(np.array(values) / step)) * 100, 3),
-        }
-        for name, values in times.items()
-    }
-    print(f"{dataset} ({images.source}), width {width}, mini-batches of {batch_size}; {rounds} rounds")
-    print(f"{'':40s}{'median ms':>10s}{'from':>10s}{'to':>10s}{'% of step':>11s}")
-    for name, row in table.items():
-        print(
-            f"{name:40s}{row['ms']:10.3f}{row['ms_smallest']:10.3f}{row['ms_largest']:10.3f}{row['percent_of_step']:11.2f}"
-        )
-    if out:
-        settings = {"dataset": dataset, "width": width, "batch_size": batch_size, "rounds": rounds}
-        record = {"settings": settings, "parts": table, "about": PARTS, "machine": machine()}
-        Path(out).write_text(json.dumps(record, indent=2) + "\n")
+    parts: dict[str, dict[str, Any]] = {name: {**summary(rounds), "rounds": rounds} for name, rounds in times.items()}
+    shares = {name: ratio(part, parts[STEP]) for name, part in parts.items()}
+    header = ["part", "ms", "min", "max", "% of the step", "min", "max"]
+    rows = [
+        [name, *(parts[name][k] for k in ("median", "min", "max")), *(100 * share for share in shares[name].values())]
+        for name in parts
+    ]
+    print(f"{options.dataset}, {images.image_shape}, width {options.width}, mini-batches of {options.batch_size}")
+    print(table(header, rows))
+    print(save("input_cost", {"options": vars(options), "parts": parts, "shares": shares}, options.out))
 
 
 def compiled(
@@ -120,24 +103,5 @@ def compiled(
     return programs
 
 
-def machine() -> dict[str, Any]:
-    """Hardware and versions."""
-    first = jax.devices()[0]
-    return {
-        "machine": platform.machine(), "processor": processor(), "backend": first.platform,
-        "device": first.device_kind, "devices": jax.device_count(), "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
-    }  # fmt: skip
-
-
-def processor() -> str:
-    """The processor's name, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
 if __name__ == "__main__":
-    tyro.cli(main)
+    main()
