@@ -146,8 +146,9 @@ def _parse(arguments: Sequence[str]) -> Any:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         sys.exit(_refuse(str(ConfigError("command", arguments[0], "one of " + ", ".join(COMMANDS)))))
     for flag, word in itertools.pairwise([*arguments, "--"]):
-        if flag == "--out=" or (flag == "--out" and not word.strip()):
-            sys.exit(_refuse(str(ConfigError("--out", "an empty word", "a folder"))))
+        name = flag.removesuffix("=")
+        if name in ("--out", "--data-dir") and (flag != name or not word.strip()):
+            sys.exit(_refuse(str(ConfigError(name, "an empty word", "a folder"))))
     said = io.StringIO()
     commands: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())]  # noqa: UP007 (built at run time)
     try:

@@ -17,6 +17,7 @@ from periodic_jax.grid import flag_of, parse_axis
 if TYPE_CHECKING:
     from periodic_jax.run import RunConfig
 
+OPTIONAL = ("steps", "epochs", "eval_every", "validation", "split_classes", "use_data_size", "resize")
 Numbers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NUMBER ...")]
 OptionalNumbers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NUMBER ...", help_behavior_hint="(optional)")]
 Whole = Annotated[str, tyro.conf.arg(metavar="COUNT")]
@@ -56,7 +57,27 @@ class Sweep:
     seed: Numbers = ("0",)
     """Seeds, whole numbers from 0: each has its own initial weights and data order."""
     dataset: Word = "digits"
-    """digits: 1,797 real 8x8 scans, embedded."""
+    """digits (1,797 real 8x8 scans, embedded), cifar10, cifar100 or svhn (looked for on this machine), synthetic
+    (made-up 32x32 images), or the path of an .npz file with images, labels, test_images and test_labels."""
+    data_dir: Folder = ""
+    """Folder with the official files (CIFAR: cifar-10-batches-py or the .tar.gz; SVHN: the .mat files)
+    or a data set prepared by TFDS. After it come ~/datasets/NAME and ~/tensorflow_datasets."""
+    download: bool = False
+    """Let TFDS download the data set if it is found nowhere; needs the extra tfds. Nothing else uses the network."""
+    augment: bool = False
+    """Random crops (4 pixels of black around the image) and horizontal flips, the same for all configurations of a
+    seed."""
+    validation: OptionalWhole = ""
+    """Evaluate on the last COUNT training images instead of the test set, and do not train on them; the reference
+    takes 5000."""
+    split_classes: Annotated[str, tyro.conf.arg(metavar="0|1", help_behavior_hint="(optional)")] = ""
+    """Only half of CIFAR-10's classes. 0: airplane, automobile, bird, ship, truck; 1: cat, deer, dog, frog, horse."""
+    use_data_size: OptionalWhole = ""
+    """Train on the first COUNT images only."""
+    corrupt_train: Number = "0"
+    """Fraction of the training images that get a random label, which may be the true one."""
+    resize: OptionalWhole = ""
+    """Height in pixels to shrink the images to, by averaging over square blocks; 16 for small machines."""
     model: Word = "ConvNetSI"
     """ConvNetSI, ConvNetSIAf, ConvNet, ResNet18SI, ResNet18SIAf or ResNet18; SI: all but the head scale-invariant; Af:
     with
@@ -143,14 +164,21 @@ def to_config(options: Sweep) -> "RunConfig":
     given = options.weight_decay
     axes["weight_decay"] = parse_axis("weight_decay", usual if given == Sweep.weight_decay else given)
     axes["seed"] = tuple(int(seed) for seed in axes["seed"])
-    counts = ("width", "depth", "batch_size", "steps", "epochs", "eval_every")
+    counts = (
+        "width", "depth", "batch_size", "steps", "epochs", "eval_every", "validation", "split_classes",
+        "use_data_size", "resize",
+    )  # fmt: skip
     whole: dict[str, Any] = {name: whole_number(name, getattr(options, name)) for name in counts}
     return RunConfig(
         out=options.out or free_folder("sweep"),
         **axes,
         **whole,
         init_scale=finite_number("init_scale", options.init_scale),
+        corrupt_train=finite_number("corrupt_train", options.corrupt_train),
         dataset=options.dataset,
+        data_dir=options.data_dir or None,
+        download=options.download,
+        augment=options.augment,
         model=options.model,
         layout=options.layout,
         precision=options.precision,
@@ -165,12 +193,13 @@ def to_config(options: Sweep) -> "RunConfig":
 
 def whole_number(name: str, word: str) -> int | None:
     """A whole number, or None for an option that was not given."""
-    if word == "" and name in ("steps", "epochs", "eval_every"):
+    if word == "" and name in OPTIONAL:
         return None
     try:
         return int(word)
     except ValueError:
-        raise ConfigError(flag_of(name), word or "an empty word", "a whole number from 1") from None
+        accepted = "0 or 1" if name == "split_classes" else "a whole number from 1"
+        raise ConfigError(flag_of(name), word or "an empty word", accepted) from None
 
 
 def finite_number(name: str, word: str) -> float:

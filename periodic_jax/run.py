@@ -1,6 +1,7 @@
 """From a configuration to a run directory: data, network, grid, sweep, telemetry, summary."""
 
 import dataclasses
+import functools
 import os
 import platform
 import resource
@@ -20,6 +21,7 @@ from periodic_jax.grid import AXES, SweepGrid
 from periodic_jax.results import TelemetryWriter, open_run
 
 if TYPE_CHECKING:
+    from periodic_jax.data import Dataset
     from periodic_jax.sweep import Chunk, Sweep
 
 
@@ -35,7 +37,11 @@ class RunConfig:
         out: the run directory; must hold no run yet.
         lr, weight_decay, momentum, noninvariant_lr, elr, fixed_norm, schedule_end, schedule_factor, seed: the axes of
             the grid, all combinations of their values. A ``schedule_end`` of 0 is the end of the run.
-        dataset: a key of `data.DATASETS`.
+        dataset: a key of `data.DATASETS`, or the path of an npz file.
+        data_dir: where its files are, before the usual folders; see `data.load`.
+        download: let TFDS download what is found nowhere.
+        augment: random crops and flips of the mini-batches.
+        validation, split_classes, use_data_size, corrupt_train, resize: see `data.Variations`.
         model: a key of `models.MODELS`.
         width, depth, init_scale: of the network.
         batch_size: images in a mini-batch.
@@ -68,6 +74,14 @@ class RunConfig:
     schedule_factor: tuple[float, ...] = (10.0,)
     seed: tuple[int, ...] = (0,)
     dataset: str = "digits"
+    data_dir: str | Path | None = None
+    download: bool = False
+    augment: bool = False
+    validation: int | None = None
+    split_classes: int | None = None
+    use_data_size: int | None = None
+    corrupt_train: float = 0.0
+    resize: int | None = None
     model: str = "ConvNetSI"
     width: int = 4
     depth: int = 3
@@ -84,6 +98,20 @@ class RunConfig:
     schedule_per: str = "step"
     norm_per: str = "total"
     full_batch: bool = False
+
+    @functools.cached_property
+    def data(self) -> "Dataset":
+        """The data set with its variations, read on first use.
+
+        Raises:
+            ConfigError: it is not found, damaged, or cannot be varied so.
+        """
+        from periodic_jax import data
+
+        names = [field.name for field in dataclasses.fields(data.Variations)]
+        variations = data.Variations(**{name: getattr(self, name) for name in names})
+        data.check_variations(variations)
+        return data.vary(data.load(self.dataset, data_dir=self.data_dir, download=self.download), variations)
 
     def grid(self) -> SweepGrid:
         """The configurations, all combinations of the axes.
@@ -152,20 +180,22 @@ def check(config: RunConfig) -> None:
             raise ConfigError(flag, value, " or ".join(accepted))
     if config.batch_size < 2:
         raise ConfigError("--batch-size", config.batch_size, "a whole number from 2")
-    config.grid()
+    if config.augment and config.full_batch:
+        raise ConfigError("--augment", "given with --full-batch", "one of the two")
     results.check_unused(Path(config.out))
 
-    from periodic_jax import data, models, schedules, train
+    from periodic_jax import models, schedules, train
     from periodic_jax.layouts import check_layout
     from periodic_jax.sweep import check_batch_size
 
     check_layout(config.layout)
     schedules.check_schedule(config.schedule)
     train.check_loss(config.loss)
-    dataset = data.load(config.dataset)
-    check_batch_size(config.batch_size, dataset)
     model = models.build(config.model, width=config.width, depth=config.depth)
-    model.check_input(*dataset.image_shape[:2])
+    # From here on data are read, and downloaded if that was asked for.
+    config.grid()
+    check_batch_size(config.batch_size, config.data)
+    model.check_input(*config.data.image_shape[:2])
 
 
 def planned_steps(config: RunConfig) -> int:
@@ -179,17 +209,17 @@ def steps_of_epoch(config: RunConfig) -> int:
 
     if config.full_batch:
         return 1
-    return max(data.steps_per_epoch(len(data.load(config.dataset).images), config.batch_size), 1)
+    return max(data.steps_per_epoch(len(config.data.images), config.batch_size), 1)
 
 
 def _execute(config: RunConfig, progress: Callable[["Chunk", int], None] | None) -> dict[str, Any]:
     """Train and write the telemetry; returns what config.json is to hold."""
     import jax.numpy as jnp
 
-    from periodic_jax import data, models
-    from periodic_jax.sweep import EVALUATIONS, Sweep
+    from periodic_jax import models
+    from periodic_jax.sweep import Sweep
 
-    path, grid, dataset = Path(config.out), config.grid(), data.load(config.dataset)
+    path, grid, dataset = Path(config.out), config.grid(), config.data
     steps = planned_steps(config)
     eval_every = config.eval_every or max(steps // 100, 1)
     results.claim_directory(path)
@@ -201,13 +231,17 @@ def _execute(config: RunConfig, progress: Callable[["Chunk", int], None] | None)
     sweep = Sweep(
         model, dataset, grid, batch_size=config.batch_size, layout=config.layout, per_layer=config.per_layer,
         capacity=min(1000, steps), loss=config.loss, schedule=config.schedule, per_filter=config.norm_per == "filter",
-        full_batch=config.full_batch,
+        full_batch=config.full_batch, augment=config.augment,
     )  # fmt: skip
     resolved = dataclasses.replace(config, steps=steps, epochs=None, eval_every=eval_every, layout=sweep.layout)
-    record = {"format": results.FORMAT, "config": _plain(resolved), **provenance(sweep)}
+    record = {
+        "format": results.FORMAT, "config": _plain(resolved), "data": dataset.described(), **provenance(sweep)
+    }  # fmt: skip
     results.write_json(path / results.CONFIG_FILE, record)
     eval_steps = sorted({*range(0, steps, eval_every), steps})
-    writer = TelemetryWriter(path, grid, steps, eval_steps, sweep.empty_telemetry(), EVALUATIONS, sweep.layer_names())
+    writer = TelemetryWriter(
+        path, grid, steps, eval_steps, sweep.empty_telemetry(), sweep.evaluations, sweep.layer_names()
+    )
 
     timed_from, timed_steps = 0.0, 0
     for chunk in sweep.chunks(steps, eval_every=eval_every):

@@ -28,6 +28,7 @@ SCALARS = (
 )  # fmt: skip
 PER_LAYER = ("layer_weight_norm", "layer_effective_lr", "layer_effective_grad_norm", "layer_angular_step")
 EVALUATIONS = ("train_loss", "train_error", "test_loss", "test_error")
+CORRUPTION = ("corrupted_train_loss", "corrupted_train_error", "clean_train_loss", "clean_train_error")
 
 
 def check_batch_size(batch_size: int, dataset: data_module.Dataset) -> None:
@@ -71,9 +72,12 @@ class Sweep:
         per_filter: a fixed norm is that of each output filter.
         full_batch: each step is full-batch gradient descent, accumulated over mini-batches in the data's own order; the
             images after the last whole one are left out.
+        augment: crop and flip the images of each step at random, all configurations of a seed alike.
         devices: JAX devices to shard the configurations over; all, if None.
 
     Attributes:
+        evaluations: names of what is evaluated; of corrupted and clean labels apart where the data set has corrupted
+            ones.
         states: the training state of all configurations, stacked ``(seeds, members, ...)``. The compiled chunk takes
             its memory over: after each chunk the attribute is a new tree and the old arrays are gone.
         compilations: how often the chunk program was traced; 1 after any number of chunks.
@@ -96,12 +100,14 @@ class Sweep:
         schedule: str = "constant",
         per_filter: bool = False,
         full_batch: bool = False,
+        augment: bool = False,
         devices: list[Any] | None = None,
     ) -> None:
         check_batch_size(batch_size, dataset)
         self.layout = resolve_layout(check_layout(layout))
         self.grid, self.batch_size, self.capacity = grid, batch_size, capacity
         self.recorded = SCALARS + (PER_LAYER if per_layer else ())
+        self.evaluations = EVALUATIONS + (() if dataset.corrupted is None else CORRUPTION)
         devices = devices or jax.devices()
         groups = np.unique(grid.seeds, return_counts=True)[1]
         self.devices = devices[: min(len(devices), int(groups.max()))]
@@ -121,7 +127,7 @@ class Sweep:
         shape = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), dtype)
         create = partial(create_train_state, loss=loss, schedule=schedule, per_filter=per_filter)
         self.states = self._initial_states(create, model, shape, members)
-        self._full_batch = full_batch
+        self._full_batch, self._augment = full_batch, augment
         shard = partial(jax.shard_map, mesh=self.mesh, check_vma=False)
         over = P(None, "member")
         chunk = shard(self._chunk, in_specs=(over, over, P(), P(), P(), P()), out_specs=(over, P(None, None, "member")))
@@ -215,15 +221,17 @@ class Sweep:
         whole = self._whole_data(data)  # the compiler drops it unless full batches are asked for
 
         def step(states: TrainState, t: Array) -> tuple[TrainState, dict[str, Array]]:
-            def of_seed(states: TrainState, hparams: HParams, index: Array) -> Any:
+            def of_seed(states: TrainState, hparams: HParams, index: Array, seed: Array | None) -> Any:
                 if self._full_batch:
                     return lay_out(lambda s, h: full_batch_step(s, h, whole), self.layout)(states, hparams)
-                images = data_module.normalise(data.images[index], data)
+                key = None if seed is None else data_module.augmentation_key(seed, first_step + t)
+                images = data_module.mini_batch(data, index, key)
                 batch = Batch(_prepare(states.task.model, images), data.labels[index])
                 return lay_out(lambda s, h: train_step(s, h, batch), self.layout)(states, hparams)
 
             rows = jax.lax.dynamic_index_in_dim(indices, t, axis=1, keepdims=False)
-            states, metrics = over_seeds(of_seed, self.layout)(states, hparams, rows)
+            augmented = seeds if self._augment else None
+            states, metrics = over_seeds(of_seed, self.layout)(states, hparams, rows, augmented)
             return states, {name: metrics[name] for name in self.recorded}
 
         shapes = jax.eval_shape(lambda s: step(s, jnp.int32(0))[1], states)
@@ -243,20 +251,24 @@ class Sweep:
         return Batch(data_module.normalise(split(data.images), data), split(data.labels))
 
     def _evaluation(self, states: TrainState, data: DeviceData) -> dict[str, Float[Array, "seeds members"]]:
-        """Mean loss and error: on the training set by batch statistics, on the test set by running ones."""
+        """Mean loss and error: on the training set by batch statistics, on the test set by running ones; of the
+        corrupted and the clean part of the training set too, where labels were corrupted.
+        """
         results: dict[str, Array] = {}
-        for split, images, labels, train in (
-            ("train", data.images, data.labels, True),
-            ("test", data.test_images, data.test_labels, False),
+        for split, images, labels, train, parts in (
+            ("train", data.images, data.labels, True, data_module.corruption_parts(data)),
+            ("test", data.test_images, data.test_labels, False, {}),
         ):
-            loss, wrong = self._sums(states, images, labels, data, train)
-            results[f"{split}_loss"], results[f"{split}_error"] = loss / len(labels), wrong / len(labels)
+            sums = self._sums(states, images, labels, data, train, list(parts.values()))
+            counts = [len(labels), *(part.sum() for part in parts.values())]
+            for name, (loss, wrong), count in zip((split, *parts), sums, counts, strict=True):
+                results[f"{name}_loss"], results[f"{name}_error"] = loss / count, wrong / count
         return results
 
     def _sums(
-        self, states: TrainState, images: Array, labels: Array, data: DeviceData, train: bool
-    ) -> tuple[Array, Array]:
-        """Loss and errors summed over all images, each counted once.
+        self, states: TrainState, images: Array, labels: Array, data: DeviceData, train: bool, parts: list[Array]
+    ) -> list[tuple[Array, Array]]:
+        """Loss and errors summed over all images, each counted once, and over each part, given as a mask.
 
         The last mini-batch is filled up with images from before it, so that all have one size: one program, and the
         same noise of the batch statistics everywhere.
@@ -266,22 +278,24 @@ class Sweep:
         starts = jnp.minimum(jnp.arange(0, count, size), count - size)
         news = jnp.arange(0, count, size)
 
-        def add(total: tuple[Array, Array], where: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+        def add(total: Any, where: tuple[Array, Array]) -> tuple[Any, None]:
             start, new = where
             cut = lambda a: jax.lax.dynamic_slice_in_dim(a, start, size)  # noqa: E731
             batch = Batch(_prepare(states.task.model, data_module.normalise(cut(images), data)), cut(labels))
             counts = start + jnp.arange(size) >= new
+            masks = [counts, *(counts & cut(part) for part in parts)]
 
-            def of_one(state: TrainState) -> tuple[Array, Array]:
+            def of_one(state: TrainState) -> list[tuple[Array, Array]]:
                 loss, wrong = eval_step(state, batch, train)
                 reached = jnp.where(state.diverged_at < 0, 0, jnp.nan)  # a diverged configuration has no result
-                return jnp.where(counts, loss, 0).sum() + reached, jnp.where(counts, wrong, 0).sum() + reached
+                summed = lambda values, mask: jnp.where(mask, values, 0).sum() + reached  # noqa: E731
+                return [(summed(loss, mask), summed(wrong, mask)) for mask in masks]
 
             sums = over_seeds(lay_out(of_one, self.layout), self.layout)(states)
             return jax.tree.map(jnp.add, total, sums), None
 
         zero = jnp.zeros(states.step.shape, data.mean.dtype)
-        return jax.lax.scan(add, (zero, zero), (starts, news))[0]
+        return jax.lax.scan(add, [(zero, zero)] * (1 + len(parts)), (starts, news))[0]
 
     def _fetch(self, first_step: int, telemetry: Any, count: int, evaluation: Any, diverged: Any) -> Chunk:
         arrays = {}

@@ -50,3 +50,17 @@ def cross_entropy(scores: Any, labels: Any) -> Any:
 def flat(tree: Any) -> np.ndarray:
     """All leaves as one float64 vector."""
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def crop_and_flip(images, offsets, flips):
+    """Plain numpy: a black frame of 4 pixels, a crop, a mirror; one image after the other."""
+    height, width = images.shape[1:3]
+    framed = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    crops = [f[y : y + height, x : x + width] for f, (y, x) in zip(framed, offsets, strict=True)]
+    return np.stack([np.fliplr(crop) if flip else crop for crop, flip in zip(crops, flips, strict=True)])
+
+
+def augmented(images, key):
+    """The same with the draws of a key: rows, columns, flips."""
+    bits = np.asarray(jax.random.bits(key, (3 * len(images),), jnp.uint32)).reshape(3, -1).astype(np.int64)
+    return crop_and_flip(images, (bits[:2] % 9).T, bits[2] % 2 == 1)

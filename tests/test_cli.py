@@ -54,6 +54,18 @@ def refuse(capsys, *arguments):
         ("sweep --steps 5 --batch-size 1501", "--batch-size: 1501"),
         ("sweep --steps 5 --model VGG", "--model: VGG is not accepted; expected one of ConvNetSI"),
         ("sweep --steps 5 --dataset mnist", "--dataset: mnist is not accepted; expected one of digits"),
+        ("sweep --steps 5 --dataset none.npz", "--dataset: none.npz is not accepted; expected an existing npz file"),
+        ("sweep --steps 5 --data-dir nowhere", "--data-dir: nowhere is not accepted; expected an existing folder"),
+        ("sweep --steps 5 --data-dir=", "--data-dir: an empty word"),
+        ("sweep --steps 5 --validation 0", "--validation: 0 "),
+        ("sweep --steps 5 --validation few", "--validation: few is not accepted; expected a whole number from 1"),
+        ("sweep --steps 5 --use-data-size 1501", "--use-data-size: 1501"),
+        ("sweep --steps 5 --split-classes a", "--split-classes: a is not accepted; expected 0 or 1"),
+        ("sweep --steps 5 --split-classes 1", "--split-classes: 1 of digits"),
+        ("sweep --steps 5 --corrupt-train 2", "--corrupt-train: 2.0"),
+        ("sweep --steps 5 --corrupt-train half", "--corrupt-train: half"),
+        ("sweep --steps 5 --resize 3", "--resize: 3 "),
+        ("sweep --steps 5 --augment --full-batch", "--augment: given with --full-batch"),
         ("sweep --steps 5 --layout scan", "--layout: scan"),
         ("sweep --steps 5 --precision int8", "--precision: int8"),
         ("sweep --steps 5 --out=", "--out: an empty word"),
@@ -95,11 +107,13 @@ def test_every_option_of_the_command_reaches_the_run():
     """One option after the other, changed from its default, changes the configuration."""
     base = to_config(Sweep(steps="5", out="x"))
     changes = {
-        "lr": ("0.2",), "weight_decay": ("0.01",), "momentum": ("0.9",), "noninvariant_lr": ("-1",), "elr": ("0.001",),
-        "fixed_norm": ("1",), "schedule_end": ("3",), "schedule_factor": ("5",), "seed": ("1",), "dataset": "d",
-        "model": "m", "width": "5", "depth": "2", "init_scale": "3", "loss": "squared", "schedule": "cosine",
-        "schedule_per": "epoch", "norm_per": "filter", "full_batch": True, "batch_size": "64", "steps": "6", "epochs":
-        "2", "eval_every": "3", "layout": "vmap", "precision": "float64", "per_layer": True, "out": "y",
+        "lr": ("0.2",), "weight_decay": ("0.01",), "momentum": ("0.9",), "noninvariant_lr": ("-1",), "elr":
+        ("0.001",), "fixed_norm": ("1",), "schedule_end": ("3",), "schedule_factor": ("5",), "seed": ("1",),
+        "dataset": "d", "data_dir": "d", "download": True, "augment": True, "validation": "5", "split_classes": "1",
+        "use_data_size": "9", "corrupt_train": "0.5", "resize": "4", "model": "m", "width": "5", "depth": "2",
+        "init_scale": "3", "loss": "squared", "schedule": "cosine", "schedule_per": "epoch", "norm_per": "filter",
+        "full_batch": True, "batch_size": "64", "steps": "6", "epochs": "2", "eval_every": "3", "layout": "vmap",
+        "precision": "float64", "per_layer": True, "out": "y",
     }  # fmt: skip
     assert set(changes) == set(Sweep.__dataclass_fields__)
     for name, value in changes.items():

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import augmented, crop_and_flip
 
 from periodic_jax import ConfigError, data
 
@@ -42,7 +43,7 @@ def test_normalisation_is_per_channel(tiny):
 
 
 def test_an_unknown_data_set_is_refused():
-    with pytest.raises(ConfigError, match="--dataset: mnist is not accepted; expected one of digits"):
+    with pytest.raises(ConfigError, match="--dataset: mnist is not accepted; expected one of digits, cifar10"):
         data.load("mnist")
 
 
@@ -76,3 +77,49 @@ def test_all_images_come_up_equally_often():
     shown = np.bincount(rows.ravel(), minlength=23)
     expected, deviation = 400 * 20 / 23, np.sqrt(400 * 20 / 23 * 3 / 23)
     assert np.abs(shown - expected).max() < 5 * deviation
+
+
+def test_augmentation_equals_plain_numpy_under_jit_and_vmap():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 6, 8, 10, 3), dtype=np.uint8)
+    offsets, flips = rng.integers(0, 9, (2, 6, 2)), rng.random((2, 6)) < 0.5
+    expected = np.stack([crop_and_flip(*each) for each in zip(images, offsets, flips, strict=True)])
+    assert np.array_equal(jax.vmap(data.crop_and_flip)(images, offsets.astype(np.int32), flips), expected)
+    assert np.array_equal(data.crop_and_flip(images[0], np.full((6, 2), 4), np.zeros(6, bool)), images[0])
+    keys = jax.vmap(data.augmentation_key)(jnp.uint32([0, 9]), jnp.int32([3, 4]))
+    both = jax.jit(jax.vmap(data.augment))(images, keys)
+    for i in range(2):
+        assert np.array_equal(both[i], augmented(images[i], keys[i]))
+        assert both.dtype == np.uint8
+
+
+def test_every_crop_and_flip_comes_up_equally_often():
+    """A lit pixel in the middle of 9x9 tells row, column and flip; 81 crops of 8,100 images each about 100 times."""
+    images = np.zeros((8100, 9, 9, 2), np.uint8)
+    images[:, 4, 4, 0] = 1
+    images[:, 4, 5, 1] = 1
+    shown = np.asarray(data.augment(images, data.augmentation_key(jnp.uint32(1), jnp.int32(0))))
+    places = shown[..., 0].reshape(8100, 81).argmax(1)
+    counts = np.bincount(places, minlength=81)
+    assert np.abs(counts - 100).max() < 50
+    inside = shown.reshape(8100, -1).sum(1) == 2
+    flipped = (shown[..., 1].reshape(8100, 81).argmax(1) < places)[inside]
+    assert flipped.mean() == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(len(flipped)))
+
+
+def test_augmentation_has_its_own_keys():
+    keys = [
+        data.augmentation_key(jnp.uint32(seed), jnp.int32(step))
+        for seed, step in ((0, 0), (0, 1), (1, 0), (2**32 - 1, 5))
+    ] + [data.purpose_key(jnp.uint32(0), purpose) for purpose in (data.INITIALISATION, data.ORDER, data.AUGMENTATION)]
+    assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}) == 7
+
+
+def test_a_mini_batch_is_gathered_augmented_and_normalised(tiny):
+    device, index, key = data.to_device(tiny), np.array([3, 3, 17]), data.augmentation_key(jnp.uint32(0), jnp.int32(2))
+    for pixels, images in (
+        (tiny.images[index], data.mini_batch(device, index)),
+        (augmented(tiny.images[index], key), data.mini_batch(device, index, key)),
+    ):
+        expected = (pixels / 255 - np.array(tiny.mean)) / np.array(tiny.std)
+        np.testing.assert_allclose(images, expected, rtol=1e-5, atol=1e-6)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from periodic_jax import ConfigError, RunConfig, dynamics, open_run, run_sweep
+from periodic_jax.data import device
 from periodic_jax.results import read_config
 from periodic_jax.run import check, planned_steps
 
@@ -121,6 +122,10 @@ def test_epochs_are_whole_mini_batches(tmp_path):
         ({"layout": "scan"}, "--layout: scan"),
         ({"dataset": "mnist"}, "--dataset: mnist"),
         ({"batch_size": 1501}, "--batch-size: 1501"),
+        ({"data_dir": "nowhere"}, "--data-dir: nowhere"),
+        ({"corrupt_train": 2.0}, "--corrupt-train: 2.0"),
+        ({"use_data_size": 100, "batch_size": 128}, "--batch-size: 128"),
+        ({"augment": True, "full_batch": True}, "--augment"),
         ({"model": "VGG"}, "--model: VGG"),
         ({"width": 0}, "--width: 0"),
         ({"width": 10**9}, "--width: 1000000000"),
@@ -155,3 +160,24 @@ def test_schedules_full_batches_and_fixed_norms_reach_the_training(tmp_path):
     expected = 0.1 * (1 + np.cos(np.pi * np.minimum(dataset.step / ends, 1)))
     np.testing.assert_allclose(rate.transpose(..., "step"), expected.broadcast_like(rate), rtol=1e-12, atol=1e-15)
     assert (dataset.angular_step.sel(schedule_end=4.0)[:, 4:] < 1e-12).all()
+
+
+def test_variations_of_the_data_reach_the_training_and_the_record(tmp_path, monkeypatch):
+    """Corrupted digits, shrunk and augmented: the parts' losses average to that of the whole."""
+    augmented, augment = [], device.augment
+    monkeypatch.setattr(device, "augment", lambda images, key: augmented.append(images.shape) or augment(images, key))
+    config = RunConfig(
+        out=tmp_path / "run", steps=2, width=2, depth=1, validation=300, use_data_size=256, corrupt_train=0.3, resize=4,
+        augment=True, batch_size=64,
+    )  # fmt: skip
+    dataset = open_run(run_sweep(config))
+    record = read_config(tmp_path / "run")
+    seen = record["data"]
+    assert (seen["train_images"], seen["test_images"], seen["image_shape"]) == (256, 300, [4, 4, 1])
+    assert record["config"]["augment"] is True
+    share = seen["corrupted"] / 256
+    for name in ("loss", "error"):
+        parts = share * dataset[f"corrupted_train_{name}"] + (1 - share) * dataset[f"clean_train_{name}"]
+        np.testing.assert_allclose(parts, dataset[f"train_{name}"], rtol=1e-5)
+        assert dataset[f"clean_train_{name}"].attrs["long_name"]
+    assert augmented[0] == (64, 4, 4, 1)

@@ -1,7 +1,11 @@
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import augmented
 
 from periodic_jax import Batch, ConfigError, SweepGrid, create_train_state, data, dynamics, models, train_step
 from periodic_jax.sweep import Arrangement, Sweep, lay_out
@@ -221,3 +225,71 @@ def test_lay_out_stacks_a_function_of_several_trees(layout):
 def test_unusable_settings_are_refused(tiny, model, options, named):
     with pytest.raises(ConfigError, match=named):
         Sweep(model, tiny, GRID, **{"batch_size": 12, **options})
+
+
+class Probe(nn.Module):
+    """Not a network: its logits are fixed linear functions of the images, so that the loss tells which it saw."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        scale = self.param("scale", nn.initializers.ones, (1,))
+        flat = images.reshape(len(images), -1)
+        return 0 * scale + flat @ jnp.sin(jnp.arange(flat.shape[1] * 3.0)).reshape(-1, 3)
+
+    def labels(self):
+        return "scale_invariant"
+
+
+@pytest.mark.parametrize(
+    ("layout", "devices", "capacity"),
+    [("map", 2, 20), ("map", 1, 3), ("vmap", 2, 20), ("unroll", 1, 20)],
+)
+def test_the_batches_are_the_same_whatever_the_layout_the_devices_and_the_chunks(tiny, layout, devices, capacity):
+    """And they are those of a plain numpy implementation of order and augmentation."""
+    grid = SweepGrid.product(lr=[0.05, 1.0], seed=[4, 0])
+    sweep = Sweep(
+        Probe(),
+        tiny,
+        grid,
+        batch_size=12,
+        layout=layout,
+        devices=jax.devices()[:devices],
+        capacity=capacity,
+        augment=True,
+    )
+    telemetry, _ = collect(sweep, 9)
+    for seed in (0, 4):
+        rows = data.batch_indices(jnp.uint32(seed), jnp.int32(0), 9, capacity=9, count=40, batch_size=12)
+        expected = []
+        for step, row in enumerate(np.asarray(rows)):
+            pixels = augmented(tiny.images[row], data.augmentation_key(jnp.uint32(seed), jnp.int32(step)))
+            images = (pixels / 255 - np.array(tiny.mean)) / np.array(tiny.std)
+            logits = images.reshape(12, -1) @ np.sin(np.arange(128 * 3.0)).reshape(-1, 3)
+            right = logits[np.arange(12), tiny.labels[row]]
+            expected.append((np.log(np.exp(logits).sum(1)) - right).mean())
+        for config in np.flatnonzero(grid.seeds == seed):
+            np.testing.assert_allclose(telemetry["loss"][config], expected, rtol=2e-5)
+
+
+def test_corrupted_and_clean_images_are_evaluated_apart(tiny):
+    corrupted = np.arange(40) % 3 == 1
+    dataset = dataclasses.replace(tiny, corrupted=corrupted)
+    sweep = Sweep(Probe(), dataset, GRID, batch_size=12)
+    assert set(sweep.evaluations) == set(next(iter(sweep.chunks(1, eval_every=1))).evaluation)
+    _, seen = collect(sweep, 1)
+    images = (tiny.images / 255 - np.array(tiny.mean)) / np.array(tiny.std)
+    logits = images.reshape(40, -1) @ np.sin(np.arange(128 * 3.0)).reshape(-1, 3)
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(40), tiny.labels]
+    errors = logits.argmax(1) != tiny.labels
+    for name, part in (("train", slice(None)), ("corrupted_train", corrupted), ("clean_train", ~corrupted)):
+        np.testing.assert_allclose(seen[f"{name}_loss"], losses[part].mean(), rtol=2e-5)
+        np.testing.assert_allclose(seen[f"{name}_error"], errors[part].mean(), rtol=1e-6)
+
+
+def test_without_corruption_there_are_no_such_evaluations(tiny):
+    assert Sweep(Probe(), tiny, GRID, batch_size=12).evaluations == (
+        "train_loss",
+        "train_error",
+        "test_loss",
+        "test_error",
+    )
