@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from periodic_jax.errors import ConfigError
     from periodic_jax.grid import HParams, SweepGrid
     from periodic_jax.optim import project_to_sphere, sphere_sgd, track_dynamics
-    from periodic_jax.periods import classify_regimes, detect_periods
+    from periodic_jax.periods import detect_periods
+    from periodic_jax.regimes import classify_regimes
     from periodic_jax.results import open_run
     from periodic_jax.run import RunConfig, run_sweep
     from periodic_jax.train import Batch, TrainState, create_train_state, eval_step, train_step
@@ -37,7 +38,7 @@ _HOME = {
     "run_sweep": "run",
     "open_run": "results",
     "detect_periods": "periods",
-    "classify_regimes": "periods",
+    "classify_regimes": "regimes",
 }
 _MODULES = (
     "analysis",

@@ -39,6 +39,7 @@ class Periods(NamedTuple):
     fall_weight_norm: np.ndarray  # norm there
     spike: np.ndarray  # largest rise of the loss within the fall, as a ratio: large where a smaller spike is in it
     rotation: np.ndarray  # Σ -ln cos θ from onset to end; NaN without ``angular_step``
+    fall_rotation: np.ndarray  # the same over the fall
 
 
 class Cycles(NamedTuple):
@@ -141,7 +142,7 @@ def _of_block(
     block: Mapping[str, np.ndarray], min_growth: float, min_loss_ratio: float, window: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of some configurations ``(configs, steps)``: the configuration of each destabilisation ``(found,)``, and the
-    fields of `Periods` after the first, ``(12, found)``.
+    fields of `Periods` after the first, ``(13, found)``.
 
     All curves become one long one, without its missing steps, in which each configuration is a segment.
     """
@@ -165,14 +166,15 @@ def _of_block(
     onset = onset[confirmed]
     before, (end, fall) = before[confirmed], _around(log_norm, firsts, row, onset)
 
-    spent = np.full(len(onset), np.nan)
+    burst = slow = np.full(len(onset), np.nan)
     if "angular_step" in block:
-        spent = segments.totals(np.nan_to_num(rotation(block["angular_step"][there])), onset, end + 1)
+        spent = np.nan_to_num(rotation(block["angular_step"][there]))
+        burst, slow = segments.totals(spent, onset, end + 1), segments.totals(spent, fall, np.maximum(onset, fall + 1))
     columns = (
         step[onset], step[end], norm[there][onset], block["effective_lr"][there][onset], norm[there][end],
         np.exp(before), np.exp(segments.highest(log_loss, onset, end + 1)),
         -segments.highest(-loss[there], fall, onset + 1), step[fall], norm[there][fall],
-        np.exp(segments.largest_rise(log_loss, fall, onset + 1)), spent,
+        np.exp(segments.largest_rise(log_loss, fall, onset + 1)), burst, slow,
     )  # fmt: skip
     return row[onset], np.array(columns, np.float64)
 

@@ -161,7 +161,9 @@ def _median(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     every = max(values.shape[1] // MOST_IN_MEDIAN, 1)
     part = np.where(chosen & np.isfinite(values), values, np.nan)[:, ::every]
     empty = np.isnan(part).all(1)
-    return np.where(empty, np.nan, np.nanmedian(np.where(empty[:, None], 0, part), axis=1) if part.size else np.nan)
+    return np.where(
+        empty, np.nan, np.nanmedian(np.where(np.expand_dims(empty, 1), 0, part), axis=1) if part.size else np.nan
+    )
 
 
 def _words(

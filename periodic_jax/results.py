@@ -25,7 +25,8 @@ from periodic_jax.grid import AXES, SweepGrid
 CONFIG_FILE = "config.json"
 TELEMETRY = "telemetry.zarr"
 SUMMARY_FILE = "summary.csv"
-OWN_FILES = (CONFIG_FILE, TELEMETRY, "checkpoints", "figures", "report.html", SUMMARY_FILE)
+ANALYSIS = "analysis.zarr"
+OWN_FILES = (CONFIG_FILE, TELEMETRY, "checkpoints", "figures", "report.html", SUMMARY_FILE, ANALYSIS)
 FORMAT = 1
 
 # name -> (long name, units)
