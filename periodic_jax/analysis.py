@@ -103,8 +103,8 @@ def _blocks(dataset: xr.Dataset, most_in_memory: int) -> Iterator[tuple[slice, d
     for first in range(0, configs, rows):
         chosen = slice(first, min(first + rows, configs))
         block = {name: dataset[name].isel(config=chosen).values for name in names}
-        for name in CURVES[:5]:  # a network without scale-invariant weights has none of the others
-            block.setdefault(name, np.full_like(block["loss"], np.nan))
+        missing = set(CURVES[:5]) - set(names)
+        block |= {name: np.full_like(block["loss"], np.nan) for name in missing}
         block["diverged_at"] = dataset["diverged_at"].isel(config=chosen).values
         yield chosen, block
 

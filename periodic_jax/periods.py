@@ -15,7 +15,7 @@ from scipy.signal import find_peaks
 from periodic_jax import segments
 from periodic_jax.dynamics import rotation_spent
 
-MOST_AT_ONCE = 2**22  # numbers in one temporary array: 32 MB in float64
+MOST_AT_ONCE = 2**18  # numbers in one temporary array, or one configuration's: 2 MB in float64 stay in the cache
 LOSS_NOISE = 6.0  # standard deviations of ln loss that a rise must exceed: once in 10^9 steps by chance
 NORM_NOISE = 10.0  # of ln ρ: the highest and the lowest of 10^5 noisy values are 9 apart
 SLOWEST_RISE = 1 / 3  # of the fall's steps, to regain half of it: a burst takes a few steps, a wave as long as its fall
@@ -198,6 +198,7 @@ def _around(
     first, last = firsts[row[onset]], np.append(firsts[1:], len(log_norm))[row[onset]]
     following = np.minimum(np.append(onset[1:], len(log_norm)), last)
     end = segments.position_of_highest(log_norm, onset, following)
-    earlier = np.concatenate([[0], end[:-1]]) if len(end) else end
-    again = np.concatenate([[False], row[onset][1:] == row[onset][:-1]]) if len(end) else np.zeros(0, bool)
-    return end, np.where(again, earlier, segments.position_of_highest(log_norm, first, onset + 1))
+    again = np.concatenate([[False], row[onset][1:] == row[onset][:-1]])[: len(onset)]
+    fall = np.roll(end, 1)
+    fall[~again] = segments.position_of_highest(log_norm, first[~again], onset[~again] + 1)
+    return end, fall
