@@ -37,7 +37,7 @@ class Periods(NamedTuple):
     lowest_loss: np.ndarray  # lowest loss of the fall
     fall: np.ndarray  # step at which the fall that led to the onset began: the end before, or the norm's first maximum
     fall_weight_norm: np.ndarray  # norm there
-    spike: np.ndarray  # largest rise of the loss within the fall, as a ratio: large where a smaller spike is in it
+    spike: np.ndarray  # largest ratio by which the loss rises and falls again within the fall; noise alone makes 3 - 7
     rotation: np.ndarray  # Σ -ln cos θ from onset to end; NaN without ``angular_step``
     fall_rotation: np.ndarray  # the same over the fall
 
@@ -161,8 +161,14 @@ def _of_block(
     before = segments.median_before(log_loss, firsts[row[onset]], onset, window)
     rise = segments.highest(log_loss, onset, end + 1) - before
     half_way = segments.first_at_least(log_norm, onset, end, (log_norm[onset] + log_norm[end]) / 2)
-    # Where no loss is known on one of the sides, the norm has to do.
-    confirmed = ~(rise < rise_needed) & (half_way - onset <= np.maximum(SLOWEST_RISE * (onset - fall), 1))
+    # Where no loss is known on one of the sides, the norm has to do. Of a rise that the record's end cuts off, half of
+    # what there is may come soon; but not as steeply as a burst.
+    quick = half_way - onset <= np.maximum(SLOWEST_RISE * (onset - fall), 1)
+    cut = end + 1 == np.append(firsts[1:], len(log_norm))[row[onset]]
+    steep = (log_norm[end] - log_norm[onset]) / 2 * (onset - fall) * SLOWEST_RISE >= (half_way - onset) * (
+        log_norm[fall] - log_norm[onset]
+    )
+    confirmed = ~(rise < rise_needed) & quick & (steep | ~cut)
     onset = onset[confirmed]
     before, (end, fall) = before[confirmed], _around(log_norm, firsts, row, onset)
 
@@ -172,9 +178,9 @@ def _of_block(
         burst, slow = segments.totals(spent, onset, end + 1), segments.totals(spent, fall, np.maximum(onset, fall + 1))
     columns = (
         step[onset], step[end], norm[there][onset], block["effective_lr"][there][onset], norm[there][end],
-        np.exp(before), np.exp(segments.highest(log_loss, onset, end + 1)),
+        np.exp(before), segments.highest(loss[there], onset, end + 1),
         -segments.highest(-loss[there], fall, onset + 1), step[fall], norm[there][fall],
-        np.exp(segments.largest_rise(log_loss, fall, onset + 1)), burst, slow,
+        np.exp(segments.largest_spike(log_loss, fall, onset + 1)), burst, slow,
     )  # fmt: skip
     return row[onset], np.array(columns, np.float64)
 

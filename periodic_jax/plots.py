@@ -23,7 +23,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False, "figure.constrained_layout.use": True, "savefig.dpi": 150, "svg.hashsalt": "periodic_jax",
 }  # fmt: skip
 MOST_PANELS = 6
-SPIKE = 30.0  # mini-batches alone make the loss of a fall rise by ten, and more in a long one
+SPIKE = 7.0  # that mini-batches alone make of the loss within a fall
 NAMES = {"lr": "learning rate", "weight_decay": "weight decay", "elr": "effective learning rate"}
 LOG_SCALED = {"train_loss", "test_loss", "loss", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step"}
 
@@ -189,7 +189,7 @@ def save_all(dataset: xr.Dataset, folder: Path) -> list[Path]:
 
 def _clearest(found: Periods) -> tuple[int, int] | None:
     """The period between two onsets that grew the norm most at its start and end, among those whose fall is free of
-    smaller spikes: the loss rises there less than `SPIKE`-fold, or least of all.
+    smaller spikes: the loss rises and falls again there less than `SPIKE`-fold, or least of all.
     """
     if found.onset.shape[-1] < 2:
         return None

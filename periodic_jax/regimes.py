@@ -73,9 +73,9 @@ def classify_regimes(
     loss, norm, angle = (np.asarray(telemetry[name]) for name in ("loss", "weight_norm", "angular_step"))
     lead, steps = norm.shape[:-1], norm.shape[-1]
     diverged_at = np.asarray(telemetry["diverged_at"], np.float64) if "diverged_at" in telemetry else np.nan
-    flat = [array.reshape(-1, steps) for array in (loss, norm, angle)]
+    flat = [array.reshape(math.prod(lead), steps) for array in (loss, norm, angle)]
     each = [np.broadcast_to(value, lead).ravel() for value in (lr, weight_decay, momentum, diverged_at, found.found)]
-    bursts = [a.reshape(math.prod(lead), -1) for a in (found.onset, found.rotation)]
+    bursts = [a.reshape(math.prod(lead), a.shape[-1]) for a in (found.onset, found.rotation)]
     rows = max(MOST_AT_ONCE // max(steps, 1), 1)
     blocks = [_of_block(*(a[i : i + rows] for a in (*flat, *each, *bursts))) for i in range(0, math.prod(lead), rows)]
     columns = [np.concatenate(parts) for parts in zip(*blocks, strict=True)] if blocks else [np.zeros(0)] * 8

@@ -58,24 +58,25 @@ def totals(values: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarra
     return np.add.reduceat(np.append(values, 0), np.stack([first, last], 1).ravel(), dtype=np.float64)[::2]
 
 
-def largest_rise(values: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """How far each stretch rises at most above its lowest value so far; 0 where it never does.
+def largest_spike(values: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Height of the largest spike of each stretch: how far it rises above the lowest value before, or falls again to
+    the lowest after it, whichever is less. 0 where the stretch only falls, or only rises.
 
     Example:
-        >>> largest_rise(np.array([3.0, 1.0, 2.0, 0.0, 0.5]), np.array([0]), np.array([5])).tolist()
+        >>> largest_spike(np.array([3.0, 1.0, 2.0, 0.0, 9.0]), np.array([0]), np.array([5])).tolist()
         [1.0]
     """
     if not len(first):
         return np.zeros(0)
     lengths = last - first
-    inside = np.repeat(first - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths) + np.arange(lengths.sum())
-    # Each stretch is laid below all before it, so that one running minimum starts anew in each.
-    stretch = values[inside]
-    span = np.fmax.reduce(stretch, initial=0) - np.fmin.reduce(stretch, initial=0) + 1
-    laid = stretch - span * np.repeat(np.arange(len(first)), lengths)
-    rises = laid - np.fmin.accumulate(laid)
     starts = np.cumsum(lengths) - lengths
-    return np.nan_to_num(np.fmax.reduceat(rises, starts))
+    stretch = values[np.repeat(first - starts, lengths) + np.arange(lengths.sum())]
+    # Each stretch is laid below all before it, so that one running minimum starts anew in each; or above, backwards.
+    span = np.fmax.reduce(stretch, initial=0) - np.fmin.reduce(stretch, initial=0) + 1
+    shift = span * np.repeat(np.arange(len(first)), lengths)
+    before = stretch - (np.fmin.accumulate(stretch - shift) + shift)
+    after = stretch - (np.fmin.accumulate((stretch + shift)[::-1])[::-1] - shift)
+    return np.nan_to_num(np.fmax.reduceat(np.minimum(before, after), starts))
 
 
 def median_before(values: np.ndarray, first: np.ndarray, position: np.ndarray, window: int) -> np.ndarray:

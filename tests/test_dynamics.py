@@ -160,6 +160,24 @@ def test_falling_edge_counts_steps_without_gradient(lr, decay):
 # Each function with arguments in its domain; the last two are always lr and weight decay, or the only ones there are.
 CASES = {
     "shrink": (0.5, 0.1),
+    "coasting_factor": (0.5, 0.1, 0.3),
+    "jump_distance": (0.3,),
+    "delta_jump": (0.05, 2.0, 0.5, 0.1, 0.3),
+    "growth_tangent": (0.5, 0.1),
+    "equilibrium_angular_step": (0.5, 0.1),
+    "equilibrium_contraction": (0.5, 0.1),
+    "approach_weight_norm": (12.0, 3.0, 2.0, 0.5, 0.1),
+    "sharpness_limit": (20.0, 0.5, 0.1),
+    "attracting_interval": (1.0, 3.0, 0.5, 0.1),
+    "highest_effective_lr": (1.0, 0.5, 0.1),
+    "largest_tangent": (1.0, 3.0, 0.5, 0.1),
+    "smallest_tangent": (1.0, 3.0, 0.5, 0.1),
+    "t_min": (0.0123, 2.0, 0.03, 0.5, 0.1),
+    "t_max": (0.0123, 1.0, 0.03, 0.5, 0.1),
+    "sphere_lr": (0.5, 3.0),
+    "sphere_effective_lr": (3.0, 0.5, 0.1),
+    "undecayed_lr": (7.0, 0.5, 0.1),
+    "rescaled": (2.0, 3.0, 0.5, 0.1),
     "effective_lr": (0.5, 3.0),
     "next_weight_norm": (3.0, 2.0, 0.5, 0.1),
     "next_effective_lr": (0.05, 2.0, 0.5, 0.1),
@@ -179,17 +197,28 @@ def batch(arguments):
 
 
 def test_cases_are_all_functions():
-    public = {
-        name for name, value in vars(dynamics).items() if callable(value) and value.__module__ == dynamics.__name__
-    }
-    assert set(CASES) == {name for name in public if not name.startswith("_")}
+    assert set(CASES) == set(dynamics.__all__)
+
+
+def call(name):
+    """The function, with one array as its result: the functions of two or three results give them stacked."""
+    function = getattr(dynamics, name)
+
+    def one(*arguments):
+        result = function(*arguments)
+        if not isinstance(result, tuple):
+            return result
+        library = jnp if any(isinstance(part, jax.Array) for part in result) else np
+        return library.stack(library.broadcast_arrays(*result))
+
+    return one
 
 
 @pytest.mark.parametrize("transform", [jax.jit, jax.vmap])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", CASES)
 def test_same_in_jax(name, dtype, transform):
-    function, arguments = getattr(dynamics, name), batch(CASES[name])
+    function, arguments = call(name), batch(CASES[name])
     wanted = function(*arguments)
     with jax.enable_x64(True):
         result = transform(function)(*(jnp.asarray(argument, dtype) for argument in arguments))
@@ -202,7 +231,7 @@ def test_same_in_jax(name, dtype, transform):
 @pytest.mark.parametrize("name", CASES)
 def test_traced_among_numbers_and_numpy_arrays(name, traced):
     """Whichever argument JAX traces, the others may be Python's numbers or NumPy's arrays."""
-    function, arguments = getattr(dynamics, name), CASES[name]
+    function, arguments = call(name), CASES[name]
     chosen = {"first": {0}, "last": {len(arguments) - 1}, "all": set(range(len(arguments)))}[traced]
 
     def partial(*picked):
@@ -215,7 +244,7 @@ def test_traced_among_numbers_and_numpy_arrays(name, traced):
 
 @pytest.mark.parametrize("name", CASES)
 def test_broadcasts(name):
-    function, arguments = getattr(dynamics, name), CASES[name]
+    function, arguments = call(name), CASES[name]
     grids = np.meshgrid(*(np.array([value, 1.1 * value]) for value in arguments), indexing="ij", sparse=True)
     result = function(*grids)
     assert result.shape == (2,) * len(arguments)
