@@ -2,8 +2,8 @@
 
 The window is that of the next δ-jump, δ = ηλ/2, from `dynamics.t_min` and `dynamics.t_max`, if the effective gradient
 norm stays between its lowest and highest of late. A destabilisation begins with a step that makes the norm grow, which
-is a δ-jump: it cannot come before the window. Plain SGD only. The expected step is that at which decay alone brings the
-effective learning rate to where earlier destabilisations began, but not before the window.
+is a δ-jump: as long as the gradient keeps to that range it cannot come before the window. Plain SGD only. The expected step is that at which decay alone brings the
+effective learning rate to where earlier destabilisations began; it knows nothing of the window.
 """
 
 from collections.abc import Mapping
@@ -107,8 +107,7 @@ def forecast(
         steps = dynamics.falling_edge_steps(np.sqrt(reference / now.effective_lr), 1.0, *rate, column[1])
     plain = (column[1] == 0) & np.isfinite(delta)
     soonest, latest = (np.where(plain, end, np.nan) for end in (soonest, latest))
-    expected = np.maximum(now.origin + np.maximum(np.round(steps), 0), np.nan_to_num(soonest))
-    return Forecast(now.origin, soonest, latest, expected)
+    return Forecast(now.origin, soonest, latest, now.origin + np.maximum(np.round(steps), 0))
 
 
 def references(onset_effective_lr: np.ndarray) -> np.ndarray:

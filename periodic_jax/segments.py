@@ -6,6 +6,7 @@ not said otherwise. NaN is a missing value.
 
 import numpy as np
 
+GOLDEN = (5**0.5 - 1) / 2
 MOST_DIFFERENCES = 4096  # of a curve, from which its noise is told: to about 2 %
 
 
@@ -102,8 +103,9 @@ def noise(values: np.ndarray, firsts: np.ndarray, order: int) -> np.ndarray:
     scale = 1.4826 / np.sqrt({1: 2, 2: 6}[order])
     found = np.zeros(len(firsts))
     for i, (first, last) in enumerate(zip(firsts, np.append(firsts, len(values))[1:], strict=True)):
-        every = max((last - first) // MOST_DIFFERENCES, 1)
-        at = np.arange(first, last - order, every)
+        at = np.arange(first, last - order)
+        if len(at) > MOST_DIFFERENCES:  # spread evenly, but without a step that a rhythm of the curve could share
+            at = first + (np.arange(MOST_DIFFERENCES) * GOLDEN % 1 * len(at)).astype(int)
         known = values[at] - values[at + 1] if order == 1 else values[at] - 2 * values[at + 1] + values[at + 2]
         known = np.abs(known[np.isfinite(known)])
         found[i] = scale * np.median(known) if len(known) else 0

@@ -20,7 +20,7 @@ CHECKS = (
 )  # fmt: skip
 ASSUMED = {
     "norm_recursion": "plain SGD: no momentum, a free norm",
-    "angular_step": "no momentum",
+    "angular_step": "as norm_recursion",
     "highest_effective_lr": "plain SGD, constant learning rate and decay, a² ≥ ½, ℓ > 0; after any step",
     "attracting_interval": "as highest_effective_lr; after the first step inside",
     "largest_tangent": "as attracting_interval",
@@ -150,7 +150,7 @@ def _violations(
     wrong[4] = (entered & (turned > dynamics.largest_tangent(*bound, *rate) * wide)).sum(1)
     wrong[5] = (entered & (turned < dynamics.smallest_tangent(*bound, *rate) / wide)).sum(1)
     wrong[6:] = _waits(elr, angle, known, bound, rate)
-    holds = [plain, momentum == 0, *[applies] * 6]
+    holds = [plain, plain, *[applies] * 6]
     return np.where(holds, wrong, np.nan).T
 
 
