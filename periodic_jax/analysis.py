@@ -13,6 +13,7 @@ from periodic_jax.forecast import Forecast, Standing, forecast, references, stan
 from periodic_jax.grid import AXES
 from periodic_jax.periods import Cycles, Periods, cycles, detect_periods
 from periodic_jax.regimes import BURN_IN, Regimes, classify_regimes
+from periodic_jax.results import read
 from periodic_jax.theory import ASSUMED, CHECKS, Theory, check
 
 CURVES = ("loss", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step", "radial_leak")
@@ -102,10 +103,10 @@ def _blocks(dataset: xr.Dataset, most_in_memory: int) -> Iterator[tuple[slice, d
     rows = math.ceil(configs / blocks)
     for first in range(0, configs, rows):
         chosen = slice(first, min(first + rows, configs))
-        block = {name: dataset[name].isel(config=chosen).values for name in names}
+        block = {name: read(dataset, name, config=chosen) for name in names}
         missing = set(CURVES[:5]) - set(names)
         block |= {name: np.full_like(block["loss"], np.nan) for name in missing}
-        block["diverged_at"] = dataset["diverged_at"].isel(config=chosen).values
+        block["diverged_at"] = read(dataset, "diverged_at", config=chosen)
         yield chosen, block
 
 
@@ -148,11 +149,11 @@ def _of_runs(dataset: xr.Dataset, found: Periods) -> dict[str, np.ndarray]:
         mean_period = np.nansum(gaps, axis=1) / np.where(found.found > 1, found.found - 1, np.nan)
     return {
         "mean_period": mean_period,
-        "final_train_loss": _last(dataset.train_loss.values),
-        "lowest_train_loss": _lowest(dataset.train_loss.values),
-        "final_test_error": _last(dataset.test_error.values),
-        "lowest_test_error": _lowest(dataset.test_error.values),
-        "diverged_at": np.asarray(dataset.diverged_at.values, np.float64),
+        "final_train_loss": _last(_evaluations(dataset, "train_loss")),
+        "lowest_train_loss": _lowest(_evaluations(dataset, "train_loss")),
+        "final_test_error": _last(_evaluations(dataset, "test_error")),
+        "lowest_test_error": _lowest(_evaluations(dataset, "test_error")),
+        "diverged_at": read(dataset, "diverged_at").astype(np.float64),
     }
 
 
@@ -208,7 +209,8 @@ def log_slope(x: np.ndarray, y: np.ndarray) -> Slope:
 
 def _lowest_between(dataset: xr.Dataset, name: str, found: Periods) -> np.ndarray:
     """The lowest evaluation of each period: after the steps from behind one onset to the next; NaN without any."""
-    values, steps = np.asarray(dataset[name].values, np.float64), dataset["eval_step"].values
+    values = _evaluations(dataset, name)
+    steps = dataset["eval_step"].values if values.size else np.zeros(0)
     left, right = found.onset[:, :-1], found.onset[:, 1:]
     row, k = np.nonzero(np.isfinite(right))
     first = np.searchsorted(steps, left[row, k], side="right")
@@ -235,6 +237,13 @@ def _forecasts(now: Standing, found: Periods, hyper: dict[str, np.ndarray], deca
 def _plain(name: str) -> str:
     """The name in the Dataset of a field of `Periods`."""
     return {"onset": "onset_step", "end": "end_step", "fall": "fall_step"}.get(name, name)
+
+
+def _evaluations(dataset: xr.Dataset, name: str) -> np.ndarray:
+    """An evaluated quantity ``(configs, evaluations)``, without any where the run has none."""
+    if name in dataset.variables:
+        return read(dataset, name).astype(np.float64)
+    return np.full((dataset.sizes["config"], 0), np.nan)
 
 
 def _last(values: np.ndarray) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 The window is that of the next δ-jump, δ = ηλ/2, from `dynamics.t_min` and `dynamics.t_max`, if the effective gradient
 norm stays between its lowest and highest of late. A destabilisation begins with a step that makes the norm grow, which
-is a δ-jump: as long as the gradient keeps to that range it cannot come before the window. Plain SGD only. The expected step is that at which decay alone brings the
-effective learning rate to where earlier destabilisations began; it knows nothing of the window.
+is a δ-jump: as long as the gradient keeps to that range it cannot come before the window. Plain SGD only. The expected
+step is that at which decay alone brings the effective learning rate to where earlier destabilisations began; it knows
+nothing of the window.
 """
 
 from collections.abc import Mapping

@@ -233,6 +233,27 @@ def open_run(path: str | Path, *, flat: bool = False) -> xr.Dataset:
         raise ConfigError("run directory", store, f"a readable telemetry store ({reason})") from None
 
 
+def read(dataset: xr.Dataset, name: str, **chosen: slice) -> np.ndarray:
+    """The values of one quantity of a run that was opened flat, or of a part of it.
+
+    Args:
+        dataset: from ``open_run(path, flat=True)``, which reads nothing before it is used.
+        name: the quantity.
+        **chosen: a slice for each dimension of which not all is wanted.
+
+    Raises:
+        ConfigError: the store lacks it, or its values are damaged.
+    """
+    run = dataset.attrs.get("name", "")
+    if name not in dataset.variables:
+        raise ConfigError("run directory", run, f"a telemetry store with {name}")
+    try:
+        return np.asarray(dataset[name].isel(chosen).values)
+    except Exception as error:  # whatever a damaged chunk makes zarr and its codecs raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ConfigError("run directory", run, f"a readable telemetry store, also of {name} ({reason})") from None
+
+
 def _named(dataset: xr.Dataset, store: Path) -> xr.Dataset:
     """The flat Dataset of a store with all its coordinates, if it is one of ours."""
     if missing := {"loss", "weight_norm", "step", *AXES} - set(dataset.variables):
