@@ -46,11 +46,16 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
         NaN with fewer than two.
 
     Example:
-        >>> import tempfile, periodic_jax as pj
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pj.run_sweep(pj.RunConfig(out=f"{folder}/run", lr=(0.1, 1.0), width=2, steps=150))
-        ...     print(analyze(pj.open_run(path, flat=True)).regime.values)
-        ['converging' 'converging']
+        >>> from periodic_jax.grid import SweepGrid
+        >>> grid, steps = SweepGrid.product(lr=1.0, weight_decay=1e-3), np.arange(400)[None]
+        >>> curves = {"loss": 1 / (1 + steps), "weight_norm": 0.999**steps, "effective_lr": 0.999 ** (-2.0 * steps)}
+        >>> curves |= {"effective_grad_norm": 1e-6 + 0 * steps, "angular_step": 1e-6 * curves["effective_lr"]}
+        >>> run = xr.Dataset({name: (("config", "step"), values) for name, values in curves.items()})
+        >>> run = run.assign(diverged_at=("config", [np.nan])).assign_coords(
+        ...     {name: ("config", values) for name, values in grid.coords.items()})
+        >>> found = analyze(run)
+        >>> print(found.regime.item(), int(found.violations.item()))
+        converging 0
     """
     hyper = {name: np.asarray(dataset[name].values) for name in AXES}
     free = hyper["fixed_norm"] == 0

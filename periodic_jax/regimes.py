@@ -67,7 +67,7 @@ def classify_regimes(
         >>> curves = {"loss": loss, "weight_norm": 0.999 ** np.arange(300), "effective_lr": loss, "angular_step": angle}
         >>> found = classify_regimes(curves, 1.0, 1e-3)
         >>> print(found.regime, found.because)
-        converging rotation at 0.00 of the decay's pace, loss x 0.60 from the middle third to the last
+        converging rotation at 0.00 of the decay's pace, loss x 0.59 from the middle third to the last
     """
     found = detect_periods(telemetry) if periods is None else periods
     loss, norm, angle = (np.asarray(telemetry[name]) for name in ("loss", "weight_norm", "angular_step"))
