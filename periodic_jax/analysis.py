@@ -61,7 +61,10 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
     free = hyper["fixed_norm"] == 0
     # Where the norm is held, or the effective learning rate, decay sets no pace.
     decay = np.where(free & (hyper["elr"] == 0), hyper["weight_decay"], 0.0)
-    parts = [_of_block(block, rows, hyper, decay, free, predict) for rows, block in _blocks(dataset, most_in_memory)]
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a diverging run leaves float32's range
+        parts = [
+            _of_block(block, rows, hyper, decay, free, predict) for rows, block in _blocks(dataset, most_in_memory)
+        ]
     found = Periods(*_stacked([part[0] for part in parts]))
     regimes = Regimes(*_stacked([part[1] for part in parts]))
     theory = Theory(*_stacked([part[2] for part in parts]))
@@ -177,7 +180,8 @@ def _falling_edges(
 def _slopes(found: Periods, between: Cycles, hyper: dict[str, np.ndarray], decay: np.ndarray) -> dict[str, Any]:
     """Slopes of log duration against log ηλ/(1-μ): of `FITS`.
 
-    Falling edges are divided by ln(ρ_max/ρ_min); the theory's -1 is for those without gradient, the `QUIET` ones.
+    Falling edges are divided by ln(ρ_max/ρ_min); the theory's -1 is for those without gradient, the `QUIET` ones, of
+    plain SGD.
     """
     lr = found.onset_effective_lr * found.onset_weight_norm**2
     rate = lr * np.where(decay > 0, decay, np.nan)[:, None] / (1 - hyper["momentum"])[:, None]
@@ -185,6 +189,7 @@ def _slopes(found: Periods, between: Cycles, hyper: dict[str, np.ndarray], decay
         ratio = np.log(found.fall_weight_norm / found.onset_weight_norm)
         edges = (found.onset - found.fall) / ratio
         quiet = np.where(found.fall_rotation <= QUIET * ratio, edges, np.nan)
+        quiet = np.where(hyper["momentum"][:, None] == 0, quiet, np.nan)  # rotation tells little of it otherwise
     fits = [log_slope(rate, quiet), log_slope(rate, edges), log_slope(rate[:, 1:], between.length)]
     return {f"slope{end}": ("fit", [getattr(fit, field) for fit in fits]) for end, field in
             (("", "slope"), ("_low", "low"), ("_high", "high"), ("_points", "points"))}  # fmt: skip

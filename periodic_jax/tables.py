@@ -84,7 +84,7 @@ def findings(analysis: xr.Dataset) -> str:
             out.write(f"{name}: violated {bad} times among the {applies} configurations where it applies\n")
     applies, bad = int(np.isfinite(violations).sum()), int(np.nansum(violations))
     out.write(f"bounds and exact relations: {applies} checks apply, {bad} violations\n")
-    plain = np.abs(analysis.budget_residual.values[analysis.momentum.values == 0])
+    plain = np.abs(analysis.budget_residual.values)
     if np.isfinite(plain).any():
         out.write(f"rotation budget: off by at most {np.nanmax(plain):.1e} of the rotation (plain SGD)\n")
     if "backtest_expected" in analysis:

@@ -40,7 +40,7 @@ class Theory(NamedTuple):
     equilibrium_effective_lr: np.ndarray  # predicted from the same
     measured_effective_lr: np.ndarray  # η over the square of the measured norm
     rotation_spent: np.ndarray  # Σ -ln cos θ
-    rotation_budget: np.ndarray  # -Σ ln a + ln(ρ_T/ρ_0); with momentum -Σ ln(1 - ηλ/(1+μ)) + ..., an expectation
+    rotation_budget: np.ndarray  # -Σ ln a + ln(ρ_T/ρ_0); NaN with momentum or a held norm, where there is none
     budget_residual: np.ndarray  # (spent - budget) / (spent - Σ ln a)
     radial_leak: np.ndarray  # root mean square of the cosine between gradient and weights
     violations: np.ndarray  # steps (of t_min, t_max: waits) that violate each of `CHECKS`; NaN where not applicable
@@ -86,7 +86,8 @@ def _of_block(
         place = np.arange(norm.shape[1])
         late = known & (place >= BURN_IN * np.max(np.where(known, place + 1, 0), axis=1, initial=0)[:, None])
         lost = np.where(known, lr, 0) * weight_decay[:, None]  # ηλ of each step
-        spent, budget, decayed = _budget(rotation(angle), np.log(norm), lost / (1 + momentum)[:, None], pair)
+        spent, budget, decayed = _budget(rotation(angle), np.log(norm), lost, pair)
+        plain = free & (momentum == 0)
         typical = _mean(lr, known)
         strength = np.sqrt(_mean(gradient**2, late))
         measured = _mean(norm**4, late) ** 0.25
@@ -104,7 +105,7 @@ def _of_block(
         return Theory(
             np.where(np.isfinite(lowest), lowest, np.nan), np.where(highest > 0, highest, np.nan),
             equilibrium[0], measured, equilibrium[1], typical / measured**2,
-            spent, np.where(free, budget, np.nan), np.where(free, (spent - budget) / (spent + decayed), np.nan),
+            spent, np.where(plain, budget, np.nan), np.where(plain, (spent - budget) / (spent + decayed), np.nan),
             np.sqrt(_mean(leak**2 + 0 * norm, known)) if "radial_leak" in block else np.full(len(norm), np.nan),
             violations,
         )  # fmt: skip

@@ -13,6 +13,7 @@ from periodic_jax.analysis import analyze, log_slope
 from periodic_jax.cli import main
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import AXES, SweepGrid
+from periodic_jax.regimes import REGIMES
 from periodic_jax.results import open_run
 from periodic_jax.tables import COLUMNS, FORECASTS, SHOWN, as_text, findings, open_analysis, rows, save, to_csv
 
@@ -142,6 +143,17 @@ def test_nothing_known_is_nan(tmp_path, recwarn):
     assert found.diverged_at == 0
     for name in ("mean_period", "final_train_loss", "lowest_test_error", "final_weight_norm", *FORECASTS):
         assert np.isnan(found[name]), name
+    assert as_text(found, COLUMNS)
+    assert findings(found)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("spoil", [lambda v: v * 1e30, lambda v: -v, lambda v: 0 * v,
+                                   lambda v: np.where(np.arange(STEPS) % 3 == 1, np.inf, v)])  # fmt: skip
+def test_numbers_beyond_sense_make_no_noise(tmp_path, recwarn, spoil):
+    curve = {name: spoil(values) for name, values in trajectory(STEPS, [300]).items()}
+    found = analyze(open_flat(tmp_path / "run", SweepGrid.product(), stack([curve])), predict=True)
+    assert found.regime.item() in REGIMES
     assert as_text(found, COLUMNS)
     assert findings(found)
     assert not recwarn.list

@@ -98,6 +98,7 @@ def test_checks_only_where_their_assumptions_hold(changes, applying):
     decay = changes.get("decay", 1e-3)
     result = run(stack([noisy(weight_decay=decay)]), **{"decay": decay, **changes})
     assert [name for name, count in zip(CHECKS, result.violations[0], strict=True) if np.isfinite(count)] == applying
+    assert np.isnan(result.budget_residual[0]) == (not applying)
     assert set(ASSUMED) == set(CHECKS)
 
 
