@@ -159,7 +159,10 @@ def _of_block(
     end, fall = _around(log_norm, firsts, row, onset)
     rise_needed = np.maximum(np.log(min_loss_ratio), LOSS_NOISE * noise[0][row[onset]])
     before = segments.median_before(log_loss, firsts[row[onset]], onset, window)
-    rise = segments.highest(log_loss, onset, end + 1) - before
+    # Up to the first known loss from the end on: the one that is missing may have been the highest.
+    known = np.append(np.flatnonzero(np.isfinite(log_loss)), len(log_loss))
+    peak_end = np.minimum(known[np.searchsorted(known, end)] + 1, np.append(firsts[1:], len(log_norm))[row[onset]])
+    rise = segments.highest(log_loss, onset, peak_end) - before
     half_way = segments.first_at_least(log_norm, onset, end, (log_norm[onset] + log_norm[end]) / 2)
     # Where no loss is known on one of the sides, the norm has to do. Of a rise that the record's end cuts off, half of
     # what there is may come soon; but not as steeply as a burst.
