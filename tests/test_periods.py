@@ -191,8 +191,8 @@ def sawtooth(rng, lengths, *, noise, norm_noise, missing, ratio, tail):
 @settings(deadline=None, max_examples=150)
 @given(
     lengths=st.lists(st.integers(300, 1200), min_size=1, max_size=8), noise=st.floats(0, 0.4),
-    norm_noise=st.sampled_from([0, 1e-5, 3e-4]), missing=st.sampled_from([0, 0.001, 0.02, 0.1]), ratio=st.floats(1.5, 6),
-    tail=st.integers(20, 250), seed=st.integers(0, 10**6),
+    norm_noise=st.sampled_from([0, 1e-5, 3e-4]), missing=st.sampled_from([0, 0.001, 0.02, 0.1]),
+    ratio=st.floats(1.5, 6), tail=st.integers(20, 250), seed=st.integers(0, 10**6),
 )  # fmt: skip
 def test_planted_destabilisations_are_found_within_a_hundredth_of_a_period(
     lengths, noise, norm_noise, missing, ratio, tail, seed
