@@ -12,11 +12,12 @@ from periodic_jax.runtime import guard_xla_flags
 guard_xla_flags()
 
 if TYPE_CHECKING:
-    from periodic_jax import data, dynamics, models, plots
+    from periodic_jax import analysis, data, dynamics, models, plots, tables
     from periodic_jax.errors import ConfigError
     from periodic_jax.grid import HParams, SweepGrid
     from periodic_jax.optim import project_to_sphere, sphere_sgd, track_dynamics
-    from periodic_jax.periods import classify_regimes, detect_periods
+    from periodic_jax.periods import detect_periods
+    from periodic_jax.regimes import classify_regimes
     from periodic_jax.results import open_run
     from periodic_jax.run import RunConfig, run_sweep
     from periodic_jax.train import Batch, TrainState, create_train_state, eval_step, train_step
@@ -37,12 +38,13 @@ _HOME = {
     "run_sweep": "run",
     "open_run": "results",
     "detect_periods": "periods",
-    "classify_regimes": "periods",
+    "classify_regimes": "regimes",
 }
 _MODULES = (
     "analysis",
     "data",
     "dynamics",
+    "forecast",
     "grid",
     "models",
     "optim",
@@ -50,7 +52,10 @@ _MODULES = (
     "plots",
     "results",
     "run",
+    "regimes",
     "sweep",
+    "tables",
+    "theory",
     "train",
 )
 
@@ -59,7 +64,7 @@ __all__ = [  # noqa: RUF022 (in the order of use)
     "Batch", "TrainState", "create_train_state", "train_step", "eval_step",
     "sphere_sgd", "project_to_sphere", "track_dynamics",
     "detect_periods", "classify_regimes", "ConfigError",
-    "data", "dynamics", "models", "plots", "__version__",
+    "analysis", "data", "dynamics", "models", "plots", "tables", "__version__",
 ]  # fmt: skip
 
 

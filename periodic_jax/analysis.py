@@ -1,119 +1,270 @@
-"""What each configuration of a run did, as an xarray Dataset and as a table."""
+"""Everything the package can tell of a run, as one xarray Dataset: regimes, periods, theory, forecasts."""
 
-import csv
-import io
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from scipy import stats
 
-from periodic_jax.grid import AXES, short_numbers
-from periodic_jax.periods import classify_regimes, detect_periods
+from periodic_jax import dynamics, segments
+from periodic_jax.forecast import Forecast, Standing, forecast, references, standing
+from periodic_jax.grid import AXES
+from periodic_jax.periods import Cycles, Periods, cycles, detect_periods
+from periodic_jax.regimes import BURN_IN, Regimes, classify_regimes
+from periodic_jax.results import read
+from periodic_jax.theory import ASSUMED, CHECKS, Theory, check
 
-COLUMNS = (
-    "regime", "destabilisations", "mean_period", "final_train_loss", "lowest_train_loss", "final_test_error",
-    "lowest_test_error", "final_weight_norm", "diverged_at",
-)  # fmt: skip
+CURVES = ("loss", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step", "radial_leak")
+MOST_IN_MEMORY = 2**30  # bytes of telemetry read at a time
+INTERVAL = 0.95  # of a fitted slope
+QUIET = 0.1  # rotation of a quiet fall over ln(ρ_max/ρ_min): gradients then prolong it by a tenth at most
+FITS = ("falling_edge", "falling_edge_all", "period_length")
 
 
-def summarise(dataset: xr.Dataset) -> xr.Dataset:
-    """One row a configuration: regime, destabilisations, mean length of a period in steps, losses and errors.
+class Slope(NamedTuple):
+    """A straight line through logarithms."""
+
+    slope: float
+    low: float  # ends of the interval of level `INTERVAL`
+    high: float
+    points: int
+
+
+def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int = MOST_IN_MEMORY) -> xr.Dataset:
+    """What each configuration of a run did, how long its periods are, and whether the theory held.
 
     Args:
-        dataset: a run opened with ``open_run(path, flat=True)``.
+        dataset: a run opened with ``open_run(path, flat=True)``; read block by block of configurations.
+        predict: also forecast the next destabilisations, and those recorded from half-way down the fall before.
+        most_in_memory: bytes of telemetry to read at a time.
 
     Returns:
-        A Dataset over ``config`` with the variables `COLUMNS` and the hyperparameters as coordinates. ``mean_period``
-        is the mean distance between onsets, NaN with fewer than two.
+        A Dataset over ``config``, with the hyperparameters as coordinates, and ``destabilisation``, ``period``,
+        ``check`` and ``fit``. Steps, and losses of mini-batches. ``mean_period`` is the mean distance between onsets,
+        NaN with fewer than two.
+
+    Example:
+        >>> from periodic_jax.grid import SweepGrid
+        >>> grid, steps = SweepGrid.product(lr=1.0, weight_decay=1e-3), np.arange(400)[None]
+        >>> curves = {"loss": 1 / (1 + steps), "weight_norm": 0.999**steps, "effective_lr": 0.999 ** (-2.0 * steps)}
+        >>> curves |= {"effective_grad_norm": 1e-6 + 0 * steps, "angular_step": 1e-6 * curves["effective_lr"]}
+        >>> run = xr.Dataset({name: (("config", "step"), values) for name, values in curves.items()})
+        >>> run = run.assign(diverged_at=("config", [np.nan])).assign_coords(
+        ...     {name: ("config", values) for name, values in grid.coords.items()})
+        >>> found = analyze(run)
+        >>> print(found.regime.item(), int(found.violations.item()))
+        converging 0
     """
-    loaded = dataset[["loss", "weight_norm", "effective_lr", "angular_step", "diverged_at"]].load()
-    coords = {name: dataset[name] for name in AXES}
-    found = detect_periods(loaded)
+    hyper = {name: np.asarray(dataset[name].values) for name in AXES}
+    free = hyper["fixed_norm"] == 0
     # Where the norm is held, or the effective learning rate, decay sets no pace.
-    free = (dataset.fixed_norm.values == 0) & (dataset.elr.values == 0)
-    decay = np.where(free, dataset.weight_decay.values, 0)
-    regimes = classify_regimes(loaded, dataset.lr.values, decay, dataset.momentum.values)
-    onsets = found.onset
-    gaps = np.diff(onsets, axis=-1) if onsets.shape[-1] > 1 else np.full((*onsets.shape[:-1], 1), np.nan)
-    known = np.isfinite(gaps)
-    mean_period = np.where(known.any(-1), np.nansum(gaps, -1) / np.maximum(known.sum(-1), 1), np.nan)
-    values = {
-        "regime": regimes,
-        "destabilisations": found.found,
-        "mean_period": mean_period,
-        "final_train_loss": _last(dataset.train_loss),
-        "lowest_train_loss": _lowest(dataset.train_loss),
-        "final_test_error": _last(dataset.test_error),
-        "lowest_test_error": _lowest(dataset.test_error),
-        "final_weight_norm": _last(loaded.weight_norm),
-        "diverged_at": loaded.diverged_at.values,
+    decay = np.where(free & (hyper["elr"] == 0), hyper["weight_decay"], 0.0)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a diverging run leaves float32's range
+        parts = [
+            _of_block(block, rows, hyper, decay, free, predict) for rows, block in _blocks(dataset, most_in_memory)
+        ]
+    found = Periods(*_stacked([part[0] for part in parts]))
+    regimes = Regimes(*_stacked([part[1] for part in parts]))
+    theory = Theory(*_stacked([part[2] for part in parts]))
+    final_norm, steps = _stacked([part[3] for part in parts])
+
+    variables: dict[str, Any] = {name: ("config", values) for name, values in regimes._asdict().items()}
+    variables["destabilisations"] = ("config", found.found)
+    variables |= {name: ("config", values) for name, values in _of_runs(dataset, found).items()}
+    variables |= {"final_weight_norm": ("config", final_norm), "steps": ("config", steps)}
+    checks = theory._asdict()
+    violations = checks.pop("violations")
+    variables |= {name: ("config", values) for name, values in checks.items()}
+    variables["check_violations"] = (("config", "check"), violations, {f"{n} assumes": w for n, w in ASSUMED.items()})
+    variables["violations"] = ("config", np.nansum(violations, axis=1))
+    edges, predicted = _falling_edges(found, hyper["weight_decay"], hyper["momentum"], decay > 0)
+    both = {
+        **{n: v for n, v in found._asdict().items() if n != "found"},
+        "fall_steps": edges,
+        "predicted_fall_steps": predicted,
     }
-    return xr.Dataset({name: ("config", np.asarray(value)) for name, value in values.items()}, coords)
+    variables |= {_plain(name): (("config", "destabilisation"), values) for name, values in both.items()}
+    between = cycles(found)
+    variables |= {f"period_{name}": (("config", "period"), values) for name, values in between._asdict().items()}
+    variables |= {
+        f"period_lowest_{name}": (("config", "period"), _lowest_between(dataset, name, found))
+        for name in ("train_loss", "test_error")
+    }
+    variables |= _slopes(found, between, hyper, decay)
+    coords = {**{name: dataset[name] for name in AXES}, "check": list(CHECKS), "fit": list(FITS)}
+    if predict:
+        now = Standing(*_stacked([part[4] for part in parts]))
+        variables |= _forecasts(now, found, hyper, decay)
+    return xr.Dataset(variables, coords, {"run": dataset.attrs.get("name", ""), "burn_in": BURN_IN})
 
 
-def _last(array: xr.DataArray) -> np.ndarray:
-    """The last finite value along the last dimension, NaN where there is none."""
-    values = np.asarray(array.values, np.float64)
-    finite = np.isfinite(values)
-    last = values.shape[-1] - 1 - np.argmax(finite[..., ::-1], axis=-1)
-    return np.where(finite.any(-1), np.take_along_axis(values, last[..., None], -1)[..., 0], np.nan)
-
-
-def _lowest(array: xr.DataArray) -> np.ndarray:
-    values = np.where(np.isfinite(array.values), array.values, np.inf).min(-1)
-    return np.where(np.isfinite(values), values, np.nan)
-
-
-def rows(summary: xr.Dataset) -> list[dict[str, object]]:
-    """The summary as plain rows: lr and weight decay, the hyperparameters that differ or are in force, then
-    `COLUMNS`.
+def _blocks(dataset: xr.Dataset, most_in_memory: int) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+    """The curves of some configurations after the other, as few times as memory allows: each chunk of a store holds
+    all configurations, and is read again for every block.
     """
-    in_force = [name for name in ("momentum", "elr", "fixed_norm") if (summary[name] != 0).any()]
-    differing = [name for name in AXES if len(np.unique(summary[name])) > 1 or name in in_force]
-    names = list(dict.fromkeys(["lr", "weight_decay", *differing]))
-    return [
-        {name: summary[name].values[i].item() for name in (*names, *COLUMNS)} for i in range(summary.sizes["config"])
-    ]
+    names = [name for name in CURVES if name in dataset]
+    configs, steps = dataset.sizes["config"], dataset.sizes["step"]
+    size = sum(dataset[name].dtype.itemsize for name in names) * max(steps, 1)
+    blocks = max(math.ceil(configs * size / most_in_memory), 1)
+    rows = math.ceil(configs / blocks)
+    for first in range(0, configs, rows):
+        chosen = slice(first, min(first + rows, configs))
+        block = {name: read(dataset, name, config=chosen) for name in names}
+        missing = set(CURVES[:5]) - set(names)
+        block |= {name: np.full_like(block["loss"], np.nan) for name in missing}
+        block["diverged_at"] = read(dataset, "diverged_at", config=chosen)
+        yield chosen, block
 
 
-def to_csv(summary: xr.Dataset, path: Path) -> None:
-    """Write the summary with every hyperparameter as a column; unknown numbers are empty."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["config", *AXES, *COLUMNS])
-        for i in range(summary.sizes["config"]):
-            cells = [summary[name].values[i].item() for name in (*AXES, *COLUMNS)]
-            writer.writerow([i, *("" if c != c else c for c in cells)])
+def _of_block(
+    block: dict[str, np.ndarray], rows: slice, hyper: dict[str, np.ndarray], decay: np.ndarray, free: np.ndarray,
+    predict: bool,
+) -> tuple[Any, ...]:  # fmt: skip
+    found = detect_periods(block)
+    each = [array[rows] for array in (hyper["lr"], decay, hyper["momentum"])]
+    regimes = classify_regimes(block, *each, periods=found)
+    curves = {name: block[name] for name in CURVES[1:] if name in block}
+    theory = check(curves, hyper["weight_decay"][rows], hyper["momentum"][rows], free[rows])
+    known = np.isfinite(block["loss"]) | np.isfinite(block["weight_norm"])
+    steps = np.max(np.where(known, np.arange(known.shape[1]) + 1, 0), axis=1, initial=0)
+    now = standing(block, found, decay[rows]) if predict else None
+    return found, regimes, theory, (_last(block["weight_norm"]), steps), now
 
 
-def as_text(summary: xr.Dataset) -> str:
-    """The summary as a table for the terminal."""
-    head = {
-        "weight_decay": "decay", "destabilisations": "jumps", "mean_period": "mean period",
-        "final_train_loss": "train loss", "lowest_train_loss": "lowest", "final_test_error": "test error",
-        "lowest_test_error": "lowest", "final_weight_norm": "norm", "diverged_at": "diverged at",
-        "noninvariant_lr": "other lr", "fixed_norm": "fixed norm",
-    }  # fmt: skip
-    table = rows(summary)
-    columns = [name for name in table[0] if name != "diverged_at" or any(row[name] == row[name] for row in table)]
-    cells = [[head.get(name, name), *_cells(name, [row[name] for row in table])] for name in columns]
-    widths = [max(map(len, column)) for column in cells]
-    out = io.StringIO()
-    for row in zip(*cells, strict=True):
-        out.write("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + "\n")
-    return out.getvalue()
+def _stacked(parts: list[Any]) -> list[np.ndarray]:
+    """Fields of blocks one after the other, the shorter ones filled up with NaN before the last of ``Standing``."""
+    stacked = []
+    for columns in zip(*parts, strict=True):
+        if columns[0].ndim < 2:
+            stacked.append(np.concatenate(columns))
+            continue
+        most = max(column.shape[1] for column in columns)
+        moved = isinstance(parts[0], Standing)  # whose last entry is that of the last step, and stays the last
+        filled = [
+            np.insert(column, [column.shape[1] - moved] * (most - column.shape[1]), np.nan, axis=1)
+            for column in columns
+        ]
+        stacked.append(np.concatenate(filled))
+    return stacked
 
 
-def _cells(name: str, values: list[Any]) -> list[str]:
-    return short_numbers(values) if name in AXES else [_cell(name, value) for value in values]
+def _of_runs(dataset: xr.Dataset, found: Periods) -> dict[str, np.ndarray]:
+    """Numbers of whole configurations."""
+    gaps = np.diff(found.onset, axis=1)
+    with np.errstate(invalid="ignore"):
+        mean_period = np.nansum(gaps, axis=1) / np.where(found.found > 1, found.found - 1, np.nan)
+    return {
+        "mean_period": mean_period,
+        "final_train_loss": _last(_evaluations(dataset, "train_loss")),
+        "lowest_train_loss": _lowest(_evaluations(dataset, "train_loss")),
+        "final_test_error": _last(_evaluations(dataset, "test_error")),
+        "lowest_test_error": _lowest(_evaluations(dataset, "test_error")),
+        "diverged_at": read(dataset, "diverged_at").astype(np.float64),
+    }
 
 
-def _cell(name: str, value: object) -> str:
-    if isinstance(value, float):
-        if value != value:
-            return "-"
-        if name.endswith("_error"):
-            return f"{100 * value:.1f} %"
-        return f"{value:.0f}" if name in ("mean_period", "diverged_at") else f"{value:.3g}"
-    return str(value)
+def _falling_edges(
+    found: Periods, weight_decay: np.ndarray, momentum: np.ndarray, decays: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Steps of the falling edge before each destabilisation, and those that decay alone would take."""
+    lr = found.onset_effective_lr * found.onset_weight_norm**2
+    with np.errstate(all="ignore"):
+        predicted = dynamics.falling_edge_steps(
+            found.fall_weight_norm, found.onset_weight_norm, lr, weight_decay[:, None], momentum[:, None]
+        )
+    return found.onset - found.fall, np.where(decays[:, None], predicted, np.nan)
+
+
+def _slopes(found: Periods, between: Cycles, hyper: dict[str, np.ndarray], decay: np.ndarray) -> dict[str, Any]:
+    """Slopes of log duration against log ηλ/(1-μ): of `FITS`.
+
+    Falling edges are divided by ln(ρ_max/ρ_min); the theory's -1 is for those without gradient, the `QUIET` ones, of
+    plain SGD.
+    """
+    lr = found.onset_effective_lr * found.onset_weight_norm**2
+    rate = lr * np.where(decay > 0, decay, np.nan)[:, None] / (1 - hyper["momentum"])[:, None]
+    with np.errstate(all="ignore"):
+        ratio = np.log(found.fall_weight_norm / found.onset_weight_norm)
+        edges = (found.onset - found.fall) / ratio
+        quiet = np.where(found.fall_rotation <= QUIET * ratio, edges, np.nan)
+        quiet = np.where(hyper["momentum"][:, None] == 0, quiet, np.nan)  # rotation tells little of it otherwise
+    fits = [log_slope(rate, quiet), log_slope(rate, edges), log_slope(rate[:, 1:], between.length)]
+    return {f"slope{end}": ("fit", [getattr(fit, field) for fit in fits]) for end, field in
+            (("", "slope"), ("_low", "low"), ("_high", "high"), ("_points", "points"))}  # fmt: skip
+
+
+def log_slope(x: np.ndarray, y: np.ndarray) -> Slope:
+    """Least-squares slope of log y against log x, with its interval from Student's distribution.
+
+    Args:
+        x, y: positive numbers of one shape; pairs with another number in it are left out.
+
+    Returns:
+        NaN where there are fewer than three pairs, or fewer than two different x.
+
+    Example:
+        >>> log_slope(np.array([1.0, 2.0, 4.0]), np.array([8.0, 4.0, 2.0])).slope
+        -1.0
+    """
+    good = np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)
+    points = int(good.sum())
+    if points < 3 or np.ptp(np.log(x[good])) < 1e-4:
+        return Slope(math.nan, math.nan, math.nan, points)
+    fit: Any = stats.linregress(np.log(x[good]), np.log(y[good]))
+    half = float(stats.t.ppf((1 + INTERVAL) / 2, points - 2)) * fit.stderr
+    return Slope(float(fit.slope), float(fit.slope - half), float(fit.slope + half), points)
+
+
+def _lowest_between(dataset: xr.Dataset, name: str, found: Periods) -> np.ndarray:
+    """The lowest evaluation of each period: after the steps from behind one onset to the next; NaN without any."""
+    values = _evaluations(dataset, name)
+    steps = dataset["eval_step"].values if values.size else np.zeros(0)
+    left, right = found.onset[:, :-1], found.onset[:, 1:]
+    row, k = np.nonzero(np.isfinite(right))
+    first = np.searchsorted(steps, left[row, k], side="right")
+    last = np.searchsorted(steps, right[row, k], side="right")
+    some = last > first
+    row, k, first, last = row[some], k[some], first[some], last[some]
+    lowest = np.full(left.shape, np.nan)
+    offset = row * values.shape[1]
+    lowest[row, k] = -segments.highest(-values.ravel(), offset + first, offset + last)
+    return lowest
+
+
+def _forecasts(now: Standing, found: Periods, hyper: dict[str, np.ndarray], decay: np.ndarray) -> dict[str, Any]:
+    """The forecast for the next destabilisation, and those of the recorded ones for a back-test."""
+    ahead: Forecast = forecast(now, references(found.onset_effective_lr), decay, hyper["momentum"], decay > 0)
+    names = ("origin", "soonest", "latest", "expected")
+    variables: dict[str, Any] = {f"forecast_{n}": ("config", getattr(ahead, n)[:, -1]) for n in names}
+    dims = ("config", "destabilisation")
+    variables |= {f"backtest_{n}": (dims, getattr(ahead, n)[:, :-1]) for n in names}
+    variables["backtest_next_jump"] = (dims, now.next_jump[:, :-1])
+    return variables
+
+
+def _plain(name: str) -> str:
+    """The name in the Dataset of a field of `Periods`."""
+    return {"onset": "onset_step", "end": "end_step", "fall": "fall_step"}.get(name, name)
+
+
+def _evaluations(dataset: xr.Dataset, name: str) -> np.ndarray:
+    """An evaluated quantity ``(configs, evaluations)``, without any where the run has none."""
+    if name in dataset.variables:
+        return read(dataset, name).astype(np.float64)
+    return np.full((dataset.sizes["config"], 0), np.nan)
+
+
+def _last(values: np.ndarray) -> np.ndarray:
+    """The last finite value along the last dimension, NaN where there is none."""
+    finite = np.isfinite(values)
+    if not values.shape[-1]:
+        return np.full(values.shape[:-1], np.nan)
+    last = values.shape[-1] - 1 - np.argmax(finite[..., ::-1], axis=-1)
+    return np.where(finite.any(-1), np.take_along_axis(values, last[..., None], -1)[..., 0], np.nan).astype(np.float64)
+
+
+def _lowest(values: np.ndarray) -> np.ndarray:
+    lowest = np.where(np.isfinite(values), values, np.inf).min(-1, initial=np.inf)
+    return np.where(np.isfinite(lowest), lowest, np.nan).astype(np.float64)

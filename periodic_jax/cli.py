@@ -1,4 +1,6 @@
-"""The command line: ``periodic-jax demo`` and ``periodic-jax sweep``. It parses, calls and prints; nothing else."""
+"""The command line: ``periodic-jax demo``, ``sweep``, ``replay`` and ``analyze``. It parses, calls and prints; nothing
+else.
+"""
 
 import contextlib
 import dataclasses
@@ -15,13 +17,13 @@ import tyro
 from periodic_jax import runtime
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import flag_of
-from periodic_jax.options import Demo, Replay, Sweep, free_folder, to_config, whole_number
+from periodic_jax.options import Analyze, Demo, Replay, Sweep, free_folder, to_config, whole_number
 
 if TYPE_CHECKING:
     from periodic_jax.run import RunConfig
     from periodic_jax.sweep import Chunk
 
-COMMANDS: dict[str, Any] = {"demo": Demo, "sweep": Sweep, "replay": Replay}
+COMMANDS: dict[str, Any] = {"demo": Demo, "sweep": Sweep, "replay": Replay, "analyze": Analyze}
 ABOUT = "Periodic training of networks with batch normalisation and weight decay, a whole hyperparameter grid at once."
 
 
@@ -31,11 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     command = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        {Sweep: _sweep, Demo: _demo, Replay: _replay}[type(command)](command)
+        {Sweep: _sweep, Demo: _demo, Replay: _replay, Analyze: _analyze}[type(command)](command)
     except ConfigError as error:
         sys.exit(_refuse(str(error)))
     except KeyboardInterrupt:
-        kept = "" if isinstance(command, Replay) else "; the steps recorded so far are kept in the run directory"
+        kept = (
+            "" if isinstance(command, Replay | Analyze) else "; the steps recorded so far are kept in the run directory"
+        )
         print(f"periodic-jax: interrupted{kept}", file=sys.stderr)
         sys.exit(130)
 
@@ -85,6 +89,22 @@ def _replay(options: Replay) -> None:
         print(f"{name:28s}{early:16.1e}{late:12.1e}")
 
 
+def _analyze(options: Analyze) -> None:
+    from periodic_jax import analysis, tables
+    from periodic_jax.results import open_run
+
+    path = Path(options.run)
+    dataset = open_run(path, flat=True)
+    found = analysis.analyze(dataset, predict=options.predict)
+    print(tables.as_text(found))
+    print(tables.as_text(found, ("because",)))
+    print(tables.as_text(found, ("mean_fall_steps", "mean_predicted_fall_steps", *tables.THEORY)))
+    if options.predict:
+        print(tables.as_text(found, tables.FORECASTS))
+    print(tables.findings(found), end="")
+    print(f"written: {', '.join(map(str, tables.save(found, path)))}")
+
+
 def _claim(config: "RunConfig") -> None:
     """Refuse what cannot run before anything is printed, compiled or written."""
     from periodic_jax.results import claim_directory
@@ -96,14 +116,14 @@ def _claim(config: "RunConfig") -> None:
 
 def _run(config: "RunConfig") -> Path:
     """Run with a progress bar, then print the table and the summary."""
-    from periodic_jax import analysis
+    from periodic_jax import analysis, tables
     from periodic_jax.results import open_run, read_config
     from periodic_jax.run import run_sweep
 
     runtime.use_cores_as_devices()
     with _progress(config) as report:
         path = run_sweep(config, progress=report)
-    print(analysis.as_text(analysis.summarise(open_run(path, flat=True))), end="")
+    print(tables.as_text(analysis.analyze(open_run(path, flat=True))), end="")
     summary = read_config(path)["summary"]
     print(
         f"{summary['config_steps']} config-steps in {summary['seconds']:.1f} s with compilation, "

@@ -137,6 +137,21 @@ class Replay:
 
 
 @dataclass(frozen=True)
+class Analyze:
+    """Say what each configuration of a run did, how long its periods are, and whether the theory held.
+
+    Prints tables and writes summary.csv and analysis.zarr into the run directory. The run may still be going on.
+    """
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Run directory."""
+    predict: bool = False
+    """Also say when the next destabilisation can come and is to be expected, and test such forecasts on those that
+    came.
+    """
+
+
+@dataclass(frozen=True)
 class Demo:
     """Show periodic training in a minute: ten configurations of a small network on 1,797 real digits, with a table and
     figures.

@@ -23,6 +23,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False, "figure.constrained_layout.use": True, "savefig.dpi": 150, "svg.hashsalt": "periodic_jax",
 }  # fmt: skip
 MOST_PANELS = 6
+SPIKE = 7.0  # that mini-batches alone make of the loss within a fall
 NAMES = {"lr": "learning rate", "weight_decay": "weight decay", "elr": "effective learning rate"}
 LOG_SCALED = {"train_loss", "test_loss", "loss", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step"}
 
@@ -187,14 +188,18 @@ def save_all(dataset: xr.Dataset, folder: Path) -> list[Path]:
 
 
 def _clearest(found: Periods) -> tuple[int, int] | None:
-    """The period between two onsets that grew the norm most at its start, among those not cut by another jump."""
+    """The period between two onsets that grew the norm most at its start and end, among those whose fall is free of
+    smaller spikes: the loss rises and falls again there less than `SPIKE`-fold, or least of all.
+    """
     if found.onset.shape[-1] < 2:
         return None
     growth = found.peak_weight_norm / found.onset_weight_norm
     both = np.where(np.isfinite(found.onset[:, 1:]), np.minimum(growth[:, :-1], growth[:, 1:]), np.nan)
     if not np.isfinite(both).any():
         return None
-    config, k = np.unravel_index(np.nanargmax(both), both.shape)
+    spike = np.where(np.isfinite(both), found.spike[:, 1:], np.inf)
+    choice = np.nanargmax(np.where(spike <= max(SPIKE, spike.min()), both, -np.inf))
+    config, k = np.unravel_index(choice, both.shape)
     return int(config), int(k)
 
 

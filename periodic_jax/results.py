@@ -25,7 +25,8 @@ from periodic_jax.grid import AXES, SweepGrid
 CONFIG_FILE = "config.json"
 TELEMETRY = "telemetry.zarr"
 SUMMARY_FILE = "summary.csv"
-OWN_FILES = (CONFIG_FILE, TELEMETRY, "checkpoints", "figures", "report.html", SUMMARY_FILE)
+ANALYSIS = "analysis.zarr"
+OWN_FILES = (CONFIG_FILE, TELEMETRY, "checkpoints", "figures", "report.html", SUMMARY_FILE, ANALYSIS)
 FORMAT = 1
 
 # name -> (long name, units)
@@ -234,6 +235,27 @@ def open_run(path: str | Path, *, flat: bool = False) -> xr.Dataset:
     except Exception as error:  # whatever a damaged or foreign store makes zarr, NumPy or xarray raise
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ConfigError("run directory", store, f"a readable telemetry store ({reason})") from None
+
+
+def read(dataset: xr.Dataset, name: str, **chosen: slice) -> np.ndarray:
+    """The values of one quantity of a run that was opened flat, or of a part of it.
+
+    Args:
+        dataset: from ``open_run(path, flat=True)``, which reads nothing before it is used.
+        name: the quantity.
+        **chosen: a slice for each dimension of which not all is wanted.
+
+    Raises:
+        ConfigError: the store lacks it, or its values are damaged.
+    """
+    run = dataset.attrs.get("name", "")
+    if name not in dataset.variables:
+        raise ConfigError("run directory", run, f"a telemetry store with {name}")
+    try:
+        return np.asarray(dataset[name].isel(chosen).values)
+    except Exception as error:  # whatever a damaged chunk makes zarr and its codecs raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ConfigError("run directory", run, f"a readable telemetry store, also of {name} ({reason})") from None
 
 
 def _named(dataset: xr.Dataset, store: Path) -> xr.Dataset:

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from periodic_jax import analysis, results, runtime
+from periodic_jax import analysis, results, runtime, tables
 from periodic_jax._version import __version__
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import AXES, SweepGrid
@@ -151,8 +151,7 @@ def run_sweep(config: RunConfig, *, progress: Callable[["Chunk", int], None] | N
     with runtime.precision(config.precision):
         record = _execute(config, progress)
     path = Path(config.out)
-    summary = analysis.summarise(open_run(path, flat=True))
-    analysis.to_csv(summary, path / results.SUMMARY_FILE)
+    tables.to_csv(analysis.analyze(open_run(path, flat=True)), path / results.SUMMARY_FILE)
     record["summary"].update(seconds=round(time.perf_counter() - started, 3), peak_rss_mb=round(peak_rss_mb(), 1))
     results.write_json(path / results.CONFIG_FILE, record)
     return path

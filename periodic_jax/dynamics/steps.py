@@ -1,20 +1,11 @@
-"""Closed forms of SGD with weight decay on scale-invariant weights: pure functions on arrays of any array library.
-
-Notation: x the scale-invariant weights as one vector, ρ = |x|, g̃ = ρ|∇f(x)| the effective gradient norm, η and λ
-learning rate and coupled weight decay, a = 1 - ηλ, η̃ = η/ρ² the effective learning rate, θ the angle between
-consecutive iterates. All arguments broadcast; all quantities are dimensionless but angles, which are in radians. f may
-change from step to step (mini-batches).
-
-Derived from ⟨∇f(x), x⟩ = 0 and ∇f(cx) = ∇f(x)/c; the phenomenon is that of Lobacheva et al., NeurIPS 2021, arXiv
-2106.15739.
-"""
+"""What holds exactly in each step of SGD on scale-invariant weights. Notation as in the package."""
 
 from typing import Any
 
 import numpy as np
 
 
-def _library(*arrays: Any) -> Any:
+def library_of(*arrays: Any) -> Any:
     """The array library of the first argument that names another than NumPy, else NumPy."""
     named = (a.__array_namespace__() for a in arrays if hasattr(a, "__array_namespace__"))
     return next((library for library in named if library is not np), np)
@@ -28,6 +19,30 @@ def shrink(lr: Any, weight_decay: Any) -> Any:
         0.999
     """
     return 1 - lr * weight_decay
+
+
+def coasting_factor(lr: Any, weight_decay: Any, momentum: Any = 0.0) -> Any:
+    """Factor by which the weights shrink in one step without a gradient: a, and with momentum the larger root of
+    z² - (1+μ-ηλ)z + μ = 0, about 1 - ηλ/(1-μ). Exact once the other root, about μ, has died out.
+
+    Args:
+        lr: η.
+        weight_decay: λ.
+        momentum: μ.
+
+    Returns:
+        The factor; NaN beyond ηλ = (1-√μ)², where the weights swing through 0 instead.
+
+    Example:
+        >>> round(float(coasting_factor(0.1, 0.01)), 6)
+        0.999
+        >>> round(float(coasting_factor(0.1, 0.01, 0.9)), 5)
+        0.98887
+    """
+    xp = library_of(lr, weight_decay, momentum)
+    product = lr * weight_decay
+    inner = (1 - momentum + product) ** 2 - 4 * product  # = (1+μ-ηλ)² - 4μ, with fewer digits lost
+    return (1 + momentum - product + xp.sqrt(xp.where(inner >= 0, inner, xp.nan))) / 2
 
 
 def effective_lr(lr: Any, weight_norm: Any) -> Any:
@@ -77,7 +92,7 @@ def angular_step(effective_lr: Any, effective_grad_norm: Any, lr: Any, weight_de
         >>> round(float(angular_step(0.1, 10.0, 0.0, 0.0)), 6)
         0.785398
     """
-    xp = _library(effective_lr, effective_grad_norm, lr, weight_decay)
+    xp = library_of(effective_lr, effective_grad_norm, lr, weight_decay)
     return xp.arctan(effective_lr * effective_grad_norm / shrink(lr, weight_decay))
 
 
@@ -93,6 +108,50 @@ def jump_tangent(delta: Any) -> Any:
     return (delta * (2 - delta)) ** 0.5 / (1 - delta)
 
 
+def jump_distance(tangent: Any) -> Any:
+    """Cosine distance δ of the angle with this tangent, the inverse of `jump_tangent`: δ = 1 - 1/√(1+κ²).
+
+    Returns:
+        δ in [0, 1), without the cancellation at small angles.
+
+    Example:
+        >>> round(float(jump_distance(jump_tangent(1e-9))), 15)
+        1e-09
+    """
+    root = (1 + tangent**2) ** 0.5
+    return tangent**2 / (root * (1 + root))
+
+
+def delta_jump(effective_lr: Any, effective_grad_norm: Any, lr: Any, weight_decay: Any, delta: Any) -> Any:
+    """Whether one plain SGD step is a δ-jump, 1 - cos θ > δ: exactly when η̃g̃ > aκ(δ).
+
+    Args:
+        effective_lr: η̃ before the step.
+        effective_grad_norm: g̃ at the step.
+        lr: η.
+        weight_decay: λ.
+        delta: δ in [0, 1).
+
+    Returns:
+        Truth values of the broadcast shape.
+
+    Example:
+        >>> bool(delta_jump(0.1, 10.0, 0.0, 0.0, 0.29)), bool(delta_jump(0.1, 10.0, 0.0, 0.0, 0.3))
+        (True, False)
+    """
+    return effective_lr * effective_grad_norm > shrink(lr, weight_decay) * jump_tangent(delta)
+
+
+def growth_tangent(lr: Any, weight_decay: Any) -> Any:
+    """Tangent beyond which a plain SGD step makes the norm grow: √(1-a²)/a, that is κ(ηλ). Exact.
+
+    Example:
+        >>> round(float(growth_tangent(0.5, 0.4)), 6) == round(float(jump_tangent(0.5 * 0.4)), 6)
+        True
+    """
+    return jump_tangent(lr * weight_decay)
+
+
 def rotation_spent(angular_step: Any) -> Any:
     """Rotation budget spent by each step: -ln cos θ = ½ ln(1 + tan²θ).
 
@@ -106,7 +165,7 @@ def rotation_spent(angular_step: Any) -> Any:
         >>> float(rotation_spent(np.float64(1e-9))) > 0
         True
     """
-    xp = _library(angular_step)
+    xp = library_of(angular_step)
     spent = 0.5 * xp.log1p(xp.tan(angular_step) ** 2)
     return xp.where(xp.cos(angular_step) > 0, spent, xp.nan)
 
@@ -128,52 +187,5 @@ def rotation_budget(steps: Any, first_norm: Any, last_norm: Any, lr: Any, weight
         >>> round(float(rotation_budget(100, 1.0, 1.0, 0.1, 0.01)), 6)
         0.10005
     """
-    xp = _library(steps, first_norm, last_norm, lr, weight_decay)
+    xp = library_of(steps, first_norm, last_norm, lr, weight_decay)
     return steps * -xp.log1p(-lr * weight_decay) + xp.log(last_norm / first_norm)
-
-
-def equilibrium_weight_norm(effective_grad_norm: Any, lr: Any, weight_decay: Any, momentum: Any = 0.0) -> Any:
-    """Weight norm at which decay and gradient balance if g̃ = G stays: ρ*⁴ = ηG²/(λ(1-μ)(2-ηλ/(1+μ))).
-
-    Exact without momentum; with momentum for white tangent noise.
-
-    Args:
-        effective_grad_norm: G, constant (or root mean square).
-        lr: η.
-        weight_decay: λ > 0.
-        momentum: μ of the heavy ball.
-
-    Returns:
-        ρ*.
-
-    Example:
-        >>> round(float(equilibrium_weight_norm(50.2, 1.0, 1e-3)), 1)
-        33.5
-    """
-    inner = lr * effective_grad_norm**2 / (weight_decay * (1 - momentum) * (2 - lr * weight_decay / (1 + momentum)))
-    return inner**0.25
-
-
-def equilibrium_effective_lr(effective_grad_norm: Any, lr: Any, weight_decay: Any) -> Any:
-    """Effective learning rate at the equilibrium of plain SGD: η̃* = √(ηλ(2-ηλ))/G.
-
-    Example:
-        >>> round(float(equilibrium_effective_lr(50.2, 1.0, 1e-3)), 6)
-        0.000891
-    """
-    product = lr * weight_decay
-    return (product * (2 - product)) ** 0.5 / effective_grad_norm
-
-
-def falling_edge_steps(highest_norm: Any, lowest_norm: Any, lr: Any, weight_decay: Any) -> Any:
-    """Steps that decay alone needs to fall from one norm to another: ln(ρ_max/ρ_min)/(-ln a).
-
-    The length of a period's quiet phase, where g̃ ≈ 0; so periods are proportional to 1/(ηλ) as far as that ratio
-    stays the same. λ > 0.
-
-    Example:
-        >>> round(float(falling_edge_steps(2.0, 1.0, 0.1, 0.01)))
-        693
-    """
-    xp = _library(highest_norm, lowest_norm, lr, weight_decay)
-    return xp.log(highest_norm / lowest_norm) / -xp.log1p(-lr * weight_decay)

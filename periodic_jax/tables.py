@@ -1,0 +1,200 @@
+"""An analysis as a table for the terminal, as summary.csv, and as analysis.zarr."""
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from zarr.storage import LocalStore
+
+from periodic_jax.errors import ConfigError
+from periodic_jax.grid import AXES, short_numbers
+from periodic_jax.results import ANALYSIS, SUMMARY_FILE
+from periodic_jax.theory import CHECKS
+
+SHOWN = (
+    "regime", "confidence", "destabilisations", "mean_period", "final_train_loss", "lowest_train_loss",
+    "final_test_error", "lowest_test_error", "final_weight_norm", "diverged_at",
+)  # fmt: skip
+THEORY = (
+    "equilibrium_weight_norm", "measured_weight_norm", "equilibrium_effective_lr", "measured_effective_lr",
+    "budget_residual", "radial_leak", "violations",
+)  # fmt: skip
+FORECASTS = ("forecast_origin", "forecast_soonest", "forecast_latest", "forecast_expected")
+COLUMNS = (*SHOWN, "because", "steps", "mean_fall_steps", "mean_predicted_fall_steps", *THEORY)
+HEADS = {
+    "weight_decay": "decay", "confidence": "sure", "destabilisations": "jumps", "mean_period": "mean period",
+    "final_train_loss": "train loss", "lowest_train_loss": "lowest", "final_test_error": "test error",
+    "lowest_test_error": "lowest", "final_weight_norm": "norm", "diverged_at": "diverged at",
+    "noninvariant_lr": "other lr", "fixed_norm": "fixed norm", "mean_fall_steps": "fall",
+    "mean_predicted_fall_steps": "predicted", "equilibrium_weight_norm": "norm*", "measured_weight_norm": "measured",
+    "equilibrium_effective_lr": "ELR*", "measured_effective_lr": "measured", "budget_residual": "budget off by",
+    "radial_leak": "leak", "forecast_origin": "after step", "forecast_soonest": "soonest", "forecast_latest": "latest",
+    "forecast_expected": "expected",
+}  # fmt: skip
+WHOLE = ("mean_period", "diverged_at", "mean_fall_steps", "mean_predicted_fall_steps", "violations", *FORECASTS)
+
+
+def rows(analysis: xr.Dataset, columns: Sequence[str] = SHOWN) -> list[dict[str, Any]]:
+    """The analysis as plain rows: lr and weight decay, the hyperparameters that differ or are in force, then the
+    columns.
+    """
+    in_force = [name for name in ("momentum", "elr", "fixed_norm") if (analysis[name] != 0).any()]
+    differing = [name for name in AXES if len(np.unique(analysis[name])) > 1 or name in in_force]
+    names = list(dict.fromkeys(["lr", "weight_decay", *differing]))
+    table = {name: _column(analysis, name).tolist() for name in (*names, *columns)}
+    return [{name: values[i] for name, values in table.items()} for i in range(analysis.sizes["config"])]
+
+
+def as_text(analysis: xr.Dataset, columns: Sequence[str] = SHOWN) -> str:
+    """The analysis as a table for the terminal."""
+    table = rows(analysis, columns)
+    known = [name for name in table[0] if name != "diverged_at" or any(row[name] == row[name] for row in table)]
+    cells = [[HEADS.get(name, name), *_cells(name, [row[name] for row in table])] for name in known]
+    widths = [max(map(len, column)) for column in cells]
+    out = io.StringIO()
+    for row in zip(*cells, strict=True):
+        out.write("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + "\n")
+    return out.getvalue()
+
+
+def findings(analysis: xr.Dataset) -> str:
+    """What the whole run says, in a few lines: slopes, bounds, the rotation budget, the back-test of forecasts."""
+    out = io.StringIO()
+    titles = {
+        "falling_edge": "quiet falling edges / ln(norm ratio)",
+        "falling_edge_all": "all falling edges / ln(norm ratio)",
+        "period_length": "period length",
+    }
+    for name, title in titles.items():
+        fit = analysis.sel(fit=name)
+        if np.isfinite(fit.slope):
+            ends = f"[{float(fit.slope_low):.3f}, {float(fit.slope_high):.3f}]"
+            out.write(f"slope of log {title} against log lr x decay: {float(fit.slope):.3f} {ends}, ")
+            out.write(f"{int(fit.slope_points)} of them\n")
+    violations = analysis.check_violations
+    for name in CHECKS:
+        count = violations.sel(check=name)
+        if (applies := int(np.isfinite(count).sum())) and (bad := int(np.nansum(count))):
+            out.write(f"{name}: violated {bad} times among the {applies} configurations where it applies\n")
+    applies, bad = int(np.isfinite(violations).sum()), int(np.nansum(violations))
+    out.write(f"bounds and exact relations: {applies} checks apply, {bad} violations\n")
+    plain = np.abs(analysis.budget_residual.values)
+    if np.isfinite(plain).any():
+        out.write(f"rotation budget: off by at most {np.nanmax(plain):.1e} of the rotation (plain SGD)\n")
+    if "backtest_expected" in analysis:
+        out.write(_backtest(analysis))
+    return out.getvalue()
+
+
+def _backtest(analysis: xr.Dataset) -> str:
+    onset, windows = analysis.onset_step.values, np.isfinite(analysis.backtest_latest.values)
+    held = (analysis.backtest_soonest.values <= onset) & (onset <= analysis.backtest_latest.values)
+    errors = np.abs(analysis.backtest_expected.values - onset) / analysis.fall_steps.values
+    text = "back-test, half-way down each fall:"
+    if windows.any():
+        text += f" the window holds {int(held.sum())} of {int(windows.sum())} destabilisations;"
+    if np.isfinite(errors).any():
+        text += f" the expected step is off by {np.nanmedian(errors):.0%} of the fall (median)"
+    return text.rstrip(";") + ("\n" if windows.any() or np.isfinite(errors).any() else " nothing to go by\n")
+
+
+def to_csv(analysis: xr.Dataset, path: Path) -> None:
+    """Write the analysis with every hyperparameter as a column, whole or not at all; unknown numbers are empty."""
+    columns = [*COLUMNS, *(name for name in FORECASTS if name in analysis)]
+    table = {name: _column(analysis, name).tolist() for name in (*AXES, *columns)}
+    draft = path.with_name(path.name + ".partial")
+    try:
+        with draft.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["config", *table])
+            for i in range(analysis.sizes["config"]):
+                cells = (values[i] for values in table.values())
+                writer.writerow([i, *("" if c != c else c for c in cells)])
+        draft.replace(path)
+    except OSError as error:
+        raise ConfigError("run directory", path, f"a file that can be written ({error.strerror})") from None
+
+
+def save(analysis: xr.Dataset, folder: Path) -> list[Path]:
+    """Write summary.csv and analysis.zarr, each whole or not at all, over those of an earlier analysis.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    store, draft, old = (folder / (ANALYSIS + end) for end in ("", ".partial", ".old"))
+    # Words become numbers with their meanings in the attributes: zarr's format has no settled type for words yet.
+    try:
+        for left in (draft, old):  # by an analysis that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        _numeric(analysis).to_zarr(LocalStore(draft), mode="w-", zarr_format=3, consolidated=False)
+        if store.exists():
+            os.replace(store, old)
+        os.replace(draft, store)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise ConfigError("run directory", folder, f"a folder that can be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    to_csv(analysis, folder / SUMMARY_FILE)
+    return [folder / SUMMARY_FILE, store]
+
+
+def _numeric(analysis: xr.Dataset) -> xr.Dataset:
+    """The Dataset with words as numbers and their meanings in ``flag_meanings``, as in the CF conventions."""
+    words = {name: array for name, array in analysis.variables.items() if array.dtype.kind in "UO"}
+    changed = {}
+    for name, array in words.items():
+        meanings, codes = np.unique(array.values.astype(str), return_inverse=True)
+        attributes = {**array.attrs, "flag_values": list(range(len(meanings))), "flag_meanings": meanings.tolist()}
+        changed[name] = (array.dims, codes.astype(np.int32), attributes)
+    return analysis.drop_vars(words).assign(changed).set_coords([n for n in ("check", "fit") if n in words])
+
+
+def open_analysis(path: str | Path) -> xr.Dataset:
+    """Open the analysis.zarr of a run directory, with its words.
+
+    Raises:
+        ConfigError: there is none, or a damaged one.
+    """
+    store = Path(path) / ANALYSIS
+    try:
+        stored = xr.open_zarr(LocalStore(store, read_only=True), consolidated=False, zarr_format=3, chunks=None).load()
+        coded = {name: array for name, array in stored.variables.items() if "flag_meanings" in array.attrs}
+        words = {name: (a.dims, np.asarray(a.attrs["flag_meanings"])[a.values]) for name, a in coded.items()}
+        return stored.drop_vars(coded).assign(words).set_coords([n for n in ("check", "fit") if n in words])
+    except Exception as error:  # whatever a damaged or foreign store makes zarr, NumPy or xarray raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ConfigError(
+            "run directory", store, f"an analysis, as periodic-jax analyze writes it ({reason})"
+        ) from None
+
+
+def _column(analysis: xr.Dataset, name: str) -> np.ndarray:
+    """A variable of the analysis, or the mean of one over the destabilisations of each configuration."""
+    if not name.startswith("mean_") or name in analysis:
+        return analysis[name].values
+    values = analysis[name.removeprefix("mean_")].values
+    known = np.isfinite(values)
+    return np.where(known.any(1), np.where(known, values, 0).sum(1) / np.maximum(known.sum(1), 1), np.nan)
+
+
+def _cells(name: str, values: list[Any]) -> list[str]:
+    return short_numbers(values) if name in AXES else [_cell(name, value) for value in values]
+
+
+def _cell(name: str, value: object) -> str:
+    if isinstance(value, float):
+        if value != value:
+            return "-"
+        if name.endswith("_error"):
+            return f"{100 * value:.1f} %"
+        if name in WHOLE:
+            return f"{value:.0f}"
+        return f"{value:.2f}" if name == "confidence" else f"{value:.3g}"
+    return str(value)
