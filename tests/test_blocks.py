@@ -31,8 +31,8 @@ def test_the_layout_keeps_every_image(float64, group_size):
     assert np.array_equal(to_images(laid_out), x)
 
 
-def test_a_batch_that_the_group_does_not_divide_is_one_group(float64):
-    assert layout.to_activations(example(4, 1, 1)[0], 5).shape == (1, 1, 4, 4, 12)
+def test_a_group_is_the_divisor_of_the_batch_nearest_to_what_is_wanted(float64):
+    assert layout.to_activations(example(4, 1, 1)[0], 5).shape == (2, 1, 4, 4, 6)
 
 
 def outcome(function, weights):

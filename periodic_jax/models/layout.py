@@ -37,18 +37,26 @@ def to_activations(images: Float[Array, "batch height width channels"], group_si
 
     Args:
         images: ``(batch, height, width, channels)``.
-        group_size: lanes of one group; ``None`` picks the measured default: one group for small images, and groups of
-            8 from 16x16 pixels on, so that a group's patches fit the cache. A batch that it does not divide is one
-            group.
+        group_size: wanted lanes of one group, of which the divisor of the batch nearest by ratio is taken; ``None``
+            picks the measured default: on CPU groups of 4 from 32x32 pixels on and of 8 from 16x16 on, so that a
+            group's patches fit the cache, and one group of all otherwise.
 
     Returns:
         The same numbers in the layout of the blocks.
     """
     batch, height, width, channels = images.shape
     if group_size is None:
-        group_size = 8 if height * width >= 256 else batch
-    lanes = group_size if batch % group_size == 0 else batch
+        group_size = _cached_lanes(height * width, batch) if jax.default_backend() == "cpu" else batch
+    divisors = [d for d in range(1, batch + 1) if batch % d == 0]
+    lanes = min(reversed(divisors), key=lambda d: max(d / group_size, group_size / d))
     return images.reshape(batch // lanes, lanes, height, width, channels).transpose(0, 4, 2, 3, 1)
+
+
+def _cached_lanes(pixels: int, batch: int) -> int:
+    for least, lanes in ((1024, 4), (256, 8)):
+        if pixels >= least:
+            return lanes
+    return batch
 
 
 def input_patches(x: Activations) -> InputPatches:
@@ -108,47 +116,73 @@ def materialise(function: Callable[..., Any], *args: Any) -> Any:
     return barrier(*args)
 
 
-def _shifts(x: Array, axis: int, stride: int) -> Array:
-    """``x`` at the places s·i - 1, s·i and s·i + 1 of an axis, zero outside, stacked first."""
-    length = x.shape[axis]
-    places = -(-length // stride)
-    edge = jnp.zeros((*x.shape[:axis], 1, *x.shape[axis + 1 :]), x.dtype)
-    take = lambda start, stop: lax.slice_in_dim(x, start, max(start, stop), stride, axis)  # noqa: E731
-    before = jnp.concatenate([edge, take(stride - 1, length - 1)], axis)
-    after = take(1, length)
-    if after.shape[axis] < places:
-        after = jnp.concatenate([after, edge], axis)
-    return jnp.stack([before, take(0, length), after], 0)
-
-
 def im2col(
     x: Float[Array, "channels height width lanes"], size: int = 3, stride: int = 1
 ) -> Float[Array, "patch pixels"]:
-    """All patches of a 3x3 convolution with zero padding 1, or of a 1x1 convolution without: shifts along the width,
-    then along the height (6 copies, not 9).
+    """All patches of a 3x3 convolution with zero padding 1, or of a 1x1 convolution without.
+
+    First each row's left neighbours, itself and its right neighbours, between two rows of zeros; then three shifts
+    along the height, which are copies without a condition.
     """
     if size == 1:
         kept = x[:, ::stride, ::stride]
         return kept.reshape(kept.shape[0], -1)
-    both = _shifts(_shifts(x, 2, stride), 2, stride)
-    return both.reshape(9 * x.shape[0], -1)
+    channels, height, width, lanes = x.shape
+    rows, cols = (-(-length // stride) for length in (height, width))
+
+    def beside(x: Array) -> Array:
+        flat, unit = _flat_rows(x, stride)
+        shifted = [
+            _pad(flat, (1, 1, 0), ((1 - j) * unit, (stride * (cols - 1) - width + j) * unit, 0)) for j in range(3)
+        ]
+        taken = [lax.slice_in_dim(s, 0, None, stride, 2) for s in shifted]
+        return jnp.stack(taken).reshape(3 * channels, height + 2, cols * lanes)
+
+    near = materialise(beside, x)
+    stop = stride * (rows - 1) + 1
+    return jnp.stack([lax.slice_in_dim(near, i, i + stop, stride, 1) for i in range(3)]).reshape(9 * channels, -1)
 
 
 def col2im(
     columns: Float[Array, "patch pixels"], shape: tuple[int, int, int, int], size: int = 3, stride: int = 1
 ) -> Float[Array, "channels height width lanes"]:
-    """The transpose of `im2col`: add each patch entry back to its pixel."""
+    """The transpose of `im2col`: add each patch entry back to its pixel, along the width, then along the height."""
     channels, height, width, lanes = shape
     rows, cols = (-(-length // stride) for length in (height, width))
-    taps = columns.reshape(size, size, channels, rows, cols, lanes)
-    zero = jnp.zeros((), columns.dtype)
+    if size == 1:
+        taps = columns.reshape(channels, rows, cols, lanes)
+        return _pad(taps, _spread(0, rows, height, stride), _spread(0, cols, width, stride))
 
-    def spread(tap: Array, i: int, j: int) -> Array:
-        row, col = i - size // 2, j - size // 2
-        rest = (height - row - stride * (rows - 1) - 1, width - col - stride * (cols - 1) - 1)
-        return lax.pad(tap, zero, ((0, 0, 0), (row, rest[0], stride - 1), (col, rest[1], stride - 1), (0, 0, 0)))
+    def along_rows(columns: Array) -> Array:
+        taps = columns.reshape(3, 3, channels, rows, cols, lanes)
+        total = jnp.zeros((), columns.dtype)
+        for j in range(3):
+            flat, unit = _flat_rows(taps[:, j].reshape(3 * channels, rows, cols, lanes), stride)
+            low, high, gap = _spread(j - 1, cols, width, stride)
+            total = total + _pad(flat, (0, 0, 0), (low * unit, high * unit, gap))
+        return total.reshape(3, channels, rows, width * lanes)
 
-    return sum((spread(taps[i, j], i, j) for i in range(size) for j in range(size)), start=jnp.zeros(shape, zero.dtype))
+    sums = materialise(along_rows, columns)
+    spread = (_pad(sums[i], _spread(i - 1, rows, height, stride), (0, 0, 0)) for i in range(3))
+    return sum(spread, start=jnp.zeros((), columns.dtype)).reshape(shape)
+
+
+def _flat_rows(x: Array, stride: int) -> tuple[Array, int]:
+    """Rows of pixels and lanes as one axis, where no stride tells pixels apart, and the length of a pixel on it.
+
+    Long contiguous rows are what XLA's CPU backend copies fastest.
+    """
+    return (x.reshape(*x.shape[:2], -1), x.shape[3]) if stride == 1 else (x, 1)
+
+
+def _pad(x: Array, rows: tuple[int, int, int], cols: tuple[int, int, int]) -> Array:
+    """Zeros around axes 1 and 2: (low, high, between), as `lax.pad` takes them."""
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), rows, cols, *[(0, 0, 0)] * (x.ndim - 3)))
+
+
+def _spread(shift: int, places: int, length: int, stride: int) -> tuple[int, int, int]:
+    """Padding that puts place i of ``places`` at stride · i + shift of an axis of that length."""
+    return shift, length - shift - stride * (places - 1) - 1, stride - 1
 
 
 def as_matrix(kernel: Kernel) -> Float[Array, "channels_out patch"]:

@@ -18,6 +18,7 @@ from periodic_jax.models.layout import (
     channel_sums,
     col2im,
     im2col,
+    materialise,
     per_channel,
     scan_groups,
 )
@@ -157,8 +158,14 @@ def window_max(y: Float[Array, "channels height width lanes"]) -> Array:
 def route_to_max(y: Float[Array, "channels height width lanes"], peak: Array, gradient: Array) -> Array:
     """The gradient of `window_max`: to the first maximum of each window, as in PyTorch; zero elsewhere."""
     a, b, c, _ = windows(y)
-    first = jnp.where(a == peak, 0, jnp.where(b == peak, 1, jnp.where(c == peak, 2, 3)))
-    place = jnp.array([[0, 1], [2, 3]])[None, None, :, None, :, None]
+
+    def found(a: Array, b: Array, c: Array, peak: Array, gradient: Array) -> tuple[Array, Array]:
+        place = jnp.where(a == peak, 0, jnp.where(b == peak, 1, jnp.where(c == peak, 2, 3)))
+        return place.astype(y.dtype), gradient  # places as numbers: compared in full vectors
+
+    # Found for each window first: fused into the rest, it would be found again for each of the four entries.
+    first, gradient = materialise(found, a, b, c, peak, gradient)
+    place = jnp.array([[0, 1], [2, 3]], y.dtype)[None, None, :, None, :, None]
     wide = lambda t: t[:, :, None, :, None, :]  # noqa: E731
     return jnp.where(wide(first) == place, wide(gradient), 0).reshape(y.shape)
 
