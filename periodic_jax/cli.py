@@ -121,6 +121,7 @@ def _run(config: "RunConfig") -> Path:
     from periodic_jax.run import run_sweep
 
     runtime.use_cores_as_devices()
+    runtime.keep_compiled_programs()
     with _progress(config) as report:
         path = run_sweep(config, progress=report)
     print(tables.as_text(analysis.analyze(open_run(path, flat=True))), end="")

@@ -35,16 +35,6 @@ def check_layout(layout: str) -> str:
     raise ConfigError("--layout", layout, LAYOUTS)
 
 
-def resolve_layout(layout: str) -> str:
-    """The measured default of this backend for ``auto``; other layouts as they are.
-
-    On CPU a loop over configurations keeps one network's activations in the cache and wins at every size measured.
-    """
-    if layout != "auto":
-        return layout
-    return "map" if jax.default_backend() == "cpu" else "vmap"
-
-
 def lay_out(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
     """Lift a function of one member's trees to one of stacked trees, in the given layout.
 

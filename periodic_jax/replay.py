@@ -56,12 +56,14 @@ def replay(
     import jax
     import jax.numpy as jnp
 
-    from periodic_jax import models
+    from periodic_jax import models, tuning
     from periodic_jax.grid import HParams
-    from periodic_jax.layouts import check_layout, lay_out, resolve_layout
+    from periodic_jax.layouts import check_layout, lay_out
     from periodic_jax.train import Batch, Task, full_batch_step, state_of, train_step
 
-    layout = resolve_layout(check_layout(layout))
+    check_layout(layout)
+    if layout == "auto":
+        layout = tuning.candidates(jax.default_backend(), copies)[0]
     config = _config_of(recording)
     dtype = jnp.result_type(float)
     full_batch, size = bool(config.get("full_batch")), int(config["batch"])

@@ -8,6 +8,7 @@ out one percent low. One XLA flag cures it. XLA reads its flags once, when the f
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from periodic_jax.errors import ConfigError
 
@@ -51,6 +52,23 @@ def use_cores_as_devices() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     add_xla_flag(f"--xla_force_host_platform_device_count={cores}")
     add_xla_flag("--xla_cpu_multi_thread_eigen=false")
+
+
+def cache_folder() -> Path:
+    """Where what can be had again is kept: $XDG_CACHE_HOME/periodic_jax, or ~/.cache/periodic_jax."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return Path(root, "periodic_jax") if root else Path(os.path.expanduser("~"), ".cache", "periodic_jax")
+
+
+def keep_compiled_programs() -> None:
+    """Let JAX keep compiled programs on disk, so that the second start of a sweep does not compile; a user's own
+    ``JAX_COMPILATION_CACHE_DIR`` goes before.
+    """
+    import jax
+
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", os.fspath(cache_folder() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def reductions_are_right() -> bool:

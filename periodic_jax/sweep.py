@@ -16,10 +16,11 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from periodic_jax import data as data_module
+from periodic_jax import tuning
 from periodic_jax.data import DeviceData
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import HParams, SweepGrid
-from periodic_jax.layouts import Arrangement, check_layout, lay_out, over_seeds, resolve_layout
+from periodic_jax.layouts import Arrangement, check_layout, lay_out, over_seeds
 from periodic_jax.train import Batch, TrainState, create_train_state, eval_step, full_batch_step, train_step
 
 SCALARS = (
@@ -104,7 +105,7 @@ class Sweep:
         devices: list[Any] | None = None,
     ) -> None:
         check_batch_size(batch_size, dataset)
-        self.layout = resolve_layout(check_layout(layout))
+        check_layout(layout)
         self.grid, self.batch_size, self.capacity = grid, batch_size, capacity
         self.recorded = SCALARS + (PER_LAYER if per_layer else ())
         self.evaluations = EVALUATIONS + (() if dataset.corrupted is None else CORRUPTION)
@@ -126,8 +127,52 @@ class Sweep:
         self._count = len(dataset.images)
         shape = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), dtype)
         create = partial(create_train_state, loss=loss, schedule=schedule, per_filter=per_filter)
-        self.states = self._initial_states(create, model, shape, members)
+        self._fresh_states = self._initialiser(create, model, shape)
         self._full_batch, self._augment = full_batch, augment
+        about = (jax.__version__, self.devices[0].device_kind, len(self.devices), self.arrangement.source.shape, model)
+        about += (
+            shape,
+            per_layer,
+            loss,
+            schedule,
+            per_filter,
+            full_batch,
+            augment,
+            jax.config.values["jax_default_matmul_precision"],
+        )
+        local = self.arrangement.source.shape[1] // len(self.devices)
+        layouts = tuning.candidates(self.devices[0].platform, local) if layout == "auto" else [layout]
+        self._settle(tuning.fastest(layouts, self._time, about), local)
+
+    def _settle(self, layout: str, members: int) -> None:
+        """Compile the programs in a layout, or where they need more memory than there is, in a smaller one."""
+        self._lay_out_programs(layout)
+        try:
+            self._train_from_start(0)
+        except jax.errors.JaxRuntimeError as error:
+            less = tuning.smaller(layout, members)
+            if not tuning.is_out_of_memory(error) or less is None:
+                raise
+            self._settle(less, members)
+
+    def _time(self, layout: str) -> float:
+        """Seconds of a step in a layout; infinite where it does not fit the memory."""
+        self._lay_out_programs(layout)
+        try:
+            return tuning.seconds_per_step(self._train_from_start)
+        except jax.errors.JaxRuntimeError as error:
+            if not tuning.is_out_of_memory(error):
+                raise
+            return float("inf")
+
+    def _train_from_start(self, count: int) -> None:
+        """``count`` steps from fresh states, which are the sweep's after none; none take as much memory as many."""
+        count = min(count, self.capacity)
+        data = (self.hparams, self.seeds, self.data, jnp.int32(0), jnp.int32(count))
+        self.states, _ = jax.block_until_ready(self._run_chunk(self._fresh_states(), *data))
+
+    def _lay_out_programs(self, layout: str) -> None:
+        self.layout, self.compilations = layout, 0
         shard = partial(jax.shard_map, mesh=self.mesh, check_vma=False)
         over = P(None, "member")
         chunk = shard(self._chunk, in_specs=(over, over, P(), P(), P(), P()), out_specs=(over, P(None, None, "member")))
@@ -188,9 +233,11 @@ class Sweep:
         names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
         return [name for name, marked in zip(names, self.states.task.labels, strict=True) if marked]
 
-    def _initial_states(
-        self, create: Callable[..., TrainState], model: Any, images: jax.ShapeDtypeStruct, sharding: NamedSharding
-    ) -> TrainState:
+    def _initialiser(
+        self, create: Callable[..., TrainState], model: Any, images: jax.ShapeDtypeStruct
+    ) -> Callable[[], TrainState]:
+        """A function that makes the states of step 0, all that the sweep trains."""
+
         def of_seed(seed: Array) -> TrainState:
             key = data_module.purpose_key(seed, data_module.INITIALISATION)
             return create(model, model.labels(), key, jnp.zeros(images.shape, images.dtype))
@@ -198,8 +245,9 @@ class Sweep:
         members = self.arrangement.source.shape[1]
         spread = lambda leaf: jnp.repeat(leaf[:, None], members, axis=1)  # noqa: E731
         # One seed at a time: a seed's initial weights must not depend on how many seeds there are.
-        states = jax.jit(lambda seeds: jax.tree.map(spread, jax.lax.map(of_seed, seeds)))(self.seeds)
-        return jax.tree.map(partial(jax.device_put, device=sharding), states)
+        initialise = jax.jit(lambda seeds: jax.tree.map(spread, jax.lax.map(of_seed, seeds)))
+        sharding = NamedSharding(self.mesh, P(None, "member"))
+        return lambda: jax.tree.map(partial(jax.device_put, device=sharding), initialise(self.seeds))
 
     def _chunk(
         self,

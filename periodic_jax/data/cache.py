@@ -11,16 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from periodic_jax.data.dataset import Arrays
-from periodic_jax.data.places import Place, home
+from periodic_jax.data.places import Place
+from periodic_jax.runtime import cache_folder
 
 FORMAT = 1
 STAMP = "source.json"
-
-
-def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/periodic_jax, or ~/.cache/periodic_jax."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return Path(root, "periodic_jax") if root else home(".cache", "periodic_jax")
 
 
 def cached(name: str, place: Place, check: Callable[[Arrays], Arrays]) -> Arrays:
