@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from typing import Any
 
 import numpy as np
 
@@ -28,11 +29,33 @@ def build(options: argparse.Namespace):
 
     dtype = jnp.float64 if options.precision == "float64" else jnp.float32
     model = models.build(options.model, width=options.width, param_dtype=dtype)
+    if options.record == "nothing":
+        _measure_nothing()
     rates = list(np.geomspace(1e-3, 1e-1, options.configs))
-    return Sweep(
+    sweep = Sweep(
         model, images_of(options.size, options.channels), SweepGrid.product(lr=rates, weight_decay=1e-3),
-        batch_size=options.batch, layout=options.layout, per_layer=options.per_layer, capacity=options.capacity,
+        batch_size=options.batch, layout=options.layout, capacity=options.capacity,
+        per_layer=options.record == "layers",
     )  # fmt: skip
+    if options.record == "nothing":
+        sweep.recorded = ("loss",)
+    return sweep
+
+
+def _measure_nothing() -> None:
+    """Take the measurements out of the optimiser's chain: the step as it would be without recording."""
+    import jax
+    import jax.numpy as jnp
+
+    from periodic_jax import optim
+
+    measure = optim.measure
+
+    def nothing(params: Any, *rest: Any) -> Any:
+        shapes = jax.eval_shape(lambda *some: measure(*some, *rest[2:]), params, *rest[:2])
+        return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+    optim.measure = nothing
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -49,13 +72,16 @@ def arguments() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", type=int, default=default)
     for name, default in (("model", "ConvNetSI"), ("layout", "auto"), ("precision", "float32")):
         parser.add_argument(f"--{name}", default=default)
-    parser.add_argument("--per-layer", action="store_true")
+    parser.add_argument("--record", choices=("steps", "layers", "nothing"), default="steps")
+    parser.add_argument("--devices", type=int, default=0, help="cores to spread over; 0: all")
     return parser
 
 
 def main() -> None:
     """Serve steps of a sweep."""
     options = arguments().parse_args()
+    if options.devices:
+        runtime.add_xla_flag(f"--xla_force_host_platform_device_count={options.devices}")
     runtime.use_cores_as_devices()
     with runtime.precision(options.precision):
         started = time.perf_counter()
