@@ -86,7 +86,7 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout

@@ -3,9 +3,9 @@
     python -m benchmarks.roofline [--size 32] [--width 8]
 
 The floating-point operations and the least bytes of a configuration's step are counted from the network's shapes. Over
-the measured rates of a large matrix product and a large copy they give the least time; the layers' own times are those of
-each block, forward and backward, compiled by itself on one core (on CPU) or on the device. Where a layer's data stay in
-the cache it can be faster than the bytes of memory allow.
+the measured rates of a large matrix product and a large copy they give the least time. The layers' own times are those
+of each block, forward and backward, compiled by itself on one core (on CPU) or on the device. Where a layer's data stay
+in the cache it can be faster than the bytes of memory allow.
 """
 
 import argparse

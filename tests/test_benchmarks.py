@@ -1,0 +1,64 @@
+"""The parts of the benchmarks that can be wrong without anyone seeing it in the figures."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def test_operations_and_bytes_of_a_layer_are_counted():
+    from benchmarks.roofline import Layer, layers_of
+    from periodic_jax import models
+
+    layers = layers_of(models.build("ConvNetSI", width=2), 8, 1)
+    assert layers == [Layer(1, 2, 8, False), Layer(2, 4, 8, True), Layer(4, 8, 4, True), Layer(8, 16, 2, True)]
+    # forward: each of 4 outputs of 64 pixels of 3 images sums 9 * 2 products; three such passes
+    assert layers[1].flops(3) == 3 * (4 * 64 * 3) * (9 * 2) * 2
+    assert layers[0].flops(3) == 2 * (2 * 64 * 3) * 9 * 2
+    # input twice and its gradient, output thrice, a quarter of it twice
+    assert layers[1].least_bytes(3) == 4 * 3 * 64 * (3 * 2 + 3 * 4 + 2 * 1)
+
+
+def test_ratios_are_of_medians_and_of_rounds():
+    from benchmarks.common import ratio, summary
+
+    a, b = [2.0, 4.0, 9.0], [1.0, 2.0, 3.0]
+    found = ratio({"rounds": a, **summary(a)}, {"rounds": b, **summary(b)})
+    assert found == {"of_medians": 2.0, "min": 2.0, "max": 3.0}
+
+
+def test_results_stand_beside_the_machine(tmp_path):
+    from benchmarks.common import save, table
+
+    content = json.loads(save("question", {"x": 1}, tmp_path).read_text())
+    assert content["results"] == {"x": 1}
+    assert content["machine"]["jax"]
+    assert table(("a", "b"), [(1, 0.12345)]) == "| a | b |\n|---|---|\n| 1 | 0.123 |"
+
+
+def test_a_worker_trains_what_it_is_asked_for(tmp_path, monkeypatch):
+    from benchmarks import common
+
+    (tmp_path / "benchmarks").mkdir()
+    for name in ("__init__.py", "common.py"):
+        (tmp_path / "benchmarks" / name).write_text((ROOT / "benchmarks" / name).read_text())
+    program = "from benchmarks.common import serve\nlog = open('steps', 'a')\nserve(lambda steps: print(steps, file=log, flush=True), layout='x')\n"
+    (tmp_path / "benchmarks" / "fake.py").write_text(program)
+    monkeypatch.setattr(common, "HERE", tmp_path / "benchmarks")
+    contender = common.Contender([common.Worker("fake", [], python=sys.executable)], 2, seconds=1e-4)
+    try:
+        found = common.take_turns({"fake": contender}, rounds=3)["fake"]
+    finally:
+        contender.close()
+    assert found["layout"] == "x"
+    assert len(found["rounds"]) == 3
+    assert found["min"] > 0
+    assert len((tmp_path / "steps").read_text().split()) >= 4
