@@ -50,7 +50,11 @@ def test_a_worker_trains_what_it_is_asked_for(tmp_path, monkeypatch):
     (tmp_path / "benchmarks").mkdir()
     for name in ("__init__.py", "common.py"):
         (tmp_path / "benchmarks" / name).write_text((ROOT / "benchmarks" / name).read_text())
-    program = "from benchmarks.common import serve\nlog = open('steps', 'a')\nserve(lambda steps: print(steps, file=log, flush=True), layout='x')\n"
+    program = """
+from benchmarks.common import serve
+log = open("steps", "a")
+serve(lambda steps: print(steps, file=log, flush=True), layout="x")
+"""
     (tmp_path / "benchmarks" / "fake.py").write_text(program)
     monkeypatch.setattr(common, "HERE", tmp_path / "benchmarks")
     contender = common.Contender([common.Worker("fake", [], python=sys.executable)], 2, seconds=1e-4)
