@@ -52,7 +52,7 @@ class TrackDynamicsState(NamedTuple):
     """State of `track_dynamics`: that of the wrapped transformation, and the last step's measurements."""
 
     inner: Any
-    dynamics: Dynamics
+    dynamics: Any  # `Dynamics` of the last step, or None: the next step needs none
 
 
 def learning_rate(hparams: HParams, weight_norm: Scalar) -> Scalar:

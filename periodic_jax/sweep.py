@@ -271,26 +271,40 @@ class Sweep:
         def step(states: TrainState, t: Array) -> tuple[TrainState, dict[str, Array]]:
             def of_seed(states: TrainState, hparams: HParams, index: Array, seed: Array | None) -> Any:
                 if self._full_batch:
-                    return lay_out(lambda s, h: full_batch_step(s, h, whole), self.layout)(states, hparams)
+                    return lay_out(lambda s, h: self._recorded(full_batch_step(s, h, whole)), self.layout)(
+                        states, hparams
+                    )
                 key = None if seed is None else data_module.augmentation_key(seed, first_step + t)
                 images = data_module.mini_batch(data, index, key)
                 batch = Batch(_prepare(states.task.model, images), data.labels[index])
-                return lay_out(lambda s, h: train_step(s, h, batch), self.layout)(states, hparams)
+                return lay_out(lambda s, h: self._recorded(train_step(s, h, batch)), self.layout)(states, hparams)
 
             rows = jax.lax.dynamic_index_in_dim(indices, t, axis=1, keepdims=False)
             augmented = seeds if self._augment else None
-            states, metrics = over_seeds(of_seed, self.layout)(states, hparams, rows, augmented)
-            return states, {name: metrics[name] for name in self.recorded}
+            return over_seeds(of_seed, self.layout)(states, hparams, rows, augmented)
 
         shapes = jax.eval_shape(lambda s: step(s, jnp.int32(0))[1], states)
-        buffers = {name: jnp.full((self.capacity, *s.shape), jnp.nan, s.dtype) for name, s in shapes.items()}
+        buffers = {kind: jnp.full((self.capacity, *s.shape), jnp.nan, s.dtype) for kind, s in shapes.items()}
 
         def body(t: Array, carry: tuple[TrainState, dict[str, Array]]) -> tuple[TrainState, dict[str, Array]]:
-            states, metrics = step(carry[0], t)
+            states, records = step(carry[0], t)
             write = jax.lax.dynamic_update_index_in_dim
-            return states, {name: write(carry[1][name], metrics[name], t, 0) for name in metrics}
+            return states, {kind: write(carry[1][kind], record, t, 0) for kind, record in records.items()}
 
         return jax.lax.fori_loop(0, count, body, (states, buffers))
+
+    def _recorded(self, result: tuple[TrainState, dict[str, Array]]) -> tuple[TrainState, dict[str, Array]]:
+        """The state, and what is recorded of the step as one array of numbers and one of those of each layer.
+
+        Two arrays are written in each step instead of one for each quantity.
+        """
+        state, metrics = result
+        return state, {kind: jnp.stack([metrics[n] for n in names]) for kind, names in self._kinds().items() if names}
+
+    def _kinds(self) -> dict[str, list[str]]:
+        """The recorded names: a number of each step, or a number of each layer."""
+        layers = [name for name in self.recorded if name in PER_LAYER]
+        return {"numbers": [name for name in self.recorded if name not in layers], "layers": layers}
 
     def _whole_data(self, data: DeviceData) -> Batch:
         """The training set as stacked mini-batches."""
@@ -347,10 +361,11 @@ class Sweep:
 
     def _fetch(self, first_step: int, telemetry: Any, count: int, evaluation: Any, diverged: Any) -> Chunk:
         arrays = {}
-        for name, buffer in telemetry.items():
+        for kind, buffer in telemetry.items():
             # Cut on the host: a slice on the device would be compiled again for each length.
-            flat = self.arrangement.flatten(np.asarray(buffer)[:count], axis=1)
-            arrays[name] = np.moveaxis(flat, 0, 1)
+            flat = self.arrangement.flatten(np.asarray(buffer)[:count], axis=1)  # (steps, configs, names, ...)
+            for i, name in enumerate(self._kinds()[kind]):
+                arrays[name] = np.moveaxis(flat[:, :, i], 0, 1)
         return Chunk(
             first_step, arrays, evaluation and self._fetch_evaluation(evaluation), self.arrangement.flatten(diverged)
         )

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import HParams
 from periodic_jax.models.labels import Labels, leaf_labels
-from periodic_jax.optim import dynamics_of, global_norm, sphere_sgd
+from periodic_jax.optim import TrackDynamicsState, dynamics_of, global_norm, sphere_sgd
 from periodic_jax.schedules import check_schedule, scheduled
 
 Metrics = dict[str, Array]
@@ -83,7 +83,7 @@ class TrainState(struct.PyTreeNode):
     step: Int[Array, ""]  # updates made
     params: Any
     batch_stats: Any  # running statistics of batch normalisation; {} where there are none
-    opt_state: Any
+    opt_state: Any  # of `sphere_sgd`, without the measurements, which no later step needs
     diverged_at: Int[Array, ""]  # step whose loss or update was not finite; -1 while there was none
     task: Task = struct.field(pytree_node=False)
 
@@ -144,11 +144,12 @@ def state_of(task: Task, variables: Any) -> TrainState:
     Returns:
         The state, with a momentum of zero.
     """
+    tracked: Any = sphere_sgd(HParams(), task.labels, task.per_filter).init(variables["params"])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=sphere_sgd(HParams(), task.labels, task.per_filter).init(variables["params"]),
+        opt_state=tracked.inner,
         diverged_at=jnp.full((), -1, jnp.int32),
         task=task,
     )
@@ -230,8 +231,10 @@ def _update(
     """Apply the optimiser, measure, and freeze what diverged."""
     task = state.task
     hparams = scheduled(HParams(*(jnp.asarray(h, loss.dtype) for h in hparams)), state.step, task.schedule)
-    updates, opt_state = sphere_sgd(hparams, task.labels, task.per_filter).update(grads, state.opt_state, state.params)
-    metrics = {"loss": loss, "accuracy": accuracy, **dynamics_of(opt_state)._asdict()}
+    chain: Any = sphere_sgd(hparams, task.labels, task.per_filter)
+    updates, tracked = chain.update(grads, TrackDynamicsState(state.opt_state, None), state.params)
+    opt_state = tracked.inner
+    metrics = {"loss": loss, "accuracy": accuracy, **dynamics_of(tracked)._asdict()}
 
     # A sum of squares is finite exactly when all its terms are, short of an overflow, which is divergence too. Only the
     # update counts, not the gradient: a frozen head's may overflow without harm.
