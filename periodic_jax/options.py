@@ -152,6 +152,20 @@ class Analyze:
 
 
 @dataclass(frozen=True)
+class Plot:
+    """Draw all figures that apply to a run into DIR/figures. The run may still be going on."""
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Run directory."""
+    format: Annotated[tuple[str, ...], tyro.conf.arg(metavar="png|pdf ...")] = ("png", "pdf")
+    """Files to write: png, pdf (vector graphics) or both."""
+    in_epochs: bool = False
+    """Count epochs instead of steps."""
+    log_steps: bool = False
+    """A logarithmic axis of steps."""
+
+
+@dataclass(frozen=True)
 class Demo:
     """Show periodic training in a minute: ten configurations of a small network on 1,797 real digits, with a table and
     figures.
