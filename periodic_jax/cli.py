@@ -15,13 +15,20 @@ import tyro
 from periodic_jax import runtime
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import flag_of
-from periodic_jax.options import Analyze, Demo, Plot, Replay, Sweep, free_folder, to_config, whole_number
+from periodic_jax.options import Analyze, Demo, Plot, Replay, Report, Sweep, free_folder, to_config, whole_number
 
 if TYPE_CHECKING:
     from periodic_jax.run import RunConfig
     from periodic_jax.sweep import Chunk
 
-COMMANDS: dict[str, Any] = {"demo": Demo, "sweep": Sweep, "replay": Replay, "analyze": Analyze, "plot": Plot}
+COMMANDS: dict[str, Any] = {
+    "demo": Demo,
+    "sweep": Sweep,
+    "replay": Replay,
+    "analyze": Analyze,
+    "plot": Plot,
+    "report": Report,
+}
 ABOUT = "Periodic training of networks with batch normalisation and weight decay, a whole hyperparameter grid at once."
 
 
@@ -31,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     command = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        {Sweep: _sweep, Demo: _demo, Replay: _replay, Analyze: _analyze, Plot: _plot}[type(command)](command)
+        {Sweep: _sweep, Demo: _demo, Replay: _replay, Analyze: _analyze, Plot: _plot, Report: _report}[type(command)](
+            command
+        )
     except ConfigError as error:
         sys.exit(_refuse(str(error)))
     except KeyboardInterrupt:
@@ -117,6 +126,29 @@ def _plot(options: Plot) -> None:
         dataset, found, path / "figures", formats=formats, steps_per_epoch=epoch, log_steps=options.log_steps
     ):
         print(file)
+
+
+def _report(options: Report) -> None:
+    from periodic_jax import analysis, report
+    from periodic_jax.results import open_run
+
+    path = Path(options.run)
+
+    def look() -> dict[str, Any]:
+        dataset = open_run(path, flat=True)
+        return report.contents(dataset, analysis.analyze(dataset))
+
+    if not options.live:
+        print(report.write(look(), path))
+        return
+    port, every = (whole_number(name, getattr(options, name)) or 0 for name in ("port", "every"))
+    if not 0 <= port < 2**16:
+        raise ConfigError("--port", port, "a whole number from 0 to 65535")
+    if every < 1:
+        raise ConfigError("--every", every, "a whole number from 1")
+    with report.serve(look, port=port, every=every) as server:
+        print(f"http://127.0.0.1:{server.server_port}/ until interrupted (Ctrl-C)", flush=True)
+        server.serve_forever()
 
 
 def _claim(config: "RunConfig") -> None:

@@ -166,6 +166,22 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Write DIR/report.html: one file without a network to explore a run in a browser, or serve it while the run goes
+    on.
+    """
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Run directory."""
+    live: bool = False
+    """Serve the report on this machine (127.0.0.1) instead, and refresh it until interrupted."""
+    port: Annotated[str, tyro.conf.arg(metavar="NUMBER")] = "8000"
+    """Port of --live."""
+    every: Annotated[str, tyro.conf.arg(metavar="SECONDS")] = "10"
+    """Seconds between refreshments of --live."""
+
+
+@dataclass(frozen=True)
 class Demo:
     """Show periodic training in a minute: ten configurations of a small network on 1,797 real digits, with a table and
     figures.

@@ -70,6 +70,11 @@ def refuse(capsys, *arguments):
         ("sweep --steps 5 --precision int8", "--precision: int8"),
         ("sweep --steps 5 --out=", "--out: an empty word"),
         ("demo --steps many", "--steps: many"),
+        ("plot nowhere", "run directory: nowhere"),
+        ("plot nowhere --format svg", "--format: svg is not accepted; expected png, pdf or both"),
+        ("report nowhere", "run directory: nowhere"),
+        ("report nowhere --live --port 70000", "--port: 70000"),
+        ("report nowhere --live --every 0", "--every: 0"),
     ],
 )  # fmt: skip
 def test_unusable_input_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, arguments, named):

@@ -251,7 +251,7 @@ def periodic(run):
 def test_phases_part_the_trajectory(periodic):
     """Each step is drawn in one of the two colours, those at their borders in both."""
     dataset, found = periodic
-    config = int(found.destabilisations.argmax())
+    config = int(found.destabilisations.values.argmax())
     fall, burst, start, onsets = plots.phases(Figure().subplots(), dataset, found, config).lines
     x = dataset.effective_lr.values[config]
     inside = np.zeros(len(x), bool)
