@@ -15,20 +15,27 @@ import tyro
 from periodic_jax import runtime
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import flag_of
-from periodic_jax.options import Analyze, Demo, Plot, Replay, Report, Sweep, free_folder, to_config, whole_number
+from periodic_jax.options import (
+    Analyze,
+    Demo,
+    Export,
+    Plot,
+    Replay,
+    Report,
+    Sweep,
+    free_folder,
+    to_config,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from periodic_jax.run import RunConfig
     from periodic_jax.sweep import Chunk
 
 COMMANDS: dict[str, Any] = {
-    "demo": Demo,
-    "sweep": Sweep,
-    "replay": Replay,
-    "analyze": Analyze,
-    "plot": Plot,
-    "report": Report,
-}
+    "demo": Demo, "sweep": Sweep, "replay": Replay, "analyze": Analyze, "plot": Plot, "report": Report,
+    "export": Export,
+}  # fmt: skip
 ABOUT = "Periodic training of networks with batch normalisation and weight decay, a whole hyperparameter grid at once."
 
 
@@ -37,10 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     interrupted.
     """
     command = _parse(sys.argv[1:] if arguments is None else arguments)
+    actions: dict[type, Any] = {
+        Sweep: _sweep, Demo: _demo, Replay: _replay, Analyze: _analyze, Plot: _plot, Report: _report, Export: _export,
+    }  # fmt: skip
     try:
-        {Sweep: _sweep, Demo: _demo, Replay: _replay, Analyze: _analyze, Plot: _plot, Report: _report}[type(command)](
-            command
-        )
+        actions[type(command)](command)
     except ConfigError as error:
         sys.exit(_refuse(str(error)))
     except KeyboardInterrupt:
@@ -149,6 +157,19 @@ def _report(options: Report) -> None:
     with report.serve(look, port=port, every=every) as server:
         print(f"http://127.0.0.1:{server.server_port}/ until interrupted (Ctrl-C)", flush=True)
         server.serve_forever()
+
+
+def _export(options: Export) -> None:
+    from periodic_jax import export
+    from periodic_jax.results import open_run
+
+    path = Path(options.run)
+    out = Path(options.out) if options.out else path / "export" / (options.to + export.ENDINGS.get(options.to, ""))
+    print(export.export(open_run(path, flat=True), options.to, out))
+    if options.to in ("tensorboard", "wandb"):
+        print(
+            f"curves of more than {2 * export.BUCKETS} steps: the lowest and highest of each of {export.BUCKETS} parts"
+        )
 
 
 def _claim(config: "RunConfig") -> None:

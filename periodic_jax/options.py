@@ -182,6 +182,18 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write a run in the format of another tool. Nothing is sent anywhere."""
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Run directory."""
+    to: Word
+    """tensorboard, wandb (offline runs), csv, netcdf or npz."""
+    out: Folder = ""
+    """File or folder to create; DIR/export/NAME if not given."""
+
+
+@dataclass(frozen=True)
 class Demo:
     """Show periodic training in a minute: ten configurations of a small network on 1,797 real digits, with a table and
     figures.

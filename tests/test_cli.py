@@ -72,6 +72,8 @@ def refuse(capsys, *arguments):
         ("demo --steps many", "--steps: many"),
         ("plot nowhere", "run directory: nowhere"),
         ("plot nowhere --format svg", "--format: svg is not accepted; expected png, pdf or both"),
+        ("export nowhere --to csv", "run directory: nowhere"),
+        ("export nowhere", "--to"),
         ("report nowhere", "run directory: nowhere"),
         ("report nowhere --live --port 70000", "--port: 70000"),
         ("report nowhere --live --every 0", "--every: 0"),

@@ -208,7 +208,7 @@
     Plotly.react("curves", traces, layout, options);
     // After the curves are on the screen, and only the last where keys are pressed in quick succession.
     clearTimeout(later);
-    later = setTimeout(() => Plotly.react("phase", [...loops, ...rings], loop, options), 0);
+    later = setTimeout(() => requestAnimationFrame(() => Plotly.react("phase", [...loops, ...rings], loop, options)), 20);
     if (!listening) {
       listening = true;
       el("curves").on("plotly_relayout", (change) => {
