@@ -242,6 +242,12 @@ def test_one_period_shows_the_clearest(tmp_path):
     assert figure.legends[0].get_window_extent().y0 > axes[0].get_tightbbox().y1 - 2
 
 
+@pytest.mark.parametrize(("name", "words"), [("nothing but NaN", ["nothing recorded"]), ("one step", [])])
+def test_an_empty_figure_says_so(run, name, words):
+    for draw in (lambda ax: plots.curves(ax, run(name), "weight_norm"), lambda ax: plots.phase_diagram(ax, run(name))):
+        assert [text.get_text() for text in draw(Figure().subplots()).texts] == words
+
+
 @pytest.fixture(scope="module")
 def periodic(run):
     dataset = run("two axes")

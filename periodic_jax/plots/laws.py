@@ -57,6 +57,9 @@ def regime_map(ax: Axes, found: xr.Dataset, across: str = "lr", up: str = "weigh
                         left + width / 2, j, words, ha="center", va="center", fontsize=8,
                         color="white" if dark else "black",
                     )  # fmt: skip
+    # Wider than the borders of stripes.
+    ax.hlines(np.arange(len(rows) + 1) - 0.5, -0.5, len(columns) - 0.5, color="white", lw=3)
+    ax.vlines(np.arange(len(columns) + 1) - 0.5, -0.5, len(rows) - 0.5, color="white", lw=3)
     for axis, values in (("x", columns), ("y", rows)):
         shown = style.spread(np.arange(len(values)), MOST_TICKS)
         ax.set(**{f"{axis}ticks": shown, f"{axis}lim": (-0.5, len(values) - 0.5)})  # type: ignore[arg-type]

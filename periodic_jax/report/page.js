@@ -34,7 +34,7 @@
   const number = (v) => {
     if (v === null) return "-";
     if (Number.isInteger(v) && Math.abs(v) < 1e7) return String(v);
-    return String(Number(v.toPrecision(4)));
+    return Math.abs(v) < 1e-3 ? v.toExponential(3) : String(Number(v.toPrecision(4)));
   };
   const title = (i) => run.axes.map((a, k) => a.title + " " + a.words[run.configs[i].at[k]]).join(", ");
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
