@@ -307,12 +307,13 @@
     const some = run.configs.length > 0;
     el("choice").hidden = el("numbers").hidden = el("pictures").hidden = !some;
     if (!some) return;
+    const focused = el("map").contains(document.activeElement);  // before its cells are made anew
     chosen = Math.min(chosen, run.configs.length - 1);
     others = run.configs[chosen].at.slice(2);
     drawSelectors();
     drawMap();
     showRange();
-    choose(chosen);
+    choose(chosen, focused);
   }
 
   function refresh() {
