@@ -18,7 +18,7 @@ def extremes(curves: np.ndarray, buckets: int) -> np.ndarray:
 
     Example:
         >>> extremes(np.array([[3.0, 1.0, 2.0, 9.0, 8.0, 7.0, 0.0, 5.0]]), 2).tolist()
-        [0, 1, 3, 6, 7]
+        [0, 1, 3, 4, 6, 7]
     """
     known = np.isfinite(curves)
     somewhere = np.flatnonzero(known.any(0))
