@@ -53,6 +53,7 @@ _MODULES = (
     "results",
     "run",
     "regimes",
+    "report",
     "sweep",
     "tables",
     "theory",

@@ -29,6 +29,7 @@ class Slope(NamedTuple):
     slope: float
     low: float  # ends of the interval of level `INTERVAL`
     high: float
+    intercept: float  # ln y where x is 1
     points: int
 
 
@@ -178,7 +179,7 @@ def _falling_edges(
 
 
 def _slopes(found: Periods, between: Cycles, hyper: dict[str, np.ndarray], decay: np.ndarray) -> dict[str, Any]:
-    """Slopes of log duration against log ηλ/(1-μ): of `FITS`.
+    """Slopes of log duration against log ηλ/(1-μ), the ``decay_rate`` at each destabilisation: of `FITS`.
 
     Falling edges are divided by ln(ρ_max/ρ_min); the theory's -1 is for those without gradient, the `QUIET` ones, of
     plain SGD.
@@ -191,8 +192,10 @@ def _slopes(found: Periods, between: Cycles, hyper: dict[str, np.ndarray], decay
         quiet = np.where(found.fall_rotation <= QUIET * ratio, edges, np.nan)
         quiet = np.where(hyper["momentum"][:, None] == 0, quiet, np.nan)  # rotation tells little of it otherwise
     fits = [log_slope(rate, quiet), log_slope(rate, edges), log_slope(rate[:, 1:], between.length)]
-    return {f"slope{end}": ("fit", [getattr(fit, field) for fit in fits]) for end, field in
-            (("", "slope"), ("_low", "low"), ("_high", "high"), ("_points", "points"))}  # fmt: skip
+    found_rate = {"decay_rate": (("config", "destabilisation"), rate)}
+    return found_rate | {f"slope{end}": ("fit", [getattr(fit, field) for fit in fits]) for end, field in
+            (("", "slope"), ("_low", "low"), ("_high", "high"), ("_intercept", "intercept"), ("_points", "points"))
+            }  # fmt: skip
 
 
 def log_slope(x: np.ndarray, y: np.ndarray) -> Slope:
@@ -211,10 +214,10 @@ def log_slope(x: np.ndarray, y: np.ndarray) -> Slope:
     good = np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)
     points = int(good.sum())
     if points < 3 or np.ptp(np.log(x[good])) < 1e-4:
-        return Slope(math.nan, math.nan, math.nan, points)
+        return Slope(math.nan, math.nan, math.nan, math.nan, points)
     fit: Any = stats.linregress(np.log(x[good]), np.log(y[good]))
     half = float(stats.t.ppf((1 + INTERVAL) / 2, points - 2)) * fit.stderr
-    return Slope(float(fit.slope), float(fit.slope - half), float(fit.slope + half), points)
+    return Slope(float(fit.slope), float(fit.slope - half), float(fit.slope + half), float(fit.intercept), points)
 
 
 def _lowest_between(dataset: xr.Dataset, name: str, found: Periods) -> np.ndarray:

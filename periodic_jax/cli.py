@@ -1,6 +1,4 @@
-"""The command line: ``periodic-jax demo``, ``sweep``, ``replay`` and ``analyze``. It parses, calls and prints; nothing
-else.
-"""
+"""The command line, ``periodic-jax COMMAND``. It parses, calls and prints; nothing else."""
 
 import contextlib
 import dataclasses
@@ -17,13 +15,27 @@ import tyro
 from periodic_jax import runtime
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import flag_of
-from periodic_jax.options import Analyze, Demo, Replay, Sweep, free_folder, to_config, whole_number
+from periodic_jax.options import (
+    Analyze,
+    Demo,
+    Export,
+    Plot,
+    Replay,
+    Report,
+    Sweep,
+    free_folder,
+    to_config,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from periodic_jax.run import RunConfig
     from periodic_jax.sweep import Chunk
 
-COMMANDS: dict[str, Any] = {"demo": Demo, "sweep": Sweep, "replay": Replay, "analyze": Analyze}
+COMMANDS: dict[str, Any] = {
+    "demo": Demo, "sweep": Sweep, "replay": Replay, "analyze": Analyze, "plot": Plot, "report": Report,
+    "export": Export,
+}  # fmt: skip
 ABOUT = "Periodic training of networks with batch normalisation and weight decay, a whole hyperparameter grid at once."
 
 
@@ -32,14 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     interrupted.
     """
     command = _parse(sys.argv[1:] if arguments is None else arguments)
+    actions: dict[type, Any] = {
+        Sweep: _sweep, Demo: _demo, Replay: _replay, Analyze: _analyze, Plot: _plot, Report: _report, Export: _export,
+    }  # fmt: skip
     try:
-        {Sweep: _sweep, Demo: _demo, Replay: _replay, Analyze: _analyze}[type(command)](command)
+        actions[type(command)](command)
     except ConfigError as error:
         sys.exit(_refuse(str(error)))
     except KeyboardInterrupt:
-        kept = (
-            "" if isinstance(command, Replay | Analyze) else "; the steps recorded so far are kept in the run directory"
-        )
+        kept = "; the steps recorded so far are kept in the run directory" if isinstance(command, Sweep | Demo) else ""
         print(f"periodic-jax: interrupted{kept}", file=sys.stderr)
         sys.exit(130)
 
@@ -105,6 +118,60 @@ def _analyze(options: Analyze) -> None:
     print(f"written: {', '.join(map(str, tables.save(found, path)))}")
 
 
+def _plot(options: Plot) -> None:
+    from periodic_jax import analysis, plots
+    from periodic_jax.results import open_run, steps_per_epoch
+
+    path, formats = Path(options.run), tuple(dict.fromkeys(options.format))
+    if not formats or set(formats) - {"png", "pdf"}:
+        raise ConfigError("--format", " ".join(formats) or "an empty list", "png, pdf or both")
+    dataset = open_run(path, flat=True)
+    epoch = steps_per_epoch(path) if options.in_epochs else None
+    if options.in_epochs and epoch is None:
+        raise ConfigError("--in-epochs", "given", "a run whose config.json tells images and batch size")
+    found = analysis.analyze(dataset)
+    for file in plots.save_all(
+        dataset, found, path / "figures", formats=formats, steps_per_epoch=epoch, log_steps=options.log_steps
+    ):
+        print(file)
+
+
+def _report(options: Report) -> None:
+    from periodic_jax import analysis, report
+    from periodic_jax.results import open_run
+
+    path = Path(options.run)
+
+    def look() -> dict[str, Any]:
+        dataset = open_run(path, flat=True)
+        return report.contents(dataset, analysis.analyze(dataset))
+
+    if not options.live:
+        print(report.write(look(), path))
+        return
+    port, every = (whole_number(name, getattr(options, name)) or 0 for name in ("port", "every"))
+    if not 0 <= port < 2**16:
+        raise ConfigError("--port", port, "a whole number from 0 to 65535")
+    if every < 1:
+        raise ConfigError("--every", every, "a whole number from 1")
+    with report.serve(look, port=port, every=every) as server:
+        print(f"http://127.0.0.1:{server.server_port}/ until interrupted (Ctrl-C)", flush=True)
+        server.serve_forever()
+
+
+def _export(options: Export) -> None:
+    from periodic_jax import export
+    from periodic_jax.results import open_run
+
+    path = Path(options.run)
+    out = Path(options.out) if options.out else path / "export" / (options.to + export.ENDINGS.get(options.to, ""))
+    print(export.export(open_run(path, flat=True), options.to, out))
+    if options.to in ("tensorboard", "wandb"):
+        print(
+            f"curves of more than {2 * export.BUCKETS} steps: the lowest and highest of each of {export.BUCKETS} parts"
+        )
+
+
 def _claim(config: "RunConfig") -> None:
     """Refuse what cannot run before anything is printed, compiled or written."""
     from periodic_jax.results import claim_directory
@@ -135,10 +202,11 @@ def _run(config: "RunConfig") -> Path:
 
 
 def _figures(path: Path) -> list[Path]:
-    from periodic_jax import plots
+    from periodic_jax import analysis, plots
     from periodic_jax.results import open_run
 
-    return plots.save_all(open_run(path, flat=True), path / "figures")
+    dataset = open_run(path, flat=True)
+    return plots.save_all(dataset, analysis.analyze(dataset), path / "figures")
 
 
 @contextlib.contextmanager

@@ -152,6 +152,48 @@ class Analyze:
 
 
 @dataclass(frozen=True)
+class Plot:
+    """Draw all figures that apply to a run into DIR/figures. The run may still be going on."""
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Run directory."""
+    format: Annotated[tuple[str, ...], tyro.conf.arg(metavar="png|pdf ...")] = ("png", "pdf")
+    """Files to write: png, pdf (vector graphics) or both."""
+    in_epochs: bool = False
+    """Count epochs instead of steps."""
+    log_steps: bool = False
+    """A logarithmic axis of steps."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write DIR/report.html: one file without a network to explore a run in a browser, or serve it while the run goes
+    on.
+    """
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Run directory."""
+    live: bool = False
+    """Serve the report on this machine (127.0.0.1) instead, and refresh it until interrupted."""
+    port: Annotated[str, tyro.conf.arg(metavar="NUMBER")] = "8000"
+    """Port of --live."""
+    every: Annotated[str, tyro.conf.arg(metavar="SECONDS")] = "10"
+    """Seconds between refreshments of --live."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run in the format of another tool. Nothing is sent anywhere."""
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Run directory."""
+    to: Word
+    """tensorboard, wandb (offline runs), csv, netcdf or npz."""
+    out: Folder = ""
+    """File or folder to create; DIR/export/NAME if not given."""
+
+
+@dataclass(frozen=True)
 class Demo:
     """Show periodic training in a minute: ten configurations of a small network on 1,797 real digits, with a table and
     figures.

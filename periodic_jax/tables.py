@@ -47,7 +47,7 @@ def rows(analysis: xr.Dataset, columns: Sequence[str] = SHOWN) -> list[dict[str,
     in_force = [name for name in ("momentum", "elr", "fixed_norm") if (analysis[name] != 0).any()]
     differing = [name for name in AXES if len(np.unique(analysis[name])) > 1 or name in in_force]
     names = list(dict.fromkeys(["lr", "weight_decay", *differing]))
-    table = {name: _column(analysis, name).tolist() for name in (*names, *columns)}
+    table = {name: column(analysis, name).tolist() for name in (*names, *columns)}
     return [{name: values[i] for name, values in table.items()} for i in range(analysis.sizes["config"])]
 
 
@@ -107,7 +107,7 @@ def _backtest(analysis: xr.Dataset) -> str:
 def to_csv(analysis: xr.Dataset, path: Path) -> None:
     """Write the analysis with every hyperparameter as a column, whole or not at all; unknown numbers are empty."""
     columns = [*COLUMNS, *(name for name in FORECASTS if name in analysis)]
-    table = {name: _column(analysis, name).tolist() for name in (*AXES, *columns)}
+    table = {name: column(analysis, name).tolist() for name in (*AXES, *columns)}
     draft = path.with_name(path.name + ".partial")
     try:
         with draft.open("w", newline="") as file:
@@ -175,7 +175,7 @@ def open_analysis(path: str | Path) -> xr.Dataset:
         ) from None
 
 
-def _column(analysis: xr.Dataset, name: str) -> np.ndarray:
+def column(analysis: xr.Dataset, name: str) -> np.ndarray:
     """A variable of the analysis, or the mean of one over the destabilisations of each configuration."""
     if not name.startswith("mean_") or name in analysis:
         return analysis[name].values

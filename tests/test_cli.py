@@ -70,6 +70,13 @@ def refuse(capsys, *arguments):
         ("sweep --steps 5 --precision int8", "--precision: int8"),
         ("sweep --steps 5 --out=", "--out: an empty word"),
         ("demo --steps many", "--steps: many"),
+        ("plot nowhere", "run directory: nowhere"),
+        ("plot nowhere --format svg", "--format: svg is not accepted; expected png, pdf or both"),
+        ("export nowhere --to csv", "run directory: nowhere"),
+        ("export nowhere", "--to"),
+        ("report nowhere", "run directory: nowhere"),
+        ("report nowhere --live --port 70000", "--port: 70000"),
+        ("report nowhere --live --every 0", "--every: 0"),
     ],
 )  # fmt: skip
 def test_unusable_input_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, arguments, named):
@@ -150,3 +157,32 @@ def test_the_demo_uses_every_core_safely(demo):
 
     hardware = read_config(demo[0] / "runs" / "demo")["hardware"]
     assert hardware["devices"] == min(len(os.sched_getaffinity(0)), 10)
+
+
+def test_commands_on_a_run(capsys, tmp_path, monkeypatch):
+    """Figures, the report and an export of a short run, each named on standard output."""
+    import json
+
+    import numpy as np
+    from synthetic import trajectory, write_run
+
+    from periodic_jax import plots
+    from periodic_jax.grid import SweepGrid
+
+    monkeypatch.setattr(plots, "CURVES", ("train_loss",))
+    path = write_run(tmp_path / "run", SweepGrid.product(lr=1.0), {k: v[None] for k, v in trajectory(5).items()})
+    assert "--in-epochs" in refuse(capsys, "plot", str(path), "--in-epochs")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(
+        json.dumps(config | {"data": {"train_images": 10}, "config": {"batch_size": 4}, "summary": {}})
+    )
+    main(["plot", str(path), "--in-epochs", "--log-steps", "--format", "pdf"])
+    files = [path / "figures" / f"{name}.pdf" for name in ("train_loss", "phase_diagram", "regimes")]
+    assert {str(file) for file in files} == set(capsys.readouterr().out.split())
+    assert all(file.read_bytes().startswith(b"%PDF") for file in files)
+    main(["report", str(path)])
+    assert capsys.readouterr().out.strip() == str(path / "report.html")
+    main(["export", str(path), "--to", "npz"])
+    assert capsys.readouterr().out.strip() == str(path / "export" / "npz.npz")
+    assert np.load(path / "export" / "npz.npz")["loss"].shape == (1, 5)
+    assert "--out" in refuse(capsys, "export", str(path), "--to", "npz")

@@ -36,16 +36,17 @@ def test_import_is_light_and_fast():
 def test_looking_at_results_needs_no_jax():
     """Imported one after the other, and what is loaded after each."""
     names = [
-        "errors", "runtime", "dynamics", "grid", "segments", "periods", "regimes", "theory", "forecast", "results",
-        "analysis", "tables", "plots",
+        "errors", "runtime", "dynamics", "grid", "segments", "decimation", "periods", "regimes", "theory", "forecast",
+        "results", "analysis", "tables", "plots", "report", "export",
     ]  # fmt: skip
     after_each = f"[importlib.import_module('periodic_jax.' + name) and list(sys.modules) for name in {names}]"
     code = f"import sys, json, importlib; print(json.dumps({after_each}))"
     for name, loaded in zip(names, in_fresh_python(code), strict=True):
         assert f"periodic_jax.{name}" in loaded
         assert not COMPUTE & set(loaded)
-        assert ("xarray" in loaded) == (name in ("results", "analysis", "tables", "plots"))
-        assert ("matplotlib" in loaded) == (name == "plots")
+        assert ("xarray" in loaded) == (name in ("results", "analysis", "tables", "plots", "report", "export"))
+        assert ("matplotlib" in loaded) == (name in ("plots", "report", "export"))
+        assert "plotly" not in loaded
         assert "matplotlib.pyplot" not in loaded
 
 

@@ -380,3 +380,21 @@ def test_truncated_curves(run):
     assert np.isnan(open_run(run).effective_lr).all()
     chunks("loss", lambda data: data[: len(data) // 2])(run / "telemetry.zarr")
     assert "telemetry.zarr" in refusal(open_run, run)
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"data": {"train_images": 1500}, "config": {"batch_size": 128}}, 11),
+        ({"data": {"train_images": 100}, "config": {"batch_size": 128}}, 1),
+        ({"data": {"train_images": 100}, "config": {"batch_size": 8, "full_batch": True}}, 1),
+        ({"config": {"batch_size": 128}}, None),
+        ({"data": [], "config": {"batch_size": 128}}, None),
+        ({"data": {"train_images": "1500"}, "config": {"batch_size": 128}}, None),
+        ({"data": {"train_images": 1500}, "config": {"batch_size": 0}}, None),
+        ({"data": {"train_images": 1500}}, None),
+    ],
+)
+def test_steps_per_epoch(tmp_path, record, expected):
+    (tmp_path / "config.json").write_text(json.dumps({"format": 1, **record}))
+    assert results.steps_per_epoch(tmp_path) == expected

@@ -1,0 +1,93 @@
+"""Figures of a run: functions from a flat Dataset (one ``config`` dimension), or from its analysis, to matplotlib Axes.
+They draw and compute nothing.
+
+Colour tells the learning rate (or the largest swept axis), panels the weight decay (or the next), line styles a third.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from periodic_jax.errors import ConfigError
+from periodic_jax.plots.close_up import one_period, phases, phases_of_clearest
+from periodic_jax.plots.laws import equilibria, equilibrium, period_lengths, periods, regime_map, regimes
+from periodic_jax.plots.style import REGIME_COLOURS, STYLE, STYLE_FILE, axis_roles, colours, fit_scale
+from periodic_jax.plots.trajectories import curves, in_panels, layer_norms, layers, phase_diagram
+
+__all__ = [
+    "REGIME_COLOURS", "STYLE", "STYLE_FILE", "axis_roles", "colours", "curves", "equilibria", "equilibrium",
+    "figures", "fit_scale", "in_panels", "layer_norms", "layers", "one_period", "period_lengths", "periods",
+    "phase_diagram", "phases", "phases_of_clearest", "regime_map", "regimes", "save_all",
+]  # fmt: skip
+CURVES = ("train_loss", "test_error", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
+# Nothing of the machine, the version or the time.
+METADATA = {"png": {"Software": None}, "pdf": {"Creator": None, "Producer": None, "CreationDate": None}}
+
+
+def save_all(
+    dataset: xr.Dataset,
+    found: xr.Dataset,
+    folder: Path,
+    *,
+    formats: tuple[str, ...] = ("png",),
+    steps_per_epoch: int | None = None,
+    log_steps: bool = False,
+) -> list[Path]:
+    """Draw every figure that applies to the run and write it, the same bytes for the same run.
+
+    Args:
+        dataset: a flat run.
+        found: its analysis.
+        folder: created if missing.
+        formats: ``png``, ``pdf`` or both.
+        steps_per_epoch: to count epochs instead of steps.
+        log_steps: logarithmic steps.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    written = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures(dataset, found, steps_per_epoch=steps_per_epoch, log_steps=log_steps):
+            with mpl.rc_context(STYLE):
+                for kind in formats:
+                    written.append(folder / f"{name}.{kind}")
+                    figure.savefig(written[-1], metadata=METADATA[kind])
+    except OSError as error:
+        raise ConfigError("figures", folder, f"a folder that can be written ({error.strerror})") from None
+    return written
+
+
+def figures(
+    dataset: xr.Dataset, found: xr.Dataset, *, steps_per_epoch: int | None = None, log_steps: bool = False
+) -> Iterator[tuple[str, Figure]]:
+    """Names and figures of all that applies to the run, one after the other; arguments as of `save_all`."""
+    if not dataset.sizes["config"]:
+        return
+    options = {"steps_per_epoch": steps_per_epoch, "log_steps": log_steps}
+    for name in CURVES:
+        evaluated = name in ("train_loss", "test_error")
+        if name in dataset and (not evaluated or np.isfinite(dataset[name].values).any()):
+            yield name, in_panels(dataset, curves, name, **options)
+    if "train_loss" not in dataset or not np.isfinite(dataset.train_loss.values).any():
+        yield "loss", in_panels(dataset, curves, "loss", **options)  # of the mini-batches: all there is
+    yield "phase_diagram", in_panels(dataset, phase_diagram)
+    yield "regimes", regimes(found)
+    if np.isfinite(found.period_length.values).any():
+        yield "period_length", periods(found)
+    if (np.isfinite(found.equilibrium_weight_norm) & np.isfinite(found.measured_weight_norm)).any():
+        yield "equilibrium", equilibria(found)
+    for name, close in (("one_period", one_period), ("phases", phases_of_clearest)):
+        figure = close(dataset, found)
+        if figure:
+            yield name, figure
+    if "layer_weight_norm" in dataset:
+        yield "layer_weight_norm", layers(dataset)

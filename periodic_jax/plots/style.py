@@ -1,0 +1,153 @@
+"""Colours, scales, labels and legends that all figures share.
+
+Swept numbers are shown by viridis from dark to light, which the colour-blind tell apart and which grey keeps; named
+things by colours of Okabe and Ito of different lightness, and by a letter wherever colour alone would have to do.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from periodic_jax.grid import AXES, short_numbers
+from periodic_jax.results import ATTRIBUTES
+
+STYLE_FILE = Path(__file__).with_name("periodic_jax.mplstyle")
+# As rcParams, which include what has to be restored: the user's own settings stay out of the figures.
+STYLE: dict[Any, Any] = dict(mpl.rc_params_from_file(STYLE_FILE, use_default_template=False))
+NAMES = {
+    "lr": "learning rate", "weight_decay": "weight decay", "elr": "effective learning rate", "fixed_norm": "fixed norm",
+    "noninvariant_lr": "learning rate of the others", "schedule_end": "end of the schedule", "schedule_factor":
+    "divisor of the schedule",
+}  # fmt: skip
+REGIME_COLOURS = {  # in order of lightness in grey: 0.79, 0.66, 0.47, 0.2, 0.95
+    "converging": "#A6CEE3", "periodic": "#E69F00", "equilibrium": "#009E73", "diverged": "#333333", "undecided":
+    "#F0F0F0",
+}  # fmt: skip
+PHASE_A, PHASE_B = "#56B4E9", "#D55E00"
+DASHES = ("-", "--", ":", "-.")
+MOST_IN_LEGEND = 10
+LOG_SCALED = {
+    "train_loss", "test_loss", "loss", "weight_norm", "effective_lr", "effective_grad_norm", "grad_norm",
+    "angular_step", "layer_weight_norm",
+}  # fmt: skip
+NARROW = 1.5  # ratio of the largest to the smallest number from which a logarithmic axis says more than a linear one
+CONSTANT = 1e-3  # relative range below which a quantity counts as held
+
+
+def swept_axes(dataset: xr.Dataset) -> list[str]:
+    """The coordinates that differ, those with most values first; the seed last, ``lr`` and decay first among equals."""
+    counts = {name: len(np.unique(dataset[name])) for name in AXES if name in dataset.variables}
+    order = ["lr", "weight_decay", "elr", "momentum", *AXES]
+    return sorted(
+        (name for name, count in counts.items() if count > 1),
+        key=lambda name: (name == "seed", -counts[name], order.index(name)),
+    )
+
+
+def axis_roles(dataset: xr.Dataset) -> tuple[str, str | None]:
+    """Which coordinate the colours show, and which the panels: the two with most values, ``lr`` before decay before
+    others, so that the panels are no more than the colours.
+    """
+    swept = swept_axes(dataset)
+    first = sorted(swept[:2], key=lambda name: name != "lr")
+    return (first[0] if first else "lr"), (first[1] if len(first) > 1 else None)
+
+
+def colours(values: np.ndarray) -> dict[float, Any]:
+    """A colour for each distinct value, dark to light in the order of the values."""
+    distinct = np.unique(values)
+    cmap = mpl.colormaps["viridis"]
+    return {float(v): cmap(0.9 * i / max(len(distinct) - 1, 1)) for i, v in enumerate(distinct)}
+
+
+def dashes(values: np.ndarray) -> dict[float, str]:
+    """A line style for each distinct value; beyond four values they come again."""
+    return {float(v): DASHES[i % len(DASHES)] for i, v in enumerate(np.unique(values))}
+
+
+def legend(figure: Figure, scale: dict[float, Any], title: str, more: dict[str, dict[float, str]] | None = None) -> Any:
+    """What the colours mean: a legend of up to `MOST_IN_LEGEND` lines, and a bar of all colours beyond that.
+
+    Args:
+        figure: that has room on its right.
+        scale: a colour for each value.
+        title: what the values are.
+        more: line styles of a further quantity.
+
+    Returns:
+        The legend or the colour bar.
+    """
+    handles, words = [], []
+    for name, styles in (more or {}).items():
+        for style, word in zip(styles.values(), short_numbers(styles), strict=True):
+            handles.append(Line2D([], [], color="black", ls=style, lw=1))
+            words.append(f"{name} {word}")
+    values = list(scale)
+    if len(values) <= MOST_IN_LEGEND:
+        handles = [Line2D([], [], color=scale[v], lw=2) for v in values] + handles
+        return figure.legend(handles, short_numbers(values) + words, title=title, loc="outside right upper")
+    norm = BoundaryNorm(np.arange(len(values) + 1) - 0.5, len(values))
+    mappable = ScalarMappable(norm, ListedColormap([scale[v] for v in values]))
+    shown = sorted({round(k) for k in np.linspace(0, len(values) - 1, 8)})
+    shown_axes = [ax for ax in figure.axes if ax.get_visible()]
+    bar = figure.colorbar(mappable, ax=shown_axes, label=title, ticks=shown, fraction=0.05, pad=0.02)
+    bar.ax.set_yticklabels(short_numbers([values[k] for k in shown]))
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    if words:
+        figure.legend(handles, words, loc="outside lower center", ncols=4)
+    return bar
+
+
+def fit_scale(ax: Axes, log: bool, **arrays: Any) -> None:
+    """Scales and limits of the axes ``x`` and ``y`` for what is drawn on them.
+
+    What is held constant gets a tenth of room on both sides, and not the digits of its rounding; what spans little, or
+    has no positive number as after a divergence at once, a linear axis; the rest a logarithmic one if ``log``.
+    """
+    for name, array in arrays.items():
+        values = np.asarray(array)
+        known = values[np.isfinite(values)]
+        axis = getattr(ax, f"{name}axis")
+        if len(known) and np.ptp(known) <= CONSTANT * np.abs(known).max():
+            middle = float(np.median(known))
+            room = 0.1 * abs(middle) or 1.0
+            ax.set(**{f"{name}lim": (middle - room, middle + room)})  # type: ignore[arg-type]
+        elif log and (known > 0).any() and known.max() > NARROW * known[known > 0].min():
+            ax.set(**{f"{name}scale": "log"})  # type: ignore[arg-type]
+            decades = np.log10(known.max() / known[known > 0].min())
+            if decades < 2:  # one numbered tick would say little
+                # Few enough to read: 1 2 5 10 over a decade or more, and more of them over less.
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades > 0.7 else (1, 1.5, 2, 3, 4, 5, 6, 8)))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_formatter(NullFormatter())
+
+
+def say_if_empty(ax: Axes, values: np.ndarray) -> None:
+    """Say so where there is nothing to draw."""
+    if not np.isfinite(values).any():
+        ax.text(0.5, 0.5, "nothing recorded", transform=ax.transAxes, ha="center", va="center", color="grey")
+
+
+def label(name: str) -> str:
+    """A quantity with its unit; from the package's own list, so that no file puts words into a figure."""
+    long_name, units = ATTRIBUTES.get(name, (name, "1"))
+    return long_name + ("" if units in ("1", "") else f" [{units}]")
+
+
+def named(axis: str) -> str:
+    """A hyperparameter in words."""
+    return NAMES.get(axis, axis.replace("_", " "))
+
+
+def spread(values: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the values, evenly over them, the first and the last included."""
+    return values[np.unique(np.linspace(0, len(values) - 1, min(len(values), most)).round().astype(int))]

@@ -1,0 +1,344 @@
+"use strict";
+// Draws the run in #data. All words come into the page as text, never as markup; plotly, which reads some markup, gets
+// no words of the run.
+(() => {
+  const el = (id) => document.getElementById(id);
+  const live = JSON.parse(el("live").textContent);
+  let run = JSON.parse(el("data").textContent);
+  let chosen = 0, kept = null, range = [0, 0], others = [], listening = false, later = 0;
+  const cache = new Map();
+
+  const make = (tag, text, into, set) => {
+    const node = document.createElement(tag);
+    if (text !== null && text !== undefined) node.textContent = text;
+    Object.assign(node, set || {});
+    if (into) into.appendChild(node);
+    return node;
+  };
+  const unpack = (text, Type) => {
+    const raw = atob(text), bytes = new Uint8Array(raw.length);
+    for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
+    return new Type(bytes.buffer);
+  };
+  const arrays = (i) => {
+    if (!cache.has(i)) {
+      const c = run.configs[i];
+      cache.set(i, {
+        steps: unpack(c.steps, Uint32Array), curves: c.curves.map((t) => unpack(t, Float32Array)),
+        evalSteps: unpack(c.eval_steps, Uint32Array), evaluations: c.evaluations.map((t) => unpack(t, Float32Array)),
+        onsets: unpack(c.onsets, Uint32Array), ends: unpack(c.ends, Uint32Array),
+      });
+    }
+    return cache.get(i);
+  };
+  const number = (v) => {
+    if (v === null) return "-";
+    if (Number.isInteger(v) && Math.abs(v) < 1e7) return String(v);
+    return Math.abs(v) < 1e-3 ? v.toExponential(3) : String(Number(v.toPrecision(4)));
+  };
+  const title = (i) => run.axes.map((a, k) => a.title + " " + a.words[run.configs[i].at[k]]).join(", ");
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+
+  // The configuration in a cell of the map, for the chosen values of the other axes; -1 for none.
+  const inCell = (column, row) =>
+    run.configs.findIndex((c) => c.at[0] === column && c.at[1] === row && others.every((v, k) => c.at[k + 2] === v));
+
+  function drawSelectors() {
+    const place = el("selectors");
+    place.replaceChildren();
+    run.axes.slice(2).forEach((axis, k) => {
+      const label = make("label", axis.title + " ", place);
+      const select = make("select", null, label, { id: "select-" + axis.name });
+      axis.words.forEach((word, i) => make("option", word, select, { value: i }));
+      select.value = others[k];
+      select.addEventListener("change", () => {
+        others[k] = Number(select.value);
+        const [column, row] = run.configs[chosen].at;
+        let next = inCell(column, row);
+        if (next < 0) next = run.configs.findIndex((c) => others.every((v, j) => c.at[j + 2] === v));
+        drawMap();
+        if (next >= 0) choose(next);
+      });
+    });
+  }
+
+  function drawMap() {
+    const table = el("map"), [across, up] = run.axes;
+    table.replaceChildren();
+    table.className = across.words.length > 12 ? "large" : "";
+    for (let row = up.words.length - 1; row >= 0; row--) {
+      const tr = make("tr", null, table);
+      make("th", (row === up.words.length - 1 ? up.title + " " : "") + up.words[row], tr, { scope: "row" });
+      for (let column = 0; column < across.words.length; column++) {
+        const td = make("td", null, tr), i = inCell(column, row);
+        if (i < 0) continue;
+        const c = run.configs[i], count = c.numbers[1];
+        const button = make("button", c.regime[0].toUpperCase() + (count ? " " + count : ""), td, { tabIndex: -1 });
+        button.style.background = run.regimes[c.regime] || "#fff";
+        button.classList.toggle("dark", c.regime === "diverged");
+        button.dataset.config = i;
+        button.setAttribute("aria-label", `${title(i)}: ${c.regime}, ${count} destabilisations`);
+      }
+    }
+    const foot = make("tr", null, table);
+    make("th", null, foot);
+    across.words.forEach((word) => make("th", word, foot, { scope: "col" }));
+    const last = make("tr", null, table);
+    make("th", null, last);
+    make("th", across.title, last, { colSpan: across.words.length });
+    const legend = el("legend");
+    legend.replaceChildren();
+    Object.entries(run.regimes).forEach(([name, value]) => {
+      if (!run.configs.some((c) => c.regime === name)) return;
+      const span = make("span", null, legend);
+      make("i", null, span).style.background = value;
+      span.append(`${name[0].toUpperCase()}: ${name}`);
+    });
+    markCells();
+  }
+
+  function markCells() {
+    for (const button of el("map").querySelectorAll("button")) {
+      const i = Number(button.dataset.config);
+      button.setAttribute("aria-pressed", String(i === chosen));
+      button.tabIndex = i === chosen ? 0 : -1;
+      button.classList.toggle("kept", i === kept);
+    }
+    el("keep").textContent = kept === null ? "Keep for comparison" : "Stop comparing";
+  }
+
+  function drawNumbers() {
+    const shown = kept === null || kept === chosen ? [chosen] : [chosen, kept];
+    el("chosen").textContent = shown.map(title).join("  |  ");
+    el("because").textContent = shown.map((i) => run.configs[i].regime + ": " + run.configs[i].because).join("  |  ");
+    const table = el("facts");
+    table.replaceChildren();
+    const rows = (words, key) => words.forEach((word, k) => {
+      const tr = make("tr", null, table);
+      make("th", word, tr, { scope: "row" });
+      shown.forEach((i) => make("td", number(run.configs[i][key][k]), tr));
+    });
+    if (shown.length > 1) {
+      const head = make("tr", null, table);
+      make("th", "colour of its curves", head, { scope: "row" });
+      ["first", "second"].forEach((name, s) => {
+        make("td", s ? "\u2501\u2501 kept" : "\u2501\u2501 chosen", head).style.color = `var(--${name})`;
+      });
+    }
+    rows(run.numbers, "numbers");
+    rows(run.theory, "theory");
+    const tr = make("tr", null, table);
+    make("th", "checks violated / that apply", tr, { scope: "row" });
+    shown.forEach((i) => {
+      const known = run.configs[i].checks.filter((v) => v !== null);
+      const bad = run.checks.filter((_, k) => run.configs[i].checks[k]);
+      make("td", `${bad.length} / ${known.length}${bad.length ? ": " + bad.join(", ") : ""}`, tr);
+    });
+  }
+
+  const span = (steps) => {  // positions within the chosen steps
+    let first = 0, last = steps.length;
+    while (first < last && steps[first] < range[0]) first++;
+    while (last > first && steps[last - 1] > range[1]) last--;
+    return [first, last];
+  };
+
+  function drawPlots() {
+    const shown = kept === null || kept === chosen ? [chosen] : [chosen, kept];
+    const text = colour("text"), line = colour("line"), tints = [colour("first"), colour("second")];
+    const panels = [...run.curves.map((q) => ({ ...q, log: true })), ...run.evaluations];
+    const gap = 0.02, strip = 0.03, height = (1 - strip) / Math.max(panels.length, 1);
+    const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, exponentformat: "power" };
+    const layout = {
+      height: 150 * panels.length + 70, margin: { l: 60, r: 10, t: 10, b: 40 }, showlegend: false, hovermode: "closest",
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, size: 11 }, dragmode: "zoom",
+      xaxis: { ...axis, title: { text: "step" }, anchor: "y" + (panels.length + 1), range: [...range] },
+      yaxis: { domain: [1 - strip, 1], visible: false, range: [-1, 1], fixedrange: true }, annotations: [],
+    };
+    const traces = [], rings = [], loops = [];
+    shown.forEach((i, s) => {
+      const a = arrays(i), tint = tints[s], [first, last] = span(a.steps), [e, f] = span(a.evalSteps), [o, p] = span(a.onsets);
+      const x = Array.from(a.steps.subarray(first, last)), ex = Array.from(a.evalSteps.subarray(e, f));
+      traces.push({ x: Array.from(a.onsets.subarray(o, p)), y: new Array(p - o).fill(s ? -0.5 : 0.5), mode: "markers",
+        marker: { symbol: "line-ns-open", size: 8, color: tint }, hovertemplate: "onset at step %{x}<extra></extra>" });
+      panels.forEach((panel, k) => {
+        const perStep = k < run.curves.length;
+        const source = perStep ? a.curves[k] : a.evaluations[k - run.curves.length];
+        const y = Array.from(perStep ? source.subarray(first, last) : source.subarray(e, f));
+        traces.push({ x: perStep ? x : ex, y, yaxis: "y" + (k + 2), mode: "lines", name: String(i),
+          line: { color: tint, width: 1 }, hovertemplate: "step %{x}: %{y}<extra></extra>" });
+      });
+      const elr = run.curves.findIndex((q) => q.name === "effective_lr");
+      const grad = run.curves.findIndex((q) => q.name === "effective_grad_norm");
+      if (elr < 0 || grad < 0 || first === last) return;
+      const px = a.curves[elr].subarray(first, last), py = a.curves[grad].subarray(first, last);
+      const A = { x: [], y: [] }, B = { x: [], y: [] };
+      let k = 0;
+      x.forEach((step, j) => {
+        while (k < a.ends.length && a.ends[k] < step) k++;
+        const burst = k < a.onsets.length && a.onsets[k] <= step;
+        const border = burst && (step === a.onsets[k] || step === a.ends[k]);
+        A.x.push(px[j]); A.y.push(!burst || border ? py[j] : null);
+        B.x.push(px[j]); B.y.push(burst ? py[j] : null);
+      });
+      loops.push({ ...A, mode: "lines", line: { color: tint, width: 0.8 }, hovertemplate: "phase A<extra></extra>" });
+      loops.push({ ...B, mode: "lines", line: { color: colour("burst"), width: 1.3, dash: s ? "dot" : "solid" },
+        hovertemplate: "phase B<extra></extra>" });
+      rings.push({ x: [px[0]], y: [py[0]], mode: "markers", hovertemplate: "start<extra></extra>",
+        marker: { symbol: "circle-open", size: 11, color: text, line: { width: 2 } } });
+    });
+    panels.forEach((panel, k) => {
+      const top = 1 - strip - k * height;
+      layout["yaxis" + (k + 2)] = { ...axis, domain: [Math.max(top - height + gap, 0), top - 0.015],
+        type: panel.log ? "log" : "linear", nticks: panel.log ? 3 : 5 };
+      layout.annotations.push({ text: panel.title, xref: "paper", yref: "paper", x: 0.01, y: top - 0.014, showarrow: false,
+        xanchor: "left", yanchor: "top", font: { color: text, size: 11 }, bgcolor: colour("back"), opacity: 0.85 });
+    });
+    const options = { responsive: true, displaylogo: false, displayModeBar: false };
+    const tall = Math.min(520, Math.max(320, window.innerHeight * 0.6));
+    const loop = {
+      height: tall, margin: { l: 60, r: 10, t: 30, b: 50 },
+      showlegend: false, hovermode: "closest", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { color: text, size: 11 }, title: { text: "ring: start; phase B (destabilisations) in orange", font: { size: 12 } },
+      xaxis: { ...axis, type: "log", title: { text: "effective learning rate" } },
+      yaxis: { ...axis, type: "log", title: { text: "effective gradient norm" } },
+    };
+    el("curves").style.height = layout.height + "px";
+    el("phase").style.height = tall + "px";
+    Plotly.react("curves", traces, layout, options);
+    // After the curves are on the screen, and only the last where keys are pressed in quick succession.
+    clearTimeout(later);
+    later = setTimeout(() => requestAnimationFrame(() => Plotly.react("phase", [...loops, ...rings], loop, options)), 20);
+    if (!listening) {
+      listening = true;
+      el("curves").on("plotly_relayout", (change) => {
+        if ("xaxis.range[0]" in change) setRange(change["xaxis.range[0]"], change["xaxis.range[1]"]);
+        else if (change["xaxis.autorange"]) setRange(0, run.steps);
+      });
+    }
+  }
+
+  function setRange(first, last) {
+    first = Math.max(0, Math.min(Math.round(first), run.steps));
+    last = Math.max(0, Math.min(Math.round(last), run.steps));
+    range = [Math.min(first, last), Math.max(first, last)];
+    showRange();
+    drawPlots();
+  }
+
+  function showRange() {
+    ["from", "to"].forEach((id, k) => {
+      el(id).max = run.steps;
+      el(id).value = range[k];
+      el(id + "-step").textContent = range[k];
+    });
+  }
+
+  function choose(i, focus) {
+    chosen = i;
+    if (others.some((v, k) => v !== run.configs[i].at[k + 2])) {
+      others = run.configs[i].at.slice(2);
+      drawSelectors();
+      drawMap();
+    }
+    markCells();
+    if (focus) el("map").querySelector(`button[data-config="${i}"]`).focus();
+    drawNumbers();
+    drawPlots();
+    document.body.dataset.chosen = i;
+  }
+
+  function keep() {
+    kept = kept === null ? chosen : null;
+    markCells();
+    drawNumbers();
+    drawPlots();
+  }
+
+  function move(event) {
+    const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
+    if (steps && event.target.dataset.config !== undefined) {
+      event.preventDefault();
+      let [column, row] = run.configs[Number(event.target.dataset.config)].at;
+      for (;;) {  // over the empty cells of a grid that is no product
+        column += steps[0];
+        row += steps[1];
+        if (column < 0 || row < 0 || column >= run.axes[0].words.length || row >= run.axes[1].words.length) return;
+        const i = inCell(column, row);
+        if (i >= 0) return choose(i, true);
+      }
+    }
+    const typing = event.target.tagName === "SELECT" || event.ctrlKey || event.metaKey || event.altKey;
+    if (!typing && event.key.toLowerCase() === "c" && run.configs.length) keep();
+    if (event.key === "Escape" && kept !== null) keep();
+  }
+
+  function csv() {
+    const shown = kept === null || kept === chosen ? [chosen] : [chosen, kept];
+    const names = [...run.curves, ...run.evaluations].map((q) => q.name);
+    const lines = [["config", ...run.axes.map((a) => a.name), "step", ...names].join(",")];
+    const cell = (v) => (Number.isFinite(v) ? String(v) : "");
+    shown.forEach((i) => {
+      const a = arrays(i), head = [i, ...run.axes.map((axis, k) => axis.values[run.configs[i].at[k]])];
+      const [first, last] = span(a.steps), [e, f] = span(a.evalSteps);
+      for (let k = first; k < last; k++)
+        lines.push([...head, a.steps[k], ...a.curves.map((c) => cell(c[k])), ...a.evaluations.map(() => "")].join(","));
+      for (let k = e; k < f; k++)
+        lines.push([...head, a.evalSteps[k], ...a.curves.map(() => ""), ...a.evaluations.map((c) => cell(c[k]))].join(","));
+    });
+    return lines.join("\n") + "\n";
+  }
+
+  function download() {
+    const link = make("a", null, document.body, { download: "periodic_jax.csv" });
+    link.href = URL.createObjectURL(new Blob([csv()], { type: "text/csv" }));
+    link.click();
+    setTimeout(() => { URL.revokeObjectURL(link.href); link.remove(); }, 1000);
+  }
+
+  function start() {
+    cache.clear();
+    el("name").textContent = run.name || "run";
+    el("summary").replaceChildren();
+    run.summary.forEach((sentence) => make("p", sentence, el("summary")));
+    el("decimated").textContent = "Drag over a curve to choose steps. " + (run.bucket > 2
+      ? `Of every ${run.bucket} steps the lowest and highest of each quantity are drawn, which keeps all jumps.` : "All steps are drawn.")
+      + " Short strokes above the curves mark onsets of destabilisations.";
+    const some = run.configs.length > 0;
+    el("choice").hidden = el("numbers").hidden = el("pictures").hidden = !some;
+    if (!some) return;
+    const focused = el("map").contains(document.activeElement);  // before its cells are made anew
+    chosen = Math.min(chosen, run.configs.length - 1);
+    others = run.configs[chosen].at.slice(2);
+    drawSelectors();
+    drawMap();
+    showRange();
+    choose(chosen, focused);
+  }
+
+  function refresh() {
+    fetch("data.json").then((answer) => (answer.ok ? answer.json() : null)).then((fresh) => {
+      if (!fresh) return;
+      const whole = range[0] === 0 && range[1] === run.steps;
+      run = fresh;
+      if (whole) range = [0, run.steps];
+      start();
+    }).catch(() => {}).finally(() => setTimeout(refresh, 1000 * live));
+  }
+
+  el("map").addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (button) choose(Number(button.dataset.config), true);
+  });
+  document.addEventListener("keydown", move);
+  el("from").addEventListener("input", () => setRange(el("from").value, Math.max(range[1], el("from").value)));
+  el("to").addEventListener("input", () => setRange(Math.min(range[0], el("to").value), el("to").value));
+  el("all").addEventListener("click", () => setRange(0, run.steps));
+  el("keep").addEventListener("click", keep);
+  el("csv").addEventListener("click", download);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => run.configs.length && drawPlots());
+  window.report = { csv };  // for tests
+  range = [0, run.steps];
+  start();
+  if (live) setTimeout(refresh, 1000 * live);
+})();
