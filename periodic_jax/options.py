@@ -17,7 +17,7 @@ from periodic_jax.grid import flag_of, parse_axis
 if TYPE_CHECKING:
     from periodic_jax.run import RunConfig
 
-OPTIONAL = ("steps", "epochs", "eval_every", "validation", "split_classes", "use_data_size", "resize")
+OPTIONAL = ("steps", "epochs", "eval_every", "validation", "split_classes", "use_data_size", "resize", "keep_every")
 Numbers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NUMBER ...")]
 OptionalNumbers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NUMBER ...", help_behavior_hint="(optional)")]
 Whole = Annotated[str, tyro.conf.arg(metavar="COUNT")]
@@ -114,8 +114,33 @@ class Sweep:
     """Full-batch gradient descent, accumulated over mini-batches: a step is an epoch."""
     per_layer: bool = False
     """Record the dynamics of every layer too."""
+    keep: Whole = "2"
+    """How many of the last checkpoints to keep."""
+    keep_every: OptionalWhole = ""
+    """Keep the checkpoints at all multiples of COUNT updates too, to branch from them."""
+    checkpoint_seconds: Number = "10"
+    """Least time between two checkpoints; one is always written at the end."""
     out: Folder = ""
-    """Run directory, which must hold no run yet; runs/sweep, runs/sweep-2 ... if not given."""
+    """Run directory: a new one, or that of this very run, unfinished, which then goes on; runs/sweep, runs/sweep-2 ...
+    if not given."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Continue a run that was stopped, from its last checkpoint and to the same bits, or extend a finished one."""
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Run directory."""
+    steps: OptionalWhole = ""
+    """A new number of the last update, to extend the run; a schedule keeps its end."""
+    epochs: OptionalWhole = ""
+    """The same in epochs."""
+    dataset: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = ""
+    """The .npz file, where the run's data set is one: no path in a run directory is followed."""
+    data_dir: Folder = ""
+    """As for the sweep, which must be given again."""
+    truncate: bool = False
+    """Where telemetry is damaged, go back to the checkpoint before it and compute it again."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +206,7 @@ def to_config(options: Sweep) -> "RunConfig":
     axes["seed"] = tuple(int(seed) for seed in axes["seed"])
     counts = (
         "width", "depth", "batch_size", "steps", "epochs", "eval_every", "validation", "split_classes",
-        "use_data_size", "resize",
+        "use_data_size", "resize", "keep", "keep_every",
     )  # fmt: skip
     whole: dict[str, Any] = {name: whole_number(name, getattr(options, name)) for name in counts}
     return RunConfig(
@@ -190,6 +215,7 @@ def to_config(options: Sweep) -> "RunConfig":
         **whole,
         init_scale=finite_number("init_scale", options.init_scale),
         corrupt_train=finite_number("corrupt_train", options.corrupt_train),
+        checkpoint_seconds=finite_number("checkpoint_seconds", options.checkpoint_seconds),
         dataset=options.dataset,
         data_dir=options.data_dir or None,
         download=options.download,
