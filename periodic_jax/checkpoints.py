@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
-FOLDER = "checkpoints"
+from periodic_jax.results import CHECKPOINTS, checkpoint_steps
+
 Tree = Mapping[str, np.ndarray]
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every file it writes
@@ -28,20 +29,12 @@ class DamagedCheckpoint(Exception):
     """A checkpoint that is not what was written."""
 
 
-def checkpoint_steps(path: Path) -> list[int]:
-    """The steps of a run's checkpoints, ascending."""
-    try:
-        return sorted(int(folder.name) for folder in (path / FOLDER).iterdir() if folder.name.isdecimal())
-    except FileNotFoundError:
-        return []
-
-
 def load(path: Path, step: int, like: Tree | None = None) -> dict[str, np.ndarray]:
     """Read a checkpoint.
 
     Args:
         path: the run directory.
-        step: one of `checkpoint_steps`.
+        step: one of `results.checkpoint_steps`.
         like: arrays of the names, shapes and dtypes that are wanted; None takes what there is.
 
     Returns:
@@ -52,7 +45,7 @@ def load(path: Path, step: int, like: Tree | None = None) -> dict[str, np.ndarra
     """
     wanted = None if like is None else _packed(step, like)
     try:
-        content = ocp.load(os.path.abspath(path / FOLDER / str(step)), wanted)
+        content = ocp.load(os.path.abspath(path / CHECKPOINTS / str(step)), wanted)
         states = {name: np.asarray(array) for name, array in content["states"].items()}
         written = np.asarray(content["check"]).tolist()
     except Exception as error:  # whatever a damaged checkpoint makes orbax or tensorstore raise
@@ -106,7 +99,7 @@ class Checkpoints:
         self._drop(step)
         begun = time.monotonic()
         try:
-            response = ocp.save_async(os.path.abspath(self._path / FOLDER / str(step)), _packed(step, states))
+            response = ocp.save_async(os.path.abspath(self._path / CHECKPOINTS / str(step)), _packed(step, states))
         except Exception as error:
             raise _unwritten(error) from error
         self._pending = (response, begun)
@@ -131,7 +124,7 @@ class Checkpoints:
 
     def discard_after(self, step: int) -> None:
         """Remove all later checkpoints, and what a killed process left half-written or half-removed."""
-        for folder in (self._path / FOLDER).glob("*"):
+        for folder in (self._path / CHECKPOINTS).glob("*"):
             if not folder.name.isdecimal():
                 shutil.rmtree(folder)
             elif int(folder.name) > step:
@@ -139,7 +132,7 @@ class Checkpoints:
 
     def _drop(self, step: int) -> None:
         """Remove a checkpoint: under another name first, so that a half-removed one is not taken for whole."""
-        folder = self._path / FOLDER / str(step)
+        folder = self._path / CHECKPOINTS / str(step)
         if folder.exists():
             shutil.rmtree(folder.rename(folder.with_name(f"{step}.removed")))
 

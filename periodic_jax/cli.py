@@ -1,5 +1,5 @@
-"""The command line: ``periodic-jax demo``, ``sweep``, ``resume``, ``replay``, ``analyze``. It parses, calls and prints;
-nothing else.
+"""The command line: ``periodic-jax demo``, ``sweep``, ``resume`` and the others. It parses, calls and prints; nothing
+else.
 """
 
 import contextlib
@@ -16,14 +16,30 @@ import tyro
 
 from periodic_jax import runtime
 from periodic_jax.errors import ConfigError, RunStopped
-from periodic_jax.grid import flag_of
-from periodic_jax.options import Analyze, Demo, Replay, Resume, Sweep, free_folder, to_config, whole_number
+from periodic_jax.grid import flag_of, parse_axis
+from periodic_jax.options import (
+    Analyze,
+    Branch,
+    Demo,
+    Info,
+    Replay,
+    Resume,
+    Sweep,
+    free_folder,
+    to_config,
+    to_selection,
+    whole_number,
+    without_decay,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from periodic_jax.run import RunConfig
     from periodic_jax.sweep import Chunk
 
-COMMANDS: dict[str, Any] = {"demo": Demo, "sweep": Sweep, "resume": Resume, "replay": Replay, "analyze": Analyze}
+COMMANDS: dict[str, Any] = {
+    "demo": Demo, "sweep": Sweep, "resume": Resume, "branch": Branch, "info": Info, "replay": Replay,
+    "analyze": Analyze,
+}  # fmt: skip
 ABOUT = "Periodic training of networks with batch normalisation and weight decay, a whole hyperparameter grid at once."
 
 
@@ -33,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     command = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        {Sweep: _sweep, Demo: _demo, Resume: _resume, Replay: _replay, Analyze: _analyze}[type(command)](command)
+        _ACTIONS[type(command)](command)
     except ConfigError as error:
         sys.exit(_refuse(str(error)))
     except RunStopped as stopped:
@@ -121,6 +137,31 @@ def _analyze(options: Analyze) -> None:
         print(tables.as_text(found, tables.FORECASTS))
     print(tables.findings(found), end="")
     print(f"written: {', '.join(map(str, tables.save(found, path)))}")
+
+
+def _branch(options: Branch) -> None:
+    from periodic_jax.branch import branch_run
+    from periodic_jax.run import RUN_AXES
+
+    given = {name: getattr(options, name) for name in RUN_AXES if getattr(options, name)}
+    change: dict[str, Any] = {name: parse_axis(name, without_decay(name, words)) for name, words in given.items()}
+    out = options.out or free_folder("branch")
+    path = _train(
+        out, branch_run, options.run, out, step=whole_number("step", options.step), select=to_selection(options.select),
+        change=change, steps=whole_number("steps", options.steps), dataset=options.dataset or None,
+        data_dir=options.data_dir or None,
+    )  # fmt: skip
+    print(f"figures: {', '.join(f.name for f in _figures(path))} in {path / 'figures'}")
+
+
+def _info(options: Info) -> None:
+    from periodic_jax.info import describe
+
+    report = describe(options.run, verify=options.verify)
+    for line in report.lines:
+        print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
+    if report.faults:
+        sys.exit(1)
 
 
 def _claim(config: "RunConfig") -> None:
@@ -224,6 +265,10 @@ def _refuse(message: str) -> int:
     _tell(" ".join(message.split()))
     return 2
 
+
+_ACTIONS: dict[type, Callable[[Any], None]] = {
+    Sweep: _sweep, Demo: _demo, Resume: _resume, Branch: _branch, Info: _info, Replay: _replay, Analyze: _analyze,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()

@@ -3,15 +3,18 @@
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from periodic_jax.errors import ConfigError
-from periodic_jax.session import Plan
-from periodic_jax.sweep import Sweep
+
+if TYPE_CHECKING:
+    from periodic_jax.session import Plan
+    from periodic_jax.sweep import Sweep
 
 
-def estimate(sweep: Sweep, plan: Plan) -> int:
+def estimate(sweep: "Sweep", plan: "Plan") -> int:
     """Bytes that a run may take: telemetry as if it could not be compressed, and its checkpoints.
 
     Args:
@@ -33,7 +36,7 @@ def used(path: Path) -> int:
     return sum(file.lstat().st_size for file in files)
 
 
-def check_room(sweep: Sweep, plan: Plan) -> None:
+def check_room(sweep: "Sweep", plan: "Plan") -> None:
     """Refuse a run for which there is no room.
 
     Raises:

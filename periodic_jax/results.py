@@ -3,6 +3,7 @@ Dataset.
 
     DIR/config.json      resolved configuration, versions, command, hardware, and the summary when the run has ended
        /telemetry.zarr   zarr v3 group, dims (config, step) and (config, eval_step), NaN where nothing was reached
+       /checkpoints/     see `checkpoints`
 
 No pickle and no code is ever read from a run directory.
 """
@@ -28,8 +29,9 @@ from periodic_jax.integrity import METADATA, SEAL, is_whole, metadata_damage, se
 CONFIG_FILE = "config.json"
 TELEMETRY = "telemetry.zarr"
 SUMMARY_FILE = "summary.csv"
+CHECKPOINTS = "checkpoints"
 ANALYSIS = "analysis.zarr"
-OWN_FILES = (CONFIG_FILE, TELEMETRY, "checkpoints", "figures", "report.html", SUMMARY_FILE, ANALYSIS)
+OWN_FILES = (CONFIG_FILE, TELEMETRY, CHECKPOINTS, "figures", "report.html", SUMMARY_FILE, ANALYSIS)
 FORMAT = 1
 
 # name -> (long name, units)
@@ -131,6 +133,14 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not genuine or content.get("format") != FORMAT:
         raise ConfigError("run directory", file, f"a run of format {FORMAT}")
     return {key: value for key, value in content.items() if key != SEAL}
+
+
+def checkpoint_steps(path: Path) -> list[int]:
+    """The steps of a run's checkpoints, ascending."""
+    try:
+        return sorted(int(folder.name) for folder in (path / CHECKPOINTS).iterdir() if folder.name.isdecimal())
+    except FileNotFoundError:
+        return []
 
 
 class TelemetryWriter:

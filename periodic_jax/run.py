@@ -22,7 +22,7 @@ from periodic_jax.config import (
 from periodic_jax.errors import ConfigError, RunStopped
 from periodic_jax.locks import locked
 from periodic_jax.provenance import peak_rss_mb, provenance
-from periodic_jax.results import open_run
+from periodic_jax.results import checkpoint_steps, open_run
 
 if TYPE_CHECKING:
     from periodic_jax.session import Plan
@@ -73,7 +73,7 @@ def run_sweep(
         record = standing(config)
         if record is not None:
             config = dataclasses.replace(config, layout=from_record(record, path, dataset=config.dataset).layout)
-        return _go(config, record, False, progress, stop, say)
+        return run_session(config, record, progress=progress, stop=stop, say=say)
 
 
 def resume_run(
@@ -123,7 +123,7 @@ def resume_run(
         if planned_steps(config) == before and "summary" in record and not truncate:
             raise ConfigError("run directory", path, f"an unfinished run, or --steps above {before} to extend it")
         check(config)
-        return _go(config, record, truncate, progress, stop, say)
+        return run_session(config, record, truncate=truncate, progress=progress, stop=stop, say=say)
 
 
 def standing(config: RunConfig) -> dict[str, Any] | None:
@@ -151,16 +151,31 @@ def standing(config: RunConfig) -> dict[str, Any] | None:
     return record
 
 
-def _go(
+def run_session(
     config: RunConfig,
     record: dict[str, Any] | None,
-    truncate: bool,
-    progress: Progress | None,
-    stop: Callable[[], int],
-    say: Callable[[str], None],
+    *,
+    truncate: bool = False,
+    progress: Progress | None = None,
+    stop: Callable[[], int] = lambda: 0,
+    say: Callable[[str], None] = print,
+    prepare: Callable[["Sweep"], None] = lambda sweep: None,
 ) -> Path:
-    """One session, new or not, of the run in a directory that is locked."""
-    from periodic_jax.checkpoints import checkpoint_steps
+    """One session of the run in a directory that is claimed and locked.
+
+    Args:
+        config: that of the run, checked.
+        record: the content of config.json; None, or without ``config``, for a new run.
+        truncate, progress, stop, say: as for `resume_run`.
+        prepare: called before config.json is written.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        ConfigError: no room, other images than before, or damaged telemetry.
+        RunStopped: as `run_sweep`.
+    """
     from periodic_jax.disk import check_room
     from periodic_jax.session import train
 
@@ -172,6 +187,7 @@ def _go(
         plan = plan_of(config, record)
         check_room(sweep, plan)
         try:
+            prepare(sweep)
             results.write_config(path, record)
             outcome = train(
                 sweep, plan, truncate=truncate, stop=lambda: bool(stop()), say=say,
@@ -229,8 +245,8 @@ def _next_record(config: RunConfig, record: dict[str, Any] | None, sweep: "Sweep
     """
     data = json.loads(json.dumps(config.data.described()))
     held = {"config": to_record(config, sweep.layout), "data": data}
-    if record is None:
-        return {"format": results.FORMAT, **held, **provenance(sweep)}
+    if record is None or "config" not in record:
+        return {"format": results.FORMAT, **(record or {}), **held, **provenance(sweep)}
     before = record.get("data", {})
     differing = [name for name in data if name != "source" and data[name] != before.get(name)]
     if differing:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from periodic_jax import integrity
-from periodic_jax.checkpoints import Checkpoints, DamagedCheckpoint, checkpoint_steps, load
+from periodic_jax.checkpoints import Checkpoints, DamagedCheckpoint, load
 from periodic_jax.errors import ConfigError
-from periodic_jax.results import TELEMETRY, TelemetryWriter
+from periodic_jax.results import TELEMETRY, TelemetryWriter, checkpoint_steps
 from periodic_jax.sweep import Chunk, Sweep
 
 
