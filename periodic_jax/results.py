@@ -30,6 +30,7 @@ CONFIG_FILE = "config.json"
 TELEMETRY = "telemetry.zarr"
 SUMMARY_FILE = "summary.csv"
 CHECKPOINTS = "checkpoints"
+CHECKSUMS = "checksums.json"  # the last file of a checkpoint to be written
 ANALYSIS = "analysis.zarr"
 OWN_FILES = (CONFIG_FILE, TELEMETRY, CHECKPOINTS, "figures", "report.html", SUMMARY_FILE, ANALYSIS)
 FORMAT = 1
@@ -136,11 +137,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def checkpoint_steps(path: Path) -> list[int]:
-    """The steps of a run's checkpoints, ascending."""
-    try:
-        return sorted(int(folder.name) for folder in (path / CHECKPOINTS).iterdir() if folder.name.isdecimal())
-    except FileNotFoundError:
-        return []
+    """The steps of a run's complete checkpoints, ascending."""
+    found = (folder for folder in (path / CHECKPOINTS).glob("*") if folder.name.isdecimal())
+    return sorted(int(folder.name) for folder in found if (folder / CHECKSUMS).exists())
 
 
 class TelemetryWriter:

@@ -1,35 +1,20 @@
 """Runs that are stopped, killed or damaged, and go on to the bits that they would have had."""
 
 import fcntl
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
+from survival import STEPS, assert_same_run, configured, flip, started, wait_for
 
-from periodic_jax import ConfigError, RunConfig, SweepGrid, open_run, run_sweep
-from periodic_jax.checkpoints import load
+from periodic_jax import ConfigError, SweepGrid, open_run, run_sweep
 from periodic_jax.config import difference, from_record, to_record
 from periodic_jax.errors import RunStopped
 from periodic_jax.results import checkpoint_steps, read_config, write_config
 from periodic_jax.run import resume_run
 from periodic_jax.sweep import Sweep
-
-# One configuration diverges at once, and momentum fills the optimiser's state.
-SETTINGS = {
-    "lr": (0.1, 1.0, 1e30), "weight_decay": (0.0,), "momentum": (0.9,), "seed": (0, 1), "width": 2, "depth": 1,
-    "eval_every": 10, "checkpoint_seconds": 0.0,
-}  # fmt: skip
-STEPS = 40
-
-
-def configured(out, **changes):
-    return RunConfig(**{"out": out, "steps": STEPS, **SETTINGS, **changes})
 
 
 def stop_after(chunks):
@@ -45,17 +30,6 @@ def interrupted(out, chunks=3, **changes):
     assert stopped.value.status == 143
     assert f"periodic-jax resume {out}" in str(stopped.value)
     return out
-
-
-def assert_same_run(path, expected, step=STEPS):
-    """All telemetry and the last states are the same to the bit, and no step is missing."""
-    a, b = open_run(path, flat=True).load(), open_run(expected, flat=True).load()
-    assert a.drop_attrs().identical(b.drop_attrs())
-    assert np.isfinite(a.loss[0]).all()
-    states, wanted = load(path, step), load(expected, step)
-    assert set(states) == set(wanted)
-    for name, array in states.items():
-        np.testing.assert_array_equal(array, wanted[name], strict=True, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +88,6 @@ def test_a_finished_run_is_extended(whole, tmp_path):
         np.testing.assert_array_equal(extended[name], expected[name])
     np.testing.assert_array_equal(extended.test_loss.sel(eval_step=expected.eval_step), expected.test_loss)
     assert np.isfinite(extended.test_loss.sel(eval_step=15, lr=0.1)).all()
-
-
-def flip(file, where=0.5):
-    """Turn one bit of a byte, somewhere in a file."""
-    content = bytearray(file.read_bytes())
-    content[int(where * len(content))] ^= 1
-    file.write_bytes(content)
 
 
 def damage_checkpoint(path, step):
@@ -245,26 +212,6 @@ def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"--out: .* MB free, which the run may take \(there are 1 kB\)"):
         run_sweep(configured(tmp_path / "run", steps=10**5))
     assert not (tmp_path / "run" / "config.json").exists()
-
-
-def started(out, **changes):
-    """The command line on the same settings, in a process of its own."""
-    options = {"lr": "0.1 1.0 1e30", "weight-decay": "none", "momentum": "0.9", "seed": "0 1", "width": 2, "depth": 1,
-               "eval-every": 10, "checkpoint-seconds": 0, "steps": STEPS, "out": out, **changes}  # fmt: skip
-    words = [word for name, value in options.items() for word in (f"--{name}", *str(value).split())]
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or ""}
-    return subprocess.Popen(
-        [sys.executable, "-m", "periodic_jax.cli", "sweep", *words],
-        env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-
-
-def wait_for(process, condition, seconds=120):
-    """Wait until something holds, or the process ends."""
-    begun = time.monotonic()
-    while process.poll() is None and not condition():
-        assert time.monotonic() - begun < seconds
-        time.sleep(0.002)
 
 
 def test_killed_and_terminated_processes_lose_nothing(tmp_path):
