@@ -94,7 +94,8 @@ class Checkpoints:
         path: the run directory.
         keep: how many of the last to keep.
         keep_every: keep all whose step is a multiple of it; None: only the last.
-        seconds: least time between two checkpoints; it grows so that writing takes at most a hundredth of the time.
+        seconds: least time between two checkpoints; it grows so that writing takes at most a hundredth of the time. 0:
+            after every chunk.
         first_step: of the run; a branch keeps its checkpoint there, which nothing could bring back.
     """
 
@@ -109,7 +110,8 @@ class Checkpoints:
     def due(self, step: int) -> bool:
         """Whether a checkpoint is wanted after ``step`` updates."""
         marked = self._keep_every is not None and step % self._keep_every == 0
-        return marked or time.monotonic() - self._last >= max(self._seconds, 100 * self._took)
+        interval = max(self._seconds, 100 * self._took) if self._seconds else 0.0
+        return marked or time.monotonic() - self._last >= interval
 
     def save(self, step: int, states: Tree) -> None:
         """Begin to write a checkpoint, as soon as the one before is written.
