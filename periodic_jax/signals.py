@@ -2,9 +2,7 @@
 
 import os
 import signal
-import sys
 import threading
-from types import FrameType
 from typing import Any
 
 WATCHED = (signal.SIGTERM, signal.SIGINT)
@@ -13,13 +11,15 @@ WATCHED = (signal.SIGTERM, signal.SIGINT)
 class Stop:
     """Within a ``with`` block, SIGTERM and SIGINT only set a mark; a second one ends the process at once.
 
-    Called, it returns the exit status that the signal asks for, 143 or 130, or 0 while there was none. Outside of the
-    main thread, where Python allows no handlers, it does nothing.
+    Called, it returns the exit status that the signal asks for, 143 or 130, or 0 while there was none. A thread of its own
+    hears of the signals, since Python runs handlers in the main thread only, which may be compiling for minutes. Outside of
+    the main thread, where Python allows no handlers, the block does nothing.
     """
 
     def __init__(self) -> None:
         self._status = 0
         self._before: dict[int, Any] = {}
+        self._pipe, self._heard_before = (-1, -1), -1
 
     def __call__(self) -> int:
         """The exit status asked for, or 0."""
@@ -27,18 +27,28 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._mark) for number in WATCHED}
+            self._pipe = os.pipe()
+            os.set_blocking(self._pipe[1], False)
+            self._heard_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            self._before = {number: signal.signal(number, lambda *_: None) for number in WATCHED}
+            threading.Thread(target=self._listen, args=(self._pipe[0],), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if self._before:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._heard_before)
+            os.close(self._pipe[1])
 
-    def _mark(self, number: int, frame: FrameType | None) -> None:
-        self._status = 128 + number
-        for watched in WATCHED:
-            signal.signal(watched, signal.SIG_DFL)
-        # Not through sys.stderr, in the midst of whose writing the signal may have come.
-        os.write(
-            sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nfinishing the current chunk; again to stop at once\n"
-        )
+    def _listen(self, heard: int) -> None:
+        """Read the numbers of signals until the block ends."""
+        while numbers := os.read(heard, 64):
+            for number in numbers:
+                if number in WATCHED and self._status:
+                    os._exit(128 + number)
+                if number in WATCHED:
+                    self._status = 128 + number
+                    # Not through sys.stderr, which the main thread may be writing to.
+                    os.write(2, b"\nfinishing the current chunk; again to stop at once\n")
+        os.close(heard)
