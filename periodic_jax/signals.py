@@ -11,9 +11,9 @@ WATCHED = (signal.SIGTERM, signal.SIGINT)
 class Stop:
     """Within a ``with`` block, SIGTERM and SIGINT only set a mark; a second one ends the process at once.
 
-    Called, it returns the exit status that the signal asks for, 143 or 130, or 0 while there was none. A thread of its own
-    hears of the signals, since Python runs handlers in the main thread only, which may be compiling for minutes. Outside of
-    the main thread, where Python allows no handlers, the block does nothing.
+    Called, it returns the exit status that the signal asks for, 143 or 130, or 0 while there was none. A thread of its
+    own hears of the signals, since Python runs handlers in the main thread only, which may be compiling for minutes.
+    Outside of the main thread, where Python allows no handlers, the block does nothing.
     """
 
     def __init__(self) -> None:
