@@ -13,13 +13,14 @@ guard_xla_flags()
 
 if TYPE_CHECKING:
     from periodic_jax import analysis, data, dynamics, models, plots, tables
+    from periodic_jax.branch import branch_run
     from periodic_jax.errors import ConfigError
     from periodic_jax.grid import HParams, SweepGrid
     from periodic_jax.optim import project_to_sphere, sphere_sgd, track_dynamics
     from periodic_jax.periods import detect_periods
     from periodic_jax.regimes import classify_regimes
     from periodic_jax.results import open_run
-    from periodic_jax.run import RunConfig, run_sweep
+    from periodic_jax.run import RunConfig, resume_run, run_sweep
     from periodic_jax.train import Batch, TrainState, create_train_state, eval_step, train_step
 
 _HOME = {
@@ -36,6 +37,8 @@ _HOME = {
     "eval_step": "train",
     "RunConfig": "run",
     "run_sweep": "run",
+    "resume_run": "run",
+    "branch_run": "branch",
     "open_run": "results",
     "detect_periods": "periods",
     "classify_regimes": "regimes",
@@ -61,7 +64,7 @@ _MODULES = (
 )
 
 __all__ = [  # noqa: RUF022 (in the order of use)
-    "HParams", "SweepGrid", "RunConfig", "run_sweep", "open_run",
+    "HParams", "SweepGrid", "RunConfig", "run_sweep", "resume_run", "branch_run", "open_run",
     "Batch", "TrainState", "create_train_state", "train_step", "eval_step",
     "sphere_sgd", "project_to_sphere", "track_dynamics",
     "detect_periods", "classify_regimes", "ConfigError",

@@ -6,26 +6,31 @@ import io
 import itertools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import tyro
 
 from periodic_jax import runtime
-from periodic_jax.errors import ConfigError
-from periodic_jax.grid import flag_of
+from periodic_jax.errors import ConfigError, RunStopped
+from periodic_jax.grid import flag_of, parse_axis
 from periodic_jax.options import (
     Analyze,
+    Branch,
     Demo,
     Export,
+    Info,
     Plot,
     Replay,
     Report,
+    Resume,
     Sweep,
     free_folder,
     to_config,
+    to_selection,
     whole_number,
+    without_decay,
 )
 
 if TYPE_CHECKING:
@@ -33,38 +38,44 @@ if TYPE_CHECKING:
     from periodic_jax.sweep import Chunk
 
 COMMANDS: dict[str, Any] = {
-    "demo": Demo, "sweep": Sweep, "replay": Replay, "analyze": Analyze, "plot": Plot, "report": Report,
-    "export": Export,
+    "demo": Demo, "sweep": Sweep, "resume": Resume, "branch": Branch, "info": Info, "replay": Replay,
+    "analyze": Analyze, "plot": Plot, "report": Report, "export": Export,
 }  # fmt: skip
 ABOUT = "Periodic training of networks with batch normalisation and weight decay, a whole hyperparameter grid at once."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``periodic-jax``: exits with 0, 2 for unusable input (one line on stderr), or 130 when
-    interrupted.
+    """Entry point of ``periodic-jax``: exits with 0, 2 for unusable input, 143 or 130 when stopped by SIGTERM or
+    SIGINT, 1 when something could not be written; with one line on stderr.
     """
     command = _parse(sys.argv[1:] if arguments is None else arguments)
-    actions: dict[type, Any] = {
-        Sweep: _sweep, Demo: _demo, Replay: _replay, Analyze: _analyze, Plot: _plot, Report: _report, Export: _export,
-    }  # fmt: skip
     try:
-        actions[type(command)](command)
+        _ACTIONS[type(command)](command)
     except ConfigError as error:
         sys.exit(_refuse(str(error)))
+    except RunStopped as stopped:
+        _tell(str(stopped))
+        sys.exit(stopped.status)
     except KeyboardInterrupt:
-        kept = "; the steps recorded so far are kept in the run directory" if isinstance(command, Sweep | Demo) else ""
-        print(f"periodic-jax: interrupted{kept}", file=sys.stderr)
+        _tell("interrupted")
         sys.exit(130)
+    except OSError as error:
+        _tell(f"{error.filename or 'error'}: {error.strerror or error}")
+        sys.exit(1)
 
 
 def _sweep(options: Sweep) -> None:
+    from periodic_jax.run import run_sweep
+
     config = to_config(options)
     _claim(config)
-    path = _run(config)
+    path = _train(config.out, run_sweep, config)
     print(f"figures: {', '.join(f.name for f in _figures(path))} in {path / 'figures'}")
 
 
 def _demo(options: Demo) -> None:
+    from periodic_jax.run import run_sweep
+
     sweep = Sweep(
         lr=("0.01", "0.03", "0.1", "0.3", "1"), weight_decay=("1e-3", "1e-2"), steps=options.steps,
         out=options.out or free_folder("demo"),
@@ -75,10 +86,21 @@ def _demo(options: Demo) -> None:
         f"ConvNetSI of width {config.width} on scikit-learn's digits: {len(config.lr)} learning rates x "
         f"{len(config.weight_decay)} weight decays, {config.steps} steps each."
     )
-    path = _run(config)
+    path = _train(config.out, run_sweep, config)
     print("Look at:")
     for figure in _figures(path):
         print(f"  {figure}")
+
+
+def _resume(options: Resume) -> None:
+    from periodic_jax.run import resume_run
+
+    counts = {name: whole_number(name, getattr(options, name)) for name in ("steps", "epochs")}
+    path = _train(
+        options.run, resume_run, options.run, dataset=options.dataset or None, data_dir=options.data_dir or None,
+        truncate=options.truncate, **counts,
+    )  # fmt: skip
+    print(f"figures: {', '.join(f.name for f in _figures(path))} in {path / 'figures'}")
 
 
 def _replay(options: Replay) -> None:
@@ -172,25 +194,53 @@ def _export(options: Export) -> None:
         )
 
 
+def _branch(options: Branch) -> None:
+    from periodic_jax.branch import branch_run
+    from periodic_jax.run import RUN_AXES
+
+    given = {name: getattr(options, name) for name in RUN_AXES if getattr(options, name)}
+    change: dict[str, Any] = {name: parse_axis(name, without_decay(name, words)) for name, words in given.items()}
+    out = options.out or free_folder("branch")
+    path = _train(
+        out, branch_run, options.run, out, step=whole_number("step", options.step), select=to_selection(options.select),
+        change=change, steps=whole_number("steps", options.steps), dataset=options.dataset or None,
+        data_dir=options.data_dir or None,
+    )  # fmt: skip
+    print(f"figures: {', '.join(f.name for f in _figures(path))} in {path / 'figures'}")
+
+
+def _info(options: Info) -> None:
+    from periodic_jax.info import describe
+
+    report = describe(options.run, verify=options.verify)
+    for line in report.lines:
+        print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
+    if report.faults:
+        sys.exit(1)
+
+
 def _claim(config: "RunConfig") -> None:
     """Refuse what cannot run before anything is printed, compiled or written."""
     from periodic_jax.results import claim_directory
-    from periodic_jax.run import check
+    from periodic_jax.run import check, standing
 
     check(config)
-    claim_directory(Path(config.out))
+    if standing(config) is None:
+        claim_directory(Path(config.out))
+    else:
+        _tell(f"{config.out} holds this run, unfinished: going on with it")
 
 
-def _run(config: "RunConfig") -> Path:
+def _train(out: str | Path, start: Callable[..., Path], *arguments: Any, **options: Any) -> Path:
     """Run with a progress bar, then print the table and the summary."""
     from periodic_jax import analysis, tables
     from periodic_jax.results import open_run, read_config
-    from periodic_jax.run import run_sweep
+    from periodic_jax.signals import Stop
 
     runtime.use_cores_as_devices()
     runtime.keep_compiled_programs()
-    with _progress(config) as report:
-        path = run_sweep(config, progress=report)
+    with Stop() as stop, _progress(out) as report:
+        path = start(*arguments, **options, progress=report, stop=stop, say=_tell)
     print(tables.as_text(analysis.analyze(open_run(path, flat=True))), end="")
     summary = read_config(path)["summary"]
     print(
@@ -210,24 +260,28 @@ def _figures(path: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _progress(config: "RunConfig"):
+def _progress(out: str | Path):
     """A bar in config-steps, moved once a chunk; in a log file, where each state is a line, twice a minute."""
     from tqdm import tqdm
 
-    from periodic_jax.run import planned_steps
+    from periodic_jax.results import read_config
 
-    total = planned_steps(config) * len(config.grid())
     pause = 0 if sys.stderr.isatty() else 30
-    with tqdm(
-        total=total, unit="config-step", unit_scale=True, desc="compiling", mininterval=pause, dynamic_ncols=True
-    ) as bar:
+    with tqdm(unit="config-step", unit_scale=True, desc="compiling", mininterval=pause, dynamic_ncols=True) as bar:
 
         def report(chunk: "Chunk", configs: int) -> None:
+            if bar.total is None:
+                bar.total = read_config(out)["config"]["steps"] * configs
+                bar.initial = bar.n = chunk.first_step * configs
             if chunk.steps:
                 bar.set_description("training", refresh=False)
                 bar.update(chunk.steps * configs)
 
         yield report
+
+
+def _tell(line: str) -> None:
+    print(f"periodic-jax: {line}", file=sys.stderr)
 
 
 def _parse(arguments: Sequence[str]) -> Any:
@@ -265,9 +319,14 @@ def _one_line(box: str) -> str:
 
 
 def _refuse(message: str) -> int:
-    print(f"periodic-jax: {' '.join(message.split())}", file=sys.stderr)
+    _tell(" ".join(message.split()))
     return 2
 
+
+_ACTIONS: dict[type, Callable[[Any], None]] = {
+    Sweep: _sweep, Demo: _demo, Resume: _resume, Branch: _branch, Info: _info, Replay: _replay, Analyze: _analyze,
+    Plot: _plot, Report: _report, Export: _export,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()

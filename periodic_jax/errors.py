@@ -1,4 +1,4 @@
-"""The one error a user's own input can cause."""
+"""The one error a user's own input can cause, and what ends a run before its last step."""
 
 
 class ConfigError(ValueError):
@@ -22,3 +22,19 @@ class ConfigError(ValueError):
         text = f"{self.argument}: {self.value} is not accepted; expected {self.accepted}"
         # What was given may hold line breaks or terminal codes: shown as escapes, it stays one harmless line.
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class RunStopped(Exception):
+    """A run that ended before its last step, in one line; all up to its last checkpoint is kept.
+
+    Args:
+        message: why, and how to go on.
+        status: what the command exits with.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        self.message, self.status = message, status
+        super().__init__(message, status)
+
+    def __str__(self) -> str:
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in self.message)

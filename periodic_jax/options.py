@@ -5,6 +5,7 @@ All options are words to tyro, so that one place turns them into numbers and say
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,17 @@ from periodic_jax.grid import flag_of, parse_axis
 if TYPE_CHECKING:
     from periodic_jax.run import RunConfig
 
-OPTIONAL = ("steps", "epochs", "eval_every", "validation", "split_classes", "use_data_size", "resize")
+OPTIONAL = (
+    "steps",
+    "epochs",
+    "eval_every",
+    "validation",
+    "split_classes",
+    "use_data_size",
+    "resize",
+    "keep_every",
+    "step",
+)
 Numbers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NUMBER ...")]
 OptionalNumbers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NUMBER ...", help_behavior_hint="(optional)")]
 Whole = Annotated[str, tyro.conf.arg(metavar="COUNT")]
@@ -114,8 +125,85 @@ class Sweep:
     """Full-batch gradient descent, accumulated over mini-batches: a step is an epoch."""
     per_layer: bool = False
     """Record the dynamics of every layer too."""
+    keep: Whole = "2"
+    """How many of the last checkpoints to keep."""
+    keep_every: OptionalWhole = ""
+    """Keep the checkpoints at all multiples of COUNT updates too, to branch from them."""
+    checkpoint_seconds: Number = "10"
+    """Least time between two checkpoints; one is always written at the end."""
     out: Folder = ""
-    """Run directory, which must hold no run yet; runs/sweep, runs/sweep-2 ... if not given."""
+    """Run directory: a new one, or that of this very run, unfinished, which then goes on; runs/sweep, runs/sweep-2 ...
+    if not given."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Continue a run that was stopped, from its last checkpoint and to the same bits, or extend a finished one."""
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Run directory."""
+    steps: OptionalWhole = ""
+    """A new number of the last update, to extend the run; a schedule keeps its end."""
+    epochs: OptionalWhole = ""
+    """The same in epochs."""
+    dataset: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = ""
+    """The .npz file, where the run's data set is one: no path in a run directory is followed."""
+    data_dir: Folder = ""
+    """As for the sweep, which must be given again."""
+    truncate: bool = False
+    """Where telemetry is damaged, go back to the checkpoint before it and compute it again."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Start a new run from a checkpoint: some of a run's configurations with other hyperparameters.
+
+    Every option with NUMBER ... is an axis of the new grid. An axis that is not given keeps the selected values.
+    """
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Run directory of the parent."""
+    select: Annotated[tuple[str, ...], tyro.conf.arg(metavar="AXIS=NUMBER ...", help_behavior_hint="(optional)")] = ()
+    """The configurations to take, such as lr=0.1 weight_decay=1e-3,1e-2; all, if not given. One value of each axis that
+    is changed."""
+    step: OptionalWhole = ""
+    """The checkpoint to start from; the newest, if not given. See --keep-every of the sweep."""
+    lr: OptionalNumbers = ()
+    """New values, as for the sweep."""
+    weight_decay: OptionalNumbers = ()
+    """Likewise; 0 or none: without."""
+    momentum: OptionalNumbers = ()
+    """Likewise."""
+    noninvariant_lr: OptionalNumbers = ()
+    """Likewise."""
+    elr: OptionalNumbers = ()
+    """Likewise."""
+    fixed_norm: OptionalNumbers = ()
+    """Likewise; negative: the norm at the branch."""
+    schedule_end: OptionalNumbers = ()
+    """Likewise; the parent's, if not given."""
+    schedule_factor: OptionalNumbers = ()
+    """Likewise."""
+    seed: OptionalNumbers = ()
+    """Likewise: another order of the data, with the parent's weights."""
+    steps: OptionalWhole = ""
+    """Number of the last update, counted from the parent's start; the parent's, if not given."""
+    dataset: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = ""
+    """The .npz file, where the run's data set is one: no path in a run directory is followed."""
+    data_dir: Folder = ""
+    """As for the sweep, which must be given again."""
+    out: Folder = ""
+    """Run directory, which must hold no run yet; runs/branch, runs/branch-2 ... if not given."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Tell what a run directory holds, how far the run came, and whether it is as written."""
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Run directory."""
+    verify: bool = False
+    """Read every telemetry chunk and checkpoint, and compare the checksums."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +311,7 @@ def to_config(options: Sweep) -> "RunConfig":
     axes["seed"] = tuple(int(seed) for seed in axes["seed"])
     counts = (
         "width", "depth", "batch_size", "steps", "epochs", "eval_every", "validation", "split_classes",
-        "use_data_size", "resize",
+        "use_data_size", "resize", "keep", "keep_every",
     )  # fmt: skip
     whole: dict[str, Any] = {name: whole_number(name, getattr(options, name)) for name in counts}
     return RunConfig(
@@ -232,6 +320,7 @@ def to_config(options: Sweep) -> "RunConfig":
         **whole,
         init_scale=finite_number("init_scale", options.init_scale),
         corrupt_train=finite_number("corrupt_train", options.corrupt_train),
+        checkpoint_seconds=finite_number("checkpoint_seconds", options.checkpoint_seconds),
         dataset=options.dataset,
         data_dir=options.data_dir or None,
         download=options.download,
@@ -246,6 +335,31 @@ def to_config(options: Sweep) -> "RunConfig":
         norm_per=options.norm_per,
         full_batch=options.full_batch,
     )
+
+
+def to_selection(words: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """The coordinates that words such as ``lr=0.1,1`` name.
+
+    Raises:
+        ConfigError: a word that is none of these.
+
+    Example:
+        >>> to_selection(["lr=0.1,1", "seed=0"])
+        {'lr': (0.1, 1.0), 'seed': (0.0,)}
+    """
+    selection: dict[str, tuple[float, ...]] = {}
+    for word in words:
+        name, separator, numbers = word.partition("=")
+        name = name.strip("-").replace("-", "_")
+        if not separator or name in selection:
+            raise ConfigError("--select", word, "AXIS=NUMBER, or AXIS=NUMBER,NUMBER ..., each axis once")
+        selection[name] = parse_axis(name, without_decay(name, numbers.split(",")))
+    return selection
+
+
+def without_decay(name: str, words: Sequence[str]) -> list[str]:
+    """A weight decay of 0 as the word for it, where it cannot be a slip."""
+    return ["none" if name == "weight_decay" and word.strip("0.") == "" and word else word for word in words]
 
 
 def whole_number(name: str, word: str) -> int | None:

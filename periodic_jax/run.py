@@ -1,143 +1,62 @@
-"""From a configuration to a run directory: data, network, grid, sweep, telemetry, summary."""
+"""From a configuration to a run directory: data, network, grid, sweep, telemetry, checkpoints, summary."""
 
 import dataclasses
-import functools
-import os
-import platform
-import resource
-import subprocess
-import sys
+import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from periodic_jax import analysis, results, runtime, tables
-from periodic_jax._version import __version__
-from periodic_jax.errors import ConfigError
-from periodic_jax.grid import AXES, SweepGrid
-from periodic_jax.results import TelemetryWriter, open_run
+from periodic_jax.config import (
+    RUN_AXES,
+    RunConfig,
+    check,
+    difference,
+    evaluated_every,
+    from_record,
+    planned_steps,
+    steps_of_epoch,
+    to_record,
+)  # fmt: skip
+from periodic_jax.errors import ConfigError, RunStopped
+from periodic_jax.locks import locked
+from periodic_jax.provenance import peak_rss_mb, provenance
+from periodic_jax.results import checkpoint_steps, open_run
 
 if TYPE_CHECKING:
-    from periodic_jax.data import Dataset
+    from periodic_jax.session import Plan
     from periodic_jax.sweep import Chunk, Sweep
 
+__all__ = ["RUN_AXES", "RunConfig", "check", "planned_steps", "resume_run", "run_sweep", "standing", "steps_of_epoch"]
 
-MOST_STEPS = 10**9  # more than any run could make, and what the step's coordinate can hold
-RUN_AXES = tuple(name for name in AXES if name != "schedule_every")
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that determines a run.
-
-    Attributes:
-        out: the run directory; must hold no run yet.
-        lr, weight_decay, momentum, noninvariant_lr, elr, fixed_norm, schedule_end, schedule_factor, seed: the axes of
-            the grid, all combinations of their values. A ``schedule_end`` of 0 is the end of the run.
-        dataset: a key of `data.DATASETS`, or the path of an npz file.
-        data_dir: where its files are, before the usual folders; see `data.load`.
-        download: let TFDS download what is found nowhere.
-        augment: random crops and flips of the mini-batches.
-        validation, split_classes, use_data_size, corrupt_train, resize: see `data.Variations`.
-        model: a key of `models.MODELS`.
-        width, depth, init_scale: of the network.
-        batch_size: images in a mini-batch.
-        steps: updates; or None, and ``epochs`` counts passes over the training set.
-        epochs: see ``steps``.
-        eval_every: updates between evaluations; None: a hundredth of the run.
-        layout: see `layouts`.
-        precision: ``float32``, ``tf32``, ``bf16`` or ``float64``.
-        per_layer: record the dynamics of every layer too.
-        loss: a key of `train.LOSSES`.
-        schedule: a key of `schedules.SCHEDULES`.
-        schedule_per: ``step`` or ``epoch``: how often the schedule changes the rate.
-        norm_per: ``total`` or ``filter``: whether ``fixed_norm`` holds all scale-invariant weights together, or each
-            output filter.
-        full_batch: full-batch gradient descent: a step is an epoch.
-
-    Example:
-        >>> RunConfig(out="runs/x", lr=(0.1, 1.0), steps=100).grid().swept
-        ('lr',)
-    """
-
-    out: str | Path
-    lr: tuple[float, ...] = (0.1,)
-    weight_decay: tuple[float, ...] = (1e-3,)
-    momentum: tuple[float, ...] = (0.0,)
-    noninvariant_lr: tuple[float, ...] = (0.0,)
-    elr: tuple[float, ...] = (0.0,)
-    fixed_norm: tuple[float, ...] = (0.0,)
-    schedule_end: tuple[float, ...] = (0.0,)
-    schedule_factor: tuple[float, ...] = (10.0,)
-    seed: tuple[int, ...] = (0,)
-    dataset: str = "digits"
-    data_dir: str | Path | None = None
-    download: bool = False
-    augment: bool = False
-    validation: int | None = None
-    split_classes: int | None = None
-    use_data_size: int | None = None
-    corrupt_train: float = 0.0
-    resize: int | None = None
-    model: str = "ConvNetSI"
-    width: int = 4
-    depth: int = 3
-    init_scale: float = 10.0
-    batch_size: int = 128
-    steps: int | None = None
-    epochs: int | None = None
-    eval_every: int | None = None
-    layout: str = "auto"
-    precision: str = "float32"
-    per_layer: bool = False
-    loss: str = "cross_entropy"
-    schedule: str = "constant"
-    schedule_per: str = "step"
-    norm_per: str = "total"
-    full_batch: bool = False
-
-    @functools.cached_property
-    def data(self) -> "Dataset":
-        """The data set with its variations, read on first use.
-
-        Raises:
-            ConfigError: it is not found, damaged, or cannot be varied so.
-        """
-        from periodic_jax import data
-
-        names = [field.name for field in dataclasses.fields(data.Variations)]
-        variations = data.Variations(**{name: getattr(self, name) for name in names})
-        data.check_variations(variations)
-        return data.vary(data.load(self.dataset, data_dir=self.data_dir, download=self.download), variations)
-
-    def grid(self) -> SweepGrid:
-        """The configurations, all combinations of the axes.
-
-        Raises:
-            ConfigError: a value that an axis does not accept.
-        """
-        axes = {name: getattr(self, name) for name in RUN_AXES}
-        axes["schedule_end"] = tuple(end or planned_steps(self) for end in self.schedule_end)
-        return SweepGrid.product(**axes, schedule_every=steps_of_epoch(self) if self.schedule_per == "epoch" else 1)
+Progress = Callable[["Chunk", int], None]
 
 
-def run_sweep(config: RunConfig, *, progress: Callable[["Chunk", int], None] | None = None) -> Path:
+def run_sweep(
+    config: RunConfig,
+    *,
+    progress: Progress | None = None,
+    stop: Callable[[], int] = lambda: 0,
+    say: Callable[[str], None] = print,
+) -> Path:
     """Train all configurations and record every step in a run directory.
 
-    Everything that can be wrong with the configuration is refused before anything is compiled or written.
+    Everything that can be wrong with the configuration is refused before anything is compiled or written. A directory
+    that holds this very run, unfinished, is continued.
 
     Args:
         config: what to run.
         progress: called after each chunk with the chunk and the number of configurations.
+        stop: asked once a chunk; anything but 0 stops the run after a checkpoint, and is the `RunStopped`'s status.
+        say: called with what the user should know, a line at a time.
 
     Returns:
         The run directory, for `open_run`.
 
     Raises:
-        ConfigError: a setting that cannot be used.
+        ConfigError: a setting that cannot be used, or a directory that holds another run, or a finished one.
+        RunStopped: ``stop`` asked for it, or something could not be written.
 
     Example:
         >>> import tempfile, periodic_jax as pj
@@ -146,165 +65,211 @@ def run_sweep(config: RunConfig, *, progress: Callable[["Chunk", int], None] | N
         ...     pj.open_run(path).loss.shape
         (2, 3)
     """
-    started = time.perf_counter()
     check(config)
-    with runtime.precision(config.precision):
-        record = _execute(config, progress)
     path = Path(config.out)
-    tables.to_csv(analysis.analyze(open_run(path, flat=True)), path / results.SUMMARY_FILE)
-    record["summary"].update(seconds=round(time.perf_counter() - started, 3), peak_rss_mb=round(peak_rss_mb(), 1))
-    results.write_json(path / results.CONFIG_FILE, record)
+    if standing(config) is None:
+        results.claim_directory(path)
+    with locked(path):
+        record = standing(config)
+        if record is not None:
+            config = dataclasses.replace(config, layout=from_record(record, path, dataset=config.dataset).layout)
+        return run_session(config, record, progress=progress, stop=stop, say=say)
+
+
+def resume_run(
+    path: str | Path,
+    *,
+    steps: int | None = None,
+    epochs: int | None = None,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    truncate: bool = False,
+    progress: Progress | None = None,
+    stop: Callable[[], int] = lambda: 0,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Continue an unfinished run to the bits it would have had undisturbed, or extend a finished one.
+
+    Args:
+        path: the run directory.
+        steps: a new number of the last step, at least the planned one; a schedule keeps its end.
+        epochs: the same in epochs.
+        dataset: the npz file, where the data set is one: paths in config.json are not followed.
+        data_dir: as for `RunConfig`.
+        truncate: where telemetry is damaged, go back to the checkpoint before it, and compute it again.
+        progress, stop, say: as for `run_sweep`.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        ConfigError: no run, a finished one without a new end, or a damaged one.
+        RunStopped: as `run_sweep`.
+    """
+    path = Path(path)
+    results.read_config(path)  # before a lock is put where there is no run
+    with locked(path):
+        record = results.read_config(path)
+        config = from_record(record, path, dataset=dataset, data_dir=data_dir)
+        if steps is not None and epochs is not None:
+            raise ConfigError("--steps", f"{steps} with --epochs {epochs}", "either --steps or --epochs")
+        before = planned_steps(config)
+        if steps is not None or epochs is not None:
+            check(dataclasses.replace(config, steps=steps, epochs=epochs))
+            after = planned_steps(dataclasses.replace(config, steps=steps, epochs=epochs))
+            if after < before:
+                raise ConfigError("--steps", after, f"at least the {before} steps of the run")
+            config = dataclasses.replace(config, steps=after)
+        if planned_steps(config) == before and "summary" in record and not truncate:
+            raise ConfigError("run directory", path, f"an unfinished run, or --steps above {before} to extend it")
+        check(config)
+        return run_session(config, record, truncate=truncate, progress=progress, stop=stop, say=say)
+
+
+def standing(config: RunConfig) -> dict[str, Any] | None:
+    """The record of the run that the configuration's directory holds; None where it may be a new one.
+
+    Raises:
+        ConfigError: it holds another run, or this one, finished.
+    """
+    path = Path(config.out)
+    try:
+        held = (path / results.CONFIG_FILE).exists()
+    except OSError:
+        held = False
+    if not held:
+        results.check_unused(path)
+        return None
+    try:
+        record = results.read_config(path)
+    except ConfigError as error:
+        raise ConfigError("--out", path, f"a folder that holds no run yet ({error})") from None
+    if other := difference(config, record):
+        raise ConfigError("--out", path, f"a folder that holds no run yet, or this one ({other})")
+    if "summary" in record:
+        raise ConfigError("--out", path, "a folder that holds no run yet (this run is finished)")
+    return record
+
+
+def run_session(
+    config: RunConfig,
+    record: dict[str, Any] | None,
+    *,
+    truncate: bool = False,
+    progress: Progress | None = None,
+    stop: Callable[[], int] = lambda: 0,
+    say: Callable[[str], None] = print,
+    prepare: Callable[["Sweep"], None] = lambda sweep: None,
+) -> Path:
+    """One session of the run in a directory that is claimed and locked.
+
+    Args:
+        config: that of the run, checked.
+        record: the content of config.json; None, or without ``config``, for a new run.
+        truncate, progress, stop, say: as for `resume_run`.
+        prepare: called before config.json is written.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        ConfigError: no room, other images than before, or damaged telemetry.
+        RunStopped: as `run_sweep`.
+    """
+    from periodic_jax.disk import check_room
+    from periodic_jax.session import train
+
+    started, path = time.perf_counter(), Path(config.out)
+    with runtime.precision(config.precision):
+        runtime.check_reductions()
+        sweep = build_sweep(config)
+        record = _next_record(config, record, sweep)
+        plan = plan_of(config, record)
+        check_room(sweep, plan)
+        try:
+            prepare(sweep)
+            results.write_config(path, record)
+            outcome = train(
+                sweep, plan, truncate=truncate, stop=lambda: bool(stop()), say=say,
+                progress=lambda chunk: progress(chunk, len(sweep.grid)) if progress else None,
+            )  # fmt: skip
+            if outcome.step == plan.steps:
+                _summarise(path, record, sweep, outcome, started)
+        except OSError as error:
+            kept = max(checkpoint_steps(path), default=plan.first_step)
+            reason = error.strerror or str(error)
+            message = f"{path}: {reason}; all up to step {kept} is kept: periodic-jax resume {path} goes on from there"
+            raise RunStopped(message, 1) from error
+    if outcome.step < plan.steps:
+        raise RunStopped(
+            f"stopped after {outcome.step} of {plan.steps} steps; to go on: periodic-jax resume {path}", stop()
+        )
     return path
 
 
-def check(config: RunConfig) -> None:
-    """Refuse a configuration that cannot run; computes nothing, writes nothing.
-
-    Raises:
-        ConfigError: a setting that cannot be used.
-    """
-    for flag, value in (("--steps", config.steps), ("--epochs", config.epochs), ("--eval-every", config.eval_every)):
-        if value is not None and not 1 <= value <= MOST_STEPS:
-            raise ConfigError(flag, value, f"a whole number from 1 to {MOST_STEPS}")
-    if (config.steps is None) == (config.epochs is None):
-        given = "neither" if config.steps is None else f"{config.steps} with --epochs {config.epochs}"
-        raise ConfigError("--steps", given, "either --steps or --epochs")
-    if config.precision not in runtime.PRECISIONS:
-        raise ConfigError("--precision", config.precision, "one of " + ", ".join(runtime.PRECISIONS))
-    for flag, value, accepted in (
-        ("--schedule-per", config.schedule_per, ("step", "epoch")),
-        ("--norm-per", config.norm_per, ("total", "filter")),
-    ):
-        if value not in accepted:
-            raise ConfigError(flag, value, " or ".join(accepted))
-    if config.batch_size < 2:
-        raise ConfigError("--batch-size", config.batch_size, "a whole number from 2")
-    if config.augment and config.full_batch:
-        raise ConfigError("--augment", "given with --full-batch", "one of the two")
-    results.check_unused(Path(config.out))
-
-    from periodic_jax import models, schedules, train
-    from periodic_jax.layouts import check_layout
-    from periodic_jax.sweep import check_batch_size
-
-    check_layout(config.layout)
-    schedules.check_schedule(config.schedule)
-    train.check_loss(config.loss)
-    model = models.build(config.model, width=config.width, depth=config.depth)
-    # From here on data are read, and downloaded if that was asked for.
-    config.grid()
-    check_batch_size(config.batch_size, config.data)
-    model.check_input(*config.data.image_shape[:2])
-
-
-def planned_steps(config: RunConfig) -> int:
-    """Updates that a run makes."""
-    return config.steps if config.steps is not None else (config.epochs or 0) * steps_of_epoch(config)
-
-
-def steps_of_epoch(config: RunConfig) -> int:
-    """Updates of one epoch: all whole mini-batches of the training set, or one for full-batch gradient descent."""
-    from periodic_jax import data
-
-    if config.full_batch:
-        return 1
-    return max(data.steps_per_epoch(len(config.data.images), config.batch_size), 1)
-
-
-def _execute(config: RunConfig, progress: Callable[["Chunk", int], None] | None) -> dict[str, Any]:
-    """Train and write the telemetry; returns what config.json is to hold."""
+def build_sweep(config: RunConfig) -> "Sweep":
+    """The grid of a configuration, ready to train. Within its `runtime.precision`."""
     import jax.numpy as jnp
 
     from periodic_jax import models
     from periodic_jax.sweep import Sweep
 
-    path, grid, dataset = Path(config.out), config.grid(), config.data
-    steps = planned_steps(config)
-    eval_every = config.eval_every or max(steps // 100, 1)
-    results.claim_directory(path)
-    runtime.check_reductions()
     model = models.build(
-        config.model, width=config.width, depth=config.depth, num_classes=dataset.num_classes,
+        config.model, width=config.width, depth=config.depth, num_classes=config.data.num_classes,
         init_scale=config.init_scale, param_dtype=jnp.float64 if config.precision == "float64" else jnp.float32,
     )  # fmt: skip
-    sweep = Sweep(
-        model, dataset, grid, batch_size=config.batch_size, layout=config.layout, per_layer=config.per_layer,
-        capacity=min(1000, steps), loss=config.loss, schedule=config.schedule, per_filter=config.norm_per == "filter",
-        full_batch=config.full_batch, augment=config.augment,
+    return Sweep(
+        model, config.data, config.grid(), batch_size=config.batch_size, layout=config.layout,
+        per_layer=config.per_layer, capacity=min(1000, planned_steps(config)), loss=config.loss,
+        schedule=config.schedule, per_filter=config.norm_per == "filter", full_batch=config.full_batch,
+        augment=config.augment,
     )  # fmt: skip
-    resolved = dataclasses.replace(config, steps=steps, epochs=None, eval_every=eval_every, layout=sweep.layout)
-    record = {
-        "format": results.FORMAT, "config": _plain(resolved), "data": dataset.described(), **provenance(sweep)
+
+
+def plan_of(config: RunConfig, record: dict[str, Any]) -> "Plan":
+    """What a session of the run is to do."""
+    from periodic_jax.session import Plan
+
+    return Plan(
+        Path(config.out), planned_steps(config), evaluated_every(config),
+        first_step=int(record.get("parent", {}).get("step", 0)), ends=tuple(record.get("ends", ())), keep=config.keep,
+        keep_every=config.keep_every, seconds=config.checkpoint_seconds,
+    )  # fmt: skip
+
+
+def _next_record(config: RunConfig, record: dict[str, Any] | None, sweep: "Sweep") -> dict[str, Any]:
+    """What config.json is to hold while this session runs.
+
+    Raises:
+        ConfigError: the images are not those that the run began with.
+    """
+    data = json.loads(json.dumps(config.data.described()))
+    held = {"config": to_record(config, sweep.layout), "data": data}
+    if record is None or "config" not in record:
+        return {"format": results.FORMAT, **(record or {}), **held, **provenance(sweep)}
+    before = record.get("data", {})
+    differing = [name for name in data if name != "source" and data[name] != before.get(name)]
+    if differing:
+        name = differing[0]
+        raise ConfigError("--dataset", f"{config.dataset} with {name} {data[name]}", f"{before.get(name)}, as before")
+    ends = list(record.get("ends", ()))
+    if "summary" in record and planned_steps(config) > record["config"]["steps"]:
+        ends.append(record["config"]["steps"])
+    sessions = [*record.get("sessions", ()), provenance(sweep)]
+    kept = {name: value for name, value in record.items() if name != "summary"}
+    return {**kept, **held, "ends": ends, "sessions": sessions}
+
+
+def _summarise(path: Path, record: dict[str, Any], sweep: "Sweep", outcome: Any, started: float) -> None:
+    """Write the table, and that the run has ended."""
+    tables.to_csv(analysis.analyze(open_run(path, flat=True)), path / results.SUMMARY_FILE)
+    configs, pace = len(sweep.grid), None
+    if outcome.steps:
+        pace = round(outcome.seconds / outcome.steps / configs * 1e3, 4)
+    first_step = record.get("parent", {}).get("step", 0)
+    summary = {
+        "config_steps": (outcome.step - first_step) * configs, "ms_per_config_step": pace,
+        "compilations": sweep.compilations, "seconds": round(time.perf_counter() - started, 3),
+        "peak_rss_mb": round(peak_rss_mb(), 1),
     }  # fmt: skip
-    results.write_json(path / results.CONFIG_FILE, record)
-    eval_steps = sorted({*range(0, steps, eval_every), steps})
-    writer = TelemetryWriter(
-        path, grid, steps, eval_steps, sweep.empty_telemetry(), sweep.evaluations, sweep.layer_names()
-    )
-
-    timed_from, timed_steps = 0.0, 0
-    for chunk in sweep.chunks(steps, eval_every=eval_every):
-        writer.write(chunk.first_step, chunk.telemetry)
-        if chunk.evaluation:
-            writer.write_evaluation(chunk.first_step + chunk.steps, chunk.evaluation)
-        writer.write_diverged(chunk.diverged_at)
-        if progress:
-            progress(chunk, len(grid))
-        if timed_from:
-            timed_steps += chunk.steps
-        elif chunk.steps:  # the first chunk compiled: time is counted from its end
-            timed_from = time.perf_counter()
-    seconds = time.perf_counter() - timed_from
-    record["summary"] = {
-        "config_steps": steps * len(grid),
-        "ms_per_config_step": round(seconds / timed_steps / len(grid) * 1e3, 4) if timed_steps else None,
-        "compilations": sweep.compilations,
-    }
-    return record
-
-
-def provenance(sweep: "Sweep") -> dict[str, Any]:
-    """Versions, command, code commit and hardware, for config.json."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "xarray", "zarr")
-    return {
-        "version": __version__,
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "git_commit": _git_commit(),
-        "hardware": {
-            "machine": platform.machine(),
-            "system": platform.system(),
-            "cpus": os.cpu_count(),
-            "backend": sweep.devices[0].platform,
-            "device": sweep.devices[0].device_kind,
-            "devices": len(sweep.devices),
-        },
-    }
-
-
-def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
-
-
-def _git_commit() -> str | None:
-    """The commit of the package's own checkout, None where it is installed otherwise."""
-    here = Path(__file__).resolve().parent
-    if not (here.parent / ".git").exists():
-        return None
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "--verify", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
-
-
-def _plain(config: RunConfig) -> dict[str, Any]:
-    """The configuration as JSON can hold it."""
-    grid = config.grid()
-    axes = {name: list(dict.fromkeys(grid.coords[name].tolist())) for name in RUN_AXES}
-    rest = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items() if k not in axes}
-    return {**rest, **axes}
+    results.write_config(path, {**record, "summary": summary})

@@ -3,7 +3,7 @@
 Configurations are arranged and laid out as `layouts` says, and sharded over all devices.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -50,6 +50,7 @@ class Chunk(NamedTuple):
     telemetry: dict[str, np.ndarray]  # (configs, steps), or (configs, steps, layers)
     evaluation: dict[str, np.ndarray] | None  # (configs,)
     diverged_at: np.ndarray  # (configs,) step, or -1
+    states: TrainState | None = None  # at the end of the chunk, on the device, where they were asked for; see `export`
 
     @property
     def steps(self) -> int:
@@ -177,9 +178,20 @@ class Sweep:
         over = P(None, "member")
         chunk = shard(self._chunk, in_specs=(over, over, P(), P(), P(), P()), out_specs=(over, P(None, None, "member")))
         self._run_chunk = jax.jit(chunk, donate_argnums=0)
+        self._copy = jax.jit(lambda states: jax.tree.map(jnp.copy, states))
         self._run_evaluation = jax.jit(shard(self._evaluation, in_specs=(over, P()), out_specs=over))
 
-    def chunks(self, steps: int, *, eval_every: int | None, seconds: float = 1.0) -> Iterator[Chunk]:
+    def chunks(
+        self,
+        steps: int,
+        *,
+        eval_every: int | None,
+        seconds: float = 1.0,
+        origin: int = 0,
+        mark_every: int | None = None,
+        keep: Callable[[int], bool] = lambda step: False,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Chunk]:
         """Train for that many more steps.
 
         The device computes a chunk while the host fetches and writes the one before. Chunks grow until one takes about
@@ -188,8 +200,13 @@ class Sweep:
         Args:
             steps: number of updates.
             eval_every: steps between evaluations, counted from step 0; the last step is always followed by one, and
-                step 0 preceded by one. None: no evaluations at all.
+                the first one preceded by one. None: no evaluations at all.
             seconds: wanted duration of a chunk.
+            origin: the run's first step.
+            mark_every: chunks end at its multiples too.
+            keep: asked at the end of each chunk, with the number of updates made, whether the states there are wanted.
+                Those at the end of the last chunk come anyway.
+            stop: asked before each chunk; ends the training early.
 
         Yields:
             Consecutive chunks.
@@ -197,30 +214,55 @@ class Sweep:
         import time
 
         end, size = self.step + steps, min(16, self.capacity)
-        pending: tuple[int, Any, int, Any, Any] | None = None
-        if self.step == 0 and eval_every:
+        pending: tuple[int, Any, int, Any, Any, Any] | None = None
+        if self.step == origin and eval_every:
             first = self._fetch_evaluation(self._run_evaluation(self.states, self.data))
-            yield Chunk(0, self.empty_telemetry(), first, self._diverged())
+            yield Chunk(origin, self.empty_telemetry(), first, self._diverged())
         started, chunk_number = time.perf_counter(), 0
-        while self.step < end:
+        while self.step < end and not stop():
             due = min((self.step // eval_every + 1) * eval_every, end) if eval_every else end
-            count = min(size, due - self.step)
+            mark = min((self.step // mark_every + 1) * mark_every, due) if mark_every else due
+            count = min(size, mark - self.step)
             first_step, self.step = self.step, self.step + count
             self.states, telemetry = self._run_chunk(
                 self.states, self.hparams, self.seeds, self.data, jnp.int32(first_step), jnp.int32(count)
             )
             evaluation = self._run_evaluation(self.states, self.data) if eval_every and self.step == due else None
             diverged = jnp.copy(self.states.diverged_at)
+            kept = self._copy(self.states) if self.step < end and keep(self.step) else None
             if pending:
                 yield self._fetch(*pending)
-            pending = (first_step, telemetry, count, evaluation, diverged)
+            pending = (first_step, telemetry, count, evaluation, diverged, kept)
             now = time.perf_counter()
             if chunk_number > 1 and count == size:  # the first one compiles
                 wanted = size * seconds / (now - started)
                 size = max(1, min(int(wanted), 4 * size, self.capacity))
             started, chunk_number = now, chunk_number + 1
         if pending:
-            yield self._fetch(*pending)
+            yield self._fetch(*pending)._replace(states=self.states)
+
+    def export(self, states: TrainState) -> dict[str, np.ndarray]:
+        """States as host arrays by name, ``(configs, ...)`` in the grid's order, whatever the number of devices.
+
+        Leaves without elements are left out.
+        """
+        return {name: self.arrangement.flatten(leaf) for name, leaf in _named_leaves(states) if leaf.size}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
+        """Continue from what `export` gave, after ``step`` updates.
+
+        Args:
+            arrays: of the names, shapes and dtypes of ``export(self.states)``.
+            step: updates made so far.
+        """
+        sharding = NamedSharding(self.mesh, P(None, "member"))
+        names = [name for name, _ in _named_leaves(self.states)]
+        leaves = [
+            jax.device_put(arrays[name][self.arrangement.source], sharding) if leaf.size else leaf
+            for name, leaf in zip(names, jax.tree.leaves(self.states), strict=True)
+        ]
+        self.states = jax.tree.unflatten(jax.tree.structure(self.states), leaves)
+        self.step = step
 
     def empty_telemetry(self) -> dict[str, np.ndarray]:
         """No steps yet: for each recorded name an array ``(configs, 0)`` or ``(configs, 0, layers)`` of its dtype."""
@@ -359,22 +401,27 @@ class Sweep:
         zero = jnp.zeros(states.step.shape, data.mean.dtype)
         return jax.lax.scan(add, [(zero, zero)] * (1 + len(parts)), (starts, news))[0]
 
-    def _fetch(self, first_step: int, telemetry: Any, count: int, evaluation: Any, diverged: Any) -> Chunk:
+    def _fetch(self, first_step: int, telemetry: Any, count: int, evaluation: Any, diverged: Any, kept: Any) -> Chunk:
         arrays = {}
         for kind, buffer in telemetry.items():
             # Cut on the host: a slice on the device would be compiled again for each length.
             flat = self.arrangement.flatten(np.asarray(buffer)[:count], axis=1)  # (steps, configs, names, ...)
             for i, name in enumerate(self._kinds()[kind]):
                 arrays[name] = np.moveaxis(flat[:, :, i], 0, 1)
-        return Chunk(
-            first_step, arrays, evaluation and self._fetch_evaluation(evaluation), self.arrangement.flatten(diverged)
-        )
+        evaluated = evaluation and self._fetch_evaluation(evaluation)
+        return Chunk(first_step, arrays, evaluated, self.arrangement.flatten(diverged), kept)
 
     def _fetch_evaluation(self, evaluation: dict[str, Any]) -> dict[str, np.ndarray]:
         return {name: self.arrangement.flatten(value) for name, value in evaluation.items()}
 
     def _diverged(self) -> np.ndarray:
         return self.arrangement.flatten(self.states.diverged_at)
+
+
+def _named_leaves(states: TrainState) -> list[tuple[str, Any]]:
+    """Every leaf with a name such as ``params.conv0.kernel``."""
+    paths = jax.tree_util.tree_leaves_with_path(states)
+    return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in paths]
 
 
 def _prepare(model: Any, images: Array) -> Any:

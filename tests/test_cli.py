@@ -120,7 +120,8 @@ def test_every_option_of_the_command_reaches_the_run():
         "use_data_size": "9", "corrupt_train": "0.5", "resize": "4", "model": "m", "width": "5", "depth": "2",
         "init_scale": "3", "loss": "squared", "schedule": "cosine", "schedule_per": "epoch", "norm_per": "filter",
         "full_batch": True, "batch_size": "64", "steps": "6", "epochs": "2", "eval_every": "3", "layout": "vmap",
-        "precision": "float64", "per_layer": True, "out": "y",
+        "keep": "3", "keep_every": "4", "checkpoint_seconds": "60", "precision": "float64",
+        "per_layer": True, "out": "y",
     }  # fmt: skip
     assert set(changes) == set(Sweep.__dataclass_fields__)
     for name, value in changes.items():

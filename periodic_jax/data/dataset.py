@@ -1,5 +1,7 @@
 """What a data set is: labelled uint8 images in memory, split for training and testing."""
 
+import functools
+import zlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -52,6 +54,11 @@ class Dataset:
             "train_images": len(self.images),
             "test_images": len(self.test_images),
             "corrupted": None if self.corrupted is None else int(self.corrupted.sum()),
+            "crc32": functools.reduce(
+                lambda crc, array: zlib.crc32(np.ascontiguousarray(array).data, crc),
+                (self.images, self.labels, self.test_images, self.test_labels),
+                0,
+            ),
         }
 
 

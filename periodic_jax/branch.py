@@ -1,0 +1,165 @@
+"""What-if runs: some configurations of a run, from one of its checkpoints on, with other hyperparameters."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from periodic_jax import results, runtime
+from periodic_jax.config import RUN_AXES, check, from_record, planned_steps
+from periodic_jax.errors import ConfigError
+from periodic_jax.grid import SweepGrid, flag_of
+from periodic_jax.locks import locked
+from periodic_jax.run import Progress, run_session
+
+if TYPE_CHECKING:
+    from periodic_jax.sweep import Sweep
+
+Axes = Mapping[str, Sequence[float]]
+
+
+def branch_run(
+    path: str | Path,
+    out: str | Path,
+    *,
+    step: int | None = None,
+    select: Axes | None = None,
+    change: Axes | None = None,
+    steps: int | None = None,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    progress: Progress | None = None,
+    stop: Callable[[], int] = lambda: 0,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Start a new run from a checkpoint of another one.
+
+    Weights, statistics and momentum are those of the parent, and so are the order of the data and the numbers of the
+    steps. A negative ``fixed_norm`` among the changes means the norm at the branch. A configuration that had diverged
+    stays so.
+
+    Args:
+        path: the parent's run directory.
+        out: the new run's.
+        step: of the checkpoint; the newest, if None.
+        select: for each axis named, the values of the configurations to take; all, of axes that are not named.
+        change: for each axis named, the new values, all combinations of which are run. Of such an axis one value
+            must be selected, so that each new configuration has one parent.
+        steps: number of the last step; the parent's, if None.
+        dataset, data_dir: as for `resume_run`.
+        progress, stop, say: as for `run_sweep`.
+
+    Returns:
+        The new run directory.
+
+    Raises:
+        ConfigError: no such checkpoint or configuration, or a damaged one, or unusable changes.
+        RunStopped: as `run_sweep`.
+    """
+    from periodic_jax.checkpoints import DamagedCheckpoint, load
+
+    path, out = Path(path), Path(out)
+    select, change = dict(select or {}), dict(change or {})
+    record = results.read_config(path)
+    parent = from_record(record, path, dataset=dataset, data_dir=data_dir)
+    at = results.checkpoint_steps(path)
+    if step is None and at:
+        step = at[-1]
+    if step not in at:
+        raise ConfigError("--step", step, f"a checkpoint of {path}: {', '.join(map(str, at)) or 'it has none'}")
+    axes = branched_axes({name: getattr(parent, name) for name in RUN_AXES}, select, change)
+    config = dataclasses.replace(parent, out=out, steps=steps or planned_steps(parent), **axes)
+    if planned_steps(config) <= step:
+        raise ConfigError("--steps", planned_steps(config), f"above {step}, where the branch begins")
+    check(config)
+    source = parents(parent.grid(), config.grid(), select, change)
+    try:
+        states = {name: array[source] for name, array in load(path, step).items()}
+    except (DamagedCheckpoint, IndexError) as error:
+        raise ConfigError("--step", step, f"a whole checkpoint ({error})") from None
+    results.claim_directory(out)
+    about = {
+        "name": path.resolve().name, "path": os.fspath(path.resolve()), "step": step,
+        "selected": _plain(select), "changed": _plain(change), "config": record["config"],
+    }  # fmt: skip
+    with locked(out), runtime.precision(config.precision):
+        return run_session(
+            config, {"parent": about}, progress=progress, stop=stop, say=say,
+            prepare=lambda sweep: _begin(sweep, out, states, step, "fixed_norm" in change),
+        )  # fmt: skip
+
+
+def branched_axes(parent: Axes, select: Axes, change: Axes) -> dict[str, tuple[float, ...]]:
+    """The axes of a branch: the new values where there are some, else those selected of the parent's.
+
+    Raises:
+        ConfigError: an unknown axis, a value that the parent has not, or several parents for one configuration.
+
+    Example:
+        >>> branched_axes({"lr": (0.1, 1.0), "momentum": (0.0, 0.9)}, {"lr": [0.1]}, {"lr": [0.01, 0.02]})
+        {'lr': (0.01, 0.02), 'momentum': (0.0, 0.9)}
+    """
+    for name in (*select, *change):
+        if name not in parent:
+            raise ConfigError("--select", name, "one of " + ", ".join(parent))
+    axes: dict[str, tuple[float, ...]] = {}
+    for name, values in parent.items():
+        chosen = tuple(_nearest(name, wanted, values) for wanted in select.get(name, values))
+        if name in change and len(chosen) > 1:
+            wanted = f"one value in --select, since {flag_of(name)} is changed: {' '.join(f'{v:g}' for v in values)}"
+            raise ConfigError("--select", f"no {name}", wanted)
+        axes[name] = tuple(change[name]) if name in change else chosen
+    return axes
+
+
+def parents(parent: SweepGrid, child: SweepGrid, select: Axes, change: Axes) -> np.ndarray:
+    """For each configuration of a branch, the index of the one whose state it takes.
+
+    Example:
+        >>> parent = SweepGrid.product(lr=[0.1, 1.0], seed=[0, 1])
+        >>> child = SweepGrid.product(lr=[0.3, 0.4], seed=[0, 1])
+        >>> parents(parent, child, {"lr": [1.0]}, {"lr": [0.3, 0.4]}).tolist()
+        [2, 3, 2, 3]
+    """
+    matches = np.ones((len(child), len(parent)), bool)
+    for name in RUN_AXES:
+        column = parent.coords[name]
+        if name not in change:
+            matches &= child.coords[name][:, None] == column
+        elif name in select:
+            matches &= column == _nearest(name, select[name][0], column.tolist())
+    assert (matches.sum(1) == 1).all()
+    return matches.argmax(1)
+
+
+def _nearest(name: str, wanted: float, values: Sequence[float]) -> float:
+    """The value that a word such as 0.0316227766 means."""
+    for value in values:
+        if np.isclose(wanted, value, rtol=1e-9, atol=0):
+            return value
+    raise ConfigError("--select", f"{name}={wanted:.15g}", "one of " + ", ".join(f"{v:.15g}" for v in set(values)))
+
+
+def _begin(sweep: "Sweep", out: Path, states: dict[str, np.ndarray], step: int, new_sphere: bool) -> None:
+    """Write the first checkpoint, from which the branch can always be resumed."""
+    import jax
+
+    from periodic_jax.checkpoints import Checkpoints
+    from periodic_jax.train import state_of
+
+    if new_sphere:
+        sweep.restore(states, step)
+        task = sweep.states.task
+        fresh = jax.jit(jax.vmap(jax.vmap(lambda params: state_of(task, {"params": params}).opt_state)))
+        replaced = sweep.export(sweep.states.replace(opt_state=fresh(sweep.states.params)))
+        states = states | {name: array for name, array in replaced.items() if "initial_norms" in name}
+    checkpoints = Checkpoints(out, first_step=step)
+    checkpoints.save(step, states)
+    checkpoints.wait()
+
+
+def _plain(axes: Axes) -> dict[str, list[float]]:
+    return {name: list(values) for name, values in axes.items()}

@@ -1,0 +1,170 @@
+"""Checkpoints of a run, in orbax's format: the states of all configurations at the end of a chunk.
+
+    DIR/checkpoints/STEP/                  a flat tree of arrays, configurations first and in the grid's order
+    DIR/checkpoints/STEP/checksums.json    of all other files there
+
+The order is the grid's, without padding, so that a run can go on with another number of devices. Orbax writes a
+checkpoint beside its place and renames it; it counts when its checksums are there. They are compared before orbax reads
+anything, since its readers do not bear damage well. Nothing in a checkpoint is unpickled or run.
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+
+from periodic_jax.integrity import SEAL, is_whole, seal, write_json
+from periodic_jax.results import CHECKPOINTS, CHECKSUMS, checkpoint_steps
+
+Tree = Mapping[str, np.ndarray]
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every file it writes
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that is not what was written."""
+
+
+def load(path: Path, step: int, like: Tree | None = None) -> dict[str, np.ndarray]:
+    """Read a checkpoint.
+
+    Args:
+        path: the run directory.
+        step: one of `results.checkpoint_steps`.
+        like: arrays of the names, shapes and dtypes that are wanted; None takes what there is.
+
+    Returns:
+        The arrays, configurations first.
+
+    Raises:
+        DamagedCheckpoint: anything else than what was written.
+    """
+    folder = path / CHECKPOINTS / str(step)
+    wanted = None if like is None else _packed(step, like)
+    try:
+        sealed = json.loads((folder / CHECKSUMS).read_text())
+        if not is_whole(sealed) or SEAL not in sealed:
+            raise DamagedCheckpoint(f"{CHECKSUMS} has another checksum")
+        for name, crc in file_checksums(folder).items():
+            if sealed.pop(name, None) != crc:
+                raise DamagedCheckpoint(f"{name} has another checksum")
+        if missing := set(sealed) - {SEAL}:
+            raise DamagedCheckpoint(f"{min(missing)} is missing")
+        content = ocp.load(os.path.abspath(folder), wanted)
+        states = {name: np.asarray(array) for name, array in content["states"].items()}
+        written = np.asarray(content["check"]).tolist()
+    except DamagedCheckpoint:
+        raise
+    except Exception as error:  # whatever a crafted checkpoint makes orbax or tensorstore raise
+        raise DamagedCheckpoint(str(error).partition("\n")[0][:200] or type(error).__name__) from None
+    if written != [step, checksum(states)]:
+        raise DamagedCheckpoint("its arrays have another checksum")
+    return states
+
+
+def file_checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of each file in a checkpoint, but for the one that holds them."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CHECKSUMS)
+    return {file.relative_to(folder).as_posix(): zlib.crc32(file.read_bytes()) for file in files}
+
+
+def checksum(states: Tree) -> int:
+    """CRC-32 over names, shapes, dtypes and bytes."""
+    crc = 0
+    for name in sorted(states):
+        array = states[name]
+        crc = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+    return crc
+
+
+class Checkpoints:
+    """Writes a run's checkpoints, in the background, and removes old ones.
+
+    Args:
+        path: the run directory.
+        keep: how many of the last to keep.
+        keep_every: keep all whose step is a multiple of it; None: only the last.
+        seconds: least time between two checkpoints; it grows so that writing takes at most a hundredth of the time. 0:
+            after every chunk.
+        first_step: of the run; a branch keeps its checkpoint there, which nothing could bring back.
+    """
+
+    def __init__(
+        self, path: Path, *, keep: int = 2, keep_every: int | None = None, seconds: float = 10.0, first_step: int = 0
+    ) -> None:
+        self._path, self._keep, self._keep_every, self._first_step = path, keep, keep_every, first_step
+        self._seconds, self._last, self._took = seconds, time.monotonic(), 0.0
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is wanted after ``step`` updates."""
+        marked = self._keep_every is not None and step % self._keep_every == 0
+        interval = max(self._seconds, 100 * self._took) if self._seconds else 0.0
+        return marked or time.monotonic() - self._last >= interval
+
+    def save(self, step: int, states: Tree) -> None:
+        """Begin to write a checkpoint, as soon as the one before is written.
+
+        Raises:
+            OSError: the one before could not be written.
+        """
+        self.wait()
+        self._last = time.monotonic()
+        self._pending = self._thread.submit(self._write, step, states)
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, step: int, states: Tree) -> None:
+        """Write a checkpoint, then remove those that are no longer wanted."""
+        begun = time.monotonic()
+        folder = self._path / CHECKPOINTS / str(step)
+        self._drop(step)
+        try:
+            ocp.save(os.path.abspath(folder), _packed(step, states))
+        except OSError:
+            raise
+        except Exception as error:  # tensorstore's own words for a full disk and its like
+            raise OSError(None, str(error).partition("\n")[0] or type(error).__name__) from error
+        write_json(folder / CHECKSUMS, seal(file_checksums(folder)))
+        for old in checkpoint_steps(self._path)[: -self._keep]:
+            if old != self._first_step and (self._keep_every is None or old % self._keep_every):
+                self._drop(old)
+        self._took = time.monotonic() - begun
+
+    def discard_after(self, step: int) -> None:
+        """Remove all later checkpoints, and what a killed process left half-written or half-removed."""
+        whole = checkpoint_steps(self._path)
+        for folder in (self._path / CHECKPOINTS).glob("*"):
+            if not folder.name.isdecimal():
+                shutil.rmtree(folder)
+            elif int(folder.name) > step or int(folder.name) not in whole:
+                self._drop(int(folder.name))
+
+    def _drop(self, step: int) -> None:
+        """Remove a checkpoint: under another name first, so that a half-removed one is not taken for whole."""
+        folder = self._path / CHECKPOINTS / str(step)
+        if folder.exists():
+            shutil.rmtree(folder.rename(folder.with_name(f"{step}.removed")))
+
+
+def _packed(step: int, states: Tree) -> dict[str, Any]:
+    return {"states": dict(states), "check": np.array([step, checksum(states)], np.int64)}

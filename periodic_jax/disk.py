@@ -1,0 +1,63 @@
+"""How much room a run takes on disk."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from periodic_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from periodic_jax.session import Plan
+    from periodic_jax.sweep import Sweep
+
+
+def estimate(sweep: "Sweep", plan: "Plan") -> int:
+    """Bytes that a run may take: telemetry as if it could not be compressed, and its checkpoints.
+
+    Args:
+        sweep: the configurations.
+        plan: the run.
+    """
+    steps, configs = plan.steps - plan.first_step, len(sweep.grid)
+    shapes = sweep.empty_telemetry()
+    per_step = sum(array.dtype.itemsize * int(np.prod(array.shape[2:])) for array in shapes.values())
+    per_evaluation = shapes["loss"].dtype.itemsize * len(sweep.evaluations)
+    state = sum(array.nbytes for array in sweep.export(sweep.states).values())
+    kept = plan.keep + 1 + (steps // plan.keep_every if plan.keep_every else 0)
+    return configs * (steps * per_step + len(plan.eval_steps) * per_evaluation) + kept * state
+
+
+def used(path: Path) -> int:
+    """Bytes that a folder's files take."""
+    files = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+    return sum(file.lstat().st_size for file in files)
+
+
+def check_room(sweep: "Sweep", plan: "Plan") -> None:
+    """Refuse a run for which there is no room.
+
+    Raises:
+        ConfigError: the estimate, less what is there already, is above the free space.
+    """
+    wanted = estimate(sweep, plan) - used(plan.path)
+    free = shutil.disk_usage(plan.path).free
+    if wanted > free:
+        room = f"with {in_words(wanted)} free, which the run may take (there are {in_words(free)})"
+        raise ConfigError("--out", plan.path, f"a folder {room}")
+
+
+def in_words(size: float) -> str:
+    """Bytes with a unit.
+
+    Example:
+        >>> in_words(999), in_words(1_234_567)
+        ('999 B', '1.23 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

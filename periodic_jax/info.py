@@ -1,0 +1,145 @@
+"""What a run directory holds: what ran, how far it came, what diverged, its size, and whether it is as written."""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from periodic_jax import integrity
+from periodic_jax.disk import in_words, used
+from periodic_jax.errors import ConfigError
+from periodic_jax.grid import AXES
+from periodic_jax.locks import LOCK_FILE
+from periodic_jax.results import TELEMETRY, checkpoint_steps, open_run, read_config
+
+
+class Report(NamedTuple):
+    """What there is to say of a run directory."""
+
+    lines: list[str]
+    faults: list[str]  # what is not as it should be; empty for a sound run
+
+
+def describe(path: str | Path, *, verify: bool = False) -> Report:
+    """Describe a run directory, without changing anything in it.
+
+    Args:
+        path: the run directory.
+        verify: read every telemetry chunk and every checkpoint, and compare their checksums.
+
+    Returns:
+        Lines for the reader, and the faults that were found.
+
+    Raises:
+        ConfigError: no run, or one whose config.json is damaged.
+    """
+    path = Path(path)
+    record = read_config(path)
+    held = record.get("config", {})
+    steps, first_step = held.get("steps"), _first_step(record)
+    if not isinstance(steps, int):
+        raise ConfigError("run directory", path, "a run whose config.json tells the number of steps")
+    done = max((step for step in checkpoint_steps(path) if step <= steps), default=first_step)
+    lines = [
+        f"{path}: {held.get('model')} of width {held.get('width')} and depth {held.get('depth')} on "
+        f"{held.get('dataset')}, periodic_jax {record.get('version')}"
+    ]
+    if "parent" in record:
+        parent = record["parent"]
+        lines.append(f"branched from {parent.get('path')} at step {first_step}, changed: {parent.get('changed')}")
+    lines += [f"command: {' '.join(map(str, record.get('command', ())))}", _progress(path, record, done, steps)]
+    faults = _look(path, lines, done)
+    telemetry, checkpoints = used(path / TELEMETRY), used(path / "checkpoints")
+    lines.append(
+        f"size: {in_words(used(path))}, of which telemetry {in_words(telemetry)} and "
+        f"checkpoints {in_words(checkpoints)} (at {', '.join(map(str, checkpoint_steps(path))) or 'none'})"
+    )
+    if verify:
+        found = list(_verify(path, first_step, done))
+        faults += [fault for fault in found if fault not in faults]
+        checked = f"every telemetry chunk up to step {done} and {len(checkpoint_steps(path))} checkpoints"
+        lines.append(f"verified: {checked}")
+    lines += [f"damaged: {fault}" for fault in faults]
+    if not faults:
+        lines.append("consistent" if verify else "consistent as far as seen; --verify reads everything")
+    return Report(lines, faults)
+
+
+def _progress(path: Path, record: dict[str, Any], done: int, steps: int) -> str:
+    if "summary" in record:
+        return f"finished: {steps} steps in {len(record.get('sessions', ())) + 1} sessions"
+    now = "running now" if _is_locked(path) else f"to go on: periodic-jax resume {path}"
+    return f"unfinished: {done} of {steps} steps, {steps - done} left; {now}"
+
+
+def _look(path: Path, lines: list[str], done: int) -> list[str]:
+    """Add what the telemetry says; returns what is wrong with it at first sight."""
+    if not (path / TELEMETRY).exists():
+        return [f"{TELEMETRY}: missing"] if done else []
+    try:
+        dataset = open_run(path, flat=True)
+        diverged = dataset.diverged_at.values
+    except (ConfigError, ValueError) as error:
+        return [str(error)]
+    swept = [name for name in AXES if len(np.unique(dataset[name])) > 1]
+    lines.append(f"{dataset.sizes['config']} configurations" + (f" over {', '.join(swept)}" if swept else ""))
+    gone = np.flatnonzero(np.isfinite(diverged))
+    for i in gone[:20]:
+        where = " ".join(f"{name}={dataset[name].values[i]:.15g}" for name in swept or ("lr", "weight_decay"))
+        lines.append(f"diverged: {where} at step {diverged[i]:.0f}")
+    if len(gone) > 20:
+        lines.append(f"diverged: {len(gone) - 20} more")
+    return []
+
+
+def _verify(path: Path, first_step: int, done: int):
+    """All that is not as written."""
+    from periodic_jax.checkpoints import DamagedCheckpoint, load
+
+    store = path / TELEMETRY
+    if store.exists():
+        damaged = list(integrity.damage(store, first_step, done))
+        yield from (f"{TELEMETRY}/{one}" for one in damaged)
+        if not damaged:
+            yield from _missing_steps(path, first_step, done)
+    for step in checkpoint_steps(path):
+        try:
+            load(path, step)
+        except DamagedCheckpoint as error:
+            yield f"checkpoints/{step}: {error}"
+
+
+def _missing_steps(path: Path, first_step: int, done: int):
+    """Steps without a loss, of configurations that had not diverged by then."""
+    dataset = open_run(path, flat=True)
+    steps = dataset.step.values
+    ends = np.where(np.isnan(dataset.diverged_at.values), done, dataset.diverged_at.values)
+    if not np.array_equal(steps, np.arange(first_step, first_step + len(steps))):
+        yield f"{TELEMETRY}/step: steps are missing or out of order"
+    for i, loss in enumerate(dataset.loss.values):
+        absent = steps[np.isnan(loss) & (steps < min(ends[i], done))]
+        if len(absent):
+            yield f"{TELEMETRY}/loss: no step {absent[0]} of configuration {i}"
+
+
+def _first_step(record: dict[str, Any]) -> int:
+    parent = record.get("parent", {})
+    step = parent.get("step", 0) if isinstance(parent, dict) else 0
+    return step if isinstance(step, int) else 0
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process is writing to a run directory."""
+    try:
+        handle = os.open(path / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False

@@ -1,0 +1,185 @@
+"""One session of a run: from where its directory stands to its end, or to where it is stopped.
+
+A chunk of steps counts when its telemetry, and then a checkpoint at or after its end, are on disk. A session begins
+at the newest whole checkpoint, forgets what was recorded after it, and goes on to the same bits.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from periodic_jax import integrity
+from periodic_jax.checkpoints import Checkpoints, DamagedCheckpoint, load
+from periodic_jax.errors import ConfigError
+from periodic_jax.results import TELEMETRY, TelemetryWriter, checkpoint_steps
+from periodic_jax.sweep import Chunk, Sweep
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do, besides what its `Sweep` knows.
+
+    Attributes:
+        path: the run directory, claimed and locked.
+        steps: number of the last step.
+        eval_every: updates between evaluations.
+        first_step: number of the first step; not 0 for a branch.
+        ends: the ends of former plans, after which evaluations were made.
+        keep, keep_every, seconds: of the checkpoints; see `Checkpoints`.
+    """
+
+    path: Path
+    steps: int
+    eval_every: int
+    first_step: int = 0
+    ends: tuple[int, ...] = ()
+    keep: int = 2
+    keep_every: int | None = None
+    seconds: float = 10.0
+
+    @property
+    def eval_steps(self) -> list[int]:
+        """The updates after which evaluations are planned."""
+        regular = range(self.first_step - self.first_step % self.eval_every, self.steps, self.eval_every)
+        planned = {*regular, self.first_step, *self.ends, self.steps}
+        return sorted(step for step in planned if self.first_step <= step <= self.steps)
+
+
+class Start(NamedTuple):
+    """Where a session begins."""
+
+    step: int
+    states: Mapping[str, np.ndarray] | None  # None: the initial ones
+
+
+class Outcome(NamedTuple):
+    """How a session ended."""
+
+    step: int  # updates made
+    seconds: float  # from the end of the first chunk, whose program is compiled
+    steps: int  # made in that time
+
+
+def train(
+    sweep: Sweep,
+    plan: Plan,
+    *,
+    truncate: bool = False,
+    progress: Callable[[Chunk], None] = lambda chunk: None,
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Train to the planned end, recording every step.
+
+    Args:
+        sweep: freshly made.
+        plan: what to do.
+        truncate: go back to before damaged telemetry instead of refusing it.
+        progress: called with each chunk that was recorded.
+        stop: asked once a chunk; ends the session after a checkpoint.
+        say: called with what the user should know.
+
+    Returns:
+        Where the run stands now.
+
+    Raises:
+        ConfigError: damaged telemetry, and ``truncate`` is not set.
+        OSError: something could not be written; all up to the last checkpoint is kept.
+    """
+    start = find_start(sweep, plan, truncate, say)
+    checkpoints = Checkpoints(
+        plan.path, keep=plan.keep, keep_every=plan.keep_every, seconds=plan.seconds, first_step=plan.first_step
+    )
+    writer = TelemetryWriter(
+        plan.path, sweep.grid, plan.steps, plan.eval_steps, sweep.empty_telemetry(), sweep.evaluations,
+        sweep.layer_names(), plan.first_step,
+    )  # fmt: skip
+    writer.truncate(start.step)
+    checkpoints.discard_after(start.step)
+    if start.states is not None:
+        sweep.restore(start.states, start.step)
+        writer.write_diverged(start.states["diverged_at"])
+
+    timed_from, timed_steps = 0.0, 0
+    try:
+        for chunk in sweep.chunks(
+            plan.steps - start.step, eval_every=plan.eval_every, origin=plan.first_step, mark_every=plan.keep_every,
+            keep=checkpoints.due, stop=stop,
+        ):  # fmt: skip
+            writer.write(chunk.first_step, chunk.telemetry)
+            end = chunk.first_step + chunk.steps
+            if chunk.evaluation:
+                writer.write_evaluation(end, chunk.evaluation)
+            writer.write_diverged(chunk.diverged_at)
+            if chunk.states is not None:
+                writer.commit()
+                checkpoints.save(end, sweep.export(chunk.states))
+            progress(chunk)
+            if timed_from:
+                timed_steps += chunk.steps
+            elif chunk.steps:
+                timed_from = time.perf_counter()
+    finally:
+        checkpoints.wait()
+    seconds = time.perf_counter() - timed_from if timed_from else 0.0
+    return Outcome(sweep.step, seconds, timed_steps)
+
+
+def find_start(sweep: Sweep, plan: Plan, truncate: bool, say: Callable[[str], None]) -> Start:
+    """The newest checkpoint that is whole, before which all telemetry is; the first step, where there is none.
+
+    Raises:
+        ConfigError: damaged telemetry, and ``truncate`` is not set.
+    """
+    store = plan.path / TELEMETRY
+    start = newest(sweep, plan, plan.steps, say)
+    if not store.exists():
+        if start.step == plan.first_step:
+            return start
+        damaged = [integrity.Damage("", None, "missing")]
+    else:
+        damaged = list(integrity.damage(store, plan.first_step, start.step))
+    if not damaged:
+        return start
+    if not truncate:
+        more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        raise ConfigError(
+            "telemetry", f"{store / damaged[0].file}{more}",
+            f"what was written ({damaged[0].reason}); periodic-jax resume {plan.path} --truncate computes it again "
+            f"from {_place(plan, damaged)}",
+        )  # fmt: skip
+    steps = [plan.first_step if one.first_step is None else one.first_step for one in damaged]
+    start = newest(sweep, plan, min(steps), say)
+    if start.step == plan.first_step and store.exists():
+        shutil.rmtree(store)
+    say(f"damaged telemetry: going back to step {start.step}")
+    return start
+
+
+def newest(sweep: Sweep, plan: Plan, most: int, say: Callable[[str], None]) -> Start:
+    """The newest whole checkpoint of at most ``most`` steps."""
+    like = sweep.export(sweep.states)
+    for step in reversed(checkpoint_steps(plan.path)):
+        if not plan.first_step <= step <= most:
+            continue
+        try:
+            return Start(step, load(plan.path, step, like))
+        except DamagedCheckpoint as error:
+            say(f"checkpoint {step} is damaged ({error}): falling back to the one before it")
+    if plan.first_step:
+        raise ConfigError(
+            "run directory", plan.path, f"a whole checkpoint at step {plan.first_step}, where this run was branched"
+        )
+    return Start(0, None)
+
+
+def _place(plan: Plan, damaged: list[integrity.Damage]) -> str:
+    """The step of the checkpoint to which truncation would go back."""
+    most = min(plan.first_step if one.first_step is None else one.first_step for one in damaged)
+    step = max((step for step in checkpoint_steps(plan.path) if step <= most), default=plan.first_step)
+    return f"step {step} on"
