@@ -3,8 +3,8 @@
     python -m benchmarks.checkpoint_cost [--width 4] [--configs 10] [--steps 1500]
 
 The difference of the two, divided by the number of checkpoints, is what one costs, with the telemetry that must be on
-disk before it. Processor time of all threads, which other processes on the machine disturb least. At the default interval
-a run pays that once in so many seconds.
+disk before it. Processor time of all threads, which other processes on the machine disturb least. At the default
+interval a run pays that once in so many seconds.
 """
 
 import argparse
