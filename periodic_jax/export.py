@@ -105,7 +105,7 @@ def to_tensorboard(dataset: xr.Dataset, folder: Path) -> None:
 def to_wandb(dataset: xr.Dataset, folder: Path) -> None:
     """An offline run for each configuration; ``wandb sync`` sends them, if you want that."""
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise _missing("wandb", "wandb") from None
     folder.mkdir()
