@@ -79,14 +79,14 @@ def test_float32_is_as_good_as_its_numbers_allow(images, name):
     """Rounding breaks near ties of ReLU and max-pooling, and a step multiplies a difference by up to 100.
 
     Rounding the initial weights alone, in float64, moves the fifth loss of the depth-5 network by 1e-2; so what is
-    asked of all is the first step, and the loss of five to one per cent.
+    asked of all is the first step to rounding, and the loss of the first three.
     """
     with jax.default_matmul_precision("highest"):
         recording = replay.load_recording(GOLDEN / f"{name}.npz")
         result = replay.replay(recording, images)
     for quantity in ("loss", "rho", "grad_norm_all"):
         np.testing.assert_allclose(result[f"step/{quantity}"][0], recording[f"step/{quantity}"][0], rtol=2e-6)
-    np.testing.assert_allclose(result["step/loss"][:5], recording["step/loss"][:5], rtol=1e-2)
+    np.testing.assert_allclose(result["step/loss"][:3], recording["step/loss"][:3], rtol=1e-3)
 
 
 def test_the_command_writes_what_it_replayed(tmp_path, capsys):
