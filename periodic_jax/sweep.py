@@ -72,7 +72,7 @@ class Sweep:
     Attributes:
         evaluations: names of what is evaluated; of corrupted and clean labels apart where the data set has corrupted
             ones.
-        states: the training state of all configurations, stacked ``(seeds, members, ...)``. The compiled chunk takes
+        states: the training state of all configurations, stacked ``(rows, members, ...)``. The compiled chunk takes
             its memory over: after each chunk the attribute is a new tree and the old arrays are gone.
         compilations: how often the chunk program was traced; 1 after any number of chunks.
 
@@ -103,20 +103,16 @@ class Sweep:
         self.recorded = SCALARS + (PER_LAYER if per_layer else ())
         self.evaluations = EVALUATIONS + (() if dataset.corrupted is None else CORRUPTION)
         devices = devices or jax.devices()
-        groups = np.unique(grid.seeds, return_counts=True)[1]
-        self.devices = devices[: min(len(devices), int(groups.max()))]
-        self.mesh = Mesh(np.array(self.devices), ("member",))
+        self.devices = devices[: min(len(devices), len(grid))]
+        self.mesh = Mesh(np.array(self.devices), ("device",))
         self.arrangement = Arrangement.of(grid.seeds, len(self.devices))
         self.compilations = 0
         self.step = 0
 
         dtype = getattr(model, "param_dtype", jnp.float32)
-        members, everywhere = NamedSharding(self.mesh, P(None, "member")), NamedSharding(self.mesh, P())
-        put = partial(jax.device_put, device=everywhere)
-        self.data = jax.tree.map(put, data_module.to_device(dataset, dtype))
-        self.seeds = put(jnp.asarray(self.arrangement.seeds, jnp.uint32))
-        stacked = HParams(*(jnp.asarray(h[self.arrangement.source], dtype) for h in grid.hparams()))
-        self.hparams = jax.tree.map(partial(jax.device_put, device=members), stacked)
+        self.data = jax.tree.map(partial(self._placed, spec=P()), data_module.to_device(dataset, dtype))
+        self.seeds = self._placed(self.arrangement.seeds.astype(np.uint32))
+        self.hparams = HParams(*(self._placed(h[self.arrangement.source].astype(dtype)) for h in grid.hparams()))
         shape = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), dtype)
         create = partial(create_train_state, loss=loss, schedule=schedule, per_filter=per_filter)
         self._fresh_states = self._initialiser(create, model, shape)
@@ -127,9 +123,9 @@ class Sweep:
         about = (jax.__version__, self.devices[0].device_kind, len(self.devices), self.arrangement.source.shape, model)
         about += (shape, per_layer, loss, schedule, per_filter, full_batch, augment)
         about += (jax.config.values["jax_default_matmul_precision"],)
-        local = self.arrangement.source.shape[1] // len(self.devices)
-        layouts = tuning.candidates(self.devices[0].platform, local) if layout == "auto" else [layout]
-        self._settle(tuning.fastest(layouts, self._time, about), local)
+        members = self.arrangement.source.shape[1]
+        layouts = tuning.candidates(self.devices[0].platform, members) if layout == "auto" else [layout]
+        self._settle(tuning.fastest(layouts, self._time, about), members)
 
     def _settle(self, layout: str, members: int) -> None:
         """Compile the programs in a layout, or where they need more memory than there is, in a smaller one."""
@@ -155,7 +151,7 @@ class Sweep:
     def _train_from_start(self, count: int) -> None:
         """``count`` steps from fresh states, which are the sweep's after none; none take as much memory as many."""
         count = min(count, self.capacity)
-        data = (self.hparams, self.seeds, self.data, jnp.int32(0), jnp.int32(count))
+        data = (self.hparams, self.seeds, self.data, np.int32(0), np.int32(count))
         self.states, _ = jax.block_until_ready(self._run_chunk(self._fresh_states(), *data))
 
     def _lay_out_programs(self, layout: str) -> None:
@@ -167,9 +163,9 @@ class Sweep:
             return programs.chunk(*arguments)
 
         shard = partial(jax.shard_map, mesh=self.mesh, check_vma=False)
-        over = P(None, "member")
-        results = (over, P(None, None, "member"))
-        sharded = shard(chunk, in_specs=(over, over, P(), P(), P(), P()), out_specs=results)
+        over = P("device")
+        results = (over, P(None, "device"))
+        sharded = shard(chunk, in_specs=(over, over, over, P(), P(), P()), out_specs=results)
         self._run_chunk = jax.jit(sharded, donate_argnums=0)
         self._copy = jax.jit(lambda states: jax.tree.map(jnp.copy, states))
         self._run_evaluation = jax.jit(shard(programs.evaluation, in_specs=(over, P()), out_specs=over))
@@ -218,10 +214,10 @@ class Sweep:
             count = min(size, mark - self.step)
             first_step, self.step = self.step, self.step + count
             self.states, telemetry = self._run_chunk(
-                self.states, self.hparams, self.seeds, self.data, jnp.int32(first_step), jnp.int32(count)
+                self.states, self.hparams, self.seeds, self.data, np.int32(first_step), np.int32(count)
             )
             evaluation = self._run_evaluation(self.states, self.data) if eval_every and self.step == due else None
-            diverged = jnp.copy(self.states.diverged_at)
+            diverged = self._copy(self.states.diverged_at)
             kept = self._copy(self.states) if self.step < end and keep(self.step) else None
             if pending:
                 yield self._fetch(*pending)
@@ -239,7 +235,7 @@ class Sweep:
 
         Leaves without elements are left out.
         """
-        return {name: self.arrangement.flatten(leaf) for name, leaf in _named_leaves(states) if leaf.size}
+        return {name: self._flat(leaf) for name, leaf in _named_leaves(states) if leaf.size}
 
     def restore(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
         """Continue from what `export` gave, after ``step`` updates.
@@ -248,11 +244,9 @@ class Sweep:
             arrays: of the names, shapes and dtypes of ``export(self.states)``.
             step: updates made so far.
         """
-        sharding = NamedSharding(self.mesh, P(None, "member"))
-        names = [name for name, _ in _named_leaves(self.states)]
         leaves = [
-            jax.device_put(arrays[name][self.arrangement.source], sharding) if leaf.size else leaf
-            for name, leaf in zip(names, jax.tree.leaves(self.states), strict=True)
+            self._placed(arrays[name][self.arrangement.source]) if leaf.size else leaf
+            for name, leaf in _named_leaves(self.states)
         ]
         self.states = jax.tree.unflatten(jax.tree.structure(self.states), leaves)
         self.step = step
@@ -282,26 +276,38 @@ class Sweep:
         def spread(leaf: Array) -> Array:
             return jnp.repeat(leaf[:, None], members, axis=1)
 
-        # One seed at a time: a seed's initial weights must not depend on how many seeds there are.
-        initialise = jax.jit(lambda seeds: jax.tree.map(spread, jax.lax.map(of_seed, seeds)))
-        sharding = NamedSharding(self.mesh, P(None, "member"))
-        return lambda: jax.tree.map(partial(jax.device_put, device=sharding), initialise(self.seeds))
+        def initialise(seeds: Array) -> TrainState:
+            # One row at a time: a seed's initial weights must not depend on how many there are.
+            return jax.tree.map(spread, jax.lax.map(of_seed, seeds))
+
+        over = P("device")
+        sharded = jax.shard_map(initialise, mesh=self.mesh, in_specs=over, out_specs=over, check_vma=False)
+        return partial(jax.jit(sharded), self.seeds)
+
+    def _placed(self, rows: Any, spec: P = P("device")) -> Array:
+        """Rows of this process on its devices, or what all devices are to hold."""
+        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, spec), np.asarray(rows))
+
+    def _flat(self, array: Array, axis: int = 0) -> np.ndarray:
+        """This process's configurations, on the host, of an array whose axis ``axis`` are the rows."""
+        shards = sorted(array.addressable_shards, key=lambda shard: shard.index[axis].start or 0)
+        return self.arrangement.flatten(np.concatenate([shard.data for shard in shards], axis), axis)
 
     def _fetch(self, first_step: int, telemetry: Any, count: int, evaluation: Any, diverged: Any, kept: Any) -> Chunk:
         arrays = {}
         for kind, buffer in telemetry.items():
             # Cut on the host: a slice on the device would be compiled again for each length.
-            flat = self.arrangement.flatten(np.asarray(buffer)[:count], axis=1)  # (steps, configs, names, ...)
+            flat = self._flat(buffer, axis=1)[:count]  # (steps, configs, names, ...)
             for i, name in enumerate(self.programs.kinds()[kind]):
                 arrays[name] = np.moveaxis(flat[:, :, i], 0, 1)
         evaluated = evaluation and self._fetch_evaluation(evaluation)
-        return Chunk(first_step, arrays, evaluated, self.arrangement.flatten(diverged), kept)
+        return Chunk(first_step, arrays, evaluated, self._flat(diverged), kept)
 
     def _fetch_evaluation(self, evaluation: dict[str, Any]) -> dict[str, np.ndarray]:
-        return {name: self.arrangement.flatten(value) for name, value in evaluation.items()}
+        return {name: self._flat(value) for name, value in evaluation.items()}
 
     def _diverged(self) -> np.ndarray:
-        return self.arrangement.flatten(self.states.diverged_at)
+        return self._flat(self.states.diverged_at)
 
 
 def _named_leaves(states: TrainState) -> list[tuple[str, Any]]:
