@@ -3,9 +3,10 @@
     DIR/checkpoints/STEP/                  a flat tree of arrays, configurations first and in the grid's order
     DIR/checkpoints/STEP/checksums.json    of all other files there
 
-The order is the grid's, without padding, so that a run can go on with another number of devices. Orbax writes a
-checkpoint beside its place and renames it; it counts when its checksums are there. They are compared before orbax reads
-anything, since its readers do not bear damage well. Nothing in a checkpoint is unpickled or run.
+The order is the grid's, without padding but at the end, so that a run can go on with another number of devices or
+processes, each of which writes and reads its own configurations. Orbax writes a checkpoint beside its place and renames
+it; it counts when its checksums are there. They are compared before orbax reads anything, since its readers do not bear
+damage well. Nothing in a checkpoint is unpickled or run.
 """
 
 import json
@@ -19,9 +20,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from periodic_jax.distributed import ALONE, Team
 from periodic_jax.integrity import SEAL, is_whole, seal, write_json
 from periodic_jax.results import CHECKPOINTS, CHECKSUMS, checkpoint_steps
 
@@ -48,8 +53,17 @@ def load(path: Path, step: int, like: Tree | None = None) -> dict[str, np.ndarra
     Raises:
         DamagedCheckpoint: anything else than what was written.
     """
+    verify(path, step)
+    return read(path, step, like)
+
+
+def verify(path: Path, step: int) -> None:
+    """Compare the checksums of a checkpoint's files.
+
+    Raises:
+        DamagedCheckpoint: they are not those that were written.
+    """
     folder = path / CHECKPOINTS / str(step)
-    wanted = None if like is None else _packed(step, like)
     try:
         sealed = json.loads((folder / CHECKSUMS).read_text())
         if not is_whole(sealed) or SEAL not in sealed:
@@ -59,16 +73,77 @@ def load(path: Path, step: int, like: Tree | None = None) -> dict[str, np.ndarra
                 raise DamagedCheckpoint(f"{name} has another checksum")
         if missing := set(sealed) - {SEAL}:
             raise DamagedCheckpoint(f"{min(missing)} is missing")
-        content = ocp.load(os.path.abspath(folder), wanted)
-        states = {name: np.asarray(array) for name, array in content["states"].items()}
-        written = np.asarray(content["check"]).tolist()
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise _damaged(error) from None
+
+
+def read(
+    path: Path, step: int, like: Tree | None = None, team: Team = ALONE, share: int | None = None
+) -> dict[str, np.ndarray]:
+    """Read a checkpoint whose files are verified.
+
+    Args:
+        path, step, like: as for `load`; ``like`` of this process's configurations.
+        team: the processes, which read side by side.
+        share: configurations of each.
+
+    Returns:
+        The arrays, this process's configurations first.
+
+    Raises:
+        DamagedCheckpoint: as `load`.
+    """
+    folder = os.path.abspath(path / CHECKPOINTS / str(step))
+    try:
+        if like is not None:
+            _check(folder, like, team.count * (share or len(next(iter(like.values())))))
+        wanted = None if like is None or team.count == 1 else _wanted(folder, like, team, share or 0)
+        with _context(team, padding=wanted is not None):
+            content = ocp.load(folder, wanted)
+        parts = np.asarray(content["check"])
+        stored = {name: _here(array) for name, array in content["states"].items()}
+        if (parts[:, 0] != step).any():
+            raise DamagedCheckpoint("it is of another step")
+        if wanted is None:
+            states = _joined(stored, parts)
+            if like is not None and {len(array) for array in states.values()} != {len(a) for a in like.values()}:
+                raise DamagedCheckpoint("it is of other configurations")
+            return states
+        # Its parts may be those of other processes: the files were verified, and that must do.
+        return {name: array[: len(like[name])] for name, array in stored.items()} if like else stored
     except DamagedCheckpoint:
         raise
     except Exception as error:  # whatever a crafted checkpoint makes orbax or tensorstore raise
-        raise DamagedCheckpoint(str(error).partition("\n")[0][:200] or type(error).__name__) from None
-    if written != [step, checksum(states)]:
-        raise DamagedCheckpoint("its arrays have another checksum")
-    return states
+        raise _damaged(error) from None
+
+
+def _check(folder: str, like: Tree, configs: int) -> None:
+    """Refuse a checkpoint of other arrays before memory is taken for them."""
+    described: Any = ocp.metadata(folder).metadata
+    stored = {name: (tuple(array.shape), np.dtype(array.dtype)) for name, array in described["states"].items()}
+    for name in sorted({*stored, *like}):
+        if name not in stored or name not in like:
+            raise DamagedCheckpoint(f"{name} is in it, or wanted, but not both")
+        (length, *shape), dtype = stored[name]
+        # Padding adds less than all configurations there are.
+        if tuple(shape) != like[name].shape[1:] or dtype != like[name].dtype or length > 2 * configs:
+            raise DamagedCheckpoint(f"its {name} are {dtype} of shape {(length, *shape)}")
+
+
+def _joined(stored: Tree, parts: np.ndarray) -> dict[str, np.ndarray]:
+    """All configurations, without the padding behind each process's."""
+    share = len(next(iter(stored.values()))) // len(parts)
+    pieces = []
+    for k, (_, configs, written) in enumerate(parts.tolist()):
+        piece = {name: array[k * share : k * share + configs] for name, array in stored.items()}
+        if checksum(piece) != written:
+            raise DamagedCheckpoint("its arrays have another checksum")
+        pieces.append(piece)
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in stored}
+
+
+def _damaged(error: Exception) -> DamagedCheckpoint:
+    return DamagedCheckpoint(str(error).partition("\n")[0][:200] or type(error).__name__)
 
 
 def file_checksums(folder: Path) -> dict[str, int]:
@@ -97,11 +172,17 @@ class Checkpoints:
         seconds: least time between two checkpoints; it grows so that writing takes at most a hundredth of the time. 0:
             after every chunk.
         first_step: of the run; a branch keeps its checkpoint there, which nothing could bring back.
+        team: the processes that write each checkpoint together.
+        share: configurations of each of them, but for the last, which may have fewer.
     """
 
     def __init__(
-        self, path: Path, *, keep: int = 2, keep_every: int | None = None, seconds: float = 10.0, first_step: int = 0
-    ) -> None:
+        self, path: Path, *, keep: int = 2, keep_every: int | None = None, seconds: float = 10.0, first_step: int = 0,
+        team: Team = ALONE, share: int | None = None,
+    ) -> None:  # fmt: skip
+        self._team, self._share = team, share
+        if team.count > 1:
+            _let_orbax_trust_paths()
         self._path, self._keep, self._keep_every, self._first_step = path, keep, keep_every, first_step
         self._seconds, self._last, self._took = seconds, time.monotonic(), 0.0
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -114,14 +195,17 @@ class Checkpoints:
         return marked or time.monotonic() - self._last >= interval
 
     def save(self, step: int, states: Tree) -> None:
-        """Begin to write a checkpoint, as soon as the one before is written.
+        """Begin to write a checkpoint of this process's configurations, as soon as the one before is written.
 
         Raises:
             OSError: the one before could not be written.
         """
         self.wait()
         self._last = time.monotonic()
-        self._pending = self._thread.submit(self._write, step, states)
+        content = _packed(step, states)
+        if self._team.count > 1:
+            content = _spread(content, self._team, self._share or 0)
+        self._pending = self._thread.submit(self._write, step, content)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written.
@@ -133,17 +217,21 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
-    def _write(self, step: int, states: Tree) -> None:
+    def _write(self, step: int, content: dict[str, Any]) -> None:
         """Write a checkpoint, then remove those that are no longer wanted."""
         begun = time.monotonic()
         folder = self._path / CHECKPOINTS / str(step)
-        self._drop(step)
+        if self._team.first:
+            self._drop(step)
         try:
-            ocp.save(os.path.abspath(folder), _packed(step, states))
+            with _context(self._team):
+                ocp.save(os.path.abspath(folder), content)
         except OSError:
             raise
         except Exception as error:  # tensorstore's own words for a full disk and its like
             raise OSError(None, str(error).partition("\n")[0] or type(error).__name__) from error
+        if not self._team.first:
+            return
         write_json(folder / CHECKSUMS, seal(file_checksums(folder)))
         for old in checkpoint_steps(self._path)[: -self._keep]:
             if old != self._first_step and (self._keep_every is None or old % self._keep_every):
@@ -167,4 +255,58 @@ class Checkpoints:
 
 
 def _packed(step: int, states: Tree) -> dict[str, Any]:
-    return {"states": dict(states), "check": np.array([step, checksum(states)], np.int64)}
+    configs = len(next(iter(states.values())))
+    return {"states": dict(states), "check": np.array([[step, configs, checksum(states)]], np.uint32)}
+
+
+def _context(team: Team, padding: bool = False) -> ocp.Context:
+    """Orbax's settings: all processes, named, so that it waits for them without their devices."""
+    options = ocp.options.MultiprocessingOptions(active_processes=set(range(team.count)) if team.count > 1 else None)
+    loading = ocp.options.ArrayOptions.Loading(enable_padding_and_truncation=padding)
+    return ocp.Context(multiprocessing_options=options, array_options=ocp.options.ArrayOptions(loading=loading))
+
+
+def _let_orbax_trust_paths() -> None:
+    """Orbax 0.12 compares the paths of all processes by a collective on their devices, here from another thread than
+    training: they could wait for each other. The paths are compared at the start.
+    """
+    from orbax.checkpoint.experimental.v1._src.saving import execution
+
+    if hasattr(execution, "_check_directory_consistency"):
+        execution._check_directory_consistency = lambda directory: None
+
+
+def _by_process(team: Team) -> NamedSharding:
+    """The first axis over the processes, each with one device."""
+    devices = [next(d for d in jax.devices() if d.process_index == host) for host in team.hosts]
+    return NamedSharding(Mesh(np.array(devices), ("process",)), P("process"))
+
+
+def _spread(content: dict[str, Any], team: Team, share: int) -> dict[str, Any]:
+    """What each process has as one array of all, padded to the same share of each."""
+    sharding = _by_process(team)
+
+    def padded(array: np.ndarray, length: int) -> np.ndarray:
+        return np.pad(array, [(0, length - len(array)), *[(0, 0)] * (array.ndim - 1)])
+
+    def whole(array: np.ndarray, length: int) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, padded(array, length))
+
+    states = {name: whole(array, share) for name, array in content["states"].items()}
+    return {"states": states, "check": whole(content["check"], 1)}
+
+
+def _wanted(folder: str, like: Tree, team: Team, share: int) -> dict[str, Any]:
+    """What this process is to read: its share of the states, and what tells of all parts."""
+    sharding, length = _by_process(team), team.count * share
+    described: Any = ocp.metadata(folder).metadata
+    states = {
+        name: jax.ShapeDtypeStruct((length, *array.shape[1:]), array.dtype, sharding=sharding)
+        for name, array in like.items()
+    }
+    return {"states": states, "check": np.zeros(described["check"].shape, np.uint32)}
+
+
+def _here(array: Any) -> np.ndarray:
+    """The part of an array that this process holds."""
+    return np.asarray(array.addressable_shards[0].data if isinstance(array, jax.Array) else array)

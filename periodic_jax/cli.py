@@ -2,16 +2,17 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from periodic_jax import runtime
+from periodic_jax.distributed import ALONE, Team, joined, leave
 from periodic_jax.errors import ConfigError, RunStopped
-from periodic_jax.grid import parse_axis
-from periodic_jax.options import Analyze, Branch, Demo, Export, Info, Plot, Replay, Report, Resume, Sweep
+from periodic_jax.grid import flag_of, parse_axis
+from periodic_jax.options import Analyze, Branch, Demo, Export, Info, Plot, Processes, Replay, Report, Resume, Sweep
 from periodic_jax.parsing import parse, refuse, tell
-from periodic_jax.words import free_folder, to_config, to_selection, whole_number, without_decay
+from periodic_jax.words import finite_number, free_folder, to_config, to_selection, whole_number, without_decay
 
 if TYPE_CHECKING:
     from periodic_jax.run import RunConfig
@@ -23,28 +24,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     SIGINT, 1 when something could not be written; with one line on stderr.
     """
     command = parse(sys.argv[1:] if arguments is None else arguments)
+    # Threads that wait for processes which are lost would hold this one.
+    end = leave if hasattr(command, "processes") and command.processes.distributed else sys.exit
     try:
         _ACTIONS[type(command)](command)
     except ConfigError as error:
-        sys.exit(refuse(str(error)))
+        end(refuse(str(error)))
     except RunStopped as stopped:
         tell(str(stopped))
-        sys.exit(stopped.status)
+        end(stopped.status)
     except KeyboardInterrupt:
         tell("interrupted")
-        sys.exit(130)
+        end(130)
     except OSError as error:
         tell(f"{error.filename or 'error'}: {error.strerror or error}")
-        sys.exit(1)
+        end(1)
 
 
 def _sweep(options: Sweep) -> None:
     from periodic_jax.run import run_sweep
 
     config = to_config(options)
-    _claim(config)
-    path = _train(config.out, run_sweep, config)
-    print(f"figures: {', '.join(f.name for f in _figures(path))} in {path / 'figures'}")
+    if options.processes.distributed and not options.out:
+        raise ConfigError("--out", "none given with --distributed", "a folder that all processes share")
+    with _team(options.processes) as team:
+        _claim(config, team)
+        path = _train(config.out, run_sweep, config, team=team)
+    if team.first:
+        _show(path)
 
 
 def _demo(options: Demo) -> None:
@@ -55,12 +62,13 @@ def _demo(options: Demo) -> None:
         out=options.out or free_folder("demo"),
     )  # fmt: skip
     config = to_config(sweep)
-    _claim(config)
+    _claim(config, ALONE)
     print(
         f"ConvNetSI of width {config.width} on scikit-learn's digits: {len(config.lr)} learning rates x "
         f"{len(config.weight_decay)} weight decays, {config.steps} steps each."
     )
     path = _train(config.out, run_sweep, config)
+    _print_table(path)
     print("Look at:")
     for figure in _figures(path):
         print(f"  {figure}")
@@ -70,11 +78,13 @@ def _resume(options: Resume) -> None:
     from periodic_jax.run import resume_run
 
     counts = {name: whole_number(name, getattr(options, name)) for name in ("steps", "epochs")}
-    path = _train(
-        options.run, resume_run, options.run, dataset=options.dataset or None, data_dir=options.data_dir or None,
-        truncate=options.truncate, **counts,
-    )  # fmt: skip
-    print(f"figures: {', '.join(f.name for f in _figures(path))} in {path / 'figures'}")
+    with _team(options.processes) as team:
+        path = _train(
+            options.run, resume_run, options.run, dataset=options.dataset or None, data_dir=options.data_dir or None,
+            truncate=options.truncate, team=team, **counts,
+        )  # fmt: skip
+    if team.first:
+        _show(path)
 
 
 def _replay(options: Replay) -> None:
@@ -180,7 +190,7 @@ def _branch(options: Branch) -> None:
         change=change, steps=whole_number("steps", options.steps), dataset=options.dataset or None,
         data_dir=options.data_dir or None,
     )  # fmt: skip
-    print(f"figures: {', '.join(f.name for f in _figures(path))} in {path / 'figures'}")
+    _show(path)
 
 
 def _info(options: Info) -> None:
@@ -193,28 +203,65 @@ def _info(options: Info) -> None:
         sys.exit(1)
 
 
-def _claim(config: "RunConfig") -> None:
+@contextlib.contextmanager
+def _team(options: Processes) -> Iterator[Team]:
+    """The processes that train together: this one only, unless --distributed is given."""
+    count, index = (whole_number(name, getattr(options, name)) for name in ("num_processes", "process_id"))
+    patience = finite_number("patience", options.patience)
+    if not patience >= 1:
+        raise ConfigError("--patience", options.patience, "a number of seconds from 1")
+    if options.distributed:
+        runtime.use_cores_as_devices()
+        with joined(options.coordinator or None, count, index, patience) as team:
+            yield team
+        return
+    for name in ("coordinator", "num_processes", "process_id"):
+        if getattr(options, name):
+            raise ConfigError(flag_of(name), getattr(options, name), "--distributed with it")
+    yield ALONE
+
+
+def _claim(config: "RunConfig", team: Team) -> None:
     """Refuse what cannot run before anything is printed, compiled or written."""
     from periodic_jax.results import claim_directory
     from periodic_jax.run import check, standing
 
-    check(config)
-    if standing(config) is None:
-        claim_directory(Path(config.out))
-    else:
-        tell(f"{config.out} holds this run, unfinished: going on with it")
+    def claim() -> None:
+        if standing(config) is None:
+            claim_directory(Path(config.out))
+        else:
+            tell(f"{config.out} holds this run, unfinished: going on with it")
+
+    team.together(lambda: check(config))
+    team.once(claim)
 
 
-def _train(out: str | Path, start: Callable[..., Path], *arguments: Any, **options: Any) -> Path:
-    """Run with a progress bar, then print the table and the summary."""
-    from periodic_jax import analysis, tables
-    from periodic_jax.results import open_run, read_config
+def _train(out: str | Path, start: Callable[..., Path], *arguments: Any, team: Team = ALONE, **options: Any) -> Path:
+    """Run with a progress bar."""
     from periodic_jax.signals import Stop
 
     runtime.use_cores_as_devices()
     runtime.keep_compiled_programs()
-    with Stop() as stop, _progress(out) as report:
-        path = start(*arguments, **options, progress=report, stop=stop, say=tell)
+    if team is not ALONE:
+        options["team"] = team
+    with Stop() as stop, _progress(out, team) as report:
+        return start(*arguments, **options, progress=report, stop=stop, say=tell if team.first else _say_nothing)
+
+
+def _say_nothing(line: str) -> None:
+    """What process 0 says too."""
+
+
+def _show(path: Path) -> None:
+    """Print the table and the summary, and draw the figures."""
+    _print_table(path)
+    print(f"figures: {', '.join(f.name for f in _figures(path))} in {path / 'figures'}")
+
+
+def _print_table(path: Path) -> None:
+    from periodic_jax import analysis, tables
+    from periodic_jax.results import open_run, read_config
+
     print(tables.as_text(analysis.analyze(open_run(path, flat=True))), end="")
     summary = read_config(path)["summary"]
     print(
@@ -222,7 +269,6 @@ def _train(out: str | Path, start: Callable[..., Path], *arguments: Any, **optio
         f"{summary['ms_per_config_step'] or float('nan'):.3g} ms each after it; "
         f"peak memory {summary['peak_rss_mb']:.0f} MB; in {path}"
     )
-    return path
 
 
 def _figures(path: Path) -> list[Path]:
@@ -234,16 +280,21 @@ def _figures(path: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _progress(out: str | Path):
+def _progress(out: str | Path, team: Team):
     """A bar in config-steps, moved once a chunk; in a log file, where each state is a line, twice a minute."""
     from tqdm import tqdm
 
     from periodic_jax.results import read_config
 
     pause = 0 if sys.stderr.isatty() else 30
-    with tqdm(unit="config-step", unit_scale=True, desc="compiling", mininterval=pause, dynamic_ncols=True) as bar:
+    with tqdm(
+        unit="config-step", unit_scale=True, desc="compiling", mininterval=pause, dynamic_ncols=True,
+        disable=not team.first,
+    ) as bar:  # fmt: skip
 
         def report(chunk: "Chunk", configs: int) -> None:
+            if bar.disable:
+                return
             if bar.total is None:
                 bar.total = read_config(out)["config"]["steps"] * configs
                 bar.initial = bar.n = chunk.first_step * configs

@@ -17,9 +17,10 @@ from jaxtyping import Array
 
 from periodic_jax import data as data_module
 from periodic_jax import tuning
+from periodic_jax.distributed import ALONE, Team
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import HParams, SweepGrid
-from periodic_jax.layouts import Arrangement, check_layout
+from periodic_jax.layouts import Arrangement, check_layout, device_shape
 from periodic_jax.programs import CORRUPTION, EVALUATIONS, PER_LAYER, SCALARS, Programs
 from periodic_jax.train import TrainState, create_train_state
 
@@ -68,12 +69,17 @@ class Sweep:
             images after the last whole one are left out.
         augment: crop and flip the images of each step at random, all configurations of a seed alike.
         devices: JAX devices to shard the configurations over; all, if None.
+        team: the processes that train the grid together, each with its own devices.
+        share: configurations of each process but the last, which has the rest.
 
     Attributes:
+        own: the configurations of this process, which are all if it is alone. Results, and states on the host, are
+            theirs.
         evaluations: names of what is evaluated; of corrupted and clean labels apart where the data set has corrupted
             ones.
         states: the training state of all configurations, stacked ``(rows, members, ...)``. The compiled chunk takes
             its memory over: after each chunk the attribute is a new tree and the old arrays are gone.
+        stopped: what ``stop`` said, if it ended the last `chunks`; 0 otherwise.
         compilations: how often the chunk program was traced; 1 after any number of chunks.
 
     Raises:
@@ -96,23 +102,34 @@ class Sweep:
         full_batch: bool = False,
         augment: bool = False,
         devices: list[Any] | None = None,
+        team: Team = ALONE,
+        share: int | None = None,
     ) -> None:
         check_batch_size(batch_size, dataset)
         check_layout(layout)
         self.grid, self.batch_size, self.capacity = grid, batch_size, capacity
         self.recorded = SCALARS + (PER_LAYER if per_layer else ())
         self.evaluations = EVALUATIONS + (() if dataset.corrupted is None else CORRUPTION)
-        devices = devices or jax.devices()
-        self.devices = devices[: min(len(devices), len(grid))]
+        self.team, share = team, share or -(-len(grid) // team.count)
+        shares = [slice(k * share, min((k + 1) * share, len(grid))) for k in range(team.count)]
+        if shares[-1].start >= len(grid):
+            most = -(-len(grid) // share)
+            raise ConfigError("--num-processes", team.count, f"at most {most} for {len(grid)} configurations")
+        self.own = shares[team.index]
+        held = [[d for d in devices or jax.devices() if d.process_index == host] for host in team.hosts]
+        each = min(shares[0].stop, *(len(local) for local in held))
+        self.devices = [device for local in held for device in local[:each]]
         self.mesh = Mesh(np.array(self.devices), ("device",))
-        self.arrangement = Arrangement.of(grid.seeds, len(self.devices))
+        seeds = [grid.seeds[part] for part in shares]
+        self.arrangement = Arrangement.of(seeds[team.index], each, device_shape(seeds, each))
         self.compilations = 0
-        self.step = 0
+        self.step, self.stopped = 0, 0
 
         dtype = getattr(model, "param_dtype", jnp.float32)
-        self.data = jax.tree.map(partial(self._placed, spec=P()), data_module.to_device(dataset, dtype))
+        self.data = jax.tree.map(self._everywhere, data_module.to_device(dataset, dtype))
         self.seeds = self._placed(self.arrangement.seeds.astype(np.uint32))
-        self.hparams = HParams(*(self._placed(h[self.arrangement.source].astype(dtype)) for h in grid.hparams()))
+        shown = self.own.start + self.arrangement.source
+        self.hparams = HParams(*(self._placed(h[shown].astype(dtype)) for h in grid.hparams()))
         shape = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), dtype)
         create = partial(create_train_state, loss=loss, schedule=schedule, per_filter=per_filter)
         self._fresh_states = self._initialiser(create, model, shape)
@@ -125,7 +142,8 @@ class Sweep:
         about += (jax.config.values["jax_default_matmul_precision"],)
         members = self.arrangement.source.shape[1]
         layouts = tuning.candidates(self.devices[0].platform, members) if layout == "auto" else [layout]
-        self._settle(tuning.fastest(layouts, self._time, about), members)
+        self._settle(tuning.fastest(layouts, self._time, about, self._first_says), members)
+        team.check_same({"--layout": self.layout})
 
     def _settle(self, layout: str, members: int) -> None:
         """Compile the programs in a layout, or where they need more memory than there is, in a smaller one."""
@@ -142,11 +160,15 @@ class Sweep:
         """Seconds of a step in a layout; infinite where it does not fit the memory."""
         self._lay_out_programs(layout)
         try:
-            return tuning.seconds_per_step(self._train_from_start)
+            return tuning.seconds_per_step(self._train_from_start, self._first_says)
         except jax.errors.JaxRuntimeError as error:
             if not tuning.is_out_of_memory(error):
                 raise
             return float("inf")
+
+    def _first_says(self, value: Any) -> Any:
+        """What process 0 found: timings differ, and all must draw the same conclusions."""
+        return self.team.once(lambda: value)
 
     def _train_from_start(self, count: int) -> None:
         """``count`` steps from fresh states, which are the sweep's after none; none take as much memory as many."""
@@ -179,7 +201,7 @@ class Sweep:
         origin: int = 0,
         mark_every: int | None = None,
         keep: Callable[[int], bool] = lambda step: False,
-        stop: Callable[[], bool] = lambda: False,
+        stop: Callable[[], int] = lambda: 0,
     ) -> Iterator[Chunk]:
         """Train for that many more steps.
 
@@ -193,9 +215,9 @@ class Sweep:
             seconds: wanted duration of a chunk.
             origin: the run's first step.
             mark_every: chunks end at its multiples too.
-            keep: asked at the end of each chunk, with the number of updates made, whether the states there are wanted.
-                Those at the end of the last chunk come anyway.
-            stop: asked before each chunk; ends the training early.
+            keep: asked before each chunk, with the number of updates made after it, whether the states there are
+                wanted. Those at the end of the last chunk come anyway.
+            stop: asked before each chunk; anything but 0, in any process, ends the training early.
 
         Yields:
             Consecutive chunks.
@@ -208,17 +230,23 @@ class Sweep:
             first = self._fetch_evaluation(self._run_evaluation(self.states, self.data))
             yield Chunk(origin, self.empty_telemetry(), first, self._diverged())
         started, chunk_number = time.perf_counter(), 0
-        while self.step < end and not stop():
+        while self.step < end:
             due = min((self.step // eval_every + 1) * eval_every, end) if eval_every else end
             mark = min((self.step // mark_every + 1) * mark_every, due) if mark_every else due
             count = min(size, mark - self.step)
+            # What depends on clocks and signals is agreed upon: process 0 decides, any may stop all.
+            asked = self.team.exchange([count, bool(keep(self.step + count)), int(stop())])
+            count, kept_here, _ = asked[0]
+            self.stopped = max(status for _, _, status in asked)
+            if self.stopped:
+                break
             first_step, self.step = self.step, self.step + count
             self.states, telemetry = self._run_chunk(
                 self.states, self.hparams, self.seeds, self.data, np.int32(first_step), np.int32(count)
             )
             evaluation = self._run_evaluation(self.states, self.data) if eval_every and self.step == due else None
             diverged = self._copy(self.states.diverged_at)
-            kept = self._copy(self.states) if self.step < end and keep(self.step) else None
+            kept = self._copy(self.states) if self.step < end and kept_here else None
             if pending:
                 yield self._fetch(*pending)
             pending = (first_step, telemetry, count, evaluation, diverged, kept)
@@ -231,11 +259,16 @@ class Sweep:
             yield self._fetch(*pending)._replace(states=self.states)
 
     def export(self, states: TrainState) -> dict[str, np.ndarray]:
-        """States as host arrays by name, ``(configs, ...)`` in the grid's order, whatever the number of devices.
+        """States of this process's configurations as host arrays by name, ``(configs, ...)`` in the grid's order,
+        whatever the number of devices.
 
         Leaves without elements are left out.
         """
         return {name: self._flat(leaf) for name, leaf in _named_leaves(states) if leaf.size}
+
+    def bytes_of_a_state(self) -> int:
+        """Bytes of one configuration's training state."""
+        return sum(leaf.nbytes // self.hparams.lr.size for leaf in jax.tree.leaves(self.states))
 
     def restore(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
         """Continue from what `export` gave, after ``step`` updates.
@@ -284,9 +317,13 @@ class Sweep:
         sharded = jax.shard_map(initialise, mesh=self.mesh, in_specs=over, out_specs=over, check_vma=False)
         return partial(jax.jit(sharded), self.seeds)
 
-    def _placed(self, rows: Any, spec: P = P("device")) -> Array:
-        """Rows of this process on its devices, or what all devices are to hold."""
-        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, spec), np.asarray(rows))
+    def _placed(self, rows: Any) -> Array:
+        """Rows of this process on its devices."""
+        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, P("device")), np.asarray(rows))
+
+    def _everywhere(self, array: Any) -> Array:
+        """What all devices are to hold."""
+        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, P()), np.asarray(array))
 
     def _flat(self, array: Array, axis: int = 0) -> np.ndarray:
         """This process's configurations, on the host, of an array whose axis ``axis`` are the rows."""

@@ -23,6 +23,8 @@ OPTIONAL = (
     "resize",
     "keep_every",
     "step",
+    "num_processes",
+    "process_id",
 )
 
 
