@@ -95,39 +95,49 @@ def read(
     """
     folder = os.path.abspath(path / CHECKPOINTS / str(step))
     try:
+        stored = _stored(folder)
         if like is not None:
-            _check(folder, like, team.count * (share or len(next(iter(like.values())))))
-        wanted = None if like is None or team.count == 1 else _wanted(folder, like, team, share or 0)
-        with _context(team, padding=wanted is not None):
-            content = ocp.load(folder, wanted)
+            _check(stored, like, team.count * (share or len(next(iter(like.values())))))
+        together = team.count > 1
+        if together:
+            sharding, length = _by_process(team), team.count * (share or 0)
+            for name, array in (like or {}).items():
+                shape = (length, *array.shape[1:])
+                stored["states"][name] = jax.ShapeDtypeStruct(shape, array.dtype, sharding=sharding)
+        with _context(team, padding=together):
+            content = ocp.load(folder, stored)
         parts = np.asarray(content["check"])
-        stored = {name: _here(array) for name, array in content["states"].items()}
         if (parts[:, 0] != step).any():
             raise DamagedCheckpoint("it is of another step")
-        if wanted is None:
-            states = _joined(stored, parts)
-            if like is not None and {len(array) for array in states.values()} != {len(a) for a in like.values()}:
-                raise DamagedCheckpoint("it is of other configurations")
-            return states
-        # Its parts may be those of other processes: the files were verified, and that must do.
-        return {name: array[: len(like[name])] for name, array in stored.items()} if like else stored
+        if together and like is not None:
+            # Its parts may be those of other processes: the files were verified, and that must do.
+            local = {name: np.asarray(array.addressable_shards[0].data) for name, array in content["states"].items()}
+            return {name: array[: len(like[name])] for name, array in local.items()}
+        states = _joined(content["states"], parts)
+        if like is not None and {len(array) for array in states.values()} != {len(a) for a in like.values()}:
+            raise DamagedCheckpoint("it is of other configurations")
+        return states
     except DamagedCheckpoint:
         raise
     except Exception as error:  # whatever a crafted checkpoint makes orbax or tensorstore raise
         raise _damaged(error) from None
 
 
-def _check(folder: str, like: Tree, configs: int) -> None:
-    """Refuse a checkpoint of other arrays before memory is taken for them."""
+def _stored(folder: str) -> dict[str, Any]:
+    """Arrays of the shapes and dtypes of those in a checkpoint, which take no memory."""
     described: Any = ocp.metadata(folder).metadata
-    stored = {name: (tuple(array.shape), np.dtype(array.dtype)) for name, array in described["states"].items()}
-    for name in sorted({*stored, *like}):
-        if name not in stored or name not in like:
-            raise DamagedCheckpoint(f"{name} is in it, or wanted, but not both")
-        (length, *shape), dtype = stored[name]
+    return jax.tree.map(lambda array: np.broadcast_to(np.zeros((), array.dtype), array.shape), described)
+
+
+def _check(stored: dict[str, Any], like: Tree, configs: int) -> None:
+    """Refuse a checkpoint of other arrays before memory is taken for them."""
+    if other := set(stored["states"]) ^ set(like):
+        raise DamagedCheckpoint(f"{min(other)} is in it, or wanted, but not both")
+    for name, array in stored["states"].items():
         # Padding adds less than all configurations there are.
-        if tuple(shape) != like[name].shape[1:] or dtype != like[name].dtype or length > 2 * configs:
-            raise DamagedCheckpoint(f"its {name} are {dtype} of shape {(length, *shape)}")
+        same = array.shape[1:] == like[name].shape[1:] and array.dtype == like[name].dtype
+        if not same or len(array) > 2 * configs:
+            raise DamagedCheckpoint(f"its {name} are {array.dtype} of shape {array.shape}")
 
 
 def _joined(stored: Tree, parts: np.ndarray) -> dict[str, np.ndarray]:
@@ -294,19 +304,3 @@ def _spread(content: dict[str, Any], team: Team, share: int) -> dict[str, Any]:
 
     states = {name: whole(array, share) for name, array in content["states"].items()}
     return {"states": states, "check": whole(content["check"], 1)}
-
-
-def _wanted(folder: str, like: Tree, team: Team, share: int) -> dict[str, Any]:
-    """What this process is to read: its share of the states, and what tells of all parts."""
-    sharding, length = _by_process(team), team.count * share
-    described: Any = ocp.metadata(folder).metadata
-    states = {
-        name: jax.ShapeDtypeStruct((length, *array.shape[1:]), array.dtype, sharding=sharding)
-        for name, array in like.items()
-    }
-    return {"states": states, "check": np.zeros(described["check"].shape, np.uint32)}
-
-
-def _here(array: Any) -> np.ndarray:
-    """The part of an array that this process holds."""
-    return np.asarray(array.addressable_shards[0].data if isinstance(array, jax.Array) else array)
