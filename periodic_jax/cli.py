@@ -45,6 +45,9 @@ def _sweep(options: Sweep) -> None:
     from periodic_jax.run import run_sweep
 
     config = to_config(options)
+    if options.dry_run:
+        _plan(config, options.processes)
+        return
     if options.processes.distributed and not options.out:
         raise ConfigError("--out", "none given with --distributed", "a folder that all processes share")
     with _team(options.processes) as team:
@@ -219,6 +222,21 @@ def _team(options: Processes) -> Iterator[Team]:
         if getattr(options, name):
             raise ConfigError(flag_of(name), getattr(options, name), "--distributed with it")
     yield ALONE
+
+
+def _plan(config: "RunConfig", options: Processes) -> None:
+    """Tell what a sweep would take; writes nothing."""
+    from periodic_jax import planning
+    from periodic_jax.run import check
+
+    processes = whole_number("num_processes", options.num_processes)
+    if processes is not None and processes < 1:
+        raise ConfigError("--num-processes", processes, "a whole number from 1")
+    check(config)
+    runtime.use_cores_as_devices()
+    runtime.keep_compiled_programs()
+    for line in planning.describe(planning.plan(config, processes or 1), config, planning.device_memory()):
+        print(line)
 
 
 def _claim(config: "RunConfig", team: Team) -> None:

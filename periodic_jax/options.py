@@ -130,6 +130,9 @@ class Sweep:
     out: Folder = ""
     """Run directory: a new one, or that of this very run, unfinished, which then goes on; runs/sweep, runs/sweep-2 ...
     if not given."""
+    dry_run: bool = False
+    """Only tell what the sweep would take: configurations of each device, memory, disk, time, and how to split it; for
+    --num-processes with as many devices as this machine has."""
     processes: tyro.conf.OmitArgPrefixes[Processes] = Processes()
 
 

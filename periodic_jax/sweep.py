@@ -266,6 +266,29 @@ class Sweep:
         """
         return {name: self._flat(leaf) for name, leaf in _named_leaves(states) if leaf.size}
 
+    def seconds_per_step(self) -> float:
+        """Time of a step of all configurations, measured from the start; afterwards the sweep is at no step."""
+        return tuning.seconds_per_step(self._train_from_start)
+
+    def seconds_per_evaluation(self) -> float:
+        """Time of an evaluation of all configurations, after one to compile."""
+        import time
+
+        for _ in range(2):
+            started = time.perf_counter()
+            jax.block_until_ready(self._run_evaluation(self.states, self.data))
+        return time.perf_counter() - started
+
+    def bytes_of_temporaries(self) -> int:
+        """Memory that the chunk program takes on one device, besides states and results."""
+        data = (self.hparams, self.seeds, self.data, np.int32(0), np.int32(0))
+        analysis = self._run_chunk.lower(self.states, *data).compile().memory_analysis()
+        return int(getattr(analysis, "temp_size_in_bytes", 0))
+
+    def bytes_of_data(self) -> int:
+        """Bytes of the data set on each device."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.data))
+
     def bytes_of_a_state(self) -> int:
         """Bytes of one configuration's training state."""
         return sum(leaf.nbytes // self.hparams.lr.size for leaf in jax.tree.leaves(self.states))

@@ -49,8 +49,19 @@ def shares(path: Path, configs: int, processes: int) -> tuple[int, int]:
             chunk = int(json.loads(metadata.read_bytes())["chunk_grid"]["configuration"]["chunk_shape"][0])
             if chunk > 0 and (processes == 1 or -(-even // chunk) * chunk <= 1.25 * even):
                 return chunk, -(-even // chunk) * chunk
+    return regular_shares(configs, processes)
+
+
+def regular_shares(configs: int, processes: int) -> tuple[int, int]:
+    """As `shares`, of a new store."""
+    even = -(-configs // processes)
     chunk = -(-even // -(-even // MOST_IN_CHUNK))
     return chunk, -(-even // chunk) * chunk
+
+
+def along_steps(per_chunk: int, numbers: int) -> int:
+    """Steps in a chunk of so many configurations, with so many numbers of each."""
+    return int(np.clip(2**20 // (per_chunk * numbers), 100, 4000))
 
 
 class TelemetryWriter:
@@ -214,7 +225,7 @@ class TelemetryWriter:
         create("diverged_at", (configs,), (grouped,), ("config",), np.float64)[:] = np.full(configs, np.nan)
         for name, empty in shapes.items():
             extra = empty.shape[2:]
-            along = int(np.clip(2**20 // (grouped * math.prod(extra)), 100, 4000))
+            along = along_steps(grouped, math.prod(extra))
             dims = ("config", "step", "layer")[: empty.ndim]
             create(name, (configs, recorded, *extra), (grouped, along, *extra), dims, empty.dtype)
         for name in self._evaluations:
