@@ -20,7 +20,7 @@ from periodic_jax.errors import ConfigError, RunStopped
 
 T = TypeVar("T")
 POLL = 1.0  # seconds between looks for processes that have given up
-FAREWELL = 5.0  # seconds for which process 0, whose end ends the others, waits for them when it gives up
+FAREWELL = 5.0  # seconds for which process 0, whose end ends the others, waits for them at the end
 
 
 class PeerLost(RunStopped):
@@ -104,6 +104,7 @@ class Distributed(Team):
         self._client, self._patience = client, patience
         self._meetings, self._met = 0, time.monotonic()
         self.asking_since: float | None = None
+        self.over = False  # whether all that was to be done together is done
 
     def exchange(self, value: Any) -> list[Any]:  # noqa: D102 (as in Team, in all of these)
         place, begun = f"periodic_jax/{self._meetings}/", time.monotonic()
@@ -156,14 +157,16 @@ class Distributed(Team):
         self.once(lambda: mine.append(action()))
         return mine[0] if self.first else action()
 
-    def give_up(self, error: BaseException) -> None:
-        """Tell the others that this process ends, and why."""
+    def part(self, reason: str) -> None:
+        """Tell the others that this process ends, and why. Process 0, whose service they need, ends after them."""
         with contextlib.suppress(Exception):
-            reason = " ".join((str(error) or type(error).__name__).split())[:300]
+            reason = " ".join(reason.split())[:300]
             self._client.key_value_set(f"periodic_jax/gone/{self.index}", json.dumps(reason))
             until = time.monotonic() + FAREWELL
             while self.first and len(self._gone()) < self.count and time.monotonic() < until:
                 time.sleep(POLL / 5)
+            if self.first:
+                time.sleep(POLL / 2)  # for them to close their connections
 
     def _gone(self) -> dict[int, str]:
         told = self._client.key_value_dir_get("periodic_jax/gone/")
@@ -214,10 +217,12 @@ def joined(
     try:
         team.hosts = team.exchange(jax.process_index())
         yield team
-        team.exchange("done")  # process 0 holds the service that the others need
+        team.exchange("done")
     except BaseException as error:
-        team.give_up(error)
+        team.part(str(error) or type(error).__name__)
         raise
+    team.over = True
+    team.part("done")
     jax.distributed.shutdown()
 
 
@@ -234,6 +239,8 @@ def _name_the_first_if_it_dies(coordinator: str, team: Distributed, patience: fl
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def aborted(number: int) -> None:
+        if team.over:
+            os._exit(0)
         fault = None
         if team.asking_since and time.monotonic() - team.asking_since > patience / 2:
             fault = f"has not answered for {time.monotonic() - team.asking_since:.0f} s"

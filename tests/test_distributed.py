@@ -108,7 +108,7 @@ def test_a_process_that_is_missing_or_gives_up_is_named():
 
     def give_up(team):
         if team.index == 1:
-            return team.give_up(OSError(28, "No space left"))
+            return team.part("[Errno 28] No space left")
         return team.exchange(1)
 
     ends = each(3, give_up)
