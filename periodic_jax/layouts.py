@@ -22,6 +22,7 @@ import numpy as np
 
 from periodic_jax.errors import ConfigError
 
+ROW_COST = 0.1  # of a mini-batch's gather and patches, in steps of one configuration; more with small networks
 LAYOUTS = "auto, vmap, unroll, map or map:K with K configurations to a block"
 
 
@@ -131,9 +132,8 @@ class Arrangement(NamedTuple):
 
 
 def device_shape(shares: Sequence[np.ndarray], devices: int) -> tuple[int, int]:
-    """The number of rows of a device, and of members of a row, that serve several processes alike.
-
-    The product, which is what each device has to train, is as small as can be; then the number of rows is.
+    """The number of rows of a device, and of members of a row, that serve several processes alike: what leaves each
+    device the least to do.
 
     Args:
         shares: the seeds of each process's configurations.
@@ -147,5 +147,5 @@ def device_shape(shares: Sequence[np.ndarray], devices: int) -> tuple[int, int]:
     lengths = np.unique(np.concatenate(sizes))
     candidates = {-(-int(length) // parts) for length in lengths for parts in range(1, int(length) + 1)}
     rows = {m: max(-(-int((-(-size // m)).sum()) // devices) for size in sizes) for m in candidates}
-    members = min(candidates, key=lambda m: (rows[m] * m, rows[m]))
+    members = min(candidates, key=lambda m: (rows[m] * (m + ROW_COST), rows[m]))
     return rows[members], members
