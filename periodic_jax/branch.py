@@ -60,6 +60,7 @@ def branch_run(
         RunStopped: as `run_sweep`.
     """
     from periodic_jax.checkpoints import DamagedCheckpoint, load
+    from periodic_jax.outline import states_of
 
     path, out = Path(path), Path(out)
     select, change = dict(select or {}), dict(change or {})
@@ -77,8 +78,10 @@ def branch_run(
     check(config)
     source = parents(parent.grid(), config.grid(), select, change)
     try:
-        states = {name: array[source] for name, array in load(path, step).items()}
-    except (DamagedCheckpoint, IndexError) as error:
+        with runtime.precision(parent.precision):
+            like = states_of(parent, parent.data.image_shape, parent.data.num_classes)
+            states = {name: array[source] for name, array in load(path, step, like).items()}
+    except DamagedCheckpoint as error:
         raise ConfigError("--step", step, f"a whole checkpoint ({error})") from None
     results.claim_directory(out)
     about = {
@@ -147,7 +150,7 @@ def _begin(sweep: "Sweep", out: Path, states: dict[str, np.ndarray], step: int, 
     """Write the first checkpoint, from which the branch can always be resumed."""
     import jax
 
-    from periodic_jax.checkpoints import Checkpoints
+    from periodic_jax.checkpoints import write_first
     from periodic_jax.train import state_of
 
     if new_sphere:
@@ -156,9 +159,7 @@ def _begin(sweep: "Sweep", out: Path, states: dict[str, np.ndarray], step: int, 
         fresh = jax.jit(jax.vmap(jax.vmap(lambda params: state_of(task, {"params": params}).opt_state)))
         replaced = sweep.export(sweep.states.replace(opt_state=fresh(sweep.states.params)))
         states = states | {name: array for name, array in replaced.items() if "initial_norms" in name}
-    checkpoints = Checkpoints(out, first_step=step)
-    checkpoints.save(step, states)
-    checkpoints.wait()
+    write_first(out, step, states)
 
 
 def _plain(axes: Axes) -> dict[str, list[float]]:

@@ -176,19 +176,24 @@ def run_session(
         ConfigError: no room, other images than before, or damaged telemetry.
         RunStopped: as `run_sweep`.
     """
+    from periodic_jax.checkpoints import settle_first
     from periodic_jax.disk import check_room
+    from periodic_jax.outline import states_of
     from periodic_jax.session import train
 
     started, path = time.perf_counter(), Path(config.out)
     with runtime.precision(config.precision):
         runtime.check_reductions()
+        states_of(config, config.data.image_shape, config.data.num_classes)  # refused here, where they do not fit
         sweep = build_sweep(config)
-        record = _next_record(config, record, sweep)
+        new, record = "config" not in (record or {}), _next_record(config, record, sweep)
         plan = plan_of(config, record)
         check_room(sweep, plan)
         try:
+            settle_first(path, forget=new)
             prepare(sweep)
             results.write_config(path, record)
+            settle_first(path, forget=False)
             outcome = train(
                 sweep, plan, truncate=truncate, stop=lambda: bool(stop()), say=say,
                 progress=lambda chunk: progress(chunk, len(sweep.grid)) if progress else None,
@@ -209,15 +214,10 @@ def run_session(
 
 def build_sweep(config: RunConfig) -> "Sweep":
     """The grid of a configuration, ready to train. Within its `runtime.precision`."""
-    import jax.numpy as jnp
-
-    from periodic_jax import models
+    from periodic_jax.outline import network
     from periodic_jax.sweep import Sweep
 
-    model = models.build(
-        config.model, width=config.width, depth=config.depth, num_classes=config.data.num_classes,
-        init_scale=config.init_scale, param_dtype=jnp.float64 if config.precision == "float64" else jnp.float32,
-    )  # fmt: skip
+    model = network(config, config.data.num_classes)
     return Sweep(
         model, config.data, config.grid(), batch_size=config.batch_size, layout=config.layout,
         per_layer=config.per_layer, capacity=min(1000, planned_steps(config)), loss=config.loss,
@@ -232,7 +232,7 @@ def plan_of(config: RunConfig, record: dict[str, Any]) -> "Plan":
 
     return Plan(
         Path(config.out), planned_steps(config), evaluated_every(config),
-        first_step=int(record.get("parent", {}).get("step", 0)), ends=tuple(record.get("ends", ())), keep=config.keep,
+        first_step=results.first_step(record), ends=tuple(record.get("ends", ())), keep=config.keep,
         keep_every=config.keep_every, seconds=config.checkpoint_seconds,
     )  # fmt: skip
 
@@ -266,7 +266,7 @@ def _summarise(path: Path, record: dict[str, Any], sweep: "Sweep", outcome: Any,
     configs, pace = len(sweep.grid), None
     if outcome.steps:
         pace = round(outcome.seconds / outcome.steps / configs * 1e3, 4)
-    first_step = record.get("parent", {}).get("step", 0)
+    first_step = results.first_step(record)
     summary = {
         "config_steps": (outcome.step - first_step) * configs, "ms_per_config_step": pace,
         "compilations": sweep.compilations, "seconds": round(time.perf_counter() - started, 3),
