@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,16 +52,13 @@ def strange_file(folder: Path, names: Iterable[str]) -> Path | None:
     left = [folder / name for name in names]
     while left:
         path = left.pop()
-        if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
-            return path
         try:
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        left.append(Path(entry.path))
-                    elif not entry.is_file(follow_symlinks=False):
-                        return Path(entry.path)
-        except OSError:  # a file, or nothing; or gone again, where a run is under way
+            mode = path.lstat().st_mode
+            if stat.S_ISDIR(mode):
+                left += path.iterdir()
+            elif not stat.S_ISREG(mode):
+                return path
+        except (OSError, ValueError):  # not there, or gone again, where a run is under way
             continue
     return None
 
