@@ -106,15 +106,16 @@ def _check_files(folder: Path, size: int) -> None:
 
 
 def _outline(tree: Any) -> dict[str, tuple[Any, ...]]:
-    """Shape, dtype and whether a stored block may be larger than the array, of each array."""
-    leaves = {"check": tree["check"], **{f"states.{name}": leaf for name, leaf in tree["states"].items()}}
-    blocks = {
-        name: getattr(getattr(leaf, "storage_metadata", None), "chunk_shape", None) for name, leaf in leaves.items()
-    }
-    return {
-        name: (tuple(leaf.shape), np.dtype(leaf.dtype), math.prod(blocks[name] or ()) > math.prod(leaf.shape))
-        for name, leaf in leaves.items()
-    }
+    """Shape, dtype and whether a stored block is larger than the array, of each array."""
+    if tree is None:
+        raise DamagedCheckpoint("what it declares cannot be read")
+    outline = {}
+    for name, leaf in {"check": tree["check"], **{f"states.{n}": leaf for n, leaf in tree["states"].items()}}.items():
+        stored = getattr(leaf, "storage_metadata", None)
+        blocks = (getattr(stored, "chunk_shape", None) or (), getattr(stored, "write_shape", None) or ())
+        size = max(1, math.prod(leaf.shape))
+        outline[name] = (tuple(leaf.shape), np.dtype(leaf.dtype), any(math.prod(block) > size for block in blocks))
+    return outline
 
 
 def _check_outline(declared: Mapping[str, tuple[Any, ...]], wanted: Mapping[str, tuple[Any, ...]]) -> None:

@@ -175,10 +175,10 @@ def checkpoint_steps(path: Path) -> list[int]:
 def steps_per_epoch(path: str | Path) -> int | None:
     """Updates of one epoch of a run, as its config.json tells; None where it does not."""
     record = read_config(path)
-    data, config = record.get("data"), record.get("config", {})
+    data, config = record.get("data", {}), record.get("config", {})
     if config.get("full_batch") is True:
         return 1
-    images, batch = (data.get("train_images") if isinstance(data, dict) else None), config.get("batch_size")
+    images, batch = data.get("train_images"), config.get("batch_size")
     if not (isinstance(images, int) and isinstance(batch, int) and images > 0 and batch > 0):
         return None
     return max(images // batch, 1)

@@ -25,23 +25,28 @@ def parent(tmp_path_factory):
 
 
 def test_a_branch_that_changes_nothing_is_its_parent(parent, tmp_path):
-    """To the bit, for the configurations selected: the same data order, schedule and numbers of steps."""
-    path = branch_run(parent, tmp_path / "branch", step=10, select={"weight_decay": [1e-2]})
-    branch, expected = open_run(path), open_run(parent).sel(weight_decay=1e-2, step=slice(10, None))
-    assert branch.step.values.tolist() == list(range(10, 30))
-    assert branch.eval_step.values.tolist() == [10, 20, 30]
-    assert branch.loss.dims == ("lr", "step")
-    for name in ("loss", "weight_norm", "angular_step"):
-        np.testing.assert_array_equal(branch[name], expected[name], err_msg=name)
-    np.testing.assert_array_equal(branch.test_loss, expected.test_loss.sel(eval_step=branch.eval_step))
+    """To the bit, for the configurations selected, and though it is first finished and then extended: the same data
+    order, schedule and numbers of steps. Only the evaluation at its first end remains.
+    """
+    path = branch_run(parent, tmp_path / "branch", step=10, select={"weight_decay": [1e-2]}, steps=25)
     record = read_config(path)
     about = record["parent"]
     assert (about["path"], about["step"], about["selected"]) == (str(parent), 10, {"weight_decay": [0.01]})
     assert about["config"] == read_config(parent)["config"]
-    assert record["summary"]["config_steps"] == 2 * 20
-    resume_run(path, steps=33)
-    assert open_run(path).step.values.tolist() == list(range(10, 33))
-    assert any("branched from" in line for line in describe(path, verify=True).lines)
+    assert record["summary"]["config_steps"] == 2 * 15
+    resume_run(path, steps=30)
+    branch, expected = open_run(path), open_run(parent).sel(weight_decay=1e-2, step=slice(10, None))
+    assert branch.step.values.tolist() == list(range(10, 30))
+    assert branch.eval_step.values.tolist() == [10, 20, 25, 30]
+    assert branch.loss.dims == ("lr", "step")
+    for name in ("loss", "weight_norm", "angular_step"):
+        np.testing.assert_array_equal(branch[name], expected[name], err_msg=name)
+    regular = [10, 20, 30]
+    np.testing.assert_array_equal(branch.test_loss.sel(eval_step=regular), expected.test_loss.sel(eval_step=regular))
+    assert np.isfinite(branch.test_loss.sel(eval_step=25)).all()
+    report = describe(path, verify=True)
+    assert not report.faults
+    assert any("branched from" in line for line in report.lines)
 
 
 def test_changed_hyperparameters_are_axes_again(parent, tmp_path, capsys):
