@@ -53,10 +53,19 @@ def started(out, **changes):
     """The command line on the same settings, in a process of its own."""
     options = {"lr": "0.1 1.0 1e30", "weight-decay": "none", "momentum": "0.9", "seed": "0 1", "width": 2, "depth": 1,
                "eval-every": 10, "checkpoint-seconds": 0, "steps": STEPS, "out": out, **changes}  # fmt: skip
+    return _process("sweep", options)
+
+
+def branched(parent, out, **options):
+    """A branch, in a process of its own."""
+    return _process(f"branch {parent}", {"out": out, **options})
+
+
+def _process(command, options):
     words = [word for name, value in options.items() for word in (f"--{name}", *str(value).split())]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or ""}
     return subprocess.Popen(
-        [sys.executable, "-m", "periodic_jax.cli", "sweep", *words],
+        [sys.executable, "-m", "periodic_jax.cli", *command.split(), *words],
         env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
     )  # fmt: skip
 
