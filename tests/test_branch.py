@@ -25,20 +25,21 @@ def parent(tmp_path_factory):
 
 
 def test_a_branch_that_changes_nothing_is_its_parent(parent, tmp_path):
-    """To the bit, for the configurations selected, and though it is first finished and then extended: the same data
-    order, schedule and numbers of steps. Only the evaluation at its first end remains.
+    """To the bit, in another order of the configurations, and though it is first finished and then extended: the same
+    data order, schedule and numbers of steps. Only the evaluation at its first end remains.
     """
-    path = branch_run(parent, tmp_path / "branch", step=10, select={"weight_decay": [1e-2]}, steps=25)
+    path = branch_run(parent, tmp_path / "branch", step=10, select={"lr": [1.0, 0.1]}, steps=25)
     record = read_config(path)
     about = record["parent"]
-    assert (about["path"], about["step"], about["selected"]) == (str(parent), 10, {"weight_decay": [0.01]})
+    assert (about["path"], about["step"], about["selected"]) == (str(parent), 10, {"lr": [1.0, 0.1]})
     assert about["config"] == read_config(parent)["config"]
-    assert record["summary"]["config_steps"] == 2 * 15
+    assert record["summary"]["config_steps"] == 4 * 15
     resume_run(path, steps=30)
-    branch, expected = open_run(path), open_run(parent).sel(weight_decay=1e-2, step=slice(10, None))
+    assert open_run(path, flat=True).lr.values.tolist() == [1.0, 1.0, 0.1, 0.1]
+    branch, expected = open_run(path), open_run(parent).sel(step=slice(10, None))
     assert branch.step.values.tolist() == list(range(10, 30))
     assert branch.eval_step.values.tolist() == [10, 20, 25, 30]
-    assert branch.loss.dims == ("lr", "step")
+    assert branch.loss.dims == ("lr", "weight_decay", "step")
     for name in ("loss", "weight_norm", "angular_step"):
         np.testing.assert_array_equal(branch[name], expected[name], err_msg=name)
     regular = [10, 20, 30]
