@@ -22,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``periodic-jax``: exits with 0, 2 for unusable input, 143 or 130 when stopped by SIGTERM or
     SIGINT, 1 when something could not be written; with one line on stderr.
     """
-    command = parse(sys.argv[1:] if arguments is None else arguments)
     try:
+        command = parse(sys.argv[1:] if arguments is None else arguments)
         _ACTIONS[type(command)](command)
     except ConfigError as error:
         sys.exit(refuse(str(error)))

@@ -87,7 +87,9 @@ def check_unused(path: Path) -> None:
     if file:
         raise ConfigError("--out", path, "a folder, not a file")
     if taken:
-        raise ConfigError("--out", path, "a folder that holds no run yet")
+        held = (path / CONFIG_FILE).exists()
+        more = f" (periodic-jax resume {path} goes on with the one there)" if held else ""
+        raise ConfigError("--out", path, f"a folder that holds no run yet{more}")
 
 
 def claim_directory(path: Path) -> None:
