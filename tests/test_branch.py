@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from periodic_jax import ConfigError, RunConfig, open_run, run_sweep
+from periodic_jax import ConfigError, RunConfig, checkpoints, open_run, results, run_sweep
 from periodic_jax.branch import branch_run, branched_axes
 from periodic_jax.cli import main
 from periodic_jax.info import describe
@@ -48,6 +48,35 @@ def test_a_branch_that_changes_nothing_is_its_parent(parent, tmp_path):
     report = describe(path, verify=True)
     assert not report.faults
     assert any("branched from" in line for line in report.lines)
+
+
+def test_a_branch_killed_in_its_set_up_is_begun_again_or_resumed(parent, tmp_path, monkeypatch):
+    """Before config.json is there, and then before the first checkpoint is in its place."""
+    out, settle = tmp_path / "branch", checkpoints.settle_first
+
+    class Killed(BaseException):
+        pass
+
+    def dies(path, content=None, *, forget=False):
+        if not forget:
+            raise Killed
+        settle(path, forget=True)
+
+    for patched, name, left in (
+        (results, "write_config", {"checkpoints.partial"}),
+        (checkpoints, "settle_first", {"checkpoints.partial", "config.json"}),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(patched, name, dies)
+            with pytest.raises(Killed):
+                branch_run(parent, out, step=20)
+        assert {file.name for file in out.iterdir()} == {".lock", *left}
+    assert not describe(out, verify=True).faults
+    with pytest.raises(ConfigError, match=r"holds no run yet \(periodic-jax resume .* goes on with the one there\)"):
+        branch_run(parent, out, step=20)
+    resume_run(out)
+    assert not (out / "checkpoints.partial").exists()
+    np.testing.assert_array_equal(open_run(out).loss, open_run(parent).loss.sel(step=slice(20, None)))
 
 
 def test_changed_hyperparameters_are_axes_again(parent, tmp_path, capsys):

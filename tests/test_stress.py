@@ -40,17 +40,19 @@ MOMENTS = [pytest.param(kind, i, id=f"{kind}-{i}-") for kind, (times, *_) in KIN
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The run that all others must equal, from a process of its own; when its config.json and its first steps came."""
+    """The run that all others must equal, from a process of its own, and the least seconds to config.json and from
+    there to the first checkpoint, of all runs so far.
+    """
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     begun = time.monotonic()
     process = started(out, steps=LONG)
     wait_for(process, lambda: (out / "config.json").exists())
-    set_up = time.monotonic() - begun
+    seconds = {"set-up": time.monotonic() - begun}
     wait_for(process, lambda: checkpoint_steps(out))
-    compiled = time.monotonic() - begun
+    seconds["compile"] = time.monotonic() - begun - seconds["set-up"]
     process.communicate()
     assert process.returncode == 0
-    return out, set_up, compiled
+    return out, seconds
 
 
 def phase(out):
@@ -66,34 +68,39 @@ def phase(out):
     return "mid-chunk" if checkpoint_steps(out) else "compile"
 
 
-def wait_for_moment(process, out, aim, rng, set_up, compiled):
+def wait_for_moment(process, out, aim, rng, seconds):
     """Wait for a random moment of a kind."""
+    begun = time.monotonic()
     if aim == "set-up":
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(rng.uniform(0, set_up))
+            process.wait(rng.uniform(0, seconds["set-up"]))
         return
     wait_for(process, lambda: (out / "config.json").exists())
+    seconds["set-up"] = min(seconds["set-up"], time.monotonic() - begun)
     if aim == "compile":
-        time.sleep(rng.uniform(0, compiled - set_up))
+        time.sleep(rng.uniform(0, seconds["compile"]))
         return
+    begun = time.monotonic()
+    wait_for(process, lambda: checkpoint_steps(out))
+    seconds["compile"] = min(seconds["compile"], time.monotonic() - begun)
     wanted = rng.randrange(0, LONG - 30, 10)
     wait_for(process, lambda: max(checkpoint_steps(out), default=0) >= wanted)
     if aim == "writing":
         wait_for(process, lambda: phase(out) == "writing")
     else:
-        time.sleep(rng.uniform(0, 0.2))
+        time.sleep(rng.uniform(0, 0.1))
 
 
 @pytest.mark.parametrize(("kind", "number"), MOMENTS)
 def test_stopped_at_a_random_moment(undisturbed, tmp_path, kind, number):
-    whole, set_up, compiled = undisturbed
+    whole, seconds = undisturbed
     _, signals, status = KINDS[kind]
     rng, out, aim = random.Random(f"{kind} {number}"), tmp_path / "run", AIMS[number % len(AIMS)]
     process = started(out, steps=LONG)
     begun, said = time.monotonic(), []
     reader = threading.Thread(target=lambda: said.extend(process.stderr))
     reader.start()
-    wait_for_moment(process, out, aim, rng, set_up, compiled)
+    wait_for_moment(process, out, aim, rng, seconds)
     moment, found = time.monotonic() - begun, phase(out)
     process.send_signal(signals[0])
     if len(signals) > 1:
