@@ -56,7 +56,7 @@ def describe(path: str | Path, *, verify: bool = False) -> Report:
         parent = record["parent"]
         lines.append(f"branched from {parent.get('path')} at step {begun}, changed: {parent.get('changed')}")
     lines += [f"command: {' '.join(map(str, record.get('command', ())))}", _progress(path, record, done, steps)]
-    faults = _look(path, lines, done)
+    faults = _look(path, lines, done - begun)
     telemetry, checkpoints = used(path / TELEMETRY), used(path / "checkpoints")
     lines.append(
         f"size: {in_words(used(path))}, of which telemetry {in_words(telemetry)} and "
@@ -80,10 +80,10 @@ def _progress(path: Path, record: dict[str, Any], done: int, steps: int) -> str:
     return f"unfinished: {done} of {steps} steps, {steps - done} left; {now}"
 
 
-def _look(path: Path, lines: list[str], done: int) -> list[str]:
+def _look(path: Path, lines: list[str], recorded: int) -> list[str]:
     """Add what the telemetry says; returns what is wrong with it at first sight."""
     if not (path / TELEMETRY).exists():
-        return [f"{TELEMETRY}: missing"] if done else []
+        return [f"{TELEMETRY}: missing"] if recorded else []
     try:
         dataset = open_run(path, flat=True)
         diverged = dataset.diverged_at.values
