@@ -1,5 +1,6 @@
 import base64
 import builtins
+import itertools
 import json
 import threading
 import urllib.error
@@ -188,7 +189,7 @@ def test_curves_are_drawn_through_their_extremes_and_finer_on_fewer_steps(page, 
         if len(inside) <= 400:
             np.testing.assert_array_equal(x, inside)
         edges = first + np.arange(201) * (last - first) / 200
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in itertools.pairwise(edges):
             some = inside[(inside >= low) & (inside < high)]
             if len(some):
                 there = y[(x >= low) & (x < high)].astype(np.float32)
