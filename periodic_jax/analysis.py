@@ -220,7 +220,8 @@ def log_slope(x: np.ndarray, y: np.ndarray) -> Slope:
     if points < 3 or np.ptp(np.log(x[good])) < 1e-4:
         return Slope(math.nan, math.nan, math.nan, math.nan, points)
     fit: Any = stats.linregress(np.log(x[good]), np.log(y[good]))
-    half = float(stats.t.ppf((1 + INTERVAL) / 2, points - 2)) * fit.stderr
+    error = float(np.nan_to_num(fit.stderr))  # of a perfect fit, rounding may leave no number
+    half = float(stats.t.ppf((1 + INTERVAL) / 2, points - 2)) * error
     return Slope(float(fit.slope), float(fit.slope - half), float(fit.slope + half), float(fit.intercept), points)
 
 

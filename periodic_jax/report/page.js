@@ -185,7 +185,7 @@
     const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, exponentformat: "power",
       ticklabeloverflow: "allow" };  // measuring which labels fit takes an eighth of the time
     const layout = {
-      height: 150 * panels.length + 70, margin: { l: 60, r: 10, t: 10, b: 40 }, showlegend: false, hovermode: "closest",
+      height: 150 * panels.length + 70, margin: { l: 60, r: 22, t: 10, b: 40 }, showlegend: false, hovermode: "closest",
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, size: 11 }, dragmode: "zoom",
       xaxis: { ...axis, title: { text: "step" }, anchor: "y" + (panels.length + 1), range: [...range] },
       yaxis: { domain: [1 - strip, 1], visible: false, range: [-1, 1], fixedrange: true },
