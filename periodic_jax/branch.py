@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import xarray as xr
 
 from periodic_jax import results, runtime
 from periodic_jax.config import RUN_AXES, check, from_record, planned_steps
@@ -34,6 +35,7 @@ def branch_run(
     progress: Progress | None = None,
     stop: Callable[[], int] = lambda: 0,
     say: Callable[[str], None] = print,
+    analysed: Callable[[xr.Dataset], None] = lambda found: None,
 ) -> Path:
     """Start a new run from a checkpoint of another one.
 
@@ -50,7 +52,7 @@ def branch_run(
             must be selected, so that each new configuration has one parent.
         steps: number of the last step; the parent's, if None.
         dataset, data_dir: as for `resume_run`.
-        progress, stop, say: as for `run_sweep`.
+        progress, stop, say, analysed: as for `run_sweep`.
 
     Returns:
         The new run directory.
@@ -90,7 +92,7 @@ def branch_run(
     }  # fmt: skip
     with locked(out), runtime.precision(config.precision):
         return run_session(
-            config, {"parent": about}, progress=progress, stop=stop, say=say,
+            config, {"parent": about}, progress=progress, stop=stop, say=say, analysed=analysed,
             prepare=lambda sweep: _begin(sweep, out, states, step, "fixed_norm" in change),
         )  # fmt: skip
 

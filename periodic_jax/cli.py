@@ -43,8 +43,7 @@ def _sweep(options: Sweep) -> None:
 
     config = to_config(options)
     _claim(config)
-    path = _train(config.out, run_sweep, config)
-    print(f"figures: {', '.join(f.name for f in _figures(path))} in {path / 'figures'}")
+    _tell_figures(_train(config.out, run_sweep, config))
 
 
 def _demo(options: Demo) -> None:
@@ -60,21 +59,21 @@ def _demo(options: Demo) -> None:
         f"ConvNetSI of width {config.width} on scikit-learn's digits: {len(config.lr)} learning rates x "
         f"{len(config.weight_decay)} weight decays, {config.steps} steps each."
     )
-    path = _train(config.out, run_sweep, config)
+    files = _train(config.out, run_sweep, config)
     print("Look at:")
-    for figure in _figures(path):
-        print(f"  {figure}")
+    for file in files:
+        print(f"  {file}")
 
 
 def _resume(options: Resume) -> None:
     from periodic_jax.run import resume_run
 
     counts = {name: whole_number(name, getattr(options, name)) for name in ("steps", "epochs")}
-    path = _train(
+    files = _train(
         options.run, resume_run, options.run, dataset=options.dataset or None, data_dir=options.data_dir or None,
         truncate=options.truncate, **counts,
     )  # fmt: skip
-    print(f"figures: {', '.join(f.name for f in _figures(path))} in {path / 'figures'}")
+    _tell_figures(files)
 
 
 def _replay(options: Replay) -> None:
@@ -175,12 +174,12 @@ def _branch(options: Branch) -> None:
     given = {name: getattr(options, name) for name in RUN_AXES if getattr(options, name)}
     change: dict[str, Any] = {name: parse_axis(name, without_decay(name, words)) for name, words in given.items()}
     out = options.out or free_folder("branch")
-    path = _train(
+    files = _train(
         out, branch_run, options.run, out, step=whole_number("step", options.step), select=to_selection(options.select),
         change=change, steps=whole_number("steps", options.steps), dataset=options.dataset or None,
         data_dir=options.data_dir or None,
     )  # fmt: skip
-    print(f"figures: {', '.join(f.name for f in _figures(path))} in {path / 'figures'}")
+    _tell_figures(files)
 
 
 def _info(options: Info) -> None:
@@ -205,32 +204,29 @@ def _claim(config: "RunConfig") -> None:
         tell(f"{config.out} holds this run, unfinished: going on with it")
 
 
-def _train(out: str | Path, start: Callable[..., Path], *arguments: Any, **options: Any) -> Path:
-    """Run with a progress bar, then print the table and the summary."""
-    from periodic_jax import analysis, tables
+def _train(out: str | Path, start: Callable[..., Path], *arguments: Any, **options: Any) -> list[Path]:
+    """Run with a progress bar, then print the table and the summary, and draw the figures."""
+    from periodic_jax import plots, tables
     from periodic_jax.results import open_run, read_config
     from periodic_jax.signals import Stop
 
     runtime.use_cores_as_devices()
     runtime.keep_compiled_programs()
+    found: list[Any] = []
     with Stop() as stop, _progress(out) as report:
-        path = start(*arguments, **options, progress=report, stop=stop, say=tell)
-    print(tables.as_text(analysis.analyze(open_run(path, flat=True))), end="")
+        path = start(*arguments, **options, progress=report, stop=stop, say=tell, analysed=found.append)
+    print(tables.as_text(found[0]), end="")
     summary = read_config(path)["summary"]
     print(
         f"{summary['config_steps']} config-steps in {summary['seconds']:.1f} s with compilation, "
         f"{summary['ms_per_config_step'] or float('nan'):.3g} ms each after it; "
         f"peak memory {summary['peak_rss_mb']:.0f} MB; in {path}"
     )
-    return path
+    return plots.save_all(open_run(path, flat=True), found[0], path / "figures")
 
 
-def _figures(path: Path) -> list[Path]:
-    from periodic_jax import analysis, plots
-    from periodic_jax.results import open_run
-
-    dataset = open_run(path, flat=True)
-    return plots.save_all(dataset, analysis.analyze(dataset), path / "figures")
+def _tell_figures(files: list[Path]) -> None:
+    print(f"figures: {', '.join(file.name for file in files)} in {files[0].parent}")
 
 
 @contextlib.contextmanager
