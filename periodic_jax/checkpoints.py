@@ -5,32 +5,37 @@
 
 The order is the grid's, without padding but at the end, so that a run can go on with another number of devices or
 processes, each of which writes and reads its own configurations. Orbax writes a checkpoint beside its place and renames
-it; it counts when its checksums are there. They are compared before orbax reads anything, since its readers do not bear
-damage well. Nothing in a checkpoint is unpickled or run.
+it; it counts when its checksums are there. They, and the shapes that are declared, are compared before orbax reads
+anything, since its readers do not bear damage well. Nothing in a checkpoint is unpickled or run.
 """
 
-import json
+import contextlib
+import functools
+import importlib
+import importlib.metadata
 import logging
+import math
 import os
 import shutil
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-import orbax.checkpoint.experimental.v1 as ocp
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
+from periodic_jax.declared import read_json, used
 from periodic_jax.distributed import ALONE, Team
+from periodic_jax.errors import ConfigError
 from periodic_jax.integrity import SEAL, is_whole, seal, write_json
 from periodic_jax.results import CHECKPOINTS, CHECKSUMS, checkpoint_steps
 
 Tree = Mapping[str, np.ndarray]
+ORBAX_V1 = ("orbax.checkpoint.v1", "orbax.checkpoint.experimental.v1")  # where it is bound for, and where it is
+DRAFT = f"{CHECKPOINTS}.partial"
+FRAMING = 2**24  # bytes, more than the files of a checkpoint take beside its arrays
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every file it writes
 
@@ -39,53 +44,70 @@ class DamagedCheckpoint(Exception):
     """A checkpoint that is not what was written."""
 
 
-def load(path: Path, step: int, like: Tree | None = None) -> dict[str, np.ndarray]:
+@functools.cache
+def orbax() -> Any:
+    """Version 1 of orbax's interface: ``save``, ``load`` and ``metadata``.
+
+    Raises:
+        ConfigError: the installed orbax has none.
+    """
+    for name in ORBAX_V1:
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+        if all(hasattr(module, wanted) for wanted in ("save", "load", "metadata")):
+            return module
+    version = importlib.metadata.version("orbax-checkpoint")
+    raise ConfigError("orbax-checkpoint", version, f"a version with {' or '.join(ORBAX_V1)}, such as 0.12.8")
+
+
+def load(path: Path, step: int, like: Tree) -> dict[str, np.ndarray]:
     """Read a checkpoint.
 
     Args:
         path: the run directory.
         step: one of `results.checkpoint_steps`.
-        like: arrays of the names, shapes and dtypes that are wanted; None takes what there is.
+        like: arrays of the names, shapes and dtypes that it must have; their values do not matter.
 
     Returns:
         The arrays, configurations first.
 
     Raises:
-        DamagedCheckpoint: anything else than what was written.
+        DamagedCheckpoint: anything else than what was written, or other arrays than ``like``.
     """
-    verify(path, step)
+    verify(path, step, like)
     return read(path, step, like)
 
 
-def verify(path: Path, step: int) -> None:
-    """Compare the checksums of a checkpoint's files.
-
-    Raises:
-        DamagedCheckpoint: they are not those that were written.
-    """
-    folder = path / CHECKPOINTS / str(step)
-    try:
-        sealed = json.loads((folder / CHECKSUMS).read_text())
-        if not is_whole(sealed) or SEAL not in sealed:
-            raise DamagedCheckpoint(f"{CHECKSUMS} has another checksum")
-        for name, crc in file_checksums(folder).items():
-            if sealed.pop(name, None) != crc:
-                raise DamagedCheckpoint(f"{name} has another checksum")
-        if missing := set(sealed) - {SEAL}:
-            raise DamagedCheckpoint(f"{min(missing)} is missing")
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise _damaged(error) from None
-
-
-def read(
-    path: Path, step: int, like: Tree | None = None, team: Team = ALONE, share: int | None = None
-) -> dict[str, np.ndarray]:
-    """Read a checkpoint whose files are verified.
+def verify(path: Path, step: int, like: Tree, team: Team = ALONE, share: int | None = None) -> None:
+    """Compare the checksums of a checkpoint's files, and what it declares.
 
     Args:
         path, step, like: as for `load`; ``like`` of this process's configurations.
-        team: the processes, which read side by side.
+        team: the processes that are going to read it, of which one needs to look.
         share: configurations of each.
+
+    Raises:
+        DamagedCheckpoint: they are not as they were written, or not as wanted.
+    """
+    folder = path / CHECKPOINTS / str(step)
+    configs = team.count * (share or _length(like))
+    with _told_as_damage():
+        _check_files(folder, sum(array.nbytes for array in like.values()) // max(_length(like), 1) * configs)
+        declared = _outline(orbax().metadata(os.path.abspath(folder)).metadata)
+        parts, rows = _parts_and_rows(declared, like)
+        # Padding behind each process's configurations is less than all there are.
+        if not (0 < parts <= rows <= 2 * configs and rows % parts == 0):
+            rows, parts = configs, 1
+        _check_outline(declared, _outline(_like(like, rows, parts)))
+
+
+def read(path: Path, step: int, like: Tree, team: Team = ALONE, share: int | None = None) -> dict[str, np.ndarray]:
+    """Read a checkpoint that is verified.
+
+    Args:
+        path, step, like, team, share: as for `verify`; all processes read side by side.
 
     Returns:
         The arrays, this process's configurations first.
@@ -94,66 +116,97 @@ def read(
         DamagedCheckpoint: as `load`.
     """
     folder = os.path.abspath(path / CHECKPOINTS / str(step))
-    try:
-        stored = _stored(folder)
-        if like is not None:
-            _check(stored, like, team.count * (share or len(next(iter(like.values())))))
-        together = team.count > 1
-        if together:
-            sharding, length = _by_process(team), team.count * (share or 0)
-            for name, array in (like or {}).items():
-                shape = (length, *array.shape[1:])
-                stored["states"][name] = jax.ShapeDtypeStruct(shape, array.dtype, sharding=sharding)
-        with _context(team, padding=together):
-            content = ocp.load(folder, stored)
-        parts = np.asarray(content["check"])
-        if (parts[:, 0] != step).any():
-            raise DamagedCheckpoint("it is of another step")
-        if together and like is not None:
+    with _told_as_damage():
+        declared = _outline(orbax().metadata(folder).metadata)
+        parts, rows = _parts_and_rows(declared, like)
+        wanted = _like(like, rows, parts)
+        if team.count > 1:
+            from periodic_jax.spread import between_processes, shares_of
+
+            with between_processes(orbax(), team, padding=True):
+                content = orbax().load(folder, {**wanted, "states": shares_of(like, team, share or 0)})
             # Its parts may be those of other processes: the files were verified, and that must do.
             local = {name: np.asarray(array.addressable_shards[0].data) for name, array in content["states"].items()}
             return {name: array[: len(like[name])] for name, array in local.items()}
-        states = _joined(content["states"], parts)
-        if like is not None and {len(array) for array in states.values()} != {len(a) for a in like.values()}:
+        content = orbax().load(folder, wanted)
+        stored = {name: np.asarray(array) for name, array in content["states"].items()}
+        pieces = []
+        for k, (written, configs, crc) in enumerate(np.asarray(content["check"]).tolist()):
+            piece = {name: array[k * (rows // parts) :][:configs] for name, array in stored.items()}
+            if (written, crc) != (step, checksum(piece)):
+                raise DamagedCheckpoint("its arrays have another checksum")
+            pieces.append(piece)
+        states = {name: np.concatenate([piece[name] for piece in pieces]) for name in stored}
+        if {len(array) for array in states.values()} != {_length(like)}:
             raise DamagedCheckpoint("it is of other configurations")
         return states
-    except DamagedCheckpoint:
+
+
+@contextlib.contextmanager
+def _told_as_damage() -> Iterator[None]:
+    """Whatever a crafted checkpoint makes orbax or tensorstore raise."""
+    try:
+        yield
+    except (DamagedCheckpoint, ConfigError):
         raise
-    except Exception as error:  # whatever a crafted checkpoint makes orbax or tensorstore raise
-        raise _damaged(error) from None
+    except Exception as error:
+        raise DamagedCheckpoint(str(error).partition("\n")[0][:200] or type(error).__name__) from None
 
 
-def _stored(folder: str) -> dict[str, Any]:
-    """Arrays of the shapes and dtypes of those in a checkpoint, which take no memory."""
-    described: Any = ocp.metadata(folder).metadata
-    return jax.tree.map(lambda array: np.broadcast_to(np.zeros((), array.dtype), array.shape), described)
+def _parts_and_rows(declared: Mapping[str, tuple[Any, ...]], like: Tree) -> tuple[int, int]:
+    """How many processes wrote a checkpoint, and of how many configurations, padding included."""
+    shapes = [declared.get(name, ((0,),))[0] for name in ("check", f"states.{min(like)}")]
+    return tuple(shape[0] if shape else 0 for shape in shapes)  # pyright: ignore[reportReturnType]
 
 
-def _check(stored: dict[str, Any], like: Tree, configs: int) -> None:
-    """Refuse a checkpoint of other arrays before memory is taken for them."""
-    if other := set(stored["states"]) ^ set(like):
-        raise DamagedCheckpoint(f"{min(other)} is in it, or wanted, but not both")
-    for name, array in stored["states"].items():
-        # Padding adds less than all configurations there are.
-        same = array.shape[1:] == like[name].shape[1:] and array.dtype == like[name].dtype
-        if not same or len(array) > 2 * configs:
-            raise DamagedCheckpoint(f"its {name} are {array.dtype} of shape {array.shape}")
+def _length(tree: Tree) -> int:
+    return len(next(iter(tree.values())))
 
 
-def _joined(stored: Tree, parts: np.ndarray) -> dict[str, np.ndarray]:
-    """All configurations, without the padding behind each process's."""
-    share = len(next(iter(stored.values()))) // len(parts)
-    pieces = []
-    for k, (_, configs, written) in enumerate(parts.tolist()):
-        piece = {name: array[k * share : k * share + configs] for name, array in stored.items()}
-        if checksum(piece) != written:
-            raise DamagedCheckpoint("its arrays have another checksum")
-        pieces.append(piece)
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in stored}
+def _like(like: Tree, rows: int, parts: int) -> dict[str, Any]:
+    """Arrays of what a checkpoint of so many rows must have; they take no memory."""
+
+    def empty(dtype: Any, *shape: int) -> np.ndarray:
+        return np.broadcast_to(np.zeros((), dtype), shape)
+
+    return _packed({n: empty(a.dtype, rows, *a.shape[1:]) for n, a in like.items()}, empty(np.uint32, parts, 3))
 
 
-def _damaged(error: Exception) -> DamagedCheckpoint:
-    return DamagedCheckpoint(str(error).partition("\n")[0][:200] or type(error).__name__)
+def _check_files(folder: Path, size: int) -> None:
+    """Compare all checksums of the files of a checkpoint whose arrays take ``size`` bytes."""
+    if (found := used(folder)) > 2 * size + FRAMING:
+        raise DamagedCheckpoint(f"its files take {found} bytes, its arrays {size}")
+    sealed = read_json(folder / CHECKSUMS)
+    if not is_whole(sealed) or SEAL not in sealed:
+        raise DamagedCheckpoint(f"{CHECKSUMS} has another checksum")
+    for name, crc in file_checksums(folder).items():
+        if sealed.pop(name, None) != crc:
+            raise DamagedCheckpoint(f"{name} has another checksum")
+    if missing := set(sealed) - {SEAL}:
+        raise DamagedCheckpoint(f"{min(missing)} is missing")
+
+
+def _outline(tree: Any) -> dict[str, tuple[Any, ...]]:
+    """Shape, dtype and whether a stored block is larger than the array, of each array."""
+    if tree is None:
+        raise DamagedCheckpoint("what it declares cannot be read")
+    outline = {}
+    for name, leaf in {"check": tree["check"], **{f"states.{n}": leaf for n, leaf in tree["states"].items()}}.items():
+        stored = getattr(leaf, "storage_metadata", None)
+        blocks = (getattr(stored, "chunk_shape", None) or (), getattr(stored, "write_shape", None) or ())
+        size = max(1, math.prod(leaf.shape))
+        outline[name] = (tuple(leaf.shape), np.dtype(leaf.dtype), any(math.prod(block) > size for block in blocks))
+    return outline
+
+
+def _check_outline(declared: Mapping[str, tuple[Any, ...]], wanted: Mapping[str, tuple[Any, ...]]) -> None:
+    for name in sorted({*declared, *wanted}):
+        if declared.get(name) != wanted.get(name):
+            here, there = (
+                "nothing" if one is None else f"{one[1]} {one[0]}{' in larger blocks' if one[2] else ''}"
+                for one in (declared.get(name), wanted.get(name))
+            )
+            raise DamagedCheckpoint(f"it declares {here} for {name}, the run {there}")
 
 
 def file_checksums(folder: Path) -> dict[str, int]:
@@ -191,8 +244,6 @@ class Checkpoints:
         team: Team = ALONE, share: int | None = None,
     ) -> None:  # fmt: skip
         self._team, self._share = team, share
-        if team.count > 1:
-            _let_orbax_trust_paths()
         self._path, self._keep, self._keep_every, self._first_step = path, keep, keep_every, first_step
         self._seconds, self._last, self._took = seconds, time.monotonic(), 0.0
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -212,9 +263,11 @@ class Checkpoints:
         """
         self.wait()
         self._last = time.monotonic()
-        content = _packed(step, states)
+        content = _packed(states, np.array([[step, _length(states), checksum(states)]], np.uint32))
         if self._team.count > 1:
-            content = _spread(content, self._team, self._share or 0)
+            from periodic_jax.spread import spread
+
+            content = spread(content, self._team, self._share or 0)
         self._pending = self._thread.submit(self._write, step, content)
 
     def wait(self) -> None:
@@ -234,8 +287,7 @@ class Checkpoints:
         if self._team.first:
             self._drop(step)
         try:
-            with _context(self._team):
-                ocp.save(os.path.abspath(folder), content)
+            self._save(os.path.abspath(folder), content)
         except OSError:
             raise
         except Exception as error:  # tensorstore's own words for a full disk and its like
@@ -247,6 +299,15 @@ class Checkpoints:
             if old != self._first_step and (self._keep_every is None or old % self._keep_every):
                 self._drop(old)
         self._took = time.monotonic() - begun
+
+    def _save(self, folder: str, content: dict[str, Any]) -> None:
+        if self._team.count == 1:
+            orbax().save(folder, content)
+            return
+        from periodic_jax.spread import between_processes
+
+        with between_processes(orbax(), self._team):
+            orbax().save(folder, content)
 
     def discard_after(self, step: int) -> None:
         """Remove all later checkpoints, and what a killed process left half-written or half-removed."""
@@ -264,43 +325,30 @@ class Checkpoints:
             shutil.rmtree(folder.rename(folder.with_name(f"{step}.removed")))
 
 
-def _packed(step: int, states: Tree) -> dict[str, Any]:
-    configs = len(next(iter(states.values())))
-    return {"states": dict(states), "check": np.array([[step, configs, checksum(states)]], np.uint32)}
+def write_first(path: Path, step: int, states: Tree) -> None:
+    """Write a branch's first checkpoint, beside its place: without a config.json it must not count.
 
-
-def _context(team: Team, padding: bool = False) -> ocp.Context:
-    """Orbax's settings: all processes, named, so that it waits for them without their devices."""
-    options = ocp.options.MultiprocessingOptions(active_processes=set(range(team.count)) if team.count > 1 else None)
-    loading = ocp.options.ArrayOptions.Loading(enable_padding_and_truncation=padding)
-    return ocp.Context(multiprocessing_options=options, array_options=ocp.options.ArrayOptions(loading=loading))
-
-
-def _let_orbax_trust_paths() -> None:
-    """Orbax 0.12 compares the paths of all processes by a collective on their devices, here from another thread than
-    training: they could wait for each other. The paths are compared at the start.
+    Raises:
+        OSError: it could not be written.
     """
-    from orbax.checkpoint.experimental.v1._src.saving import execution
-
-    if hasattr(execution, "_check_directory_consistency"):
-        execution._check_directory_consistency = lambda directory: None
-
-
-def _by_process(team: Team) -> NamedSharding:
-    """The first axis over the processes, each with one device."""
-    devices = [next(d for d in jax.devices() if d.process_index == host) for host in team.hosts]
-    return NamedSharding(Mesh(np.array(devices), ("process",)), P("process"))
+    checkpoints = Checkpoints(path / DRAFT, first_step=step)
+    checkpoints.save(step, states)
+    checkpoints.wait()
 
 
-def _spread(content: dict[str, Any], team: Team, share: int) -> dict[str, Any]:
-    """What each process has as one array of all, padded to the same share of each."""
-    sharding = _by_process(team)
+def settle_first(path: Path, *, forget: bool) -> None:
+    """Put a branch's first checkpoint in its place, or forget what a killed process left of one.
 
-    def padded(array: np.ndarray, length: int) -> np.ndarray:
-        return np.pad(array, [(0, length - len(array)), *[(0, 0)] * (array.ndim - 1)])
+    Args:
+        path: the run directory, locked.
+        forget: no config.json belongs to it.
+    """
+    draft = path / DRAFT
+    if draft.exists():
+        if not forget and (draft / CHECKPOINTS).exists() and not (path / CHECKPOINTS).exists():
+            (draft / CHECKPOINTS).rename(path / CHECKPOINTS)
+        shutil.rmtree(draft)
 
-    def whole(array: np.ndarray, length: int) -> jax.Array:
-        return jax.make_array_from_process_local_data(sharding, padded(array, length))
 
-    states = {name: whole(array, share) for name, array in content["states"].items()}
-    return {"states": states, "check": whole(content["check"], 1)}
+def _packed(states: Tree, check: np.ndarray) -> dict[str, Any]:
+    return {"states": dict(states), "check": check}

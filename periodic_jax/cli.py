@@ -23,10 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``periodic-jax``: exits with 0, 2 for unusable input, 143 or 130 when stopped by SIGTERM or
     SIGINT, 1 when something could not be written; with one line on stderr.
     """
-    command = parse(sys.argv[1:] if arguments is None else arguments)
-    # Threads that wait for processes which are lost would hold this one.
-    end = leave if hasattr(command, "processes") and command.processes.distributed else sys.exit
+    end: Callable[[int], Any] = sys.exit
     try:
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        if hasattr(command, "processes") and command.processes.distributed:
+            end = leave  # threads that wait for processes which are lost would hold this one
         _ACTIONS[type(command)](command)
     except ConfigError as error:
         end(refuse(str(error)))
@@ -52,9 +53,9 @@ def _sweep(options: Sweep) -> None:
         raise ConfigError("--out", "none given with --distributed", "a folder that all processes share")
     with _team(options.processes) as team:
         _claim(config, team)
-        path = _train(config.out, run_sweep, config, team=team)
+        end = _train(config.out, run_sweep, config, team=team)
     if team.first:
-        _show(path)
+        _tell_figures(_show(*end))
 
 
 def _demo(options: Demo) -> None:
@@ -70,11 +71,10 @@ def _demo(options: Demo) -> None:
         f"ConvNetSI of width {config.width} on scikit-learn's digits: {len(config.lr)} learning rates x "
         f"{len(config.weight_decay)} weight decays, {config.steps} steps each."
     )
-    path = _train(config.out, run_sweep, config)
-    _print_table(path)
+    files = _show(*_train(config.out, run_sweep, config))
     print("Look at:")
-    for figure in _figures(path):
-        print(f"  {figure}")
+    for file in files:
+        print(f"  {file}")
 
 
 def _resume(options: Resume) -> None:
@@ -82,12 +82,12 @@ def _resume(options: Resume) -> None:
 
     counts = {name: whole_number(name, getattr(options, name)) for name in ("steps", "epochs")}
     with _team(options.processes) as team:
-        path = _train(
+        end = _train(
             options.run, resume_run, options.run, dataset=options.dataset or None, data_dir=options.data_dir or None,
             truncate=options.truncate, team=team, **counts,
         )  # fmt: skip
     if team.first:
-        _show(path)
+        _tell_figures(_show(*end))
 
 
 def _replay(options: Replay) -> None:
@@ -188,12 +188,12 @@ def _branch(options: Branch) -> None:
     given = {name: getattr(options, name) for name in RUN_AXES if getattr(options, name)}
     change: dict[str, Any] = {name: parse_axis(name, without_decay(name, words)) for name, words in given.items()}
     out = options.out or free_folder("branch")
-    path = _train(
+    end = _train(
         out, branch_run, options.run, out, step=whole_number("step", options.step), select=to_selection(options.select),
         change=change, steps=whole_number("steps", options.steps), dataset=options.dataset or None,
         data_dir=options.data_dir or None,
     )  # fmt: skip
-    _show(path)
+    _tell_figures(_show(*end))
 
 
 def _info(options: Info) -> None:
@@ -232,9 +232,12 @@ def _plan(config: "RunConfig", options: Processes) -> None:
     processes = whole_number("num_processes", options.num_processes)
     if processes is not None and processes < 1:
         raise ConfigError("--num-processes", processes, "a whole number from 1")
+    config, said = planning.first_block(config)
     check(config)
     runtime.use_cores_as_devices()
     runtime.keep_compiled_programs()
+    if said:
+        print(said)
     for line in planning.describe(planning.plan(config, processes or 1), config, planning.device_memory()):
         print(line)
 
@@ -254,47 +257,43 @@ def _claim(config: "RunConfig", team: Team) -> None:
     team.once(claim)
 
 
-def _train(out: str | Path, start: Callable[..., Path], *arguments: Any, team: Team = ALONE, **options: Any) -> Path:
-    """Run with a progress bar."""
+def _train(
+    out: str | Path, start: Callable[..., Path], *arguments: Any, team: Team = ALONE, **options: Any
+) -> tuple[Path, list[Any]]:
+    """Run with a progress bar; the run directory and, in process 0, its analysis."""
     from periodic_jax.signals import Stop
 
     runtime.use_cores_as_devices()
     runtime.keep_compiled_programs()
     if team is not ALONE:
         options["team"] = team
+    found: list[Any] = []
     with Stop() as stop, _progress(out, team) as report:
-        return start(*arguments, **options, progress=report, stop=stop, say=tell if team.first else _say_nothing)
+        say = tell if team.first else _say_nothing
+        return start(*arguments, **options, progress=report, stop=stop, say=say, analysed=found.append), found
 
 
 def _say_nothing(line: str) -> None:
     """What process 0 says too."""
 
 
-def _show(path: Path) -> None:
+def _show(path: Path, found: list[Any]) -> list[Path]:
     """Print the table and the summary, and draw the figures."""
-    _print_table(path)
-    print(f"figures: {', '.join(f.name for f in _figures(path))} in {path / 'figures'}")
-
-
-def _print_table(path: Path) -> None:
-    from periodic_jax import analysis, tables
+    from periodic_jax import plots, tables
     from periodic_jax.results import open_run, read_config
 
-    print(tables.as_text(analysis.analyze(open_run(path, flat=True))), end="")
+    print(tables.as_text(found[0]), end="")
     summary = read_config(path)["summary"]
     print(
         f"{summary['config_steps']} config-steps in {summary['seconds']:.1f} s with compilation, "
         f"{summary['ms_per_config_step'] or float('nan'):.3g} ms each after it; "
         f"peak memory {summary['peak_rss_mb']:.0f} MB; in {path}"
     )
+    return plots.save_all(open_run(path, flat=True), found[0], path / "figures")
 
 
-def _figures(path: Path) -> list[Path]:
-    from periodic_jax import analysis, plots
-    from periodic_jax.results import open_run
-
-    dataset = open_run(path, flat=True)
-    return plots.save_all(dataset, analysis.analyze(dataset), path / "figures")
+def _tell_figures(files: list[Path]) -> None:
+    print(f"figures: {', '.join(file.name for file in files)} in {files[0].parent}")
 
 
 @contextlib.contextmanager

@@ -6,13 +6,15 @@ a moment on this machine's devices.
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from periodic_jax import disk, runtime
 from periodic_jax.config import RUN_AXES, RunConfig, evaluated_every, planned_steps
+from periodic_jax.declared import MOST_CONFIGS
 from periodic_jax.errors import ConfigError
+from periodic_jax.grid import flag_of
 from periodic_jax.layouts import device_shape
 from periodic_jax.run import build_sweep
 from periodic_jax.telemetry import along_steps, regular_shares
@@ -97,6 +99,24 @@ def plan(config: RunConfig, processes: int = 1) -> Plan:
     )  # fmt: skip
 
 
+def first_block(config: RunConfig) -> tuple[RunConfig, str]:
+    """The first of the runs that a grid must be cut into because a run may not have so many configurations, and which
+    it is, in words; the whole where it may.
+    """
+    configs = math.prod(len(getattr(config, axis)) for axis in RUN_AXES)
+    name = max(RUN_AXES, key=lambda axis: len(getattr(config, axis)))
+    values = getattr(config, name)
+    each = max(MOST_CONFIGS * len(values) // configs, 1)
+    if configs <= MOST_CONFIGS:
+        return config, ""
+    said = (
+        f"{configs} configurations, and a run may have {MOST_CONFIGS}: this is of one of {-(-len(values) // each)} runs, "
+        f"with {each} of the {len(values)} values of {flag_of(name)}"
+    )
+    part: dict[str, Any] = {name: values[:each]}
+    return dataclasses.replace(config, **part), said
+
+
 def blocks(plan: Plan, device_memory: int | None = None) -> int:
     """Into how many independent runs to split a sweep: none takes longer than a day, more than a terabyte, or more
     memory than a device has.
@@ -138,7 +158,7 @@ def describe(plan: Plan, config: RunConfig, device_memory: int | None = None) ->
     return [
         *lines,
         f"to split it: {number} independent runs or more, of at most {MOST_HOURS:g} h and {words(MOST_BYTES)} each: "
-        f"{runs} runs with {part} of the {values} values of --{name.replace('_', '-')} each, and a folder of its own "
+        f"{runs} runs with {part} of the {values} values of {flag_of(name)} each, and a folder of its own "
         f"for each{more}",
     ]
 

@@ -158,9 +158,13 @@ def find_start(sweep: Sweep, plan: Plan, truncate: bool, say: Callable[[str], No
     start = newest(sweep, plan, plan.steps, say)
 
     def look() -> list[integrity.Damage]:
-        if store.exists():
-            return list(integrity.damage(store, plan.first_step, start.step))
-        return [] if start.step == plan.first_step else [integrity.Damage("", None, "missing")]
+        if not store.exists():
+            return [] if start.step == plan.first_step else [integrity.Damage("", None, "missing")]
+        lengths = {
+            "config": len(sweep.grid), "step": plan.steps - plan.first_step, "eval_step": len(plan.eval_steps),
+            "layer": len(sweep.layer_names()),
+        }  # fmt: skip
+        return list(integrity.damage(store, plan.first_step, start.step, lengths))
 
     damaged = [integrity.Damage(*one) for one in team.once(look)]
     if not damaged:
@@ -187,7 +191,7 @@ def newest(sweep: Sweep, plan: Plan, most: int, say: Callable[[str], None]) -> S
         if not plan.first_step <= step <= most:
             continue
         try:
-            team.once(partial(verify, plan.path, step), DamagedCheckpoint)
+            team.once(partial(verify, plan.path, step, like, team, plan.share), DamagedCheckpoint)
             read_here = partial(read, plan.path, step, like, team, plan.share)
             return Start(step, team.together(read_here, DamagedCheckpoint))
         except DamagedCheckpoint as error:

@@ -8,10 +8,10 @@ import time
 
 import numpy as np
 import pytest
+from survival import states_at
 from together import SETTINGS, finish, start
 
 from periodic_jax import ConfigError, RunConfig, SweepGrid, open_run, run_sweep
-from periodic_jax.checkpoints import load
 from periodic_jax.distributed import Distributed, PeerLost
 from periodic_jax.layouts import ROW_COST, Arrangement, device_shape
 from periodic_jax.results import checkpoint_steps, read_config
@@ -139,7 +139,8 @@ def test_all_processes_have_one_shape_and_every_configuration_a_place(seed):
         assert (seeds[arranged.source] == arranged.seeds[:, None]).all()
         assert np.array_equal(arranged.flatten(arranged.source), np.arange(len(seeds)))
     least = min(
-        (m + ROW_COST) * max(-(-sum(-(-int((seeds == s).sum()) // m) for s in set(seeds.tolist())) // devices) for seeds in parts)
+        (m + ROW_COST)
+        * max(-(-sum(-(-int((seeds == s).sum()) // m) for s in set(seeds.tolist())) // devices) for seeds in parts)
         for m in range(1, 21)
     )
     assert rows * (members + ROW_COST) == pytest.approx(least)
@@ -200,7 +201,7 @@ def assert_same(path, expected, steps):
     a = a.sel(eval_step=b.eval_step.values).assign_coords(schedule_end=b.schedule_end)
     assert a.drop_attrs().identical(b.drop_attrs())
     assert np.isfinite(a.loss[0]).all()
-    states, wanted = load(path, steps), load(expected, steps)
+    states, wanted = states_at(path, steps), states_at(expected, steps)
     assert set(states) == set(wanted)
     for name, array in states.items():
         np.testing.assert_array_equal(array, wanted[name], strict=True, err_msg=name)

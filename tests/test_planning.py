@@ -2,11 +2,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from survival import states_at
 
 from periodic_jax import RunConfig, run_sweep
-from periodic_jax.checkpoints import load
 from periodic_jax.disk import used
-from periodic_jax.planning import blocks, describe, plan
+from periodic_jax.planning import blocks, describe, first_block, plan
 from periodic_jax.results import open_run
 
 
@@ -30,7 +30,7 @@ def test_a_plan_is_what_the_run_takes(small, planned):
     files = [f for f in (path / "telemetry.zarr").glob("*/c/**/*") if f.is_file()]
     kept = [f for f in files if f.relative_to(path).parts[1] in (*(v.name for v in recorded), "diverged_at")]
     assert planned.telemetry_files == len(kept)
-    states = load(path, 120)
+    states = states_at(path, 120)
     assert planned.checkpoint_bytes == 2 * sum(array.nbytes for array in states.values())
     assert planned.devices * planned.rows * planned.members == 6
     assert used(path / "telemetry.zarr") < 2 * planned.telemetry_bytes + 10**5
@@ -48,3 +48,16 @@ def test_blocks_are_small_enough(small, planned):
     assert "16 of the 64 values of --lr" in describe(long, day)[-1]
     assert blocks(planned, device_memory=planned.data_bytes + planned.state_bytes) > 1
     assert blocks(planned._replace(telemetry_bytes=10**15)) == 6
+
+
+def test_more_configurations_than_a_run_may_have_are_planned_in_blocks(small):
+    config = dataclasses.replace(
+        small, lr=tuple(np.geomspace(0.01, 1, 1000).tolist()), momentum=tuple(np.arange(100) / 101)
+    )
+    block, words = first_block(config)
+    assert (
+        words
+        == "200000 configurations, and a run may have 100000: this is of one of 2 runs, with 500 of the 1000 values of --lr"
+    )
+    assert len(block.grid()) == 100000
+    assert first_block(small) == (small, "")

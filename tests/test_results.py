@@ -183,7 +183,6 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path):
         ({"data": {"train_images": 100}, "config": {"batch_size": 128}}, 1),
         ({"data": {"train_images": 100}, "config": {"batch_size": 8, "full_batch": True}}, 1),
         ({"config": {"batch_size": 128}}, None),
-        ({"data": [], "config": {"batch_size": 128}}, None),
         ({"data": {"train_images": "1500"}, "config": {"batch_size": 128}}, None),
         ({"data": {"train_images": 1500}, "config": {"batch_size": 0}}, None),
         ({"data": {"train_images": 1500}}, None),
