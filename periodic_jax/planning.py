@@ -109,8 +109,9 @@ def first_block(config: RunConfig) -> tuple[RunConfig, str]:
     each = max(MOST_CONFIGS * len(values) // configs, 1)
     if configs <= MOST_CONFIGS:
         return config, ""
+    runs = -(-len(values) // each)
     said = (
-        f"{configs} configurations, and a run may have {MOST_CONFIGS}: this is of one of {-(-len(values) // each)} runs, "
+        f"{configs} configurations, and a run may have {MOST_CONFIGS}: this is of one of {runs} runs, "
         f"with {each} of the {len(values)} values of {flag_of(name)}"
     )
     part: dict[str, Any] = {name: values[:each]}

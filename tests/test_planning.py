@@ -55,9 +55,7 @@ def test_more_configurations_than_a_run_may_have_are_planned_in_blocks(small):
         small, lr=tuple(np.geomspace(0.01, 1, 1000).tolist()), momentum=tuple(np.arange(100) / 101)
     )
     block, words = first_block(config)
-    assert (
-        words
-        == "200000 configurations, and a run may have 100000: this is of one of 2 runs, with 500 of the 1000 values of --lr"
-    )
+    assert words.startswith("200000 configurations, and a run may have 100000: this is of one of 2 runs, ")
+    assert words.endswith("with 500 of the 1000 values of --lr")
     assert len(block.grid()) == 100000
     assert first_block(small) == (small, "")
