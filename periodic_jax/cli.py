@@ -155,14 +155,14 @@ def _report(options: Report) -> None:
         dataset = open_run(path, flat=True)
         return report.contents(dataset, analysis.analyze(dataset))
 
-    if not options.live:
-        print(report.write(look(), path))
-        return
     port, every = (whole_number(name, getattr(options, name)) or 0 for name in ("port", "every"))
     if not 0 <= port < 2**16:
         raise ConfigError("--port", port, "a whole number from 0 to 65535")
     if every < 1:
         raise ConfigError("--every", every, "a whole number from 1")
+    if not options.live:
+        print(report.write(look(), path))
+        return
     with report.serve(look, port=port, every=every) as server:
         print(f"http://127.0.0.1:{server.server_port}/ until interrupted (Ctrl-C)", flush=True)
         server.serve_forever()
@@ -319,7 +319,12 @@ def _progress(out: str | Path, team: Team):
                 bar.set_description("training", refresh=False)
                 bar.update(chunk.steps * configs)
 
-        yield report
+        try:
+            yield report
+        except ConfigError:  # refused before it began: no bar of nothing above the line that says so
+            bar.leave = False
+            bar.clear()
+            raise
 
 
 _ACTIONS: dict[type, Callable[[Any], None]] = {
