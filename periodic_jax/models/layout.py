@@ -103,7 +103,10 @@ def materialise(function: Callable[..., Any], *args: Any) -> Any:
         # True for every number and for NaN, except one that no training meets; the compiler cannot know.
         always = jnp.logical_not(probe == jnp.asarray(-1.17549435e-38, probe.dtype))
         shapes = jax.eval_shape(function, *args)
-        fill = lambda *_: jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes)  # noqa: E731
+
+        def fill(*_: Any) -> Any:
+            return jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes)
+
         return lax.cond(always, function, fill, *args)
 
     @barrier.def_vmap
