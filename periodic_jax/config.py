@@ -236,6 +236,19 @@ def from_record(
     return RunConfig(out=path, data_dir=data_dir, **values)
 
 
+def check_images(config: RunConfig, record: Mapping[str, Any]) -> None:
+    """Refuse other images than those that the run began with.
+
+    Raises:
+        ConfigError: what differs.
+    """
+    data, before = json.loads(json.dumps(config.data.described())), record.get("data", {})
+    differing = [name for name in data if name != "source" and data[name] != before.get(name)]
+    if differing:
+        name = differing[0]
+        raise ConfigError("--dataset", f"{config.dataset} with {name} {data[name]}", f"{before.get(name)}, as before")
+
+
 def difference(config: RunConfig, record: Mapping[str, Any]) -> str:
     """What a configuration wants otherwise than a run has it, in one line; empty where they are the same."""
     held = record.get("config", {})

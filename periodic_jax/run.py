@@ -12,6 +12,7 @@ from periodic_jax.config import (
     RUN_AXES,
     RunConfig,
     check,
+    check_images,
     difference,
     evaluated_every,
     from_record,
@@ -247,11 +248,7 @@ def _next_record(config: RunConfig, record: dict[str, Any] | None, sweep: "Sweep
     held = {"config": to_record(config, sweep.layout), "data": data}
     if record is None or "config" not in record:
         return {"format": results.FORMAT, **(record or {}), **held, **provenance(sweep)}
-    before = record.get("data", {})
-    differing = [name for name in data if name != "source" and data[name] != before.get(name)]
-    if differing:
-        name = differing[0]
-        raise ConfigError("--dataset", f"{config.dataset} with {name} {data[name]}", f"{before.get(name)}, as before")
+    check_images(config, record)
     ends = list(record.get("ends", ()))
     if "summary" in record and planned_steps(config) > record["config"]["steps"]:
         ends.append(record["config"]["steps"])

@@ -239,7 +239,7 @@ class Sweep:
 
         Leaves without elements are left out.
         """
-        return {name: self.arrangement.flatten(leaf) for name, leaf in _named_leaves(states) if leaf.size}
+        return {name: self.arrangement.flatten(leaf) for name, leaf in named_leaves(states) if leaf.size}
 
     def restore(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
         """Continue from what `export` gave, after ``step`` updates.
@@ -249,7 +249,7 @@ class Sweep:
             step: updates made so far.
         """
         sharding = NamedSharding(self.mesh, P(None, "member"))
-        names = [name for name, _ in _named_leaves(self.states)]
+        names = [name for name, _ in named_leaves(self.states)]
         leaves = [
             jax.device_put(arrays[name][self.arrangement.source], sharding) if leaf.size else leaf
             for name, leaf in zip(names, jax.tree.leaves(self.states), strict=True)
@@ -304,7 +304,7 @@ class Sweep:
         return self.arrangement.flatten(self.states.diverged_at)
 
 
-def _named_leaves(states: TrainState) -> list[tuple[str, Any]]:
+def named_leaves(states: TrainState) -> list[tuple[str, Any]]:
     """Every leaf with a name such as ``params.conv0.kernel``."""
     paths = jax.tree_util.tree_leaves_with_path(states)
     return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in paths]

@@ -4,6 +4,7 @@ The mini-batches are shared over the devices; each device makes the part of a pr
 configurations, and the parts are added outside. No device waits for another inside a program.
 """
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,10 +16,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from periodic_jax.landscape.noise import GradientNoise, Moments, gradient_noise, no_moments, together, with_gradient
+from periodic_jax.landscape.noise import GradientNoise, gradient_noise, no_moments, together, with_gradient
 from periodic_jax.landscape.objective import Batches, chosen_leaves, to_vector
 from periodic_jax.landscape.products import PRODUCTS, loss_and_gradient, tangential
 from periodic_jax.layouts import lay_out
+from periodic_jax.models.labels import Labels
 from periodic_jax.train import TrainState
 
 Vectors = Float[Array, "configs size"]
@@ -65,30 +67,22 @@ class Surface:
         self.weights: Vectors = jax.jit(jax.vmap(partial(to_vector, chosen=self._chosen)))(
             jax.device_put(states.params, self._device)
         )
-        self._programs: dict[str, Callable[..., Any]] = {}
 
     def product(self, kind: str, *, sphere: bool = False) -> Callable[[Vectors], Vectors]:
         """Products of each configuration's curvature matrix with its vector.
 
         Args:
             kind: a key of `products.PRODUCTS`.
-            sphere: of the projected matrix at x/ρ instead, see `products.on_sphere`.
+            sphere: of ρ² P A P instead, the matrix at x/ρ projected on the sphere's tangents; see `products.on_sphere`.
 
         Returns:
             A function of ``(configs, size)``.
         """
 
-        def part(state: TrainState, vector: Array, batch: Any) -> Array:
-            return PRODUCTS[kind](state, vector, batch, self._chosen)
-
-        total = self._accumulated(kind, part, lambda sum, new: sum + new, jnp.zeros_like)
-
         def product(vectors: Vectors) -> Vectors:
-            parts = total(self._states, jax.device_put(vectors, self._everywhere), self._batches, self._constants)
-            return sum(
-                (jax.device_put(shard.data[0], self._device) for shard in parts.addressable_shards),
-                start=jnp.zeros_like(vectors),
-            )
+            parts = self._accumulate(kind, vectors)
+            own = (jax.device_put(shard.data[0], self._device) for shard in parts.addressable_shards)
+            return sum(own, start=jnp.zeros_like(vectors))
 
         if not sphere:
             return product
@@ -96,55 +90,51 @@ class Surface:
 
     def gradient_noise(self) -> list[GradientNoise]:
         """Loss and statistics of the mini-batches' gradients, of each configuration."""
-
-        def part(state: TrainState, _: Array, batch: Any) -> tuple[Array, Array, Array]:
-            return batch[2].sum(), *loss_and_gradient(state, batch, self._chosen)
-
-        def add(moments: Moments, new: Any) -> Moments:
-            return jax.vmap(with_gradient)(moments, *new)
-
-        def nothing(vectors: Array) -> Moments:
-            return jax.vmap(lambda v: no_moments(v.size, v.dtype))(vectors)
-
-        total = self._accumulated("gradient_noise", part, add, nothing)
-        vectors = jax.device_put(self.weights, self._everywhere)
-        parts = total(self._states, vectors, self._batches, self._constants)
+        parts = self._accumulate("gradient", self.weights)
         parts = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parts)  # (devices, configs, ...)
         found = []
         for k in range(len(self.weights)):
-            of_devices = [jax.tree.map(lambda leaf, d=d: leaf[d, k], parts) for d in range(len(parts.share))]
-            moments = of_devices[0]
-            for other in of_devices[1:]:
-                moments = together(moments, other)
-            found.append(gradient_noise(moments, self._images))
+            of_devices = [jax.tree.map(lambda leaf, d=d, k=k: leaf[d, k], parts) for d in range(len(parts.share))]
+            found.append(gradient_noise(functools.reduce(together, of_devices), self._images))
         return found
 
-    def _accumulated(
-        self, name: str, part: Callable[..., Any], add: Callable[..., Any], nothing: Callable[..., Any]
-    ) -> Callable[..., Any]:
-        """A compiled function that goes through each device's mini-batches; results have an axis of devices first."""
-        if name in self._programs:
-            return self._programs[name]
-
-        def local(states: TrainState, vectors: Array, batches: Any, constants: Any) -> Any:
-            model = states.task.model
-            prepare = getattr(model, "prepare", lambda images: images)
-            mean, std = constants
-
-            def one(total: Any, batch: Any) -> tuple[Any, None]:
-                images, labels, shares = batch
-                prepared = prepare((images.astype(mean.dtype) / 255 - mean) / std)
-                each = lay_out(lambda s, v: part(s, v, (prepared, labels, shares)), self._layout)
-                return add(total, each(states, vectors)), None
-
-            total, _ = jax.lax.scan(one, nothing(vectors), tuple(batches))
-            return jax.tree.map(lambda leaf: leaf[None], total)
-
-        mapped = jax.shard_map(
-            local, mesh=self._mesh, in_specs=(P(), P(), P("batches"), P()), out_specs=P("batches"), check_vma=False
+    def _accumulate(self, name: str, vectors: Vectors) -> Any:
+        """Run a program on all mini-batches; its results have an axis of devices first."""
+        vectors = jax.device_put(vectors, self._everywhere)
+        return _program(name, self._chosen, self._layout, self._mesh)(
+            self._states, vectors, self._batches, self._constants
         )
-        self._programs[name] = jax.jit(mapped)
-        return self._programs[name]
+
+
+@functools.cache
+def _program(name: str, chosen: Labels, layout: str, mesh: Mesh) -> Callable[..., Any]:
+    """A compiled function that goes through each device's mini-batches; kept, so that it is compiled once for all
+    checkpoints.
+    """
+
+    def of_one(state: TrainState, vector: Array, batch: Any) -> Any:
+        if name == "gradient":
+            return batch[2].sum(), *loss_and_gradient(state, batch, chosen)
+        return PRODUCTS[name](state, vector, batch, chosen)
+
+    def local(states: TrainState, vectors: Array, batches: Any, constants: Any) -> Any:
+        prepare = getattr(states.task.model, "prepare", lambda images: images)
+        mean, std = constants
+
+        def add(total: Any, batch: Any) -> tuple[Any, None]:
+            images, labels, shares = batch
+            prepared = prepare((images.astype(mean.dtype) / 255 - mean) / std)
+            new = lay_out(lambda s, v: of_one(s, v, (prepared, labels, shares)), layout)(states, vectors)
+            return jax.vmap(with_gradient)(total, *new) if name == "gradient" else total + new, None
+
+        start = jnp.zeros_like(vectors)
+        if name == "gradient":
+            start = jax.vmap(lambda vector: no_moments(vector.size, vector.dtype))(vectors)
+        total, _ = jax.lax.scan(add, start, tuple(batches))
+        return jax.tree.map(lambda leaf: leaf[None], total)
+
+    specs = (P(), P(), P("batches"), P())
+    return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P("batches"), check_vma=False))
 
 
 _tangential = jax.jit(jax.vmap(tangential))
