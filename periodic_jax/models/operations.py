@@ -11,13 +11,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from periodic_jax.models.convolution import as_matrix, col2im, im2col
 from periodic_jax.models.layout import (
     Activations,
     Kernel,
-    as_matrix,
     channel_sums,
-    col2im,
-    im2col,
     materialise,
     per_channel,
     scan_groups,
