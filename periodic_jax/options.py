@@ -104,6 +104,8 @@ class Sweep:
     """Full-batch gradient descent, accumulated over mini-batches: a step is an epoch."""
     per_layer: bool = False
     """Record the dynamics of every layer too."""
+    track_sharpness: Annotated[str, tyro.conf.arg(metavar="EVERY", help_behavior_hint="(optional)")] = ""
+    """Follow the sharpness of the loss on the unit sphere, by one product with the Hessian every so many updates."""
     keep: Whole = "2"
     """How many of the last checkpoints to keep."""
     keep_every: OptionalWhole = ""

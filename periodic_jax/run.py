@@ -223,7 +223,7 @@ def build_sweep(config: RunConfig) -> "Sweep":
         model, config.data, config.grid(), batch_size=config.batch_size, layout=config.layout,
         per_layer=config.per_layer, capacity=min(1000, planned_steps(config)), loss=config.loss,
         schedule=config.schedule, per_filter=config.norm_per == "filter", full_batch=config.full_batch,
-        augment=config.augment,
+        augment=config.augment, track_sharpness=config.track_sharpness,
     )  # fmt: skip
 
 

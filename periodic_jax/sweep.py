@@ -19,6 +19,7 @@ from periodic_jax import data as data_module
 from periodic_jax import tuning
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import HParams, SweepGrid
+from periodic_jax.landscape.online import SHARPNESS, with_direction
 from periodic_jax.layouts import Arrangement, check_layout
 from periodic_jax.programs import CORRUPTION, EVALUATIONS, PER_LAYER, SCALARS, Programs
 from periodic_jax.train import TrainState, create_train_state
@@ -67,6 +68,7 @@ class Sweep:
         full_batch: each step is full-batch gradient descent, accumulated over mini-batches in the data's own order; the
             images after the last whole one are left out.
         augment: crop and flip the images of each step at random, all configurations of a seed alike.
+        track_sharpness: steps between measurements of the sharpness, see `landscape.online`; None: no measurements.
         devices: JAX devices to shard the configurations over; all, if None.
 
     Attributes:
@@ -95,12 +97,13 @@ class Sweep:
         per_filter: bool = False,
         full_batch: bool = False,
         augment: bool = False,
+        track_sharpness: int | None = None,
         devices: list[Any] | None = None,
     ) -> None:
         check_batch_size(batch_size, dataset)
         check_layout(layout)
         self.grid, self.batch_size, self.capacity = grid, batch_size, capacity
-        self.recorded = SCALARS + (PER_LAYER if per_layer else ())
+        self.recorded = SCALARS + (SHARPNESS if track_sharpness else ()) + (PER_LAYER if per_layer else ())
         self.evaluations = EVALUATIONS + (() if dataset.corrupted is None else CORRUPTION)
         devices = devices or jax.devices()
         groups = np.unique(grid.seeds, return_counts=True)[1]
@@ -119,13 +122,14 @@ class Sweep:
         self.hparams = jax.tree.map(partial(jax.device_put, device=members), stacked)
         shape = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), dtype)
         create = partial(create_train_state, loss=loss, schedule=schedule, per_filter=per_filter)
+        self._tracked = track_sharpness is not None
         self._fresh_states = self._initialiser(create, model, shape)
         self._programs = partial(
             Programs, batch_size=batch_size, images=len(dataset.images), capacity=capacity, recorded=self.recorded,
-            full_batch=full_batch, augment=augment,
+            full_batch=full_batch, augment=augment, track_sharpness=track_sharpness,
         )  # fmt: skip
         about = (jax.__version__, self.devices[0].device_kind, len(self.devices), self.arrangement.source.shape, model)
-        about += (shape, per_layer, loss, schedule, per_filter, full_batch, augment)
+        about += (shape, per_layer, loss, schedule, per_filter, full_batch, augment, track_sharpness)
         about += (jax.config.values["jax_default_matmul_precision"],)
         local = self.arrangement.source.shape[1] // len(self.devices)
         layouts = tuning.candidates(self.devices[0].platform, local) if layout == "auto" else [layout]
@@ -275,7 +279,10 @@ class Sweep:
 
         def of_seed(seed: Array) -> TrainState:
             key = data_module.purpose_key(seed, data_module.INITIALISATION)
-            return create(model, model.labels(), key, jnp.zeros(images.shape, images.dtype))
+            state = create(model, model.labels(), key, jnp.zeros(images.shape, images.dtype))
+            if not self._tracked:
+                return state
+            return with_direction(state, data_module.purpose_key(seed, data_module.SHARPNESS))
 
         members = self.arrangement.source.shape[1]
 
