@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from periodic_jax import data as data_module
 from periodic_jax.data import DeviceData
 from periodic_jax.grid import HParams
-from periodic_jax.landscape.online import follow_sharpness
+from periodic_jax.landscape.online import sphere_sharpness
 from periodic_jax.layouts import lay_out, over_seeds
 from periodic_jax.train import Batch, TrainState, eval_step, full_batch_step, train_step
 
@@ -103,8 +103,13 @@ class Programs:
         measured = {}
         if self.track_sharpness:
             batches = batch if self.full_batch else jax.tree.map(lambda leaf: leaf[None], batch)
-            state, sharpness = follow_sharpness(state, batches, step % self.track_sharpness == 0)
-            measured = {"sphere_sharpness": sharpness}
+            dtype = hparams.lr.dtype
+            sharpness = jax.lax.cond(
+                step % self.track_sharpness == 0,
+                lambda: sphere_sharpness(state, batches).astype(dtype),
+                lambda: jnp.full((), jnp.nan, dtype),
+            )
+            measured = {"sphere_sharpness": jnp.where(state.diverged_at < 0, sharpness, jnp.nan)}
         state, metrics = advance(state, hparams, batch)
         if self.track_sharpness:
             measured["elr_times_sharpness"] = metrics["effective_lr"] * measured["sphere_sharpness"]

@@ -13,7 +13,6 @@ from periodic_jax.checkpoints import DamagedCheckpoint, load
 from periodic_jax.config import RunConfig, check_images, from_record
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import HParams, SweepGrid
-from periodic_jax.landscape.online import with_direction
 from periodic_jax.sweep import named_leaves
 from periodic_jax.train import TrainState, create_train_state
 
@@ -125,8 +124,7 @@ def _one_state(config: RunConfig) -> TrainState:
         init_scale=config.init_scale, param_dtype=dtype,
     )  # fmt: skip
     images = jnp.zeros((config.batch_size, *config.data.image_shape), dtype)
-    state = create_train_state(
+    return create_train_state(
         model, model.labels(), jax.random.key(0), images, loss=config.loss, schedule=config.schedule,
         per_filter=config.norm_per == "filter",
     )  # fmt: skip
-    return with_direction(state, jax.random.key(0)) if config.track_sharpness else state

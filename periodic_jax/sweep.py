@@ -19,7 +19,7 @@ from periodic_jax import data as data_module
 from periodic_jax import tuning
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import HParams, SweepGrid
-from periodic_jax.landscape.online import SHARPNESS, with_direction
+from periodic_jax.landscape.online import SHARPNESS
 from periodic_jax.layouts import Arrangement, check_layout
 from periodic_jax.programs import CORRUPTION, EVALUATIONS, PER_LAYER, SCALARS, Programs
 from periodic_jax.train import TrainState, create_train_state
@@ -122,7 +122,6 @@ class Sweep:
         self.hparams = jax.tree.map(partial(jax.device_put, device=members), stacked)
         shape = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), dtype)
         create = partial(create_train_state, loss=loss, schedule=schedule, per_filter=per_filter)
-        self._tracked = track_sharpness is not None
         self._fresh_states = self._initialiser(create, model, shape)
         self._programs = partial(
             Programs, batch_size=batch_size, images=len(dataset.images), capacity=capacity, recorded=self.recorded,
@@ -279,10 +278,7 @@ class Sweep:
 
         def of_seed(seed: Array) -> TrainState:
             key = data_module.purpose_key(seed, data_module.INITIALISATION)
-            state = create(model, model.labels(), key, jnp.zeros(images.shape, images.dtype))
-            if not self._tracked:
-                return state
-            return with_direction(state, data_module.purpose_key(seed, data_module.SHARPNESS))
+            return create(model, model.labels(), key, jnp.zeros(images.shape, images.dtype))
 
         members = self.arrangement.source.shape[1]
 

@@ -85,8 +85,7 @@ class TrainState(struct.PyTreeNode):
     batch_stats: Any  # running statistics of batch normalisation; {} where there are none
     opt_state: Any  # of `sphere_sgd`, without the measurements, which no later step needs
     diverged_at: Int[Array, ""]  # step whose loss or update was not finite; -1 while there was none
-    sharpest: Any = ()  # the direction in which sharpness is followed, where it is; see `landscape.online`
-    task: Task = struct.field(pytree_node=False, kw_only=True)
+    task: Task = struct.field(pytree_node=False)
 
 
 def create_train_state(

@@ -10,8 +10,9 @@ import pytest
 import reference
 from jax.flatten_util import ravel_pytree
 
-from periodic_jax import ConfigError, create_train_state, landscape, models
+from periodic_jax import Batch, ConfigError, create_train_state, landscape, models
 from periodic_jax.landscape import Surface, fixed_batches, hutchinson, lanczos
+from periodic_jax.landscape.online import sphere_sharpness
 
 
 @pytest.fixture(scope="module")
@@ -271,3 +272,27 @@ def test_weights_that_are_not_there_are_refused(states, tiny):
             Surface(bare, fixed_batches(tiny, 12), weights)
     assert landscape.fixed_batches(tiny, 12, images=None).labels.shape == (3, 12)
     assert landscape.fixed_batches(tiny, 12, images=5).labels.shape == (1, 12)
+
+
+def test_tracked_sharpness_is_what_two_lanczos_iterations_from_the_gradient_find(states, dense):
+    """In the dense matrix: the largest eigenvalue within the span of the gradient and its image, of mini-batches alone
+    and of their mean; NaN for a configuration that is not finite, and where the gradient is zero."""
+    batches, found = dense
+    size = invariant(states)
+    images = jnp.asarray((batches.images / 255 - batches.mean) / batches.std)
+    labels = jnp.asarray(batches.labels)
+    for chosen in (slice(0, 1), slice(0, 3)):
+        got = jax.jit(jax.vmap(sphere_sharpness, (0, None)))(states, Batch(images[chosen], labels[chosen]))
+        for k in range(2):
+            x = np.concatenate([np.ravel(states.params[n]["kernel"][k]) for n in ("conv0", "conv1")])
+            hessian = np.mean([one[2] for one in found[k][chosen]], 0)[:size, :size]
+            rows = zip(found[k][chosen], batches.labels[chosen], strict=True)
+            gradient = np.mean([of_images(*one[:2], row)[1].mean(0)[:size] for one, row in rows], 0)
+            projection = np.eye(size) - np.outer(x, x) / (x @ x)
+            matrix = (x @ x) * projection @ hessian @ projection
+            basis, _ = np.linalg.qr(np.stack([gradient, matrix @ gradient], 1))
+            assert got[k] == pytest.approx(np.linalg.eigvalsh(basis.T @ matrix @ basis)[-1], rel=1e-3)
+        assert np.isnan(got[2])
+    dead = states.replace(params=jax.tree.map(jnp.zeros_like, states.params))
+    one = jax.tree.map(lambda leaf: leaf[0], dead)
+    assert np.isnan(sphere_sharpness(one, Batch(images[:1], labels[:1])))

@@ -9,7 +9,6 @@ from periodic_jax.data.device import (
     AUGMENTATION,
     INITIALISATION,
     ORDER,
-    SHARPNESS,
     DeviceData,
     augment,
     augmentation_key,
@@ -26,7 +25,7 @@ from periodic_jax.data.embedded import load_digits, load_synthetic
 from periodic_jax.data.variations import Variations, check_variations, vary
 
 __all__ = [
-    "AUGMENTATION", "CIFAR_MEAN", "CIFAR_STD", "DATASETS", "INITIALISATION", "ORDER", "SHARPNESS", "Dataset", "DeviceData",
+    "AUGMENTATION", "CIFAR_MEAN", "CIFAR_STD", "DATASETS", "INITIALISATION", "ORDER", "Dataset", "DeviceData",
     "Variations", "Where", "augment", "augmentation_key", "batch_indices", "check_variations", "corruption_parts",
     "crop_and_flip", "load", "load_digits", "load_synthetic", "mini_batch", "normalise", "purpose_key",
     "steps_per_epoch", "to_device", "vary",

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from periodic_jax.data.dataset import Dataset
 
 # Purposes of randomness: every key is derived from (seed, purpose, epoch or step), never from a position in the grid.
-INITIALISATION, ORDER, AUGMENTATION, SHARPNESS = 0, 1, 2, 3
+INITIALISATION, ORDER, AUGMENTATION = 0, 1, 2
 PADDING = 4  # pixels of black around an image, in which the random crop moves
 
 
@@ -169,5 +169,5 @@ def batch_indices(
 
 
 def purpose_key(seed: Int[Array, ""], purpose: int) -> Key[Array, ""]:
-    """The PRNG key of one purpose (`INITIALISATION`, `ORDER`, `AUGMENTATION`, `SHARPNESS`) under a seed."""
+    """The PRNG key of one purpose (`INITIALISATION`, `ORDER`, `AUGMENTATION`) under a seed."""
     return jax.random.fold_in(jax.random.key(seed), purpose)
