@@ -166,8 +166,11 @@ def check(config: RunConfig) -> None:
     train.check_loss(config.loss)
     model = models.build(config.model, width=config.width, depth=config.depth)
     if config.track_sharpness and not models.has_scale_invariant(model):
-        raise ConfigError("--track-sharpness", config.track_sharpness, f"no measurements of {config.model}: it has no "
-                          "scale-invariant weights")
+        raise ConfigError(
+            "--track-sharpness",
+            config.track_sharpness,
+            f"no measurements of {config.model}: it has no scale-invariant weights",
+        )
     # From here on data are read, and downloaded if that was asked for.
     config.grid()
     check_batch_size(config.batch_size, config.data)

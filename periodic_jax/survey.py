@@ -37,13 +37,16 @@ class Effort(NamedTuple):
     tolerance: float = 1e-3  # of the residuals, relative to the largest eigenvalue in size
 
 
+USUAL = Effort()
+
+
 def survey(
     path: str | Path,
     *,
     checkpoints: Sequence[str] = ("all",),
     select: Mapping[str, Sequence[float]] | None = None,
     weights: str = "invariant",
-    effort: Effort = Effort(),
+    effort: Effort = USUAL,
     dataset: str | None = None,
     data_dir: str | None = None,
     progress: Callable[[str], None] = lambda line: None,
@@ -182,7 +185,9 @@ def _on_sphere(
 def _with_reasons(states: TrainState, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """NaN in place of all numbers that say nothing, and why."""
     diverged = np.asarray(states.diverged_at)
-    finite = np.all([np.isfinite(np.asarray(leaf)).reshape(len(diverged), -1).all(1) for leaf in jax.tree.leaves(states.params)], 0)
+    finite = np.all(
+        [np.isfinite(np.asarray(leaf)).reshape(len(diverged), -1).all(1) for leaf in jax.tree.leaves(states.params)], 0
+    )
     reasons = []
     for k, reason in enumerate(found.pop("reason")):
         if diverged[k] >= 0:

@@ -122,9 +122,25 @@ def findings(analysis: xr.Dataset) -> str:
     plain = np.abs(analysis.budget_residual.values)
     if np.isfinite(plain).any():
         out.write(f"rotation budget: off by at most {np.nanmax(plain):.1e} of the rotation (plain SGD)\n")
+    if "onset_elr_times_sharpness" in analysis:
+        out.write(_stability(analysis))
     if "backtest_expected" in analysis:
         out.write(_backtest(analysis))
     return out.getvalue()
+
+
+def _stability(analysis: xr.Dataset) -> str:
+    """Effective learning rate x sharpness in units of its threshold, before destabilisations and in the falls."""
+    text, limit = "", analysis.stability_threshold.values[:, None]
+    for name, where in (("onset", "before destabilisations"), ("fall", "in the first halves of the falls")):
+        ratios = analysis[f"{name}_elr_times_sharpness"].values / limit
+        if (known := ratios[np.isfinite(ratios)]).size:
+            low, middle, high = np.quantile(known, (0.25, 0.5, 0.75))
+            text += (
+                f"ELR x sharpness over its threshold, {where}: {middle:.2f} (median), quartiles {low:.2f} and "
+                f"{high:.2f}, {known.size} of them, {np.mean(known < 1):.0%} below 1\n"
+            )
+    return text
 
 
 def _backtest(analysis: xr.Dataset) -> str:

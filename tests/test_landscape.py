@@ -102,7 +102,9 @@ def test_products_and_eigenvalues_equal_those_of_the_dense_matrix(states, dense,
     """Of the plain network's whole Hessian, to 1e-8 in float64; a configuration that is not finite gives NaN."""
     surface = Surface(states, dense[0], weights, layout="map")
     size = surface.weights.shape[1]
-    assert size == (invariant(states) if weights == "invariant" else sum(leaf[0].size for leaf in jax.tree.leaves(states.params)))
+    assert size == (
+        invariant(states) if weights == "invariant" else sum(leaf[0].size for leaf in jax.tree.leaves(states.params))
+    )
     vectors = jax.random.normal(jax.random.key(3), surface.weights.shape)
     got = surface.product(kind)(vectors)
     found = lanczos(surface.product(kind), vectors, jax.random.key(4), count=6, most=size, tolerance=1e-12)
@@ -144,7 +146,8 @@ def test_curvature_on_the_unit_sphere_is_the_second_derivative_along_great_circl
         moved = {**ravel_pytree(kernels)[1](vector), "head": params["head"]}
         each = [
             reference.cross_entropy(
-                reference.logits(moved, (images[b] / 255 - dense[0].mean) / dense[0].std, model.stages(), model.eps), labels[b]
+                reference.logits(moved, (images[b] / 255 - dense[0].mean) / dense[0].std, model.stages(), model.eps),
+                labels[b],
             )
             for b in range(len(labels))
         ]
@@ -154,8 +157,12 @@ def test_curvature_on_the_unit_sphere_is_the_second_derivative_along_great_circl
     for k in range(2):
         # At the network's own norm, not on the unit sphere, where ε of the normalisation would weigh more.
         params, rho = jax.tree.map(lambda leaf, k=k: leaf[k], states.params), np.linalg.norm(surface.weights[k])
-        ahead, here, behind = (float(loss(rho * (np.cos(a) * u[k] + np.sin(a) * t[k]), params)) for a in (angle, 0, -angle))
-        assert (ahead - 2 * here + behind) / angle**2 == pytest.approx(second[k], rel=1e-3, abs=1e-3 * np.abs(second).max())
+        ahead, here, behind = (
+            float(loss(rho * (np.cos(a) * u[k] + np.sin(a) * t[k]), params)) for a in (angle, 0, -angle)
+        )
+        assert (ahead - 2 * here + behind) / angle**2 == pytest.approx(
+            second[k], rel=1e-3, abs=1e-3 * np.abs(second).max()
+        )
 
 
 def test_gradient_statistics_equal_loops_over_the_mini_batches(states, dense, corrupted):

@@ -78,9 +78,7 @@ def lanczos(
 
 
 @partial(jax.jit, donate_argnums=0)
-def _advance(
-    basis: Array, vector: Array, image: Array, fresh: Array, i: Array
-) -> tuple[Array, Array, Array, Array]:
+def _advance(basis: Array, vector: Array, image: Array, fresh: Array, i: Array) -> tuple[Array, Array, Array, Array]:
     """Put a vector into the basis, and make the next one from its image under the matrix."""
 
     def one(basis: Array, vector: Array, image: Array) -> tuple[Array, ...]:

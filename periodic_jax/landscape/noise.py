@@ -66,7 +66,12 @@ def together(one: Moments, other: Moments) -> Moments:
     weight = other.share / total if total > 0 else 0.0
     spread = one.spread + other.spread + one.share * weight * float(off @ off)
     return Moments(
-        total, one.squares + other.squares, one.loss + other.loss, one.mean + weight * off, spread, one.norm + other.norm
+        total,
+        one.squares + other.squares,
+        one.loss + other.loss,
+        one.mean + weight * off,
+        spread,
+        one.norm + other.norm,
     )
 
 

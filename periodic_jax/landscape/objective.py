@@ -101,7 +101,9 @@ def with_vector(params: Any, chosen: Labels, vector: Float[Array, "size"]) -> An
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-def scores(state: TrainState, chosen: Labels, vector: Float[Array, "size"], images: Any) -> Float[Array, "batch classes"]:
+def scores(
+    state: TrainState, chosen: Labels, vector: Float[Array, "size"], images: Any
+) -> Float[Array, "batch classes"]:
     """Logits of one mini-batch in train mode at other weights than the state's.
 
     Args:

@@ -14,15 +14,23 @@ from matplotlib.figure import Figure
 
 from periodic_jax.errors import ConfigError
 from periodic_jax.plots.close_up import one_period, phases, phases_of_clearest
-from periodic_jax.plots.curvature import against_checkpoints, landscape, spectra, thresholds
+from periodic_jax.plots.curvature import (
+    against_checkpoints,
+    against_threshold,
+    at_onsets,
+    landscape,
+    spectra,
+    thresholds,
+)
 from periodic_jax.plots.laws import equilibria, equilibrium, period_lengths, periods, regime_map, regimes
 from periodic_jax.plots.style import REGIME_COLOURS, STYLE, STYLE_FILE, axis_roles, colours, fit_scale
 from periodic_jax.plots.trajectories import curves, in_panels, layer_norms, layers, phase_diagram
 
 __all__ = [
-    "REGIME_COLOURS", "STYLE", "STYLE_FILE", "against_checkpoints", "axis_roles", "colours", "curves", "equilibria", "equilibrium",
-    "figures", "fit_scale", "in_panels", "landscape", "layer_norms", "layers", "one_period", "period_lengths", "periods",
-    "phase_diagram", "phases", "phases_of_clearest", "regime_map", "regimes", "save_all", "save_landscape", "spectra", "thresholds",
+    "REGIME_COLOURS", "STYLE", "STYLE_FILE", "against_checkpoints", "against_threshold", "at_onsets", "axis_roles",
+    "colours", "curves", "equilibria", "equilibrium", "figures", "fit_scale", "in_panels", "landscape",
+    "layer_norms", "layers", "one_period", "period_lengths", "periods", "phase_diagram", "phases",
+    "phases_of_clearest", "regime_map", "regimes", "save_all", "save_landscape", "spectra", "thresholds",
 ]  # fmt: skip
 CURVES = ("train_loss", "test_error", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
 # Nothing of the machine, the version or the time.
@@ -105,5 +113,10 @@ def figures(
         figure = close(dataset, found)
         if figure:
             yield name, figure
+    if "elr_times_sharpness" in dataset:
+        yield "sharpness", in_panels(dataset, against_threshold, "elr_times_sharpness", **options)
+        figure = at_onsets(found)
+        if figure:
+            yield "sharpness_at_onset", figure
     if "layer_weight_norm" in dataset:
         yield "layer_weight_norm", layers(dataset)

@@ -1,5 +1,7 @@
 """Curvature and gradient noise around the checkpoints of a run, and sharpness against what the learning rate bears."""
 
+from typing import Any
+
 import matplotlib as mpl
 import numpy as np
 import xarray as xr
@@ -7,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from periodic_jax.plots import style
-from periodic_jax.plots.style import STYLE, colours, named
+from periodic_jax.plots.style import PHASE_A, PHASE_B, STYLE, colours, named
+from periodic_jax.plots.trajectories import curves
 
 
 def against_checkpoints(ax: Axes, found: xr.Dataset, name: str, colour_by: str, dash_by: str | None = None) -> Axes:
@@ -72,6 +75,40 @@ def landscape(found: xr.Dataset) -> Figure:
             ax.set_visible(False)
         more = {named(dash_by): style.dashes(found[dash_by].values)} if dash_by else None
         style.legend(figure, colours(found[colour_by].values), named(colour_by), more)
+        return figure
+
+
+def against_threshold(ax: Axes, dataset: xr.Dataset, name: str, *arguments: Any, **options: Any) -> Axes:
+    """`trajectories.curves` of effective learning rate x sharpness, with the threshold; arguments as there."""
+    curves(ax, dataset, name, *arguments, **options)
+    thresholds(ax, dataset)
+    return ax
+
+
+def at_onsets(found: xr.Dataset) -> Figure | None:
+    """How effective learning rate x sharpness is distributed before destabilisations and in the falls that lead there,
+    over its threshold; None where none was measured.
+
+    Args:
+        found: the analysis of a run that recorded it.
+    """
+    limit = found.stability_threshold.values[:, None]
+    ratios = [(found[f"{name}_elr_times_sharpness"] / limit).values for name in ("fall", "onset")]
+    known = [values[np.isfinite(values) & (values > 0)] for values in ratios]
+    if not all(len(values) for values in known):
+        return None
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6, 4))
+        ax = figure.subplots()
+        together = np.concatenate(known)
+        bins = np.geomspace(together.min(), together.max() * (1 + 1e-9), 31)
+        for values, colour, words in zip(
+            known, (PHASE_A, PHASE_B), ("first half of the fall", "before the onset"), strict=True
+        ):
+            ax.hist(values, bins, color=colour, alpha=0.6, label=f"{words}: median {np.median(values):.2f}")
+        ax.axvline(1, color="black", lw=1, ls="--", label="threshold")
+        ax.set(xscale="log", xlabel="effective learning rate x sharpness / threshold", ylabel="destabilisations")
+        ax.legend()
         return figure
 
 
