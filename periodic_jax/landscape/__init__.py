@@ -1,4 +1,4 @@
-"""The loss landscape around a state: curvature by products with vectors, traces, leading eigenvalues, gradient noise."""
+"""The loss landscape around a state: products with curvature matrices, traces, leading eigenvalues, gradient noise."""
 
 from periodic_jax.landscape.lanczos import Eigenvalues, lanczos
 from periodic_jax.landscape.noise import GradientNoise
