@@ -1,8 +1,8 @@
 """Sharpness of mini-batches on the unit sphere, measured while training goes on.
 
-What a step multiplies is the curvature of its own mini-batch, so that is measured: the largest eigenvalue of the
-projected Hessian, by Lanczos iterations that start from the mini-batch's gradient. They start warm, since the gradient
-near a minimum is an image under the Hessian already: two come within 5 % of the true eigenvalue.
+What a step multiplies is the curvature of its own mini-batch, along the step. So that is measured, by one product with
+the Hessian: the Rayleigh quotient in the direction of the optimiser's velocity, which without momentum is the
+gradient's. That start is warm, since the gradient near a minimum is an image under the Hessian already.
 """
 
 from typing import Any
@@ -12,60 +12,42 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from periodic_jax.landscape.objective import to_vector
-from periodic_jax.landscape.products import hessian_vector, loss_and_gradient, on_sphere, tangential
+from periodic_jax.landscape.products import hessian_vector, on_sphere, tangential
 from periodic_jax.train import Batch, TrainState
 
 SHARPNESS = ("sphere_sharpness", "elr_times_sharpness")
 
 
-def sphere_sharpness(state: TrainState, batches: Batch) -> Float[Array, ""]:
-    """The largest eigenvalue of ρ² P H P within the span of the gradient and its image: two Lanczos iterations, which
-    never find more than the true largest eigenvalue.
+def sphere_sharpness(state: TrainState, batches: Batch, velocity: Any) -> Float[Array, ""]:
+    """Curvature of the loss along great circles of the unit sphere in the direction of the step.
+
+    S = ρ² ⟨v, H v⟩ / |v|², v the part of the velocity that is tangential to the sphere. A step of plain SGD lowers the
+    loss of its own mini-batch, to second order, where η̃S < 2.
 
     Args:
-        state: of one configuration, with scale-invariant weights.
+        state: of one configuration, before the step, with scale-invariant weights.
         batches: mini-batches, stacked; the loss is their mean.
+        velocity: what the optimiser steps along, as the parameters.
 
     Returns:
-        S; NaN where the gradient is zero or not finite.
+        S, never more than the largest eigenvalue of ρ² P H P; NaN where the velocity is zero or not finite.
     """
     chosen = state.task.labels
     x = to_vector(state.params, chosen)
-    product = on_sphere(lambda vector: _total(state, batches, vector, _image), x)
-    gradient = tangential(x, _total(state, batches, x, _gradient))
-    size = jnp.linalg.norm(gradient)
-
-    def iterate(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        vector, diagonal, beside = carry
-        image = product(vector)
-        alpha = jnp.vdot(vector, image)
-        rest = image - alpha * vector
-        beta = jnp.linalg.norm(rest)
-        following = jnp.where(beta > 0, rest / jnp.where(beta > 0, beta, 1), 0)
-        return following, diagonal.at[i].set(alpha), beside.at[i].set(beta)
-
-    # A loop, so that the product is compiled once.
-    start = (gradient / jnp.where(size > 0, size, 1), jnp.zeros(2, x.dtype), jnp.zeros(2, x.dtype))
-    _, (a, b), (c, _) = jax.lax.fori_loop(0, 2, iterate, start)
-    largest = (a + b) / 2 + jnp.sqrt(((a - b) / 2) ** 2 + c**2)
-    return jnp.where(size > 0, largest, jnp.nan)
+    v = tangential(x, to_vector(velocity, chosen))
+    size = jnp.linalg.norm(v)
+    v = v / jnp.where(size > 0, size, 1)
+    image = on_sphere(lambda vector: _total(state, batches, vector), x)(v)
+    return jnp.where(size > 0, jnp.vdot(v, image), jnp.nan)
 
 
-def _image(state: TrainState, vector: Array, batch: Any) -> Array:
-    return hessian_vector(state, vector, batch, state.task.labels)
-
-
-def _gradient(state: TrainState, _: Array, batch: Any) -> Array:
-    return loss_and_gradient(state, batch, state.task.labels)[1]
-
-
-def _total(state: TrainState, batches: Batch, vector: Array, function: Any) -> Array:
-    """A function of each mini-batch and a vector, summed; each image has its share of the mean loss."""
+def _total(state: TrainState, batches: Batch, vector: Array) -> Array:
+    """H v of the mean loss over all images."""
     count = len(jax.tree.leaves(batches)[0])
 
     def of_batch(batch: Batch) -> Array:
         shares = jnp.full(batch.labels.shape, 1 / (count * batch.labels.size), vector.dtype)
-        return function(state, vector, (batch.images, batch.labels, shares))
+        return hessian_vector(state, vector, (batch.images, batch.labels, shares), state.task.labels)
 
     if count == 1:
         return of_batch(jax.tree.map(lambda leaf: leaf[0], batches))
