@@ -7,7 +7,7 @@ host, so that any product will do, however long it takes, and it ends when all w
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,7 @@ def lanczos(
     basis = jnp.zeros((matrices, most, size), start.dtype)
     vector = start / jnp.linalg.norm(start, axis=1, keepdims=True)
     diagonal, beside = np.full((2, matrices, most), np.nan)
+    found = _ritz(diagonal[:, :0], beside[:, :0], count, complete=False)
     for i in range(most):
         fresh = jax.random.normal(jax.random.fold_in(key, i), (size,), start.dtype)
         basis, vector, alpha, beta = _advance(basis, vector, product(vector), fresh, i)
@@ -78,7 +79,7 @@ def lanczos(
 
 
 @partial(jax.jit, donate_argnums=0)
-def _advance(basis: Array, vector: Array, image: Array, fresh: Array, i: Array) -> tuple[Array, Array, Array, Array]:
+def _advance(basis: Array, vector: Array, image: Array, fresh: Array, i: Any) -> Any:
     """Put a vector into the basis, and make the next one from its image under the matrix."""
 
     def one(basis: Array, vector: Array, image: Array) -> tuple[Array, ...]:
@@ -108,7 +109,7 @@ def _ritz(diagonal: np.ndarray, beside: np.ndarray, count: int, *, complete: boo
     matrices, size = diagonal.shape
     values, residuals = np.full((2, matrices, count), np.nan)
     lowest, lowest_residual = np.full((2, matrices), np.nan)
-    for k in np.flatnonzero(np.isfinite(diagonal).all(1) & np.isfinite(beside).all(1)):
+    for k in np.flatnonzero(np.isfinite(diagonal).all(1) & np.isfinite(beside).all(1) & (size > 0)):
         theta, s = eigh_tridiagonal(diagonal[k], beside[k, :-1])
         error = np.zeros(size) if complete else np.abs(beside[k, -1] * s[-1])
         kept = min(count, size)

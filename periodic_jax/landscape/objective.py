@@ -25,11 +25,11 @@ class Batches(NamedTuple):
     counts a part of its images.
     """
 
-    images: UInt8[Array, "batches batch height width channels"]
-    labels: Int[Array, "batches batch"]
-    shares: Float[Array, "batches batch"]  # sum to 1, or to 0 where the part holds no image
-    mean: Float[Array, "channels"]  # of the normalisation
-    std: Float[Array, "channels"]
+    images: UInt8[np.ndarray, "batches batch height width channels"]
+    labels: Int[np.ndarray, "batches batch"]
+    shares: Float[np.ndarray, "batches batch"]  # sum to 1, or to 0 where the part holds no image
+    mean: Float[np.ndarray, "channels"]  # of the normalisation
+    std: Float[np.ndarray, "channels"]
 
 
 def fixed_batches(
