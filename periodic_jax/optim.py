@@ -265,15 +265,6 @@ def dynamics_of(opt_state: Any) -> Dynamics:
     return opt_state.dynamics
 
 
-def velocity_of(opt_state: Any) -> Any:
-    """What the last step of `sphere_sgd` went along, -Δx/η: μv + ∇f + λx, as the parameters.
-
-    Args:
-        opt_state: of a `train.TrainState`, without the measurements.
-    """
-    return next(part.trace for part in opt_state if isinstance(part, optax.TraceState))
-
-
 def _group(tree: Any, labels: LabelTree) -> list[Array]:
     """The leaves that are marked."""
     marks = leaf_labels(tree, labels)

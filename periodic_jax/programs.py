@@ -13,7 +13,6 @@ from periodic_jax.data import DeviceData
 from periodic_jax.grid import HParams
 from periodic_jax.landscape.online import sphere_sharpness
 from periodic_jax.layouts import lay_out, over_seeds
-from periodic_jax.optim import velocity_of
 from periodic_jax.train import Batch, TrainState, eval_step, full_batch_step, train_step
 
 SCALARS = (
@@ -101,18 +100,18 @@ class Programs:
 
         Two arrays are written in each step instead of one for each quantity.
         """
-        before = state
+        measured = {}
+        if self.track_sharpness:
+            # Before the step: to keep its weights until after it costs a tenth of all steps.
+            batches = batch if self.full_batch else jax.tree.map(lambda leaf: leaf[None], batch)
+            nothing = jnp.full((), jnp.nan, jax.tree.leaves(state.params)[0].dtype)
+            due = step % self.track_sharpness == 0
+            sharpness = jax.lax.cond(due, lambda: sphere_sharpness(state, batches), lambda: nothing)
+            measured = {"sphere_sharpness": jnp.where(state.diverged_at < 0, sharpness, jnp.nan)}
         state, metrics = advance(state, hparams, batch)
         if self.track_sharpness:
-            batches = batch if self.full_batch else jax.tree.map(lambda leaf: leaf[None], batch)
-            dtype = metrics["effective_lr"].dtype
-            sharpness = jax.lax.cond(
-                step % self.track_sharpness == 0,
-                lambda: sphere_sharpness(before, batches, velocity_of(state.opt_state)).astype(dtype),
-                lambda: jnp.full((), jnp.nan, dtype),
-            )
-            sharpness = jnp.where(before.diverged_at < 0, sharpness, jnp.nan)
-            metrics |= {"sphere_sharpness": sharpness, "elr_times_sharpness": metrics["effective_lr"] * sharpness}
+            measured["elr_times_sharpness"] = metrics["effective_lr"] * measured["sphere_sharpness"]
+        metrics = {**metrics, **measured}
         return state, {kind: jnp.stack([metrics[n] for n in names]) for kind, names in self.kinds().items() if names}
 
     def kinds(self) -> dict[str, list[str]]:
