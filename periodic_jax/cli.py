@@ -10,7 +10,20 @@ from periodic_jax import runtime
 from periodic_jax.distributed import ALONE, Team, joined, leave
 from periodic_jax.errors import ConfigError, RunStopped
 from periodic_jax.grid import flag_of, parse_axis
-from periodic_jax.options import Analyze, Branch, Demo, Export, Info, Plot, Processes, Replay, Report, Resume, Sweep
+from periodic_jax.options import (
+    Analyze,
+    Branch,
+    Demo,
+    Export,
+    Info,
+    Landscape,
+    Plot,
+    Processes,
+    Replay,
+    Report,
+    Resume,
+    Sweep,
+)
 from periodic_jax.parsing import parse, refuse, tell
 from periodic_jax.words import finite_number, free_folder, to_config, to_selection, whole_number, without_decay
 
@@ -196,6 +209,27 @@ def _branch(options: Branch) -> None:
     _tell_figures(_show(*end))
 
 
+def _landscape(options: Landscape) -> None:
+    from periodic_jax import tables
+    from periodic_jax.plots import save_landscape
+    from periodic_jax.results import LANDSCAPE
+    from periodic_jax.survey import Effort, survey
+
+    counts = {name: whole_number(name, getattr(options, name)) or 0 for name in ("probes", "eigenvalues", "iterations")}
+    images = None if options.images == "all" else whole_number("images", options.images)
+    effort = Effort(images, **counts, tolerance=finite_number("tolerance", options.tolerance))
+    runtime.use_cores_as_devices()
+    runtime.keep_compiled_programs()
+    found = survey(
+        options.run, checkpoints=options.checkpoints, select=to_selection(options.select), weights=options.weights,
+        effort=effort, dataset=options.dataset or None, data_dir=options.data_dir or None, progress=tell,
+    )  # fmt: skip
+    print(tables.landscape_as_text(found), end="")
+    path = Path(options.run)
+    written = [tables.write_store(found, path / LANDSCAPE), *save_landscape(found, path / "figures")]
+    print(f"written: {', '.join(map(str, written))}")
+
+
 def _info(options: Info) -> None:
     from periodic_jax.info import describe
 
@@ -329,7 +363,7 @@ def _progress(out: str | Path, team: Team):
 
 _ACTIONS: dict[type, Callable[[Any], None]] = {
     Sweep: _sweep, Demo: _demo, Resume: _resume, Branch: _branch, Info: _info, Replay: _replay, Analyze: _analyze,
-    Plot: _plot, Report: _report, Export: _export,
+    Landscape: _landscape, Plot: _plot, Report: _report, Export: _export,
 }  # fmt: skip
 
 if __name__ == "__main__":

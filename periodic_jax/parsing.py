@@ -13,11 +13,24 @@ import tyro
 
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import flag_of
-from periodic_jax.options import Analyze, Branch, Demo, Export, Info, Plot, Processes, Replay, Report, Resume, Sweep
+from periodic_jax.options import (
+    Analyze,
+    Branch,
+    Demo,
+    Export,
+    Info,
+    Landscape,
+    Plot,
+    Processes,
+    Replay,
+    Report,
+    Resume,
+    Sweep,
+)
 
 COMMANDS: dict[str, Any] = {
     "demo": Demo, "sweep": Sweep, "resume": Resume, "branch": Branch, "info": Info, "replay": Replay,
-    "analyze": Analyze, "plot": Plot, "report": Report, "export": Export,
+    "analyze": Analyze, "landscape": Landscape, "plot": Plot, "report": Report, "export": Export,
 }  # fmt: skip
 ABOUT = "Periodic training of networks with batch normalisation and weight decay, a whole hyperparameter grid at once."
 

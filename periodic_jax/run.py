@@ -15,6 +15,7 @@ from periodic_jax.config import (
     RUN_AXES,
     RunConfig,
     check,
+    check_images,
     difference,
     evaluated_every,
     from_record,
@@ -260,7 +261,7 @@ def build_sweep(config: RunConfig, team: Team = ALONE, share: int | None = None)
         model, config.data, config.grid(), batch_size=config.batch_size, layout=config.layout,
         per_layer=config.per_layer, capacity=min(1000, planned_steps(config)), loss=config.loss,
         schedule=config.schedule, per_filter=config.norm_per == "filter", full_batch=config.full_batch,
-        augment=config.augment, team=team, share=share,
+        augment=config.augment, track_sharpness=config.track_sharpness, team=team, share=share,
     )  # fmt: skip
 
 
@@ -285,11 +286,7 @@ def _next_record(config: RunConfig, record: dict[str, Any] | None, sweep: "Sweep
     held = {"config": to_record(config, sweep.layout), "data": data}
     if record is None or "config" not in record:
         return {"format": results.FORMAT, **(record or {}), **held, **provenance(sweep)}
-    before = record.get("data", {})
-    differing = [name for name in data if name != "source" and data[name] != before.get(name)]
-    if differing:
-        name = differing[0]
-        raise ConfigError("--dataset", f"{config.dataset} with {name} {data[name]}", f"{before.get(name)}, as before")
+    check_images(config, record)
     ends = list(record.get("ends", ()))
     if "summary" in record and planned_steps(config) > record["config"]["steps"]:
         ends.append(record["config"]["steps"])

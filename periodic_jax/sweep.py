@@ -20,6 +20,7 @@ from periodic_jax import tuning
 from periodic_jax.distributed import ALONE, Team
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import HParams, SweepGrid
+from periodic_jax.landscape.online import SHARPNESS
 from periodic_jax.layouts import Arrangement, check_layout, device_shape
 from periodic_jax.programs import CORRUPTION, EVALUATIONS, PER_LAYER, SCALARS, Programs
 from periodic_jax.train import TrainState, create_train_state
@@ -68,6 +69,7 @@ class Sweep:
         full_batch: each step is full-batch gradient descent, accumulated over mini-batches in the data's own order; the
             images after the last whole one are left out.
         augment: crop and flip the images of each step at random, all configurations of a seed alike.
+        track_sharpness: steps between measurements of the sharpness, see `landscape.online`; None: no measurements.
         devices: JAX devices to shard the configurations over; all, if None.
         team: the processes that train the grid together, each with its own devices.
         share: configurations of each process but the last, which has the rest.
@@ -101,6 +103,7 @@ class Sweep:
         per_filter: bool = False,
         full_batch: bool = False,
         augment: bool = False,
+        track_sharpness: int | None = None,
         devices: list[Any] | None = None,
         team: Team = ALONE,
         share: int | None = None,
@@ -108,7 +111,7 @@ class Sweep:
         check_batch_size(batch_size, dataset)
         check_layout(layout)
         self.grid, self.batch_size, self.capacity = grid, batch_size, capacity
-        self.recorded = SCALARS + (PER_LAYER if per_layer else ())
+        self.recorded = SCALARS + (SHARPNESS if track_sharpness else ()) + (PER_LAYER if per_layer else ())
         self.evaluations = EVALUATIONS + (() if dataset.corrupted is None else CORRUPTION)
         self.team, share = team, share or -(-len(grid) // team.count)
         shares = [slice(k * share, min((k + 1) * share, len(grid))) for k in range(team.count)]
@@ -135,10 +138,10 @@ class Sweep:
         self._fresh_states = self._initialiser(create, model, shape)
         self._programs = partial(
             Programs, batch_size=batch_size, images=len(dataset.images), capacity=capacity, recorded=self.recorded,
-            full_batch=full_batch, augment=augment,
+            full_batch=full_batch, augment=augment, track_sharpness=track_sharpness,
         )  # fmt: skip
         about = (jax.__version__, self.devices[0].device_kind, len(self.devices), self.arrangement.source.shape, model)
-        about += (shape, per_layer, loss, schedule, per_filter, full_batch, augment)
+        about += (shape, per_layer, loss, schedule, per_filter, full_batch, augment, track_sharpness)
         about += (jax.config.values["jax_default_matmul_precision"],)
         members = self.arrangement.source.shape[1]
         layouts = tuning.candidates(self.devices[0].platform, members) if layout == "auto" else [layout]
@@ -264,7 +267,7 @@ class Sweep:
 
         Leaves without elements are left out.
         """
-        return {name: self._flat(leaf) for name, leaf in _named_leaves(states) if leaf.size}
+        return {name: self._flat(leaf) for name, leaf in named_leaves(states) if leaf.size}
 
     def seconds_per_step(self) -> float:
         """Time of a step of all configurations, measured from the start; afterwards the sweep is at no step."""
@@ -302,7 +305,7 @@ class Sweep:
         """
         leaves = [
             self._placed(arrays[name][self.arrangement.source]) if leaf.size else leaf
-            for name, leaf in _named_leaves(self.states)
+            for name, leaf in named_leaves(self.states)
         ]
         self.states = jax.tree.unflatten(jax.tree.structure(self.states), leaves)
         self.step = step
@@ -370,7 +373,7 @@ class Sweep:
         return self._flat(self.states.diverged_at)
 
 
-def _named_leaves(states: TrainState) -> list[tuple[str, Any]]:
+def named_leaves(states: TrainState) -> list[tuple[str, Any]]:
     """Every leaf with a name such as ``params.conv0.kernel``."""
     paths = jax.tree_util.tree_leaves_with_path(states)
     return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in paths]
