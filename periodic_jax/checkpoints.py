@@ -278,7 +278,7 @@ class Checkpoints:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            pending.result()
+            self._team.wait_for(pending)
 
     def _write(self, step: int, content: dict[str, Any]) -> None:
         """Write a checkpoint, then remove those that are no longer wanted."""

@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from typing import Any, NoReturn, TypeVar
 
 from periodic_jax.errors import ConfigError, RunStopped
@@ -67,6 +68,14 @@ class Team:
         """Do something in process 0, and when it is done in the others."""
         return action()
 
+    def wait_for(self, under_way: "Future[None]") -> None:
+        """Wait for what all processes do in a thread of theirs, and for which each waits for the others.
+
+        Raises:
+            PeerLost: a process does not do its part.
+        """
+        under_way.result()
+
     def check_same(self, about: dict[str, Any]) -> None:
         """Refuse to work with processes that differ.
 
@@ -102,7 +111,7 @@ class Distributed(Team):
     def __init__(self, index: int, count: int, client: Any, patience: float) -> None:
         self.index, self.count = index, count
         self._client, self._patience = client, patience
-        self._meetings, self._met = 0, time.monotonic()
+        self._meetings, self._waits, self._met = 0, 0, time.monotonic()
         self.asking_since: float | None = None
         self.over = False  # whether all that was to be done together is done
 
@@ -156,6 +165,22 @@ class Distributed(Team):
         mine: list[T] = []
         self.once(lambda: mine.append(action()))
         return mine[0] if self.first else action()
+
+    def wait_for(self, under_way: "Future[None]") -> None:  # noqa: D102
+        begun, place = time.monotonic(), f"periodic_jax/waiting/{self._waits}/"
+        self._waits += 1
+        self._client.key_value_set(f"{place}{self.index}", "")
+        while not wait([under_way], POLL).done:
+            # Who lives comes to wait here too, or for us at the next meeting.
+            here = [*self._client.key_value_dir_get(place)]
+            here += self._client.key_value_dir_get(f"periodic_jax/{self._meetings}/")
+            missing = set(range(self.count)) - {int(key.rpartition("/")[2]) for key, _ in here}
+            waited = time.monotonic() - begun
+            for index, reason in sorted(self._gone().items()):
+                raise PeerLost(f"process {index} of {self.count} has ended ({reason})")
+            if missing and waited > self._patience:
+                raise PeerLost(f"process {min(missing)} of {self.count} has not answered for {waited:.0f} s")
+        under_way.result()
 
     def part(self, reason: str) -> None:
         """Tell the others that this process ends, and why. Process 0, whose service they need, ends after them."""
