@@ -27,10 +27,11 @@ class Branch:
 
 
 class Finding(NamedTuple):
-    """One thing that the claim says, and whether the numbers bear it out."""
+    """One thing that the claim says, whether the numbers bear it out, and the numbers in words."""
 
     holds: bool
-    words: str
+    claim: str
+    measured: str
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from periodic_jax.results import open_run
 
 DIMS = "dims"
 LEFT_OUT = (
-    "because", "confidence", "loss_ratio", "radial_leak", "spike", "end_step", "backtest_origin", "backtest_next_jump",
+    "because", "confidence", "loss_ratio", "radial_leak", "backtest_origin", "backtest_next_jump",
     "period_lowest_train_loss",
 )  # fmt: skip
 EVALUATED = ("train_loss", "train_error", "test_loss", "test_error")
@@ -31,7 +31,7 @@ def gather(path: Path) -> xr.Dataset:
 
     Returns:
         `analysis.analyze` with forecasts, without what no page uses; evaluations over ``eval_step``;
-        ``sampled_QUANTITY``, the dynamics at these steps; ``late_QUANTITY``, their medians after the burn-in. Numbers
+        ``sampled_QUANTITY``, the dynamics at these steps; ``late_QUANTITY``, their medians after the burn-in, and the root mean square of g̃. Numbers
         over two dimensions are in single precision.
     """
     dataset = open_run(path, flat=True)
@@ -45,6 +45,8 @@ def gather(path: Path) -> xr.Dataset:
         values = dataset[name].values
         found[f"sampled_{name}"] = (("config", "eval_step"), values[:, at])
         found[f"late_{name}"] = ("config", np.median(values[:, late], axis=1).astype(np.float64))
+    gradient = dataset.effective_grad_norm.values[:, late].astype(np.float64)
+    found["late_rms_effective_grad_norm"] = ("config", np.sqrt(np.mean(gradient**2, axis=1)))
     found.attrs = {"first_step": int(steps[0])}
     return narrowed(found)
 

@@ -84,7 +84,7 @@ def percent(value: float | None) -> str:
 
 
 def _listed(found: Sequence[Finding]) -> str:
-    return "\n".join(f"- {f.words}" for f in found)
+    return "\n".join(f"- *{f.claim}* {f.measured}" for f in found)
 
 
 def _untested(scale: str) -> tuple[str, ...]:
@@ -108,7 +108,8 @@ def _settings(name: str, run: str, record: Mapping[str, Any]) -> str:
     if "parent" in record:
         parent = record["parent"]
         words.append(f"branched from {parent['name']} at step {parent['step']:,}")
-    return f"- `{run}` ([config.json]({name}/{run}/config.json), [summary.csv]({name}/{run}/summary.csv)): {'; '.join(words)}"
+    files = f"[config.json]({name}/{run}/config.json), [summary.csv]({name}/{run}/summary.csv)"
+    return f"- `{run}` ({files}): {'; '.join(words)}"
 
 
 def _made(run: str, record: Mapping[str, Any]) -> str:
