@@ -40,7 +40,7 @@ def _runs(start: RunConfig | Any, step: int, **settings: Any) -> dict[str, RunCo
 
 
 RUNS = {
-    "laptop": _runs(laptop, 4000, lr=(0.1,), weight_decay=(1e-2,), seed=(0, 1), steps=10_000),
+    "laptop": _runs(laptop, 6000, lr=(0.1,), weight_decay=(1e-2,), seed=(0, 1), steps=10_000),
     "paper": _runs(paper, 117_000, lr=(0.03,), weight_decay=(1e-3,)),
 }
 
@@ -49,7 +49,12 @@ def measure(runs: Runs) -> Numbers:
     """Of each seed of each run what every page tells, and how the norm and the effective learning rate ended."""
     return {
         name: [
-            row | {"last_norm": float(found.final_weight_norm.values[i]), "from_step": found.attrs["first_step"]}
+            row
+            | {
+                "last_norm": float(found.final_weight_norm.values[i]),
+                "from_step": found.attrs["first_step"],
+                "first_elr": float(found.sampled_effective_lr.values[i, 0]),
+            }
             for i, row in reading.configurations(found)
         ]
         for name, found in runs.items()
@@ -74,8 +79,10 @@ def findings(numbers: Numbers) -> list[Finding]:
     ):
         rows = numbers[name]
         words = f"Destabilisations by seed: {counts[name]}"
-        words += f" from step {rows[0]['from_step']:,} on." if rows[0]["from_step"] else "."
-        found.append(Finding(all(row["jumps"] == 0 for row in rows), claim, words))
+        if rows[0]["from_step"]:
+            elrs = " and ".join(f"{row['first_elr']:.2g}" for row in rows)
+            words += f" from step {rows[0]['from_step']:,} on, begun at effective learning rates of {elrs}"
+        found.append(Finding(all(row["jumps"] == 0 for row in rows), claim, words + "."))
     for name, claim in (
         ("trainable_head", "Periods stay where the head is trained too."),
         ("frozen_affine", "Periods stay with affine normalisation whose scales and shifts are frozen."),
@@ -112,7 +119,8 @@ def draw(flat: Runs, _: Runs) -> Iterator[tuple[str, Figure]]:
 EXPERIMENT = Experiment(
     name="ablations",
     title="Ablations: decay, a free norm, other weights",
-    claim="the periods come from the interplay of decay and a free norm of scale-invariant weights: without either there "
+    claim="the periods come from the interplay of decay and a free norm of scale-invariant weights: "
+    "without either there "
     "are none, and they stay where the other weights are trained.",
     runs=RUNS,
     measure=measure,

@@ -33,7 +33,9 @@ SAME = 1e-3  # relative, of numbers derived on another machine: fits and thresho
 
 @dataclass(frozen=True)
 class Options:
-    """Train the runs of one experiment, draw its figures and write its page; what is there already is not done again."""
+    """Train the runs of one experiment, draw its figures and write its page; what is there already "
+    "is not done again.
+    """
 
     scale: Literal["laptop", "paper"] = "laptop"
     """laptop: minutes on two cores; paper: the paper's own settings, for a GPU. Interrupted at any time, the same
@@ -51,7 +53,9 @@ class Options:
 
 
 def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None:
-    """Command line of an experiment: exits with 2 for unusable input, 1 where a check fails, 143 or 130 when stopped."""
+    """Command line of an experiment: exits with 2 for unusable input, 1 where a check fails, 143 or "
+    "130 when stopped.
+    """
     about = f"{experiment.title}. {experiment.claim}"
     options = tyro.cli(Options, prog=f"experiments.{experiment.name}", description=about, args=arguments)
     out = options.out or Path("runs", "experiments", pages.folder_name(experiment.name, options.scale))
@@ -182,8 +186,8 @@ def write(experiment: Experiment, scale: str, out: Path, folder: Path) -> Path:
     shutil.rmtree(kept, ignore_errors=True)
     for run in experiment.runs[scale]:
         (kept / run).mkdir(parents=True)
-        for file in (CONFIG_FILE, SUMMARY_FILE):
-            shutil.copyfile(out / run / file, kept / run / file)
+        shutil.copyfile(out / run / SUMMARY_FILE, kept / run / SUMMARY_FILE)
+        results.write_config(kept / run, published(read_config(out / run)))
         evidence.save(evidence.gather(out / run), kept / run / EVIDENCE)
     if experiment.extra:
         for part, found in experiment.extra({run: out / run for run in experiment.runs[scale]}).items():
@@ -244,13 +248,23 @@ def check(experiment: Experiment, scale: str, out: Path, folder: Path) -> list[s
             print(f"{run}: no run in {out / run}; numbers derived from {kept / run / EVIDENCE}")
             continue
         print(f"{run}: {out / run} read again")
-        if held != configs[run]:
+        if published(held) != configs[run]:
             faults.append(f"{out / run / CONFIG_FILE}: of another run than {kept / run / CONFIG_FILE}")
         again = evidence.gather(out / run)
         faults += [f"{run}: {quantity} of its telemetry" for quantity in evidence.differences(found[run], again)]
+    there = {run: out / run for run in experiment.runs[scale] if _held(out / run)}
+    if experiment.extra and len(there) == len(experiment.runs[scale]):
+        for part, again in experiment.extra(there).items():
+            faults += [f"{part}: {one}" for one in evidence.differences(found[part], evidence.narrowed(again))]
     if not faults:
         print(f"{page}: {sum(1 for _ in _leaves(record['numbers']))} numbers as derived anew")
     return faults
+
+
+def published(record: dict[str, Any]) -> dict[str, Any]:
+    """A run's record without the place of a branch's parent on the machine."""
+    parent = record.get("parent")
+    return record if parent is None else record | {"parent": {k: v for k, v in parent.items() if k != "path"}}
 
 
 def plain(value: Any) -> Any:

@@ -3,9 +3,12 @@
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from periodic_jax import plots
 
+STRETCHES = 400  # of a curve, whose medians are drawn
+LOSSES, NORMS = (1e-4, 10), (0.2, 50)
 PANELS = ("train_loss", "test_error", "weight_norm")
 
 
@@ -39,30 +42,31 @@ def loss_and_norm(parts: dict[str, xr.Dataset], columns: int = 4) -> Figure:
         columns: of panels.
     """
     lines = -(-len(parts) // columns)
-    figure = Figure(figsize=(2.6 * columns, 2.1 * lines + 0.2))
+    figure = Figure(figsize=(2.6 * columns + 0.3, 2 * lines + 0.3))
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    for ax, (title, dataset) in zip(axes, parts.items(), strict=False):
+    for k, (ax, (title, dataset)) in enumerate(zip(axes, parts.items(), strict=False)):
         one = dataset[["loss", "weight_norm"]].isel(config=[0]).load()
+        loss, norm, step = one.loss.values[0], one.weight_norm.values[0], one.step.values / 1000
+        stretch = max(len(loss) // STRETCHES, 1)
+        whole = len(loss) // stretch * stretch
+        ax.plot(step[:whole:stretch], np.median(loss[:whole].reshape(-1, stretch), axis=1), color="#999999", lw=0.8)
+        ax.set(yscale="log", ylim=LOSSES, xlim=(0, step[-1]))
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         other = ax.twinx()
-        loss = one.loss.values[0]
-        bins = max(len(loss) // 400, 1)
-        whole = len(loss) // bins * bins
-        at = one.step.values[:whole].reshape(-1, bins)
-        ax.plot(at[:, 0], np.median(loss[:whole].reshape(-1, bins), axis=1), color="#999999", lw=0.8)
-        ax.set_yscale("log")
-        ax.set_ylim(1e-4, 10)
-        other.plot(at[:, 0], one.weight_norm.values[0, :whole].reshape(-1, bins)[:, 0], color="black", lw=1)
-        other.set_yscale("log")
-        other.set_ylim(0.2, 50)
+        other.plot(step[:whole:stretch], norm[:whole:stretch], color="black", lw=1)
+        other.set(yscale="log", ylim=NORMS)
         other.grid(False)
+        other.spines["right"].set_visible(True)
         ax.set_title(title, fontsize=9)
-        if ax is not axes[0] and (list(axes).index(ax)) % columns:
+        if k % columns:
             ax.tick_params(labelleft=False)
-        if (list(axes).index(ax) + 1) % columns and ax is not axes[len(parts) - 1]:
+        else:
+            ax.set_ylabel("loss (grey)")
+        if k % columns == columns - 1 or k == len(parts) - 1:
+            other.set_ylabel("weight norm (black)")
+        else:
             other.tick_params(labelright=False)
     for ax in axes[len(parts) :]:
         ax.set_visible(False)
-    figure.supylabel("loss (grey)", fontsize=9)
-    figure.supxlabel("step", fontsize=9)
-    figure.text(0.995, 0.5, "weight norm (black)", rotation=90, va="center", ha="right", fontsize=9)
+    figure.supxlabel("step / 1000", fontsize=9)
     return figure

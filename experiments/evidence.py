@@ -31,8 +31,8 @@ def gather(path: Path) -> xr.Dataset:
 
     Returns:
         `analysis.analyze` with forecasts, without what no page uses; evaluations over ``eval_step``;
-        ``sampled_QUANTITY``, the dynamics at these steps; ``late_QUANTITY``, their medians after the burn-in, and the root mean square of g̃. Numbers
-        over two dimensions are in single precision.
+        ``sampled_QUANTITY``, the dynamics at these steps; ``late_QUANTITY``, their medians after the burn-in, and the
+        root mean square of the effective gradient norm. Numbers over two dimensions are in single precision.
     """
     dataset = open_run(path, flat=True)
     found = analysis.analyze(dataset, predict=True)

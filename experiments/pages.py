@@ -24,6 +24,7 @@ def render(experiment: Experiment, record: Mapping[str, Any]) -> str:
     """
     numbers, scale, name = record["numbers"], record["scale"], folder_name(experiment.name, record["scale"])
     found = experiment.findings(numbers)
+    where = " --data-dir FOLDER" if any(c["config"]["dataset"] != "digits" for c in record["runs"].values()) else ""
     parts = [
         f"# {experiment.title}",
         f"The claim: {experiment.claim}",
@@ -43,7 +44,7 @@ def render(experiment: Experiment, record: Mapping[str, Any]) -> str:
     parts += ["## Hardware and versions", "\n".join(_made(run, c) for run, c in record["runs"].items())]
     parts += [
         "## Again",
-        f"    python -m experiments.{experiment.name} --scale {scale}\n"
+        f"    python -m experiments.{experiment.name} --scale {scale}{where}\n"
         f"    python -m experiments.{experiment.name} --scale {scale} --check",
         f"The first trains and writes this page; the second derives every number anew, from the runs where they are on "
         f"the machine, otherwise from `{name}/RUN/evidence.npz`, and compares `{name}/record.json` and this page with "
@@ -97,7 +98,8 @@ def _settings(name: str, run: str, record: Mapping[str, Any]) -> str:
     """The settings of one run in a line, from its config.json: all that is not the default."""
     c, data = record["config"], record["data"]
     words = [
-        f"{c['model']} of width {c['width']} and depth {c['depth']} on {data['train_images']:,} images of {c['dataset']}",
+        f"{c['model']} of width {c['width']} and depth {c['depth']} on {data['train_images']:,} "
+        f"images of {c['dataset']}",
         f"batch {c['batch_size']}", f"{c['steps']:,} steps", f"evaluated every {c['eval_every']:,}",
     ]  # fmt: skip
     for setting, usual in DEFAULTS.items():

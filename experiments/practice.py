@@ -1,4 +1,6 @@
-"""Do periods survive what is done in practice: trained affine layers, momentum, augmentation, schedules, other networks."""
+"""Do periods survive what is done in practice: trained affine layers, momentum, augmentation, "
+"schedules, other networks.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -118,7 +120,8 @@ def draw(flat: Runs, _: Runs) -> Iterator[tuple[str, Figure]]:
 EXPERIMENT = Experiment(
     name="practice",
     title="Periods in practice",
-    claim="periods appear in practical settings too: with trained affine normalisation and head, momentum, augmentation "
+    claim="periods appear in practical settings too: with trained affine normalisation and head, "
+    "momentum, augmentation "
     "and schedules, in networks of other widths and depths, in ResNet-18, and on CIFAR-100.",
     runs=RUNS,
     measure=measure,

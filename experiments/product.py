@@ -120,7 +120,8 @@ def draw(flat: Runs, found: Runs) -> Iterator[tuple[str, Figure]]:
 EXPERIMENT = Experiment(
     name="product",
     title="The product of learning rate and decay",
-    claim="configurations with the same product of learning rate and decay behave alike, and the larger the product the "
+    claim="configurations with the same product of learning rate and decay behave alike, and the "
+    "larger the product the "
     "shorter the period.",
     runs=RUNS,
     measure=measure,
@@ -128,9 +129,11 @@ EXPERIMENT = Experiment(
     tables=tables,
     draw=draw,
     captions={
-        "periods": "The length of every period against the product, coloured by the learning rate. Bars: what decay alone "
+        "periods": "The length of every period against the product, coloured by the learning rate. "
+        "Bars: what decay alone "
         "predicts for its falling edge.",
-        "regimes": "Regimes and numbers of destabilisations. Configurations of one product lie on a diagonal from the upper "
+        "regimes": "Regimes and numbers of destabilisations. Configurations of one product lie on a "
+        "diagonal from the upper "
         "left to the lower right.",
     },
     limits=("All configurations start from the same weights, so from other effective learning rates: c²η and λ/c² "

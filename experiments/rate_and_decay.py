@@ -89,7 +89,8 @@ def _minima(numbers: Numbers) -> Finding:
     deeper = sum(row["last_minimum"] < row["first_minimum"] for row in rows)
     return Finding(
         bool(rows) and deeper == len(rows),
-        "The minima of the training loss get deeper from period to period (paper, learning rate 0.01: 2.7e-3 to 1.5e-4).",
+        "The minima of the training loss get deeper from period to period (paper, learning rate "
+        "0.01: 2.7e-3 to 1.5e-4).",
         f"The last fall reached a lower loss than the first one in {deeper} of {len(rows)} configurations with two or "
         "more destabilisations (mini-batch loss).",
     )
@@ -133,8 +134,8 @@ def tables(numbers: Numbers) -> str:
         ]  # fmt: skip
         header = [
             "learning rate", "decay", "product", "regime", "jumps", "mean period [steps]", "ELR at onset (median)",
-            "lowest loss, first fall", "last fall", "test error, first period", "last period", "training loss at the end",
-            "test error at the end", "norm (median)",
+            "lowest loss, first fall", "last fall", "test error, first period", "last period",
+            "training loss at the end", "test error at the end", "norm (median)",
         ]  # fmt: skip
         if run == "rates" and all(row["lr"] in PAPER and row["weight_decay"] == 1e-3 for row in numbers[run]):
             header += ["paper: jumps", "paper: norm"]
@@ -152,8 +153,10 @@ def draw(flat: Runs, _: Runs) -> Iterator[tuple[str, Figure]]:
 EXPERIMENT = Experiment(
     name="rate_and_decay",
     title="Periods against the learning rate and against the decay",
-    claim="at a fixed decay, training with a small learning rate is one slow descent, with a larger one it is periodic, "
-    "the more often the larger, and with a very large one it stays in an equilibrium; so it is with the decay at a fixed "
+    claim="at a fixed decay, training with a small learning rate is one slow descent, with a larger "
+    "one it is periodic, "
+    "the more often the larger, and with a very large one it stays in an equilibrium; so it is with "
+    "the decay at a fixed "
     "learning rate.",
     runs=RUNS,
     measure=measure,

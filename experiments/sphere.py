@@ -15,6 +15,7 @@ from periodic_jax import plots
 from periodic_jax.decimation import extremes
 
 ORDER = ("converging", "equilibrium", "diverged")
+GREYS = ("#d9d9d9", "#b0b0b0", "#808080", "#404040")
 MARKERS = {"converging": "o", "equilibrium": "D", "diverged": "X", "periodic": "s"}
 # As read off the sequel's figures, by effective learning rate: loss, test error, effective gradient norm.
 PAPER = {
@@ -180,12 +181,10 @@ def draw(flat: Runs, found: Runs) -> Iterator[tuple[str, Figure]]:
     plots.curves(left, sphere, "train_loss", "elr", scale)
     left.set_title("on the sphere")
     normal = flat["normal"][["effective_lr", "effective_grad_norm"]].load()
-    greys = {
-        lr: shade for lr, shade in zip(np.unique(normal.lr), ("#d9d9d9", "#b0b0b0", "#808080", "#404040"), strict=False)
-    }
+    greys = dict(zip(np.unique(normal.lr).tolist(), GREYS, strict=False))
     for i in range(normal.sizes["config"]):
         both = np.stack([normal.effective_lr.values[i], normal.effective_grad_norm.values[i]])
-        right.plot(*both[:, extremes(both, 1000)], color=greys[normal.lr.values[i]], lw=0.4, rasterized=True)
+        right.plot(*both[:, extremes(both, 1000)], color=greys[float(normal.lr.values[i])], lw=0.4, rasterized=True)
     for k, regime in enumerate(found["sphere"].regime.values):
         elr = float(found["sphere"].elr.values[k])
         strength = float(found["sphere"].late_rms_effective_grad_norm.values[k])
@@ -196,7 +195,7 @@ def draw(flat: Runs, found: Runs) -> Iterator[tuple[str, Figure]]:
     present = [regime for regime in ORDER if (found["sphere"].regime == regime).any()]
     handles = [Line2D([], [], marker=MARKERS[r], color="white", mec="black", label=f"sphere: {r}") for r in present]
     handles += [Line2D([], [], color=shade, label=f"normal, lr {lr:g}") for lr, shade in greys.items()]
-    right.legend(handles=handles, fontsize=7, loc="lower left")
+    right.legend(handles=handles, fontsize=7, loc="upper left")
     plots.style.legend(figure, scale, "effective learning rate")
     yield "regimes", figure
 
@@ -204,7 +203,8 @@ def draw(flat: Runs, found: Runs) -> Iterator[tuple[str, Figure]]:
 EXPERIMENT = Experiment(
     name="sphere",
     title="A fixed effective learning rate on the sphere",
-    claim="on the sphere, at a fixed effective learning rate and without decay, training converges at small rates, stays "
+    claim="on the sphere, at a fixed effective learning rate and without decay, training converges "
+    "at small rates, stays "
     "in a chaotic equilibrium at larger ones and diverges at very large ones; normal training moves through these "
     "regimes as its norm decays.",
     runs=RUNS,
@@ -213,7 +213,8 @@ EXPERIMENT = Experiment(
     tables=tables,
     draw=draw,
     captions={
-        "regimes": "Left: training loss at each fixed effective learning rate. Right: root mean square of the effective "
+        "regimes": "Left: training loss at each fixed effective learning rate. Right: root mean "
+        "square of the effective "
         "gradient norm in each of these runs, over the paths of normal training (grey, darker for larger learning "
         "rates).",
     },

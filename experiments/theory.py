@@ -113,7 +113,8 @@ def findings(numbers: Numbers) -> list[Finding]:
         Finding(
             exact == 0,
             "The recursions of norm and angle hold at every step.",
-            f"{exact} of {numbers['steps']:,.0f} steps of {numbers['configurations']} configurations are off by more than "
+            f"{exact} of {numbers['steps']:,.0f} steps of {numbers['configurations']} configurations "
+            "are off by more than "
             "1e-4.",
         ),
         Finding(
@@ -158,7 +159,8 @@ def findings(numbers: Numbers) -> list[Finding]:
         Finding(
             windows > 0 and held / windows > 0.95,
             "The next destabilisation falls into the window [t_min, t_max] told half-way down its fall.",
-            f"{held} of {windows}; {early} came too early. The window takes the gradients of the fall so far for those of "
+            f"{held} of {windows}; {early} came too early. The window takes the gradients of the fall "
+            "so far for those of "
             "the rest.",
         ),
         Finding(
@@ -199,7 +201,8 @@ def draw(_: Runs, found: Runs) -> Iterator[tuple[str, Figure]]:
 EXPERIMENT = Experiment(
     name="theory",
     title="The theory over a large grid",
-    claim="exact relations, bounds on the effective learning rate and on the waits between jumps, the equilibrium and the "
+    claim="exact relations, bounds on the effective learning rate and on the waits between jumps, "
+    "the equilibrium and the "
     "rotation budget hold for every configuration, and tell when the next destabilisation comes.",
     runs=RUNS,
     measure=measure,
@@ -212,7 +215,8 @@ EXPERIMENT = Experiment(
         "periods": "Every period of the grid against the product of learning rate and decay.",
     },
     limits=(
-        "The bounds take the lowest and highest gradient norm from the record itself, so they can be violated by an error "
+        "The bounds take the lowest and highest gradient norm from the record itself, so they can be "
+        "violated by an error "
         "in the recorded numbers or in the theory, not by an unusual gradient.",
         "Float32, plain SGD, a constant learning rate.",
     ),
