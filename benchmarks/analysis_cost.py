@@ -22,6 +22,7 @@ import numpy as np
 
 from periodic_jax import results
 from periodic_jax.grid import SweepGrid
+from periodic_jax.telemetry import TelemetryWriter
 
 NAMES = ("loss", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
 DECAY = 1e-3
@@ -38,7 +39,7 @@ def write_run(path: Path, configs: int, steps: int, chunk: int = 1000) -> None:
     results.write_json(path / results.CONFIG_FILE, {"format": results.FORMAT, "config": {"model": "synthetic"}})
     empty = {name: np.zeros((configs, 0), np.float32) for name in NAMES}
     evaluations = ("train_loss", "train_error", "test_loss", "test_error")
-    writer = results.TelemetryWriter(path, grid, steps, [0, steps], empty, evaluations)
+    writer = TelemetryWriter(path, grid, steps, [0, steps], empty, evaluations)
     norm = np.full(configs, 5.0)
     for first in range(0, steps, chunk):
         length = min(chunk, steps - first)

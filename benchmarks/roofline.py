@@ -86,7 +86,8 @@ def layer_seconds(layer: Layer, batch: int) -> float:
     import jax
 
     from periodic_jax.models import blocks
-    from periodic_jax.models.layout import input_patches, to_activations
+    from periodic_jax.models.input_patches import input_patches
+    from periodic_jax.models.layout import to_activations
 
     keys = jax.random.split(jax.random.key(1), 2)
     images = jax.random.normal(keys[0], (batch, layer.size, layer.size, layer.channels_in))

@@ -1,66 +1,40 @@
-"""The command line, ``periodic-jax COMMAND``. It parses, calls and prints; nothing else."""
+"""The command line, ``periodic-jax COMMAND``: what each command calls and prints."""
 
 import contextlib
-import dataclasses
-import io
-import itertools
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from periodic_jax import runtime
 from periodic_jax.errors import ConfigError, RunStopped
-from periodic_jax.grid import flag_of, parse_axis
-from periodic_jax.options import (
-    Analyze,
-    Branch,
-    Demo,
-    Export,
-    Info,
-    Plot,
-    Replay,
-    Report,
-    Resume,
-    Sweep,
-    free_folder,
-    to_config,
-    to_selection,
-    whole_number,
-    without_decay,
-)
+from periodic_jax.grid import parse_axis
+from periodic_jax.options import Analyze, Branch, Demo, Export, Info, Plot, Replay, Report, Resume, Sweep
+from periodic_jax.parsing import parse, refuse, tell
+from periodic_jax.words import free_folder, to_config, to_selection, whole_number, without_decay
 
 if TYPE_CHECKING:
     from periodic_jax.run import RunConfig
     from periodic_jax.sweep import Chunk
-
-COMMANDS: dict[str, Any] = {
-    "demo": Demo, "sweep": Sweep, "resume": Resume, "branch": Branch, "info": Info, "replay": Replay,
-    "analyze": Analyze, "plot": Plot, "report": Report, "export": Export,
-}  # fmt: skip
-ABOUT = "Periodic training of networks with batch normalisation and weight decay, a whole hyperparameter grid at once."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``periodic-jax``: exits with 0, 2 for unusable input, 143 or 130 when stopped by SIGTERM or
     SIGINT, 1 when something could not be written; with one line on stderr.
     """
-    command = _parse(sys.argv[1:] if arguments is None else arguments)
+    command = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         _ACTIONS[type(command)](command)
     except ConfigError as error:
-        sys.exit(_refuse(str(error)))
+        sys.exit(refuse(str(error)))
     except RunStopped as stopped:
-        _tell(str(stopped))
+        tell(str(stopped))
         sys.exit(stopped.status)
     except KeyboardInterrupt:
-        _tell("interrupted")
+        tell("interrupted")
         sys.exit(130)
     except OSError as error:
-        _tell(f"{error.filename or 'error'}: {error.strerror or error}")
+        tell(f"{error.filename or 'error'}: {error.strerror or error}")
         sys.exit(1)
 
 
@@ -228,7 +202,7 @@ def _claim(config: "RunConfig") -> None:
     if standing(config) is None:
         claim_directory(Path(config.out))
     else:
-        _tell(f"{config.out} holds this run, unfinished: going on with it")
+        tell(f"{config.out} holds this run, unfinished: going on with it")
 
 
 def _train(out: str | Path, start: Callable[..., Path], *arguments: Any, **options: Any) -> Path:
@@ -240,7 +214,7 @@ def _train(out: str | Path, start: Callable[..., Path], *arguments: Any, **optio
     runtime.use_cores_as_devices()
     runtime.keep_compiled_programs()
     with Stop() as stop, _progress(out) as report:
-        path = start(*arguments, **options, progress=report, stop=stop, say=_tell)
+        path = start(*arguments, **options, progress=report, stop=stop, say=tell)
     print(tables.as_text(analysis.analyze(open_run(path, flat=True))), end="")
     summary = read_config(path)["summary"]
     print(
@@ -278,49 +252,6 @@ def _progress(out: str | Path):
                 bar.update(chunk.steps * configs)
 
         yield report
-
-
-def _tell(line: str) -> None:
-    print(f"periodic-jax: {line}", file=sys.stderr)
-
-
-def _parse(arguments: Sequence[str]) -> Any:
-    """Parse with tyro; what it rejects becomes one line instead of its box."""
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        sys.exit(_refuse(str(ConfigError("command", arguments[0], "one of " + ", ".join(COMMANDS)))))
-    for flag, word in itertools.pairwise([*arguments, "--"]):
-        name = flag.removesuffix("=")
-        if name in ("--out", "--data-dir") and (flag != name or not word.strip()):
-            sys.exit(_refuse(str(ConfigError(name, "an empty word", "a folder"))))
-    said = io.StringIO()
-    commands: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())]  # noqa: UP007 (built at run time)
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(commands, prog="periodic-jax", description=ABOUT, args=list(arguments))
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        message = _one_line(said.getvalue())
-        if arguments and arguments[0] in COMMANDS and "nrecognized" in message:
-            known = " ".join(flag_of(field.name) for field in dataclasses.fields(COMMANDS[arguments[0]]))
-            message = f"{message} not accepted; expected among {known}"
-        sys.exit(_refuse(message))
-
-
-def _one_line(box: str) -> str:
-    """The first paragraph of tyro's error box, without its frame."""
-    lines = [re.sub(r"[\u2500-\u257f]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", line)).strip() for line in box.splitlines()]
-    kept: list[str] = []
-    for line in lines[1:]:
-        if not line and kept:
-            break
-        kept.append(line)
-    return " ".join(" ".join(kept).split()) or "unusable arguments; see periodic-jax --help"
-
-
-def _refuse(message: str) -> int:
-    _tell(" ".join(message.split()))
-    return 2
 
 
 _ACTIONS: dict[type, Callable[[Any], None]] = {

@@ -67,8 +67,13 @@ def _in_blocks(function: Callable[..., Any], size: int) -> Callable[..., Any]:
     def blocked(*trees: Any) -> Any:
         count = jax.tree.leaves(trees)[0].shape[0]
         whole = count // size
-        split = lambda leaf: leaf[: whole * size].reshape(whole, size, *leaf.shape[1:])  # noqa: E731
-        join = lambda leaf: leaf.reshape(whole * size, *leaf.shape[2:])  # noqa: E731
+
+        def split(leaf: jax.Array) -> jax.Array:
+            return leaf[: whole * size].reshape(whole, size, *leaf.shape[1:])
+
+        def join(leaf: jax.Array) -> jax.Array:
+            return leaf.reshape(whole * size, *leaf.shape[2:])
+
         rest = jax.tree.map(lambda leaf: leaf[whole * size :], trees)
         if not whole:
             return batched(*rest)

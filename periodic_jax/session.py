@@ -16,8 +16,9 @@ import numpy as np
 from periodic_jax import integrity
 from periodic_jax.checkpoints import Checkpoints, DamagedCheckpoint, load
 from periodic_jax.errors import ConfigError
-from periodic_jax.results import TELEMETRY, TelemetryWriter, checkpoint_steps
+from periodic_jax.results import TELEMETRY, checkpoint_steps
 from periodic_jax.sweep import Chunk, Sweep
+from periodic_jax.telemetry import TelemetryWriter
 
 
 @dataclass(frozen=True)

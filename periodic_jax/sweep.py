@@ -13,23 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from periodic_jax import data as data_module
 from periodic_jax import tuning
-from periodic_jax.data import DeviceData
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import HParams, SweepGrid
-from periodic_jax.layouts import Arrangement, check_layout, lay_out, over_seeds
-from periodic_jax.train import Batch, TrainState, create_train_state, eval_step, full_batch_step, train_step
-
-SCALARS = (
-    "loss", "accuracy", "weight_norm", "grad_norm", "effective_grad_norm", "effective_lr", "angular_step",
-    "radial_leak", "noninvariant_weight_norm", "noninvariant_grad_norm",
-)  # fmt: skip
-PER_LAYER = ("layer_weight_norm", "layer_effective_lr", "layer_effective_grad_norm", "layer_angular_step")
-EVALUATIONS = ("train_loss", "train_error", "test_loss", "test_error")
-CORRUPTION = ("corrupted_train_loss", "corrupted_train_error", "clean_train_loss", "clean_train_error")
+from periodic_jax.layouts import Arrangement, check_layout
+from periodic_jax.programs import CORRUPTION, EVALUATIONS, PER_LAYER, SCALARS, Programs
+from periodic_jax.train import TrainState, create_train_state
 
 
 def check_batch_size(batch_size: int, dataset: data_module.Dataset) -> None:
@@ -125,22 +117,16 @@ class Sweep:
         self.seeds = put(jnp.asarray(self.arrangement.seeds, jnp.uint32))
         stacked = HParams(*(jnp.asarray(h[self.arrangement.source], dtype) for h in grid.hparams()))
         self.hparams = jax.tree.map(partial(jax.device_put, device=members), stacked)
-        self._count = len(dataset.images)
         shape = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), dtype)
         create = partial(create_train_state, loss=loss, schedule=schedule, per_filter=per_filter)
         self._fresh_states = self._initialiser(create, model, shape)
-        self._full_batch, self._augment = full_batch, augment
+        self._programs = partial(
+            Programs, batch_size=batch_size, images=len(dataset.images), capacity=capacity, recorded=self.recorded,
+            full_batch=full_batch, augment=augment,
+        )  # fmt: skip
         about = (jax.__version__, self.devices[0].device_kind, len(self.devices), self.arrangement.source.shape, model)
-        about += (
-            shape,
-            per_layer,
-            loss,
-            schedule,
-            per_filter,
-            full_batch,
-            augment,
-            jax.config.values["jax_default_matmul_precision"],
-        )
+        about += (shape, per_layer, loss, schedule, per_filter, full_batch, augment)
+        about += (jax.config.values["jax_default_matmul_precision"],)
         local = self.arrangement.source.shape[1] // len(self.devices)
         layouts = tuning.candidates(self.devices[0].platform, local) if layout == "auto" else [layout]
         self._settle(tuning.fastest(layouts, self._time, about), local)
@@ -174,12 +160,19 @@ class Sweep:
 
     def _lay_out_programs(self, layout: str) -> None:
         self.layout, self.compilations = layout, 0
+        self.programs = programs = self._programs(layout=layout)
+
+        def chunk(*arguments: Any) -> tuple[TrainState, dict[str, Array]]:
+            self.compilations += 1
+            return programs.chunk(*arguments)
+
         shard = partial(jax.shard_map, mesh=self.mesh, check_vma=False)
         over = P(None, "member")
-        chunk = shard(self._chunk, in_specs=(over, over, P(), P(), P(), P()), out_specs=(over, P(None, None, "member")))
-        self._run_chunk = jax.jit(chunk, donate_argnums=0)
+        results = (over, P(None, None, "member"))
+        sharded = shard(chunk, in_specs=(over, over, P(), P(), P(), P()), out_specs=results)
+        self._run_chunk = jax.jit(sharded, donate_argnums=0)
         self._copy = jax.jit(lambda states: jax.tree.map(jnp.copy, states))
-        self._run_evaluation = jax.jit(shard(self._evaluation, in_specs=(over, P()), out_specs=over))
+        self._run_evaluation = jax.jit(shard(programs.evaluation, in_specs=(over, P()), out_specs=over))
 
     def chunks(
         self,
@@ -285,128 +278,21 @@ class Sweep:
             return create(model, model.labels(), key, jnp.zeros(images.shape, images.dtype))
 
         members = self.arrangement.source.shape[1]
-        spread = lambda leaf: jnp.repeat(leaf[:, None], members, axis=1)  # noqa: E731
+
+        def spread(leaf: Array) -> Array:
+            return jnp.repeat(leaf[:, None], members, axis=1)
+
         # One seed at a time: a seed's initial weights must not depend on how many seeds there are.
         initialise = jax.jit(lambda seeds: jax.tree.map(spread, jax.lax.map(of_seed, seeds)))
         sharding = NamedSharding(self.mesh, P(None, "member"))
         return lambda: jax.tree.map(partial(jax.device_put, device=sharding), initialise(self.seeds))
-
-    def _chunk(
-        self,
-        states: TrainState,
-        hparams: HParams,
-        seeds: Int[Array, "seeds"],
-        data: DeviceData,
-        first_step: Int[Array, ""],
-        count: Int[Array, ""],
-    ) -> tuple[TrainState, dict[str, Array]]:
-        """``count`` <= capacity steps; a dynamic bound, so that chunks of every length are one program."""
-        self.compilations += 1
-        indices = jax.vmap(
-            lambda seed: data_module.batch_indices(
-                seed, first_step, count, capacity=self.capacity, count=self._count, batch_size=self.batch_size
-            )
-        )(seeds)
-
-        whole = self._whole_data(data)  # the compiler drops it unless full batches are asked for
-
-        def step(states: TrainState, t: Array) -> tuple[TrainState, dict[str, Array]]:
-            def of_seed(states: TrainState, hparams: HParams, index: Array, seed: Array | None) -> Any:
-                if self._full_batch:
-                    return lay_out(lambda s, h: self._recorded(full_batch_step(s, h, whole)), self.layout)(
-                        states, hparams
-                    )
-                key = None if seed is None else data_module.augmentation_key(seed, first_step + t)
-                images = data_module.mini_batch(data, index, key)
-                batch = Batch(_prepare(states.task.model, images), data.labels[index])
-                return lay_out(lambda s, h: self._recorded(train_step(s, h, batch)), self.layout)(states, hparams)
-
-            rows = jax.lax.dynamic_index_in_dim(indices, t, axis=1, keepdims=False)
-            augmented = seeds if self._augment else None
-            return over_seeds(of_seed, self.layout)(states, hparams, rows, augmented)
-
-        shapes = jax.eval_shape(lambda s: step(s, jnp.int32(0))[1], states)
-        buffers = {kind: jnp.full((self.capacity, *s.shape), jnp.nan, s.dtype) for kind, s in shapes.items()}
-
-        def body(t: Array, carry: tuple[TrainState, dict[str, Array]]) -> tuple[TrainState, dict[str, Array]]:
-            states, records = step(carry[0], t)
-            write = jax.lax.dynamic_update_index_in_dim
-            return states, {kind: write(carry[1][kind], record, t, 0) for kind, record in records.items()}
-
-        return jax.lax.fori_loop(0, count, body, (states, buffers))
-
-    def _recorded(self, result: tuple[TrainState, dict[str, Array]]) -> tuple[TrainState, dict[str, Array]]:
-        """The state, and what is recorded of the step as one array of numbers and one of those of each layer.
-
-        Two arrays are written in each step instead of one for each quantity.
-        """
-        state, metrics = result
-        return state, {kind: jnp.stack([metrics[n] for n in names]) for kind, names in self._kinds().items() if names}
-
-    def _kinds(self) -> dict[str, list[str]]:
-        """The recorded names: a number of each step, or a number of each layer."""
-        layers = [name for name in self.recorded if name in PER_LAYER]
-        return {"numbers": [name for name in self.recorded if name not in layers], "layers": layers}
-
-    def _whole_data(self, data: DeviceData) -> Batch:
-        """The training set as stacked mini-batches."""
-        number = self._count // self.batch_size
-        split = lambda a: a[: number * self.batch_size].reshape(number, self.batch_size, *a.shape[1:])  # noqa: E731
-        return Batch(data_module.normalise(split(data.images), data), split(data.labels))
-
-    def _evaluation(self, states: TrainState, data: DeviceData) -> dict[str, Float[Array, "seeds members"]]:
-        """Mean loss and error: on the training set by batch statistics, on the test set by running ones; of the
-        corrupted and the clean part of the training set too, where labels were corrupted.
-        """
-        results: dict[str, Array] = {}
-        for split, images, labels, train, parts in (
-            ("train", data.images, data.labels, True, data_module.corruption_parts(data)),
-            ("test", data.test_images, data.test_labels, False, {}),
-        ):
-            sums = self._sums(states, images, labels, data, train, list(parts.values()))
-            counts = [len(labels), *(part.sum() for part in parts.values())]
-            for name, (loss, wrong), count in zip((split, *parts), sums, counts, strict=True):
-                results[f"{name}_loss"], results[f"{name}_error"] = loss / count, wrong / count
-        return results
-
-    def _sums(
-        self, states: TrainState, images: Array, labels: Array, data: DeviceData, train: bool, parts: list[Array]
-    ) -> list[tuple[Array, Array]]:
-        """Loss and errors summed over all images, each counted once, and over each part, given as a mask.
-
-        The last mini-batch is filled up with images from before it, so that all have one size: one program, and the
-        same noise of the batch statistics everywhere.
-        """
-        count = len(labels)
-        size = min(self.batch_size, count)
-        starts = jnp.minimum(jnp.arange(0, count, size), count - size)
-        news = jnp.arange(0, count, size)
-
-        def add(total: Any, where: tuple[Array, Array]) -> tuple[Any, None]:
-            start, new = where
-            cut = lambda a: jax.lax.dynamic_slice_in_dim(a, start, size)  # noqa: E731
-            batch = Batch(_prepare(states.task.model, data_module.normalise(cut(images), data)), cut(labels))
-            counts = start + jnp.arange(size) >= new
-            masks = [counts, *(counts & cut(part) for part in parts)]
-
-            def of_one(state: TrainState) -> list[tuple[Array, Array]]:
-                loss, wrong = eval_step(state, batch, train)
-                reached = jnp.where(state.diverged_at < 0, 0, jnp.nan)  # a diverged configuration has no result
-                summed = lambda values, mask: jnp.where(mask, values, 0).sum() + reached  # noqa: E731
-                return [(summed(loss, mask), summed(wrong, mask)) for mask in masks]
-
-            sums = over_seeds(lay_out(of_one, self.layout), self.layout)(states)
-            return jax.tree.map(jnp.add, total, sums), None
-
-        zero = jnp.zeros(states.step.shape, data.mean.dtype)
-        return jax.lax.scan(add, [(zero, zero)] * (1 + len(parts)), (starts, news))[0]
 
     def _fetch(self, first_step: int, telemetry: Any, count: int, evaluation: Any, diverged: Any, kept: Any) -> Chunk:
         arrays = {}
         for kind, buffer in telemetry.items():
             # Cut on the host: a slice on the device would be compiled again for each length.
             flat = self.arrangement.flatten(np.asarray(buffer)[:count], axis=1)  # (steps, configs, names, ...)
-            for i, name in enumerate(self._kinds()[kind]):
+            for i, name in enumerate(self.programs.kinds()[kind]):
                 arrays[name] = np.moveaxis(flat[:, :, i], 0, 1)
         evaluated = evaluation and self._fetch_evaluation(evaluation)
         return Chunk(first_step, arrays, evaluated, self.arrangement.flatten(diverged), kept)
@@ -422,8 +308,3 @@ def _named_leaves(states: TrainState) -> list[tuple[str, Any]]:
     """Every leaf with a name such as ``params.conv0.kernel``."""
     paths = jax.tree_util.tree_leaves_with_path(states)
     return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in paths]
-
-
-def _prepare(model: Any, images: Array) -> Any:
-    prepare = getattr(model, "prepare", None)
-    return images if prepare is None else prepare(images)

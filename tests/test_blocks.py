@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import reference
 
-from periodic_jax.models import blocks, layout
+from periodic_jax.models import blocks, convolution, layout
+from periodic_jax.models.input_patches import input_patches
 from periodic_jax.models.operations import Affine, BatchMoments
 
 EPS = 1e-5
@@ -74,7 +75,7 @@ def test_the_first_block_equals_the_plain_operations(float64, group_size):
     weights = jax.random.normal(key, (12, 8, 8, 4), jnp.float64)
 
     def fast(kernel):
-        patches = layout.input_patches(layout.to_activations(x, group_size))
+        patches = input_patches(layout.to_activations(x, group_size))
         z, moments = blocks.first_conv_bn_relu(patches, kernel, EPS)
         return to_images(z), *moments
 
@@ -93,7 +94,7 @@ def test_scale_and_bias_of_either_sign_equal_the_plain_operations(float64, kind,
     def fast(kernel, affine):
         laid_out = layout.to_activations(x, group_size)
         if kind == "first":
-            z, moments = blocks.first_conv_bn_relu(layout.input_patches(laid_out), kernel, EPS, affine)
+            z, moments = blocks.first_conv_bn_relu(input_patches(laid_out), kernel, EPS, affine)
         else:
             z, moments = blocks.conv_bn_relu(laid_out, kernel, kind == "pooled", EPS, affine)
         return to_images(z), *moments
@@ -117,7 +118,7 @@ def test_inference_uses_the_given_statistics(float64, pool, first, trainable):
     mean, var = jax.random.normal(key, (3,)), jnp.array([0.5, 1.0, 2.0])
     affine = Affine(jnp.array([1.0, -2.0, 0.5]), jnp.array([0.5, 1.0, -1.0])) if trainable else None
     given = layout.to_activations(x, 4)
-    given = layout.input_patches(given) if first else given
+    given = input_patches(given) if first else given
     z = reference.normalise(reference.convolve(x, kernel), mean, var, EPS)
     z = jax.nn.relu(z if affine is None else affine.scale * z + affine.bias)
     expected = reference.pool(z) if pool else z
@@ -164,9 +165,27 @@ def test_ties_go_to_the_first_maximum(float64):
 def test_patches_and_their_transpose_are_adjoint(float64):
     x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3), jnp.float64)
     columns = jax.random.normal(jax.random.key(1), (18, 72), jnp.float64)
-    forward = jnp.vdot(layout.im2col(x), columns)
-    backward = jnp.vdot(x, layout.col2im(columns, x.shape))
+    forward = jnp.vdot(convolution.im2col(x), columns)
+    backward = jnp.vdot(x, convolution.col2im(columns, x.shape))
     np.testing.assert_allclose(forward, backward, rtol=1e-13)
+
+
+@pytest.mark.parametrize("form", [convolution.Patches, convolution.WholeMap])
+def test_each_form_of_a_convolution_is_the_plain_one_and_its_maps_are_adjoint(float64, form):
+    x, kernel, key = example(2, 3, 5)
+    laid_out = layout.to_activations(x)[0]
+    form = form(laid_out.shape)
+    matrix, columns = form.matrix(kernel), form.columns(laid_out)
+    np.testing.assert_allclose(
+        to_images(form.output(matrix @ columns)[None]), reference.convolve(x, kernel), atol=1e-12
+    )
+    a, b = (
+        jax.random.normal(k, m.shape, jnp.float64)
+        for k, m in zip(jax.random.split(key), (matrix.T, columns), strict=True)
+    )
+    np.testing.assert_allclose(jnp.vdot(matrix.T, a), jnp.vdot(kernel, form.kernel(a)), rtol=1e-12)
+    np.testing.assert_allclose(jnp.vdot(columns, b), jnp.vdot(laid_out, form.image(b)), rtol=1e-12)
+    assert np.array_equal(form.rows(form.output(matrix @ columns)), matrix @ columns)
 
 
 def test_variance_keeps_its_digits_far_from_zero():

@@ -9,9 +9,9 @@ from periodic_jax import ConfigError, RunConfig, open_run, run_sweep
 from periodic_jax.branch import branch_run, branched_axes
 from periodic_jax.cli import main
 from periodic_jax.info import describe
-from periodic_jax.options import to_selection
 from periodic_jax.results import checkpoint_steps, read_config
 from periodic_jax.run import resume_run
+from periodic_jax.words import to_selection
 
 
 @pytest.fixture(scope="module")

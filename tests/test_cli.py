@@ -6,7 +6,9 @@ import pytest
 import tyro
 
 from periodic_jax import open_run
-from periodic_jax.cli import Sweep, main, to_config
+from periodic_jax.cli import main
+from periodic_jax.options import Sweep
+from periodic_jax.words import to_config
 
 
 def refuse(capsys, *arguments):

@@ -15,6 +15,7 @@ from periodic_jax.errors import ConfigError
 from periodic_jax.grid import AXES, SweepGrid
 from periodic_jax.integrity import seal_metadata
 from periodic_jax.results import open_run, read_config
+from periodic_jax.telemetry import TelemetryWriter
 
 NAMES = ("loss", "weight_norm", "effective_lr", "angular_step")
 HOSTILE = "../../x\n\x1b[31m<script>alert(1)</script>{__import__('os')}%s'; DROP TABLE \u202e\U0001f600"
@@ -152,7 +153,7 @@ def test_precision_is_kept(tmp_path, dtype):
     results.write_json(tmp_path / results.CONFIG_FILE, {"format": results.FORMAT})
     values = np.array([[1 / 3, np.pi * 1e-30, np.inf]], dtype)
     shapes = dict.fromkeys(("loss", "weight_norm"), values[:, :0])
-    writer = results.TelemetryWriter(tmp_path, SweepGrid.product(), 3, [0, 3], shapes, ["test_loss"])
+    writer = TelemetryWriter(tmp_path, SweepGrid.product(), 3, [0, 3], shapes, ["test_loss"])
     writer.write(0, {"loss": values, "weight_norm": values})
     dataset = open_run(tmp_path)
     assert dataset.loss.dtype == dataset.test_loss.dtype == dtype

@@ -189,7 +189,7 @@ def test_two_processes_are_kept_off_one_directory(cut):
 
 def test_a_disk_that_fails_is_one_line_and_loses_nothing(whole, tmp_path, monkeypatch):
     """The third evaluation cannot be written; afterwards the run goes on from its last checkpoint."""
-    from periodic_jax.results import TelemetryWriter
+    from periodic_jax.telemetry import TelemetryWriter
 
     write = TelemetryWriter.write_evaluation
 

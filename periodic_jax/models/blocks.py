@@ -13,14 +13,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from periodic_jax.models.convolution import as_matrix, form_of, im2col
+from periodic_jax.models.input_patches import InputPatches
 from periodic_jax.models.layout import (
     Activations,
-    InputPatches,
     Kernel,
-    as_matrix,
     channel_sums,
-    col2im,
-    im2col,
     lane_sums,
     materialise,
     per_channel,
@@ -64,12 +62,13 @@ def _conv_bn_relu(x: Activations, kernel: Kernel, affine: Affine | None, pool: b
 
 def _conv_bn_relu_forward(x: Array, kernel: Array, affine: Affine | None, pool: bool, eps: float) -> tuple[Any, Any]:
     groups, _, height, width, lanes = x.shape
-    w = as_matrix(kernel)
+    form = form_of(x.shape[1:])
+    w = form.matrix(kernel)
     count = groups * height * width * lanes
 
     def one_group(_: None, xg: Array) -> tuple[None, tuple[Array, ...]]:
-        columns = im2col(xg)
-        y = (w @ columns).reshape(-1, height, width, lanes)
+        columns = form.columns(xg)
+        y = form.output(w @ columns)
         # Chan et al.: squares about the group's own mean lose no digits, and combine exactly over the groups.
         mean = lane_sums(y) / (height * width * lanes)
         spread = lane_sums((y - per_channel(mean)) ** 2)
@@ -89,8 +88,9 @@ def _conv_bn_relu_backward(
 ) -> tuple[Array, Array, Affine | None]:
     del eps
     x, kernel, affine, y, peak, mean, inv, columns = residuals
-    groups, channels, height, width, lanes = x.shape
-    w = as_matrix(kernel)
+    groups, _, height, width, lanes = x.shape
+    form = form_of(x.shape[1:])
+    w = form.matrix(kernel)
     count = groups * height * width * lanes
     normal = normalise(peak, mean, inv, None)
     g = jnp.where(normalise(peak, mean, inv, affine) > 0, cotangents[0], 0)
@@ -108,13 +108,13 @@ def _conv_bn_relu_backward(
 
     def one_group(dw: Array, group: tuple[Array, ...]) -> tuple[Array, Array]:
         xg, yg, peak, g, *kept = group
-        patches = kept[0] if kept else im2col(xg)
-        dy = materialise(gradient_of_y, yg, peak, g, gain, inv, mean, mean_g, mean_gn).reshape(w.shape[0], -1)
-        dw = dw + materialise(lambda p, d: p @ d.T, patches, dy)
-        return dw, col2im(w.T @ dy, (channels, height, width, lanes))
+        columns = kept[0] if kept else form.columns(xg)
+        dy = form.rows(materialise(gradient_of_y, yg, peak, g, gain, inv, mean, mean_g, mean_gn))
+        dw = dw + materialise(lambda p, d: p @ d.T, columns, dy)
+        return dw, form.image(w.T @ dy)
 
     dw, dx = scan_groups(one_group, jnp.zeros_like(w.T), (x, y, peak, g, *columns))
-    return dx, dw.reshape(kernel.shape), None if affine is None else Affine(sum_gn, sum_g)
+    return dx, form.kernel(dw), None if affine is None else Affine(sum_gn, sum_g)
 
 
 _conv_bn_relu.defvjp(_conv_bn_relu_forward, _conv_bn_relu_backward)

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from periodic_jax.errors import ConfigError
+from periodic_jax.models.input_patches import InputPatches, input_patches
 from periodic_jax.models.labels import OTHER, SCALE_INVARIANT
 from periodic_jax.models.layers import ConvBlock, Head
-from periodic_jax.models.layout import InputPatches, input_patches, to_activations
+from periodic_jax.models.layout import to_activations
 from periodic_jax.models.operations import global_max_pool
 from periodic_jax.models.torch_weights import Path, kernel_names, norm_names
 

@@ -12,7 +12,9 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from periodic_jax.models import blocks, operations
-from periodic_jax.models.layout import Activations, InputPatches, as_matrix, per_channel
+from periodic_jax.models.convolution import as_matrix
+from periodic_jax.models.input_patches import InputPatches
+from periodic_jax.models.layout import Activations, per_channel
 from periodic_jax.models.operations import Affine, BatchMoments
 
 BN_MOMENTUM = (

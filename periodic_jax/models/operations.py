@@ -11,13 +11,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from periodic_jax.models.convolution import as_matrix, col2im, im2col
 from periodic_jax.models.layout import (
     Activations,
     Kernel,
-    as_matrix,
     channel_sums,
-    col2im,
-    im2col,
     materialise,
     per_channel,
     scan_groups,
@@ -166,8 +164,8 @@ def route_to_max(y: Float[Array, "channels height width lanes"], peak: Array, gr
     # Found for each window first: fused into the rest, it would be found again for each of the four entries.
     first, gradient = materialise(found, a, b, c, peak, gradient)
     place = jnp.array([[0, 1], [2, 3]], y.dtype)[None, None, :, None, :, None]
-    wide = lambda t: t[:, :, None, :, None, :]  # noqa: E731
-    return jnp.where(wide(first) == place, wide(gradient), 0).reshape(y.shape)
+    first, gradient = first[:, :, None, :, None, :], gradient[:, :, None, :, None, :]
+    return jnp.where(first == place, gradient, 0).reshape(y.shape)
 
 
 @jax.custom_vjp

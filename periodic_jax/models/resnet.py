@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from periodic_jax.errors import ConfigError
+from periodic_jax.models.input_patches import InputPatches, input_patches
 from periodic_jax.models.labels import OTHER, SCALE_INVARIANT
 from periodic_jax.models.layers import BatchNorm, Conv, Head
-from periodic_jax.models.layout import Activations, InputPatches, input_patches, to_activations
+from periodic_jax.models.layout import Activations, to_activations
 from periodic_jax.models.operations import global_average_pool
 from periodic_jax.models.torch_weights import Path, kernel_names, norm_names
 
