@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from periodic_jax import config as config_module
+from periodic_jax import data
 from periodic_jax.data import Dataset
 from periodic_jax.errors import ConfigError
 
@@ -35,9 +36,6 @@ def stand_ins(monkeypatch):
     """Images of CIFAR's shape in place of CIFAR, which may not be on this machine."""
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (2048, 32, 32, 3), np.uint8), np.arange(2048, dtype=np.int32)
-    real = config_module.__dict__.get("load")
-    from periodic_jax import data
-
     real = data.load
 
     def load(name, **options):
