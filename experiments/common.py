@@ -200,7 +200,7 @@ def write(experiment: Experiment, scale: str, out: Path, folder: Path) -> Path:
     found = _evidence(kept)
     numbers = plain(experiment.measure(found))
     drawn = []
-    flat = {run: open_run(out / run, flat=True) for run in experiment.runs[scale]}
+    flat = {run: evidence.with_norm(open_run(out / run, flat=True)) for run in experiment.runs[scale]}
     with mpl.rc_context(plots.STYLE):
         for title, figure in experiment.draw(flat, found):
             save_small(figure, kept / f"{title}.png")

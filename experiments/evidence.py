@@ -34,7 +34,7 @@ def gather(path: Path) -> xr.Dataset:
         ``sampled_QUANTITY``, the dynamics at these steps; ``late_QUANTITY``, their medians after the burn-in, and the
         root mean square of the effective gradient norm. Numbers over two dimensions are in single precision.
     """
-    dataset = open_run(path, flat=True)
+    dataset = with_norm(open_run(path, flat=True))
     found = analysis.analyze(dataset, predict=True)
     found = found.drop_vars([name for name in LEFT_OUT if name in found])
     found = found.assign({name: dataset[name].load() for name in EVALUATED if name in dataset})
@@ -49,6 +49,14 @@ def gather(path: Path) -> xr.Dataset:
     found["late_rms_effective_grad_norm"] = ("config", np.sqrt(np.mean(gradient**2, axis=1)))
     found.attrs = {"first_step": int(steps[0])}
     return narrowed(found)
+
+
+def with_norm(dataset: xr.Dataset) -> xr.Dataset:
+    """A flat run; where it has no weights marked scale-invariant, with the norm of all weights in place of theirs."""
+    if np.isfinite(dataset.weight_norm.values[:, :1]).any() and (dataset.weight_norm.values[:, :1] > 0).any():
+        return dataset
+    norm = dataset.noninvariant_weight_norm.load()
+    return dataset.assign(weight_norm=norm, effective_lr=dataset.lr / norm**2)
 
 
 def narrowed(found: xr.Dataset) -> xr.Dataset:
