@@ -22,7 +22,7 @@ from experiments import evidence, pages
 from experiments.declare import Branch, Experiment, placed
 from periodic_jax import plots, results, runtime
 from periodic_jax.branch import branch_run
-from periodic_jax.config import RunConfig, difference
+from periodic_jax.config import RunConfig, difference, evaluated_every, planned_steps
 from periodic_jax.errors import ConfigError, RunStopped
 from periodic_jax.integrity import write_json
 from periodic_jax.results import CONFIG_FILE, SUMMARY_FILE, open_run, read_config
@@ -126,13 +126,16 @@ def changed(run: RunConfig | Branch, record: Mapping[str, Any]) -> str:
 
 
 def print_estimate(runs: Mapping[str, RunConfig | Branch]) -> None:
-    """Time a few steps of each run that is not finished, and print how long it will take."""
-    total = 0.0
+    """Time a few steps of each run, and print how long what is left of it will take."""
+    total, timed = 0.0, {}
     for name, run in runs.items():
-        if isinstance(run, Branch):
-            print(f"{name}: a branch, not timed")
-            continue
-        seconds, per_step, left = estimate(run)
+        if isinstance(run, Branch):  # as many steps a second as its parent
+            per_step, steps = timed[run.parent]
+            left = (run.steps or steps) - run.step
+            seconds = per_step * left
+        else:
+            seconds, per_step, left = estimate(run)
+            timed[name] = per_step, planned_steps(run)
         total += seconds
         print(f"{name}: {left:,} steps left at {per_step:.3g} s, about {in_words(seconds)}", flush=True)
     print(f"all: about {in_words(total)} on this machine, without compilation", flush=True)
@@ -145,7 +148,6 @@ def estimate(config: RunConfig) -> tuple[float, float, int]:
     each mini-batch.
     """
     from periodic_jax.config import check as check_config
-    from periodic_jax.config import evaluated_every, planned_steps
     from periodic_jax.run import build_sweep
     from periodic_jax.tuning import seconds_per_step
 
