@@ -86,7 +86,7 @@ def load(file: Path) -> xr.Dataset:
         ConfigError: there is none, or a damaged one.
     """
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
             described = json.loads(stored[DIMS].item())
             arrays = {name: (dims, stored[name]) for name, dims in described["dims"].items()}
     except Exception as error:  # whatever a damaged archive makes NumPy raise

@@ -26,6 +26,12 @@ RUNS = {
     "paper": {"run": paper(lr=(0.03,), weight_decay=(1e-3,), seed=(0, 1), keep_every=1950)},
 }  # fmt: skip
 
+COLUMNS = {
+    "minimum": ("minimum_seed", "minimum_step", "train_loss", "test_error"),
+    "pair": ("pair_seed", "step_a", "step_b", "cosine", "barrier", "disagreement"),
+    "ensemble": ("ensemble_seed", "members", "ensemble_error"),
+}
+
 
 def compare(paths: Mapping[str, Path]) -> dict[str, xr.Dataset]:
     """From the checkpoints: the last before each destabilisation of each seed, alone, in pairs and in ensembles."""
@@ -42,6 +48,8 @@ def compare(paths: Mapping[str, Path]) -> dict[str, xr.Dataset]:
         onsets = found.onset_step.values[i]
         before = [steps[steps <= onset].max() for onset in onsets[np.isfinite(onsets)] if (steps <= onset).any()]
         chosen = list(dict.fromkeys(before))[-MOST:]
+        if not chosen:
+            continue
         seed = float(found.seed.values[i])
         weights = [networks.weights(int(step), i) for step in chosen]
         told = [networks.log_probabilities(one) for one in weights]
@@ -54,34 +62,26 @@ def compare(paths: Mapping[str, Path]) -> dict[str, xr.Dataset]:
         for k in range(1, len(chosen) + 1):
             ensembles.append((seed, k, networks.test_error(ensemble([test for _, test in told[-k:]]))))
         last.append((weights[-1], told[-1]))
-    (a, told_a), (b, told_b) = last[0], last[-1]
-    seeds = (cosine(a, b), barrier(networks, a, b), float((told_a[1].argmax(1) != told_b[1].argmax(1)).mean()))
-    both = networks.test_error(ensemble([told_a[1], told_b[1]]))
-    return {
-        "networks": xr.Dataset(
-            {name: ("minimum", np.array(column, np.float64)) for name, column in
-             zip(("minimum_seed", "minimum_step", "train_loss", "test_error"), zip(*minima, strict=True), strict=True)}
-            | {name: ("pair", np.array(column, np.float64)) for name, column in
-               zip(("pair_seed", "step_a", "step_b", "cosine", "barrier", "disagreement"), zip(*pairs, strict=True),
-                   strict=True)}
-            | {name: ("ensemble", np.array(column, np.float64)) for name, column in
-               zip(("ensemble_seed", "members", "ensemble_error"), zip(*ensembles, strict=True), strict=True)}
-            | {"seeds": ("between", np.array([*seeds, both]))}
-        )
-    }  # fmt: skip
+    seeds = [np.nan] * 4
+    if len(last) > 1:
+        (a, told_a), (b, told_b) = last[:2]
+        differ = float((told_a[1].argmax(1) != told_b[1].argmax(1)).mean())
+        both = networks.test_error(ensemble([told_a[1], told_b[1]]))
+        seeds = [cosine(a, b), barrier(networks, a, b), differ, both]
+    tables = {"minimum": minima, "pair": pairs, "ensemble": ensembles}
+    columns: dict[str, tuple[str, np.ndarray]] = {"seeds": ("between", np.array(seeds))}
+    for (part, names), rows in zip(COLUMNS.items(), tables.values(), strict=True):
+        values = np.array(rows, np.float64).reshape(-1, len(names))
+        columns |= {name: (part, values[:, k]) for k, name in enumerate(names)}
+    return {"networks": xr.Dataset(columns)}
 
 
 def measure(runs: Runs) -> Numbers:
     """The comparisons as rows."""
     kept = runs["networks"]
-    columns = {
-        "minima": ("minimum_seed", "minimum_step", "train_loss", "test_error"),
-        "pairs": ("pair_seed", "step_a", "step_b", "cosine", "barrier", "disagreement"),
-        "ensembles": ("ensemble_seed", "members", "ensemble_error"),
-    }
     numbers: Numbers = {
-        name: [[float(kept[column].values[i]) for column in names] for i in range(len(kept[names[0]]))]
-        for name, names in columns.items()
+        part: [[float(kept[name].values[i]) for name in names] for i in range(kept.sizes[part])]
+        for part, names in COLUMNS.items()
     }
     numbers["seeds"] = kept.seeds.values
     return numbers
@@ -89,12 +89,14 @@ def measure(runs: Runs) -> Numbers:
 
 def findings(numbers: Numbers) -> list[Finding]:
     """Of the claim."""
-    minima, pairs = numbers["minima"], numbers["pairs"]
+    minima, pairs = numbers["minimum"], numbers["pair"]
+    if not pairs:
+        return [Finding(False, "There are several minima to compare.", "No seed has two.")]
     seeds = sorted({row[0] for row in minima})
     of = {seed: [row for row in minima if row[0] == seed] for seed in seeds}
     better = {seed: (rows[0][3], rows[-1][3]) for seed, rows in of.items()}
     single = {seed: min(row[3] for row in rows) for seed, rows in of.items()}
-    whole = {seed: [row for row in numbers["ensembles"] if row[0] == seed][-1] for seed in seeds}
+    whole = {seed: [row for row in numbers["ensemble"] if row[0] == seed][-1] for seed in seeds}
     cosines, barriers, differ = ([row[k] for row in pairs] for k in (3, 4, 5))
     cosine, barrier, disagreement, both = numbers["seeds"]
     gains = "; ".join(
@@ -140,15 +142,15 @@ def findings(numbers: Numbers) -> list[Finding]:
 
 def _two(numbers: Numbers, seed: float) -> float:
     """Test error of the ensemble of a seed's last two minima."""
-    return next((row[2] for row in numbers["ensembles"] if row[0] == seed and row[1] == 2), float("nan"))
+    return next((row[2] for row in numbers["ensemble"] if row[0] == seed and row[1] == 2), float("nan"))
 
 
 def tables(numbers: Numbers) -> str:
     """Minima, pairs, ensembles."""
     whole = lambda row, count: [f"{value:.0f}" for value in row[:count]]  # noqa: E731
-    minima = [[*whole(row, 2), row[2], percent(row[3])] for row in numbers["minima"]]
-    pairs = [[*whole(row, 3), row[3], row[4], percent(row[5])] for row in numbers["pairs"]]
-    ensembles = [[*whole(row, 2), percent(row[2])] for row in numbers["ensembles"]]
+    minima = [[*whole(row, 2), row[2], percent(row[3])] for row in numbers["minimum"]]
+    pairs = [[*whole(row, 3), row[3], row[4], percent(row[5])] for row in numbers["pair"]]
+    ensembles = [[*whole(row, 2), percent(row[2])] for row in numbers["ensemble"]]
     return "\n\n".join(
         [
             table(("seed", "step of the minimum", "training loss", "test error"), minima),

@@ -30,6 +30,11 @@ def rank_correlation(values: np.ndarray) -> float:
     return float(stats.spearmanr(np.arange(len(values)), values).statistic) if len(values) > 2 else float("nan")
 
 
+def middle(values: np.ndarray) -> float:
+    """The median; NaN without any."""
+    return float(np.median(values)) if len(values) else float("nan")
+
+
 def measure(runs: Runs) -> Numbers:
     """Of all whole periods of all seeds: their phases, and what happens at their borders."""
     found, rows = runs["run"], []
@@ -39,15 +44,15 @@ def measure(runs: Runs) -> Numbers:
         rows.append(
             row
             | {
-                "fall_over_decay": float(
-                    np.median(reading.of(found, "fall_steps", i) / reading.of(found, "predicted_fall_steps", i))
+                "fall_over_decay": middle(
+                    reading.of(found, "fall_steps", i) / reading.of(found, "predicted_fall_steps", i)
                 ),
-                "burst_steps": float(np.median(burst)),
+                "burst_steps": middle(burst),
                 "burst_steps_share": float(burst.sum() / float(found.steps.values[i])),
                 "burst_rotation_share": float(found.burst_share.values[i]),
-                "loss_rise": float(np.median(reading.of(found, "peak_loss", i) / reading.of(found, "loss_before", i))),
-                "norm_rise": float(
-                    np.median(reading.of(found, "peak_weight_norm", i) / reading.of(found, "onset_weight_norm", i))
+                "loss_rise": middle(reading.of(found, "peak_loss", i) / reading.of(found, "loss_before", i)),
+                "norm_rise": middle(
+                    reading.of(found, "peak_weight_norm", i) / reading.of(found, "onset_weight_norm", i)
                 ),
                 "onset_trend": rank_correlation(reading.of(found, "onset_effective_lr", i)),
                 "onset_elrs": reading.of(found, "onset_effective_lr", i),
@@ -97,7 +102,7 @@ def findings(numbers: Numbers) -> list[Finding]:
             rising,
             "The effective learning rate at which periods end rises from one to the next (in the paper from 2.1e-4 to "
             "3.3e-3 at learning rate 0.01, decay 0.001).",
-            f"The onsets lie between {elrs.min():.2g} and {elrs.max():.2g}; rank correlation with "
+            f"The onsets lie between {between}; rank correlation with "
             f"their order: {trends} "
             "by seed (above 0.5 in all would be called rising).",
         ),

@@ -1,6 +1,7 @@
 """A results page as Markdown, written from the record of an experiment alone: what does not reproduce comes first."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ def render(experiment: Experiment, record: Mapping[str, Any]) -> str:
         experiment: whose words it uses.
         record: ``scale``, ``numbers``, ``figures`` and, of each run, its config.json under ``runs``.
     """
-    numbers, scale, name = record["numbers"], record["scale"], folder_name(experiment.name, record["scale"])
+    scale, name = record["scale"], folder_name(experiment.name, record["scale"])
+    numbers = numeric(record["numbers"])
     found = experiment.findings(numbers)
     where = " --data-dir FOLDER" if any(c["config"]["dataset"] != "digits" for c in record["runs"].values()) else ""
     parts = [
@@ -58,6 +60,20 @@ def folder_name(name: str, scale: str) -> str:
     return name if scale == "laptop" else f"{name}-{scale}"
 
 
+def numeric(value: Any) -> Any:
+    """What a record holds, with NaN for None, so that nothing that is missing compares as true.
+
+    Example:
+        >>> numeric({"a": [None, 1]})
+        {'a': [nan, 1]}
+    """
+    if isinstance(value, Mapping):
+        return {key: numeric(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [numeric(one) for one in value]
+    return math.nan if value is None else value
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table; numbers with three digits, a dash for None."""
     lines = [[cell(c) for c in row] for row in (header, *rows)]
@@ -66,13 +82,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def cell(value: Any) -> str:
-    """A number with three digits, a dash for None, words as they are.
+    """A number with three digits, a dash for None and NaN, words as they are.
 
     Example:
         >>> [cell(value) for value in (None, 0.012345, 1234567, 83241.0, "x")]
         ['-', '0.0123', '1,234,567', '83,241', 'x']
     """
-    if value is None:
+    if value is None or value != value:
         return "-"
     if isinstance(value, float):
         return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
@@ -81,7 +97,7 @@ def cell(value: Any) -> str:
 
 def percent(value: float | None) -> str:
     """A share in per cent."""
-    return "-" if value is None else f"{100 * value:.1f} %"
+    return "-" if value is None or value != value else f"{100 * value:.1f} %"
 
 
 def _listed(found: Sequence[Finding]) -> str:

@@ -1,5 +1,6 @@
 """The product of learning rate and decay sets the period: the same product at different learning rates."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -40,23 +41,25 @@ def measure(runs: Runs) -> Numbers:
     }
     return {
         "groups": groups,
-        "fit": reading.fit(logs, np.log([row["mean_period"] for row in compared])),
+        "fit": dict.fromkeys(logs, [math.nan] * 2)
+        if len(compared) < LEAST
+        else reading.fit(logs, np.log([row["mean_period"] for row in compared])),
         "compared": len(compared),
         "slopes": fits,
         "ratios": {name: _ratio(group) for name, group in groups.items()},
     }
 
 
-def _ratio(rows: list) -> float | None:
-    """Longest over shortest mean period of configurations of one product; None with fewer than two to compare."""
+def _ratio(rows: list) -> float:
+    """Longest over shortest mean period of configurations of one product; NaN with fewer than two to compare."""
     periods = [row["mean_period"] for row in rows if row["jumps"] >= LEAST]
-    return max(periods) / min(periods) if len(periods) > 1 else None
+    return max(periods) / min(periods) if len(periods) > 1 else math.nan
 
 
 def findings(numbers: Numbers) -> list[Finding]:
     """Of the claim."""
     (on_product, error), (on_lr, lr_error) = numbers["fit"]["product"], numbers["fit"]["lr"]
-    ratios = {name: ratio for name, ratio in numbers["ratios"].items() if ratio is not None}
+    ratios = {name: ratio for name, ratio in numbers["ratios"].items() if math.isfinite(ratio)}
     slope, low, high = numbers["slopes"]["period_length"]
     regimes = {name: {row["regime"] for row in group} for name, group in numbers["groups"].items() if len(group) > 1}
     same = sum(len(kinds) == 1 for kinds in regimes.values())

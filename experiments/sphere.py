@@ -1,5 +1,6 @@
 """A fixed effective learning rate on the sphere: three regimes, and how normal training meets them."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -99,7 +100,7 @@ def findings(numbers: Numbers) -> list[Finding]:
     errors = [(row["elr"], row["lowest_test_error"]) for row in numbers["sphere"] if row["regime"] == "converging"]
     settled = [row for row in numbers["normal"] if row["regime"] == "equilibrium"]
     own = [row["measured_elr"] / row["equilibrium_elr"] for row in settled]
-    known = [row for row in settled if row["elr_from_sphere"] is not None]
+    known = [row for row in settled if math.isfinite(row["elr_from_sphere"])]
     ratios = [row["measured_elr"] / row["elr_from_sphere"] for row in known]
     periodic = [row for row in numbers["normal"] if row["regime"] == "periodic"]
     highest = max(elrs["converging"], default=float("nan"))
