@@ -72,6 +72,7 @@ def findings(numbers: Numbers) -> list[Finding]:
     rotation = min(row["burst_rotation_share"] for row in rows)
     rise, norm = (min(row[n] for row in rows) for n in ("loss_rise", "norm_rise"))
     elrs = np.array([elr for row in rows for elr in row["onset_elrs"]])
+    between = f"{elrs.min(initial=np.inf):.2g} and {elrs.max(initial=-np.inf):.2g}"
     trends = " and ".join(f"{row['onset_trend']:.2f}" for row in rows)
     rising = all(row["onset_trend"] > 0.5 for row in rows)
     wrong = sum(row["recursion_violations"] for row in rows)
@@ -102,9 +103,7 @@ def findings(numbers: Numbers) -> list[Finding]:
             rising,
             "The effective learning rate at which periods end rises from one to the next (in the paper from 2.1e-4 to "
             "3.3e-3 at learning rate 0.01, decay 0.001).",
-            f"The onsets lie between {between}; rank correlation with "
-            f"their order: {trends} "
-            "by seed (above 0.5 in all would be called rising).",
+            f"The onsets lie between {between}; rank correlation with their order: {trends} by seed (above 0.5 in all would be called rising).",
         ),
         Finding(
             wrong == 0,
