@@ -103,7 +103,8 @@ def findings(numbers: Numbers) -> list[Finding]:
             rising,
             "The effective learning rate at which periods end rises from one to the next (in the paper from 2.1e-4 to "
             "3.3e-3 at learning rate 0.01, decay 0.001).",
-            f"The onsets lie between {between}; rank correlation with their order: {trends} by seed (above 0.5 in all would be called rising).",
+            f"The onsets lie between {between}; rank correlation with their order: {trends} by seed "
+            "(above 0.5 in all would be called rising).",
         ),
         Finding(
             wrong == 0,
