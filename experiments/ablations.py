@@ -1,6 +1,6 @@
 """What the periods need: decay and a free norm; and what they do not: frozen other weights."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ WITHOUT = ("no_decay", "fixed_norm", "decay_off", "norm_held")
 STILL = ("baseline", "trainable_head", "frozen_affine", "trainable_affine")
 
 
-def _runs(start: RunConfig | Any, step: int, **settings: Any) -> dict[str, RunConfig | Branch]:
+def _runs(start: Callable[..., RunConfig], step: int, **settings: Any) -> dict[str, RunConfig | Branch]:
     return {
         "baseline": start(keep_every=step, **settings),
         "no_decay": start(**settings | {"weight_decay": (0.0,)}),

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from periodic_jax import plots
+from periodic_jax.plots.style import legend
 
 STRETCHES = 400  # of a curve, whose medians are drawn
 LOSSES, NORMS = (1e-4, 10), (0.2, 50)
@@ -30,7 +31,7 @@ def four_panels(dataset: xr.Dataset, colour_by: str, title: str) -> Figure:
     plots.phase_diagram(axes[3], dataset, colour_by, scale)
     for line in axes[3].lines:
         line.set_rasterized(True)
-    plots.style.legend(figure, scale, title)
+    legend(figure, scale, title)
     return figure
 
 

@@ -1,6 +1,7 @@
 """One period close up, at every step: phase A, in which decay alone shrinks the norm, and phase B, the burst."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -27,7 +28,8 @@ def rank_correlation(values: np.ndarray) -> float:
         >>> rank_correlation(np.array([1.0, 3.0, 9.0]))
         1.0
     """
-    return float(stats.spearmanr(np.arange(len(values)), values).statistic) if len(values) > 2 else float("nan")
+    order: Any = stats.spearmanr(np.arange(len(values)), values) if len(values) > 2 else (float("nan"),)
+    return float(order[0])
 
 
 def middle(values: np.ndarray) -> float:

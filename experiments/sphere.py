@@ -14,6 +14,7 @@ from experiments.declare import Experiment, Finding, Numbers, Runs, paper, small
 from experiments.pages import percent, table
 from periodic_jax import plots
 from periodic_jax.decimation import extremes
+from periodic_jax.plots.style import legend
 
 ORDER = ("converging", "equilibrium", "diverged")
 GREYS = ("#d9d9d9", "#b0b0b0", "#808080", "#404040")
@@ -197,7 +198,7 @@ def draw(flat: Runs, found: Runs) -> Iterator[tuple[str, Figure]]:
     handles = [Line2D([], [], marker=MARKERS[r], color="white", mec="black", label=f"sphere: {r}") for r in present]
     handles += [Line2D([], [], color=shade, label=f"normal, lr {lr:g}") for lr, shade in greys.items()]
     right.legend(handles=handles, fontsize=7, loc="upper left")
-    plots.style.legend(figure, scale, "effective learning rate")
+    legend(figure, scale, "effective learning rate")
     yield "regimes", figure
 
 
