@@ -11,7 +11,7 @@ import numpy as np
 from periodic_jax import models
 from periodic_jax.checkpoints import load
 from periodic_jax.config import RunConfig
-from periodic_jax.data import normalise, to_device
+from periodic_jax.data import DeviceData, normalise, to_device
 
 Weights = Mapping[str, np.ndarray]
 PER_UPDATE = 0.1  # share of a batch's statistics in an update of the running ones
@@ -33,14 +33,14 @@ class Networks:
             init_scale=config.init_scale,
         )  # fmt: skip
 
-        def probabilities(weights: Any, statistics: Any) -> tuple[Any, Any]:
-            images = normalise(self._data.images, self._data)
+        def probabilities(weights: Any, statistics: Any, data: DeviceData) -> tuple[Any, Any]:
+            images = normalise(data.images, data)
             zeros = jax.tree.map(jnp.zeros_like, statistics)
             variables = {"params": weights, "batch_stats": zeros}
             logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
             # From zero, one update of the running statistics gives a known share of those of this one batch.
             whole = jax.tree.map(lambda s: s / PER_UPDATE, updated["batch_stats"])
-            test = normalise(self._data.test_images, self._data)
+            test = normalise(data.test_images, data)
             tested = model.apply({"params": weights, "batch_stats": whole}, test, train=False)
             return jax.nn.log_softmax(logits), jax.nn.log_softmax(jnp.asarray(tested))
 
@@ -56,7 +56,7 @@ class Networks:
     def log_probabilities(self, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
         """Of each class for the training and the test images: ``(images, classes)``."""
         tree = _nested(weights)
-        train, test = self._probabilities(tree["params"], tree["batch_stats"])
+        train, test = self._probabilities(tree["params"], tree["batch_stats"], self._data)
         return np.asarray(train), np.asarray(test)
 
     def train_loss(self, log_probabilities: np.ndarray) -> float:
