@@ -33,18 +33,21 @@ class Networks:
             init_scale=config.init_scale,
         )  # fmt: skip
 
-        def probabilities(weights: Any, statistics: Any, data: DeviceData) -> tuple[Any, Any]:
+        def train(weights: Any, statistics: Any, data: DeviceData) -> tuple[Any, Any]:
+            variables = {"params": weights, "batch_stats": jax.tree.map(jnp.zeros_like, statistics)}
             images = normalise(data.images, data)
-            zeros = jax.tree.map(jnp.zeros_like, statistics)
-            variables = {"params": weights, "batch_stats": zeros}
             logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
             # From zero, one update of the running statistics gives a known share of those of this one batch.
             whole = jax.tree.map(lambda s: s / PER_UPDATE, updated["batch_stats"])
-            test = normalise(data.test_images, data)
-            tested = model.apply({"params": weights, "batch_stats": whole}, test, train=False)
-            return jax.nn.log_softmax(logits), jax.nn.log_softmax(jnp.asarray(tested))
+            return jax.nn.log_softmax(logits), whole
 
-        self._probabilities = jax.jit(probabilities)
+        def test(weights: Any, statistics: Any, data: DeviceData) -> Any:
+            variables = {"params": weights, "batch_stats": statistics}
+            return jax.nn.log_softmax(
+                jnp.asarray(model.apply(variables, normalise(data.test_images, data), train=False))
+            )
+
+        self._train, self._test = jax.jit(train), jax.jit(test)
 
     def weights(self, step: int, config: int) -> dict[str, np.ndarray]:
         """Parameters and statistics of one configuration by name, the scale-invariant ones of norm 1 each."""
@@ -53,15 +56,17 @@ class Networks:
         arrays |= {name: arrays[name] / np.linalg.norm(arrays[name]) for name in kernels}
         return {name: a for name, a in arrays.items() if name.startswith(("params.", "batch_stats."))}
 
-    def log_probabilities(self, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
-        """Of each class for the training and the test images: ``(images, classes)``."""
+    def train_loss(self, weights: Weights) -> float:
+        """Mean cross-entropy on the training set, normalised by its own statistics."""
         tree = _nested(weights)
-        train, test = self._probabilities(tree["params"], tree["batch_stats"], self._data)
-        return np.asarray(train), np.asarray(test)
+        told = np.asarray(self._train(tree["params"], tree["batch_stats"], self._data)[0])
+        return float(-told[np.arange(len(self._labels)), self._labels].mean())
 
-    def train_loss(self, log_probabilities: np.ndarray) -> float:
-        """Mean cross-entropy on the training set."""
-        return float(-log_probabilities[np.arange(len(self._labels)), self._labels].mean())
+    def test_log_probabilities(self, weights: Weights) -> np.ndarray:
+        """Of each class for the test images, ``(images, classes)``, with the statistics of the whole training set."""
+        tree = _nested(weights)
+        statistics = self._train(tree["params"], tree["batch_stats"], self._data)[1]
+        return np.asarray(self._test(tree["params"], statistics, self._data))
 
     def test_error(self, log_probabilities: np.ndarray) -> float:
         """Share of test images that are told wrongly."""
@@ -78,7 +83,7 @@ def barrier(networks: Networks, a: Weights, b: Weights, points: int = 11) -> flo
     """How far the training loss on the straight path between two networks rises above the line between its ends."""
     places = np.linspace(0, 1, points)
     mixed = [{name: (1 - t) * a[name] + t * b[name] for name in a} for t in places]
-    losses = np.array([networks.train_loss(networks.log_probabilities(weights)[0]) for weights in mixed])
+    losses = np.array([networks.train_loss(weights) for weights in mixed])
     return float(np.max(losses - ((1 - places) * losses[0] + places * losses[-1])))
 
 

@@ -52,21 +52,21 @@ def compare(paths: Mapping[str, Path]) -> dict[str, xr.Dataset]:
             continue
         seed = float(found.seed.values[i])
         weights = [networks.weights(int(step), i) for step in chosen]
-        told = [networks.log_probabilities(one) for one in weights]
-        for step, (train, test) in zip(chosen, told, strict=True):
-            minima.append((seed, step, networks.train_loss(train), networks.test_error(test)))
+        told = [networks.test_log_probabilities(one) for one in weights]
+        for step, one, test in zip(chosen, weights, told, strict=True):
+            minima.append((seed, step, networks.train_loss(one), networks.test_error(test)))
         for k in range(len(chosen) - 1):
             a, b = weights[k : k + 2]
-            differ = float((told[k][1].argmax(1) != told[k + 1][1].argmax(1)).mean())
+            differ = float((told[k].argmax(1) != told[k + 1].argmax(1)).mean())
             pairs.append((seed, chosen[k], chosen[k + 1], cosine(a, b), barrier(networks, a, b), differ))
         for k in range(1, len(chosen) + 1):
-            ensembles.append((seed, k, networks.test_error(ensemble([test for _, test in told[-k:]]))))
+            ensembles.append((seed, k, networks.test_error(ensemble(told[-k:]))))
         last.append((weights[-1], told[-1]))
     seeds = [np.nan] * 4
     if len(last) > 1:
         (a, told_a), (b, told_b) = last[:2]
-        differ = float((told_a[1].argmax(1) != told_b[1].argmax(1)).mean())
-        both = networks.test_error(ensemble([told_a[1], told_b[1]]))
+        differ = float((told_a.argmax(1) != told_b.argmax(1)).mean())
+        both = networks.test_error(ensemble([told_a, told_b]))
         seeds = [cosine(a, b), barrier(networks, a, b), differ, both]
     tables = {"minimum": minima, "pair": pairs, "ensemble": ensembles}
     columns: dict[str, tuple[str, np.ndarray]] = {"seeds": ("between", np.array(seeds))}
