@@ -159,9 +159,10 @@ def findings(numbers: Numbers) -> list[Finding]:
         Finding(
             windows > 0 and held / windows > 0.95,
             "The next destabilisation falls into the window [t_min, t_max] told half-way down its fall.",
-            f"{held} of {windows}; {early} came too early. The window takes the gradients of the fall "
-            "so far for those of "
-            "the rest.",
+            f"{held} of {windows}; {early} came earlier, {windows - held - early} later. The window "
+            "takes the gradients of "
+            "the fall so far for those of the rest, and tells of the next jump of the angle, which "
+            "may be a smaller one.",
         ),
         Finding(
             error["count"] > 0 and error["median"] < naive["median"],
