@@ -131,8 +131,7 @@ def findings(numbers: Numbers) -> list[Finding]:
             "On the straight path between successive minima the training loss rises.",
             f"By {min(barriers):.2g} to {max(barriers):.2g} nats above its ends, with statistics re-estimated at each "
             f"point (different seeds: {barrier:.2g}); {low} of {len(barriers)} pairs are below "
-            f"{CONNECTED}, their cosines "
-            "among the highest.",
+            f"{CONNECTED}{where}.",
         ),
         Finding(
             all(whole[seed][2] < single[seed] - NOISE for seed in seeds),
