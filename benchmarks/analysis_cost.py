@@ -28,18 +28,20 @@ NAMES = ("loss", "weight_norm", "effective_lr", "effective_grad_norm", "angular_
 DECAY = 1e-3
 
 
-def write_run(path: Path, configs: int, steps: int, chunk: int = 1000) -> None:
-    """A run of plain SGD whose effective gradient norm is quiet, in equilibrium, or bursts every few hundred steps."""
+def write_run(path: Path, grid: SweepGrid, steps: int, chunk: int = 1000) -> None:
+    """A run of plain SGD whose effective gradient norm is quiet, in equilibrium, or bursts every few hundred steps.
+
+    Weight decays are labels only: all configurations decay at `DECAY`. Evaluations, one a chunk, are the loss.
+    """
     rng = np.random.default_rng(0)
-    grid = SweepGrid.product(lr=np.geomspace(0.5, 2, configs).tolist(), weight_decay=DECAY)
-    lr = grid.coords["lr"]
+    lr, configs = grid.coords["lr"], len(grid)
     a, kind = 1 - lr * DECAY, np.arange(configs) % 4  # two of four periodic, one in equilibrium, one falls to its own
     period = rng.integers(400, 4000, configs)
     results.claim_directory(path)
     results.write_json(path / results.CONFIG_FILE, {"format": results.FORMAT, "config": {"model": "synthetic"}})
     empty = {name: np.zeros((configs, 0), np.float32) for name in NAMES}
     evaluations = ("train_loss", "train_error", "test_loss", "test_error")
-    writer = TelemetryWriter(path, grid, steps, [0, steps], empty, evaluations)
+    writer = TelemetryWriter(path, grid, steps, sorted({*range(0, steps, chunk), steps}), empty, evaluations)
     norm = np.full(configs, 5.0)
     for first in range(0, steps, chunk):
         length = min(chunk, steps - first)
@@ -56,6 +58,7 @@ def write_run(path: Path, configs: int, steps: int, chunk: int = 1000) -> None:
             for name, values in zip(NAMES, (loss, norm, elr, gradient, np.arctan(tangent)), strict=True):
                 block[name][:, t] = values
             norm = norm * a * np.sqrt(1 + tangent**2)
+        writer.write_evaluation(first, dict.fromkeys(evaluations, block["loss"][:, 0]))
         writer.write(first, block)
     writer.write_diverged(np.full(configs, -1))
 
@@ -97,7 +100,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         started = time.perf_counter()
-        write_run(path, options.configs, options.steps)
+        grid = SweepGrid.product(lr=np.geomspace(0.5, 2, options.configs).tolist(), weight_decay=DECAY)
+        write_run(path, grid, options.steps)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
         print(f"{size:.0f} MB of telemetry written in {time.perf_counter() - started:.0f} s", file=sys.stderr)
         command = [sys.executable, __file__, "--measure", str(path)]

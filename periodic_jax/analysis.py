@@ -20,7 +20,7 @@ CURVES = ("loss", "weight_norm", "effective_lr", "effective_grad_norm", "angular
 MOST_IN_MEMORY = 2**30  # bytes of telemetry read at a time
 INTERVAL = 0.95  # of a fitted slope
 QUIET = 0.1  # rotation of a quiet fall over ln(ρ_max/ρ_min): gradients then prolong it by a tenth at most
-FITS = ("falling_edge", "falling_edge_all", "period_length")
+FITS = ("falling_edge", "falling_edge_quiet", "falling_edge_uncorrected", "period_length")
 
 
 class Slope(NamedTuple):
@@ -181,17 +181,21 @@ def _falling_edges(
 def _slopes(found: Periods, between: Cycles, hyper: dict[str, np.ndarray], decay: np.ndarray) -> dict[str, Any]:
     """Slopes of log duration against log ηλ/(1-μ), the ``decay_rate`` at each destabilisation: of `FITS`.
 
-    Falling edges are divided by ln(ρ_max/ρ_min); the theory's -1 is for those without gradient, the `QUIET` ones, of
-    plain SGD.
+    Without gradients a falling edge takes ln(ρ_max/ρ_min) / (-ln a) steps; with them, by the rotation budget, exactly
+    (ln(ρ_max/ρ_min) + Σ -ln cos θ) / (-ln a). ``falling_edge`` is divided by that sum, which holds for plain SGD at a
+    constant rate, whatever the gradients do, where every step of the edge is recorded. The others are divided by
+    ln(ρ_max/ρ_min) alone: ``falling_edge_quiet`` where the theory that leaves gradients out can be expected to hold
+    (`QUIET`), ``falling_edge_uncorrected`` everywhere.
     """
     lr = found.onset_effective_lr * found.onset_weight_norm**2
     rate = lr * np.where(decay > 0, decay, np.nan)[:, None] / (1 - hyper["momentum"])[:, None]
     with np.errstate(all="ignore"):
         ratio = np.log(found.fall_weight_norm / found.onset_weight_norm)
-        edges = (found.onset - found.fall) / ratio
-        quiet = np.where(found.fall_rotation <= QUIET * ratio, edges, np.nan)
-        quiet = np.where(hyper["momentum"][:, None] == 0, quiet, np.nan)  # rotation tells little of it otherwise
-    fits = [log_slope(rate, quiet), log_slope(rate, edges), log_slope(rate[:, 1:], between.length)]
+        steps = found.onset - found.fall
+        plain = np.where(hyper["momentum"] == 0, 0, np.nan)[:, None]  # rotation tells little of the norm otherwise
+        exact = plain + steps / (ratio + found.fall_rotation)
+        quiet = np.where(found.fall_rotation <= QUIET * ratio, plain + steps / ratio, np.nan)
+    fits = [log_slope(rate, y) for y in (exact, quiet, steps / ratio)] + [log_slope(rate[:, 1:], between.length)]
     found_rate = {"decay_rate": (("config", "destabilisation"), rate)}
     return found_rate | {f"slope{end}": ("fit", [getattr(fit, field) for fit in fits]) for end, field in
             (("", "slope"), ("_low", "low"), ("_high", "high"), ("_intercept", "intercept"), ("_points", "points"))
@@ -216,7 +220,8 @@ def log_slope(x: np.ndarray, y: np.ndarray) -> Slope:
     if points < 3 or np.ptp(np.log(x[good])) < 1e-4:
         return Slope(math.nan, math.nan, math.nan, math.nan, points)
     fit: Any = stats.linregress(np.log(x[good]), np.log(y[good]))
-    half = float(stats.t.ppf((1 + INTERVAL) / 2, points - 2)) * fit.stderr
+    error = float(np.nan_to_num(fit.stderr))  # of a perfect fit, rounding may leave no number
+    half = float(stats.t.ppf((1 + INTERVAL) / 2, points - 2)) * error
     return Slope(float(fit.slope), float(fit.slope - half), float(fit.slope + half), float(fit.intercept), points)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import xarray as xr
 
 from periodic_jax import results, runtime
 from periodic_jax.config import RUN_AXES, check, from_record, planned_steps
@@ -34,6 +35,7 @@ def branch_run(
     progress: Progress | None = None,
     stop: Callable[[], int] = lambda: 0,
     say: Callable[[str], None] = print,
+    analysed: Callable[[xr.Dataset], None] = lambda found: None,
 ) -> Path:
     """Start a new run from a checkpoint of another one.
 
@@ -50,7 +52,7 @@ def branch_run(
             must be selected, so that each new configuration has one parent.
         steps: number of the last step; the parent's, if None.
         dataset, data_dir: as for `resume_run`.
-        progress, stop, say: as for `run_sweep`.
+        progress, stop, say, analysed: as for `run_sweep`.
 
     Returns:
         The new run directory.
@@ -60,6 +62,7 @@ def branch_run(
         RunStopped: as `run_sweep`.
     """
     from periodic_jax.checkpoints import DamagedCheckpoint, load
+    from periodic_jax.outline import states_of
 
     path, out = Path(path), Path(out)
     select, change = dict(select or {}), dict(change or {})
@@ -77,8 +80,10 @@ def branch_run(
     check(config)
     source = parents(parent.grid(), config.grid(), select, change)
     try:
-        states = {name: array[source] for name, array in load(path, step).items()}
-    except (DamagedCheckpoint, IndexError) as error:
+        with runtime.precision(parent.precision):
+            like = states_of(parent, parent.data.image_shape, parent.data.num_classes)
+            states = {name: array[source] for name, array in load(path, step, like).items()}
+    except DamagedCheckpoint as error:
         raise ConfigError("--step", step, f"a whole checkpoint ({error})") from None
     results.claim_directory(out)
     about = {
@@ -87,7 +92,7 @@ def branch_run(
     }  # fmt: skip
     with locked(out), runtime.precision(config.precision):
         return run_session(
-            config, {"parent": about}, progress=progress, stop=stop, say=say,
+            config, {"parent": about}, progress=progress, stop=stop, say=say, analysed=analysed,
             prepare=lambda sweep: _begin(sweep, out, states, step, "fixed_norm" in change),
         )  # fmt: skip
 
@@ -147,7 +152,7 @@ def _begin(sweep: "Sweep", out: Path, states: dict[str, np.ndarray], step: int, 
     """Write the first checkpoint, from which the branch can always be resumed."""
     import jax
 
-    from periodic_jax.checkpoints import Checkpoints
+    from periodic_jax.checkpoints import write_first
     from periodic_jax.train import state_of
 
     if new_sphere:
@@ -156,9 +161,7 @@ def _begin(sweep: "Sweep", out: Path, states: dict[str, np.ndarray], step: int, 
         fresh = jax.jit(jax.vmap(jax.vmap(lambda params: state_of(task, {"params": params}).opt_state)))
         replaced = sweep.export(sweep.states.replace(opt_state=fresh(sweep.states.params)))
         states = states | {name: array for name, array in replaced.items() if "initial_norms" in name}
-    checkpoints = Checkpoints(out, first_step=step)
-    checkpoints.save(step, states)
-    checkpoints.wait()
+    write_first(out, step, states)
 
 
 def _plain(axes: Axes) -> dict[str, list[float]]:

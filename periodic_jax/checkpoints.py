@@ -4,12 +4,16 @@
     DIR/checkpoints/STEP/checksums.json    of all other files there
 
 The order is the grid's, without padding, so that a run can go on with another number of devices. Orbax writes a
-checkpoint beside its place and renames it; it counts when its checksums are there. They are compared before orbax reads
-anything, since its readers do not bear damage well. Nothing in a checkpoint is unpickled or run.
+checkpoint beside its place and renames it; it counts when its checksums are there. They, and the shapes that are
+declared, are compared before orbax reads anything, since its readers do not bear damage well. Nothing in a checkpoint
+is unpickled or run.
 """
 
-import json
+import functools
+import importlib
+import importlib.metadata
 import logging
+import math
 import os
 import shutil
 import time
@@ -20,12 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orbax.checkpoint.experimental.v1 as ocp
 
+from periodic_jax.declared import read_json, used
+from periodic_jax.errors import ConfigError
 from periodic_jax.integrity import SEAL, is_whole, seal, write_json
 from periodic_jax.results import CHECKPOINTS, CHECKSUMS, checkpoint_steps
 
 Tree = Mapping[str, np.ndarray]
+ORBAX_V1 = ("orbax.checkpoint.v1", "orbax.checkpoint.experimental.v1")  # where it is bound for, and where it is
+DRAFT = f"{CHECKPOINTS}.partial"
+FRAMING = 2**24  # bytes, more than the files of a checkpoint take beside its arrays
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every file it writes
 
@@ -34,41 +42,90 @@ class DamagedCheckpoint(Exception):
     """A checkpoint that is not what was written."""
 
 
-def load(path: Path, step: int, like: Tree | None = None) -> dict[str, np.ndarray]:
+@functools.cache
+def orbax() -> Any:
+    """Version 1 of orbax's interface: ``save``, ``load`` and ``metadata``.
+
+    Raises:
+        ConfigError: the installed orbax has none.
+    """
+    for name in ORBAX_V1:
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+        if all(hasattr(module, wanted) for wanted in ("save", "load", "metadata")):
+            return module
+    version = importlib.metadata.version("orbax-checkpoint")
+    raise ConfigError("orbax-checkpoint", version, f"a version with {' or '.join(ORBAX_V1)}, such as 0.12.8")
+
+
+def load(path: Path, step: int, like: Tree) -> dict[str, np.ndarray]:
     """Read a checkpoint.
 
     Args:
         path: the run directory.
         step: one of `results.checkpoint_steps`.
-        like: arrays of the names, shapes and dtypes that are wanted; None takes what there is.
+        like: arrays of the names, shapes and dtypes that it must have; their values do not matter.
 
     Returns:
         The arrays, configurations first.
 
     Raises:
-        DamagedCheckpoint: anything else than what was written.
+        DamagedCheckpoint: anything else than what was written, or other arrays than ``like``.
     """
     folder = path / CHECKPOINTS / str(step)
-    wanted = None if like is None else _packed(step, like)
+    wanted = _packed(like, np.zeros(2, np.int64))
     try:
-        sealed = json.loads((folder / CHECKSUMS).read_text())
-        if not is_whole(sealed) or SEAL not in sealed:
-            raise DamagedCheckpoint(f"{CHECKSUMS} has another checksum")
-        for name, crc in file_checksums(folder).items():
-            if sealed.pop(name, None) != crc:
-                raise DamagedCheckpoint(f"{name} has another checksum")
-        if missing := set(sealed) - {SEAL}:
-            raise DamagedCheckpoint(f"{min(missing)} is missing")
-        content = ocp.load(os.path.abspath(folder), wanted)
+        _check_files(folder, sum(array.nbytes for array in like.values()))
+        _check_outline(_outline(orbax().metadata(os.path.abspath(folder)).metadata), _outline(wanted))
+        content = orbax().load(os.path.abspath(folder), wanted)
         states = {name: np.asarray(array) for name, array in content["states"].items()}
         written = np.asarray(content["check"]).tolist()
-    except DamagedCheckpoint:
+    except (DamagedCheckpoint, ConfigError):
         raise
     except Exception as error:  # whatever a crafted checkpoint makes orbax or tensorstore raise
         raise DamagedCheckpoint(str(error).partition("\n")[0][:200] or type(error).__name__) from None
     if written != [step, checksum(states)]:
         raise DamagedCheckpoint("its arrays have another checksum")
     return states
+
+
+def _check_files(folder: Path, size: int) -> None:
+    """Compare all checksums of the files of a checkpoint whose arrays take ``size`` bytes."""
+    if (found := used(folder)) > 2 * size + FRAMING:
+        raise DamagedCheckpoint(f"its files take {found} bytes, its arrays {size}")
+    sealed = read_json(folder / CHECKSUMS)
+    if not is_whole(sealed) or SEAL not in sealed:
+        raise DamagedCheckpoint(f"{CHECKSUMS} has another checksum")
+    for name, crc in file_checksums(folder).items():
+        if sealed.pop(name, None) != crc:
+            raise DamagedCheckpoint(f"{name} has another checksum")
+    if missing := set(sealed) - {SEAL}:
+        raise DamagedCheckpoint(f"{min(missing)} is missing")
+
+
+def _outline(tree: Any) -> dict[str, tuple[Any, ...]]:
+    """Shape, dtype and whether a stored block is larger than the array, of each array."""
+    if tree is None:
+        raise DamagedCheckpoint("what it declares cannot be read")
+    outline = {}
+    for name, leaf in {"check": tree["check"], **{f"states.{n}": leaf for n, leaf in tree["states"].items()}}.items():
+        stored = getattr(leaf, "storage_metadata", None)
+        blocks = (getattr(stored, "chunk_shape", None) or (), getattr(stored, "write_shape", None) or ())
+        size = max(1, math.prod(leaf.shape))
+        outline[name] = (tuple(leaf.shape), np.dtype(leaf.dtype), any(math.prod(block) > size for block in blocks))
+    return outline
+
+
+def _check_outline(declared: Mapping[str, tuple[Any, ...]], wanted: Mapping[str, tuple[Any, ...]]) -> None:
+    for name in sorted({*declared, *wanted}):
+        if declared.get(name) != wanted.get(name):
+            here, there = (
+                "nothing" if one is None else f"{one[1]} {one[0]}{' in larger blocks' if one[2] else ''}"
+                for one in (declared.get(name), wanted.get(name))
+            )
+            raise DamagedCheckpoint(f"it declares {here} for {name}, the run {there}")
 
 
 def file_checksums(folder: Path) -> dict[str, int]:
@@ -139,7 +196,7 @@ class Checkpoints:
         folder = self._path / CHECKPOINTS / str(step)
         self._drop(step)
         try:
-            ocp.save(os.path.abspath(folder), _packed(step, states))
+            orbax().save(os.path.abspath(folder), _packed(states, np.array([step, checksum(states)], np.int64)))
         except OSError:
             raise
         except Exception as error:  # tensorstore's own words for a full disk and its like
@@ -166,5 +223,30 @@ class Checkpoints:
             shutil.rmtree(folder.rename(folder.with_name(f"{step}.removed")))
 
 
-def _packed(step: int, states: Tree) -> dict[str, Any]:
-    return {"states": dict(states), "check": np.array([step, checksum(states)], np.int64)}
+def write_first(path: Path, step: int, states: Tree) -> None:
+    """Write a branch's first checkpoint, beside its place: without a config.json it must not count.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    checkpoints = Checkpoints(path / DRAFT, first_step=step)
+    checkpoints.save(step, states)
+    checkpoints.wait()
+
+
+def settle_first(path: Path, *, forget: bool) -> None:
+    """Put a branch's first checkpoint in its place, or forget what a killed process left of one.
+
+    Args:
+        path: the run directory, locked.
+        forget: no config.json belongs to it.
+    """
+    draft = path / DRAFT
+    if draft.exists():
+        if not forget and (draft / CHECKPOINTS).exists() and not (path / CHECKPOINTS).exists():
+            (draft / CHECKPOINTS).rename(path / CHECKPOINTS)
+        shutil.rmtree(draft)
+
+
+def _packed(states: Tree, check: np.ndarray) -> dict[str, Any]:
+    return {"states": dict(states), "check": check}

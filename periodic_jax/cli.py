@@ -22,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``periodic-jax``: exits with 0, 2 for unusable input, 143 or 130 when stopped by SIGTERM or
     SIGINT, 1 when something could not be written; with one line on stderr.
     """
-    command = parse(sys.argv[1:] if arguments is None else arguments)
     try:
+        command = parse(sys.argv[1:] if arguments is None else arguments)
         _ACTIONS[type(command)](command)
     except ConfigError as error:
         sys.exit(refuse(str(error)))
@@ -43,8 +43,7 @@ def _sweep(options: Sweep) -> None:
 
     config = to_config(options)
     _claim(config)
-    path = _train(config.out, run_sweep, config)
-    print(f"figures: {', '.join(f.name for f in _figures(path))} in {path / 'figures'}")
+    _tell_figures(_train(config.out, run_sweep, config))
 
 
 def _demo(options: Demo) -> None:
@@ -60,21 +59,21 @@ def _demo(options: Demo) -> None:
         f"ConvNetSI of width {config.width} on scikit-learn's digits: {len(config.lr)} learning rates x "
         f"{len(config.weight_decay)} weight decays, {config.steps} steps each."
     )
-    path = _train(config.out, run_sweep, config)
+    files = _train(config.out, run_sweep, config)
     print("Look at:")
-    for figure in _figures(path):
-        print(f"  {figure}")
+    for file in files:
+        print(f"  {file}")
 
 
 def _resume(options: Resume) -> None:
     from periodic_jax.run import resume_run
 
     counts = {name: whole_number(name, getattr(options, name)) for name in ("steps", "epochs")}
-    path = _train(
+    files = _train(
         options.run, resume_run, options.run, dataset=options.dataset or None, data_dir=options.data_dir or None,
         truncate=options.truncate, **counts,
     )  # fmt: skip
-    print(f"figures: {', '.join(f.name for f in _figures(path))} in {path / 'figures'}")
+    _tell_figures(files)
 
 
 def _replay(options: Replay) -> None:
@@ -142,14 +141,14 @@ def _report(options: Report) -> None:
         dataset = open_run(path, flat=True)
         return report.contents(dataset, analysis.analyze(dataset))
 
-    if not options.live:
-        print(report.write(look(), path))
-        return
     port, every = (whole_number(name, getattr(options, name)) or 0 for name in ("port", "every"))
     if not 0 <= port < 2**16:
         raise ConfigError("--port", port, "a whole number from 0 to 65535")
     if every < 1:
         raise ConfigError("--every", every, "a whole number from 1")
+    if not options.live:
+        print(report.write(look(), path))
+        return
     with report.serve(look, port=port, every=every) as server:
         print(f"http://127.0.0.1:{server.server_port}/ until interrupted (Ctrl-C)", flush=True)
         server.serve_forever()
@@ -175,12 +174,12 @@ def _branch(options: Branch) -> None:
     given = {name: getattr(options, name) for name in RUN_AXES if getattr(options, name)}
     change: dict[str, Any] = {name: parse_axis(name, without_decay(name, words)) for name, words in given.items()}
     out = options.out or free_folder("branch")
-    path = _train(
+    files = _train(
         out, branch_run, options.run, out, step=whole_number("step", options.step), select=to_selection(options.select),
         change=change, steps=whole_number("steps", options.steps), dataset=options.dataset or None,
         data_dir=options.data_dir or None,
     )  # fmt: skip
-    print(f"figures: {', '.join(f.name for f in _figures(path))} in {path / 'figures'}")
+    _tell_figures(files)
 
 
 def _info(options: Info) -> None:
@@ -205,32 +204,29 @@ def _claim(config: "RunConfig") -> None:
         tell(f"{config.out} holds this run, unfinished: going on with it")
 
 
-def _train(out: str | Path, start: Callable[..., Path], *arguments: Any, **options: Any) -> Path:
-    """Run with a progress bar, then print the table and the summary."""
-    from periodic_jax import analysis, tables
+def _train(out: str | Path, start: Callable[..., Path], *arguments: Any, **options: Any) -> list[Path]:
+    """Run with a progress bar, then print the table and the summary, and draw the figures."""
+    from periodic_jax import plots, tables
     from periodic_jax.results import open_run, read_config
     from periodic_jax.signals import Stop
 
     runtime.use_cores_as_devices()
     runtime.keep_compiled_programs()
+    found: list[Any] = []
     with Stop() as stop, _progress(out) as report:
-        path = start(*arguments, **options, progress=report, stop=stop, say=tell)
-    print(tables.as_text(analysis.analyze(open_run(path, flat=True))), end="")
+        path = start(*arguments, **options, progress=report, stop=stop, say=tell, analysed=found.append)
+    print(tables.as_text(found[0]), end="")
     summary = read_config(path)["summary"]
     print(
         f"{summary['config_steps']} config-steps in {summary['seconds']:.1f} s with compilation, "
         f"{summary['ms_per_config_step'] or float('nan'):.3g} ms each after it; "
         f"peak memory {summary['peak_rss_mb']:.0f} MB; in {path}"
     )
-    return path
+    return plots.save_all(open_run(path, flat=True), found[0], path / "figures")
 
 
-def _figures(path: Path) -> list[Path]:
-    from periodic_jax import analysis, plots
-    from periodic_jax.results import open_run
-
-    dataset = open_run(path, flat=True)
-    return plots.save_all(dataset, analysis.analyze(dataset), path / "figures")
+def _tell_figures(files: list[Path]) -> None:
+    print(f"figures: {', '.join(file.name for file in files)} in {files[0].parent}")
 
 
 @contextlib.contextmanager
@@ -251,7 +247,12 @@ def _progress(out: str | Path):
                 bar.set_description("training", refresh=False)
                 bar.update(chunk.steps * configs)
 
-        yield report
+        try:
+            yield report
+        except ConfigError:  # refused before it began: no bar of nothing above the line that says so
+            bar.leave = False
+            bar.clear()
+            raise
 
 
 _ACTIONS: dict[type, Callable[[Any], None]] = {

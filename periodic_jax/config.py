@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from periodic_jax import runtime
+from periodic_jax.declared import MOST_EVALUATIONS, MOST_STEPS
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import AXES, SweepGrid, flag_of
 from periodic_jax.results import CONFIG_FILE
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from periodic_jax.data import Dataset
 
 
-MOST_STEPS = 10**9  # more than any run could make, and what the step's coordinate can hold
 RUN_AXES = tuple(name for name in AXES if name != "schedule_every")
 NOT_FOLLOWED = ("out", "data_dir", "download")  # of config.json: what leads out of the run directory
 FREE = ("keep", "keep_every", "checkpoint_seconds")  # what may change while a run is under way
@@ -154,16 +154,21 @@ def check(config: RunConfig) -> None:
     if config.augment and config.full_batch:
         raise ConfigError("--augment", "given with --full-batch", "one of the two")
 
-    from periodic_jax import models, schedules, train
+    from periodic_jax import checkpoints, models, schedules, train
     from periodic_jax.layouts import check_layout
     from periodic_jax.sweep import check_batch_size
 
+    checkpoints.orbax()
     check_layout(config.layout)
     schedules.check_schedule(config.schedule)
     train.check_loss(config.loss)
     model = models.build(config.model, width=config.width, depth=config.depth)
     # From here on data are read, and downloaded if that was asked for.
     config.grid()
+    if (steps := planned_steps(config)) > MOST_STEPS:
+        raise ConfigError("--epochs", config.epochs, f"at most {MOST_STEPS} steps, not {steps}")
+    if steps > MOST_EVALUATIONS * (every := evaluated_every(config)):
+        raise ConfigError("--eval-every", every, f"at least {-(-steps // MOST_EVALUATIONS)} for {steps} steps")
     check_batch_size(config.batch_size, config.data)
     model.check_input(*config.data.image_shape[:2])
 

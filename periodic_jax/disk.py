@@ -1,12 +1,11 @@
 """How much room a run takes on disk."""
 
-import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from periodic_jax.declared import used
 from periodic_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,12 +27,6 @@ def estimate(sweep: "Sweep", plan: "Plan") -> int:
     state = sum(array.nbytes for array in sweep.export(sweep.states).values())
     kept = plan.keep + 1 + (steps // plan.keep_every if plan.keep_every else 0)
     return configs * (steps * per_step + len(plan.eval_steps) * per_evaluation) + kept * state
-
-
-def used(path: Path) -> int:
-    """Bytes that a folder's files take."""
-    files = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-    return sum(file.lstat().st_size for file in files)
 
 
 def check_room(sweep: "Sweep", plan: "Plan") -> None:

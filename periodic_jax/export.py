@@ -92,7 +92,7 @@ def to_tensorboard(dataset: xr.Dataset, folder: Path) -> None:
         with SummaryWriter(str(folder / f"config-{i:04d}"), write_to_disk=True) as writer:
             metrics = {f"final/{name}": 0.0 for name in ("loss", "weight_norm")}
             for summary in hparams(numbers, metrics):
-                writer.file_writer.add_summary(summary)  # type: ignore[union-attr]
+                writer.file_writer.add_summary(summary)  # type: ignore[union-attr]  # None only with write_to_disk=False
             last: dict[str, tuple[float, int]] = {}
             for name, step, value in points:
                 writer.add_scalar(name, value, step)

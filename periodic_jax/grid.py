@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from periodic_jax.declared import MOST_CONFIGS
 from periodic_jax.errors import ConfigError
 
 
@@ -84,10 +85,12 @@ class SweepGrid:
             The grid.
 
         Raises:
-            ConfigError: an unknown axis, an empty one, a value outside what the axis accepts, a duplicate, or lr x
-                decay >= 1.
+            ConfigError: an unknown axis, an empty one, a value outside what the axis accepts, a duplicate, lr x
+                decay >= 1, or more than 100,000 combinations.
         """
         values = {name: _checked(name, given) for name, given in axes.items()}
+        if (configs := math.prod(map(len, values.values()))) > MOST_CONFIGS:
+            raise ConfigError("grid", f"{configs} configurations", f"at most {MOST_CONFIGS}")
         rows = [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
         swept = tuple(name for name, given in values.items() if len(given) > 1)
         return SweepGrid(_coordinates(rows), swept)

@@ -2,17 +2,23 @@
 
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from periodic_jax import integrity
-from periodic_jax.disk import in_words, used
+from periodic_jax.config import from_record
+from periodic_jax.declared import used
+from periodic_jax.disk import in_words
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import AXES
 from periodic_jax.locks import LOCK_FILE
-from periodic_jax.results import TELEMETRY, checkpoint_steps, open_run, read_config
+from periodic_jax.results import TELEMETRY, checkpoint_steps, first_step, lengths, open_run, read, read_config
+
+MOST_PIXELS = 2**16  # along a side, and classes
+BLOCK = 4000  # steps read at a time
 
 
 class Report(NamedTuple):
@@ -37,27 +43,27 @@ def describe(path: str | Path, *, verify: bool = False) -> Report:
     """
     path = Path(path)
     record = read_config(path)
-    held = record.get("config", {})
-    steps, first_step = held.get("steps"), _first_step(record)
+    held, begun = record.get("config", {}), first_step(record)
+    steps = held.get("steps")
     if not isinstance(steps, int):
         raise ConfigError("run directory", path, "a run whose config.json tells the number of steps")
-    done = max((step for step in checkpoint_steps(path) if step <= steps), default=first_step)
+    done = max((step for step in checkpoint_steps(path) if step <= steps), default=begun)
     lines = [
         f"{path}: {held.get('model')} of width {held.get('width')} and depth {held.get('depth')} on "
         f"{held.get('dataset')}, periodic_jax {record.get('version')}"
     ]
     if "parent" in record:
         parent = record["parent"]
-        lines.append(f"branched from {parent.get('path')} at step {first_step}, changed: {parent.get('changed')}")
+        lines.append(f"branched from {parent.get('path')} at step {begun}, changed: {parent.get('changed')}")
     lines += [f"command: {' '.join(map(str, record.get('command', ())))}", _progress(path, record, done, steps)]
-    faults = _look(path, lines, done)
+    faults = _look(path, lines, done - begun)
     telemetry, checkpoints = used(path / TELEMETRY), used(path / "checkpoints")
     lines.append(
         f"size: {in_words(used(path))}, of which telemetry {in_words(telemetry)} and "
         f"checkpoints {in_words(checkpoints)} (at {', '.join(map(str, checkpoint_steps(path))) or 'none'})"
     )
     if verify:
-        found = list(_verify(path, first_step, done))
+        found = list(_verify(path, record, done))
         faults += [fault for fault in found if fault not in faults]
         checked = f"every telemetry chunk up to step {done} and {len(checkpoint_steps(path))} checkpoints"
         lines.append(f"verified: {checked}")
@@ -74,10 +80,10 @@ def _progress(path: Path, record: dict[str, Any], done: int, steps: int) -> str:
     return f"unfinished: {done} of {steps} steps, {steps - done} left; {now}"
 
 
-def _look(path: Path, lines: list[str], done: int) -> list[str]:
+def _look(path: Path, lines: list[str], recorded: int) -> list[str]:
     """Add what the telemetry says; returns what is wrong with it at first sight."""
     if not (path / TELEMETRY).exists():
-        return [f"{TELEMETRY}: missing"] if done else []
+        return [f"{TELEMETRY}: missing"] if recorded else []
     try:
         dataset = open_run(path, flat=True)
         diverged = dataset.diverged_at.values
@@ -94,40 +100,55 @@ def _look(path: Path, lines: list[str], done: int) -> list[str]:
     return []
 
 
-def _verify(path: Path, first_step: int, done: int):
+def _verify(path: Path, record: dict[str, Any], done: int) -> Iterator[str]:
     """All that is not as written."""
     from periodic_jax.checkpoints import DamagedCheckpoint, load
 
     store = path / TELEMETRY
     if store.exists():
-        damaged = list(integrity.damage(store, first_step, done))
+        damaged = list(integrity.damage(store, first_step(record), done, lengths(record)))
         yield from (f"{TELEMETRY}/{one}" for one in damaged)
         if not damaged:
-            yield from _missing_steps(path, first_step, done)
-    for step in checkpoint_steps(path):
+            yield from _missing_steps(path, first_step(record), done)
+    steps = checkpoint_steps(path)
+    like = _states(path, record) if steps else {}
+    for step in steps:
         try:
-            load(path, step)
+            load(path, step, like)
         except DamagedCheckpoint as error:
             yield f"checkpoints/{step}: {error}"
 
 
-def _missing_steps(path: Path, first_step: int, done: int):
+def _states(path: Path, record: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What a checkpoint must hold, as config.json tells.
+
+    Raises:
+        ConfigError: it does not tell.
+    """
+    from periodic_jax import runtime
+    from periodic_jax.outline import states_of
+
+    config = from_record(record, path, dataset="any")
+    shape, classes = (record.get("data", {}).get(name) for name in ("image_shape", "classes"))
+    sizes = [*shape, classes] if isinstance(shape, list) else []
+    if len(sizes) != 4 or not all(type(size) is int and 1 <= size <= MOST_PIXELS for size in sizes):
+        raise ConfigError("run directory", path, "a config.json that tells the size of the images")
+    with runtime.precision(config.precision):
+        return states_of(config, shape, classes)
+
+
+def _missing_steps(path: Path, begun: int, done: int) -> Iterator[str]:
     """Steps without a loss, of configurations that had not diverged by then."""
     dataset = open_run(path, flat=True)
     steps = dataset.step.values
     ends = np.where(np.isnan(dataset.diverged_at.values), done, dataset.diverged_at.values)
-    if not np.array_equal(steps, np.arange(first_step, first_step + len(steps))):
+    if not np.array_equal(steps, np.arange(begun, begun + len(steps))):
         yield f"{TELEMETRY}/step: steps are missing or out of order"
-    for i, loss in enumerate(dataset.loss.values):
-        absent = steps[np.isnan(loss) & (steps < min(ends[i], done))]
-        if len(absent):
-            yield f"{TELEMETRY}/loss: no step {absent[0]} of configuration {i}"
-
-
-def _first_step(record: dict[str, Any]) -> int:
-    parent = record.get("parent", {})
-    step = parent.get("step", 0) if isinstance(parent, dict) else 0
-    return step if isinstance(step, int) else 0
+    for first in range(0, done - begun, BLOCK):
+        part = slice(first, min(first + BLOCK, done - begun))
+        absent = np.isnan(read(dataset, "loss", step=part)) & (steps[part] < ends[:, None])
+        for i in np.flatnonzero(absent.any(1)):
+            yield f"{TELEMETRY}/loss: no step {steps[part][absent[i].argmax()]} of configuration {i}"
 
 
 def _is_locked(path: Path) -> bool:

@@ -6,6 +6,7 @@ every flipped byte.
 
 import itertools
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -15,8 +16,11 @@ from typing import Any, NamedTuple
 import zarr
 from zarr.storage import LocalStore
 
+from periodic_jax.declared import chunk_bytes, metadata_fault, read_json, unfolded_bytes
+
 SEAL = "checksum"
 METADATA = "zarr.json"
+MOST_OF_ONE_ARRAY = 100  # damaged files that are told
 
 
 class Damage(NamedTuple):
@@ -66,56 +70,74 @@ def seal_metadata(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "attributes": {**attributes, SEAL: checksum}}
 
 
-def metadata_damage(store: Path) -> Iterator[Damage]:
-    """All metadata files of a store that are not what was sealed."""
+def metadata_damage(store: Path, lengths: Mapping[str, int]) -> Iterator[Damage]:
+    """All metadata files of a store that are not what was sealed, or declare what no such run does.
+
+    Args:
+        store: the zarr group.
+        lengths: the most entries that config.json has room for, along each dimension.
+    """
     for folder in (store, *sorted(path for path in store.iterdir() if path.is_dir())):
-        reason = _metadata_fault(folder / METADATA)
+        reason = _metadata_fault(folder / METADATA, lengths)
         if reason:
             yield Damage(os.fspath((folder / METADATA).relative_to(store)), None, reason)
 
 
-def _metadata_fault(file: Path) -> str | None:
+def _metadata_fault(file: Path, lengths: Mapping[str, int]) -> str | None:
     try:
-        content = json.loads(file.read_bytes())
-        whole = SEAL not in content["attributes"] or content == seal_metadata(content)
-        return None if whole else "its checksum is another one"
+        content = read_json(file)
+        if SEAL in content["attributes"] and content != seal_metadata(content):
+            return "its checksum is another one"
+        if fault := metadata_fault(content, lengths):
+            return fault
+        whole = file.with_name("c") / "0"  # of an array along one dimension, which is read as a whole
+        if content["node_type"] == "array" and whole.is_file() and unfolded_bytes(whole) != chunk_bytes(content):
+            return f"its chunk does not unfold to {chunk_bytes(content)} bytes"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return _line(error)
+    return None
 
 
-def damage(store: Path, first_step: int, step: int) -> Iterator[Damage]:
+def damage(store: Path, first_step: int, step: int, lengths: Mapping[str, int]) -> Iterator[Damage]:
     """All files of a telemetry store that are missing or not as written, as far as a run has come.
 
     Args:
         store: the zarr group.
         first_step: the run's first step.
         step: updates made; what is recorded of later ones is not looked at.
+        lengths: as for `metadata_damage`.
 
     Yields:
-        Metadata first; the arrays only where all metadata are whole.
+        Metadata first; the arrays only where all metadata are whole, and of each the first few.
     """
-    broken = list(metadata_damage(store))
+    broken = list(metadata_damage(store, lengths))
     yield from broken
     if broken:
         return
-    group = zarr.open_group(LocalStore(store, read_only=True), mode="r", zarr_format=3)
+    group = zarr.open_group(LocalStore(store, read_only=True), mode="r", zarr_format=3, use_consolidated=False)
     for name, array in sorted(group.arrays()):
-        per_step = array.ndim > 1 and "step" in (getattr(array.metadata, "dimension_names", None) or ())
-        recorded = step - first_step if per_step else None
-        for index in itertools.product(*(range(-(-n // c)) for n, c in zip(array.shape, array.chunks, strict=True))):
-            begins = index[1] * array.chunks[1] if recorded is not None else 0
-            if recorded is not None and begins >= recorded:
-                continue
-            file = "/".join([name, "c", *map(str, index)])
-            reason = _chunk_fault(array, store / file, index)
-            if reason:
-                yield Damage(file, None if recorded is None else first_step + begins, reason)
+        yield from itertools.islice(_array_damage(store, name, array, first_step, step), MOST_OF_ONE_ARRAY)
+
+
+def _array_damage(store: Path, name: str, array: zarr.Array, first_step: int, step: int) -> Iterator[Damage]:
+    per_step = array.ndim > 1 and "step" in (getattr(array.metadata, "dimension_names", None) or ())
+    counts = [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
+    if per_step:
+        counts[1] = min(counts[1], -(-(step - first_step) // array.chunks[1]))
+    for index in itertools.product(*map(range, counts)):
+        file = "/".join([name, "c", *map(str, index)])
+        reason = _chunk_fault(array, store / file, index)
+        if reason:
+            yield Damage(file, first_step + index[1] * array.chunks[1] if per_step else None, reason)
 
 
 def _chunk_fault(array: zarr.Array, file: Path, index: tuple[int, ...]) -> str | None:
     if not file.is_file():
         return "missing"
     try:
+        wanted = math.prod(array.chunks) * array.dtype.itemsize
+        if unfolded_bytes(file) != wanted:
+            return f"does not unfold to {wanted} bytes"
         array.blocks[index]
     except Exception as error:  # whatever a damaged chunk makes zarr or its codecs raise
         return _line(error)

@@ -39,7 +39,9 @@ class Periods(NamedTuple):
     fall_weight_norm: np.ndarray  # norm there
     spike: np.ndarray  # largest ratio by which the loss rises and falls again within the fall; noise alone makes 3 - 7
     rotation: np.ndarray  # Σ -ln cos θ from onset to end; NaN without ``angular_step``
-    fall_rotation: np.ndarray  # the same over the fall
+    fall_rotation: (
+        np.ndarray
+    )  # the same over the fall, up to before the onset; NaN too where one of its steps is missing
 
 
 class Cycles(NamedTuple):
@@ -177,8 +179,10 @@ def _of_block(
 
     burst = slow = np.full(len(onset), np.nan)
     if "angular_step" in block:
-        spent = np.nan_to_num(rotation(block["angular_step"][there]))
-        burst, slow = segments.totals(spent, onset, end + 1), segments.totals(spent, fall, np.maximum(onset, fall + 1))
+        spent = rotation(block["angular_step"][there])
+        burst = segments.totals(np.nan_to_num(spent), onset, end + 1)
+        whole = step[onset] - step[fall] == onset - fall
+        slow = np.where(whole, segments.totals(spent, fall, np.maximum(onset, fall + 1)), np.nan)
     columns = (
         step[onset], step[end], norm[there][onset], block["effective_lr"][there][onset], norm[there][end],
         np.exp(before), segments.highest(loss[there], onset, end + 1),

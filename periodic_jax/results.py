@@ -8,7 +8,6 @@ Dataset.
 No pickle and no code is ever read from a run directory.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import xarray as xr
 from zarr.storage import LocalStore
 
+from periodic_jax.declared import MOST_CONFIGS, MOST_LAYERS, MOST_STEPS, read_json, strange_file
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import AXES
 from periodic_jax.integrity import SEAL, is_whole, metadata_damage, seal, write_json
@@ -30,6 +30,8 @@ CHECKSUMS = "checksums.json"  # the last file of a checkpoint to be written
 ANALYSIS = "analysis.zarr"
 OWN_FILES = (CONFIG_FILE, TELEMETRY, CHECKPOINTS, "figures", "report.html", SUMMARY_FILE, ANALYSIS)
 FORMAT = 1
+# What config.json holds beside its format, where it holds it.
+KINDS = {"config": dict, "data": dict, "parent": dict, "summary": dict, "sessions": list, "ends": list, "command": list}
 
 # name -> (long name, units)
 ATTRIBUTES: dict[str, tuple[str, str]] = {
@@ -85,7 +87,9 @@ def check_unused(path: Path) -> None:
     if file:
         raise ConfigError("--out", path, "a folder, not a file")
     if taken:
-        raise ConfigError("--out", path, "a folder that holds no run yet")
+        held = (path / CONFIG_FILE).exists()
+        more = f" (periodic-jax resume {path} goes on with the one there)" if held else ""
+        raise ConfigError("--out", path, f"a folder that holds no run yet{more}")
 
 
 def claim_directory(path: Path) -> None:
@@ -115,21 +119,53 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """The content of a run's config.json.
 
     Raises:
-        ConfigError: the folder holds no run, or its config.json is damaged.
+        ConfigError: the folder holds no run, its config.json is damaged, or there are links among its files, which
+            could lead out of it.
     """
     file = Path(path) / CONFIG_FILE
+    if strange := strange_file(Path(path), (n + ending for n in OWN_FILES for ending in ("", ".partial"))):
+        raise ConfigError("run directory", strange, "plain files and folders: a link could lead anywhere")
     try:
-        content = json.loads(file.read_text())
+        content = read_json(file)
     except FileNotFoundError:
         raise ConfigError("run directory", path, f"a folder with a {CONFIG_FILE}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError("run directory", file, f"a readable JSON file ({error})") from None
     if isinstance(content, dict) and not is_whole(content):
         raise ConfigError("run directory", file, "a file as it was written (its checksum is another one)")
-    genuine = isinstance(content, dict) and isinstance(content.get("config", {}), dict)
-    if not genuine or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not _genuine(content):
         raise ConfigError("run directory", file, f"a run of format {FORMAT}")
     return {key: value for key, value in content.items() if key != SEAL}
+
+
+def first_step(record: Mapping[str, Any]) -> int:
+    """The first step that a run recorded, as its config.json tells; not 0 for a branch."""
+    return record.get("parent", {}).get("step", 0)
+
+
+def lengths(record: Mapping[str, Any]) -> dict[str, int]:
+    """The most entries that a run's arrays can have along each dimension, as its config.json tells.
+
+    Example:
+        >>> lengths({"config": {"steps": 500, "eval_every": 100}})["eval_step"]
+        8
+    """
+    held = record.get("config", {})
+    axes = [held.get(name) for name in AXES if name != "schedule_every"]
+    configs = math.prod(len(axis) if isinstance(axis, list) else MOST_CONFIGS for axis in axes)
+    steps, every = (
+        value if type(value) is int and 0 < value <= MOST_STEPS else default
+        for value, default in ((held.get("steps"), MOST_STEPS), (held.get("eval_every"), 1))
+    )
+    evaluations = steps // every + 3 + len(record.get("ends", ()))
+    return {"config": min(configs, MOST_CONFIGS), "step": steps, "eval_step": evaluations, "layer": MOST_LAYERS}
+
+
+def _genuine(content: Mapping[str, Any]) -> bool:
+    """Whether what config.json holds is of the kinds that are written there."""
+    kinds = all(isinstance(content.get(name, kind()), kind) for name, kind in KINDS.items())
+    steps = [*content.get("ends", ()), content.get("parent", {}).get("step", 0)] if kinds else []
+    return kinds and all(type(step) is int and 0 <= step <= MOST_STEPS for step in steps)
 
 
 def checkpoint_steps(path: Path) -> list[int]:
@@ -141,10 +177,10 @@ def checkpoint_steps(path: Path) -> list[int]:
 def steps_per_epoch(path: str | Path) -> int | None:
     """Updates of one epoch of a run, as its config.json tells; None where it does not."""
     record = read_config(path)
-    data, config = record.get("data"), record.get("config", {})
+    data, config = record.get("data", {}), record.get("config", {})
     if config.get("full_batch") is True:
         return 1
-    images, batch = (data.get("train_images") if isinstance(data, dict) else None), config.get("batch_size")
+    images, batch = data.get("train_images"), config.get("batch_size")
     if not (isinstance(images, int) and isinstance(batch, int) and images > 0 and batch > 0):
         return None
     return max(images // batch, 1)
@@ -169,7 +205,7 @@ def open_run(path: str | Path, *, flat: bool = False) -> xr.Dataset:
     config = read_config(path)
     store = Path(path) / TELEMETRY
     try:
-        for damaged in metadata_damage(store):
+        for damaged in metadata_damage(store, lengths(config)):
             raise ConfigError("run directory", store, f"metadata as they were written ({damaged})")
         # Version 3 only, the one that is written here: its codecs are few, and none of them unpickles.
         dataset = xr.open_zarr(LocalStore(store, read_only=True), consolidated=False, zarr_format=3, chunks=None)

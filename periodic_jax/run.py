@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import xarray as xr
+
 from periodic_jax import analysis, results, runtime, tables
 from periodic_jax.config import (
     RUN_AXES,
@@ -39,6 +41,7 @@ def run_sweep(
     progress: Progress | None = None,
     stop: Callable[[], int] = lambda: 0,
     say: Callable[[str], None] = print,
+    analysed: Callable[[xr.Dataset], None] = lambda found: None,
 ) -> Path:
     """Train all configurations and record every step in a run directory.
 
@@ -50,6 +53,7 @@ def run_sweep(
         progress: called after each chunk with the chunk and the number of configurations.
         stop: asked once a chunk; anything but 0 stops the run after a checkpoint, and is the `RunStopped`'s status.
         say: called with what the user should know, a line at a time.
+        analysed: called at the end with the analysis of the run.
 
     Returns:
         The run directory, for `open_run`.
@@ -73,7 +77,7 @@ def run_sweep(
         record = standing(config)
         if record is not None:
             config = dataclasses.replace(config, layout=from_record(record, path, dataset=config.dataset).layout)
-        return run_session(config, record, progress=progress, stop=stop, say=say)
+        return run_session(config, record, progress=progress, stop=stop, say=say, analysed=analysed)
 
 
 def resume_run(
@@ -87,6 +91,7 @@ def resume_run(
     progress: Progress | None = None,
     stop: Callable[[], int] = lambda: 0,
     say: Callable[[str], None] = print,
+    analysed: Callable[[xr.Dataset], None] = lambda found: None,
 ) -> Path:
     """Continue an unfinished run to the bits it would have had undisturbed, or extend a finished one.
 
@@ -97,7 +102,7 @@ def resume_run(
         dataset: the npz file, where the data set is one: paths in config.json are not followed.
         data_dir: as for `RunConfig`.
         truncate: where telemetry is damaged, go back to the checkpoint before it, and compute it again.
-        progress, stop, say: as for `run_sweep`.
+        progress, stop, say, analysed: as for `run_sweep`.
 
     Returns:
         The run directory.
@@ -123,7 +128,7 @@ def resume_run(
         if planned_steps(config) == before and "summary" in record and not truncate:
             raise ConfigError("run directory", path, f"an unfinished run, or --steps above {before} to extend it")
         check(config)
-        return run_session(config, record, truncate=truncate, progress=progress, stop=stop, say=say)
+        return run_session(config, record, truncate=truncate, progress=progress, stop=stop, say=say, analysed=analysed)
 
 
 def standing(config: RunConfig) -> dict[str, Any] | None:
@@ -159,6 +164,7 @@ def run_session(
     progress: Progress | None = None,
     stop: Callable[[], int] = lambda: 0,
     say: Callable[[str], None] = print,
+    analysed: Callable[[xr.Dataset], None] = lambda found: None,
     prepare: Callable[["Sweep"], None] = lambda sweep: None,
 ) -> Path:
     """One session of the run in a directory that is claimed and locked.
@@ -166,7 +172,7 @@ def run_session(
     Args:
         config: that of the run, checked.
         record: the content of config.json; None, or without ``config``, for a new run.
-        truncate, progress, stop, say: as for `resume_run`.
+        truncate, progress, stop, say, analysed: as for `resume_run`.
         prepare: called before config.json is written.
 
     Returns:
@@ -176,25 +182,30 @@ def run_session(
         ConfigError: no room, other images than before, or damaged telemetry.
         RunStopped: as `run_sweep`.
     """
+    from periodic_jax.checkpoints import settle_first
     from periodic_jax.disk import check_room
+    from periodic_jax.outline import states_of
     from periodic_jax.session import train
 
     started, path = time.perf_counter(), Path(config.out)
     with runtime.precision(config.precision):
         runtime.check_reductions()
+        states_of(config, config.data.image_shape, config.data.num_classes)  # refused here, where they do not fit
         sweep = build_sweep(config)
-        record = _next_record(config, record, sweep)
+        new, record = "config" not in (record or {}), _next_record(config, record, sweep)
         plan = plan_of(config, record)
         check_room(sweep, plan)
         try:
+            settle_first(path, forget=new)
             prepare(sweep)
             results.write_config(path, record)
+            settle_first(path, forget=False)
             outcome = train(
                 sweep, plan, truncate=truncate, stop=lambda: bool(stop()), say=say,
                 progress=lambda chunk: progress(chunk, len(sweep.grid)) if progress else None,
             )  # fmt: skip
             if outcome.step == plan.steps:
-                _summarise(path, record, sweep, outcome, started)
+                analysed(_summarise(path, record, sweep, outcome, started))
         except OSError as error:
             kept = max(checkpoint_steps(path), default=plan.first_step)
             reason = error.strerror or str(error)
@@ -209,15 +220,10 @@ def run_session(
 
 def build_sweep(config: RunConfig) -> "Sweep":
     """The grid of a configuration, ready to train. Within its `runtime.precision`."""
-    import jax.numpy as jnp
-
-    from periodic_jax import models
+    from periodic_jax.outline import network
     from periodic_jax.sweep import Sweep
 
-    model = models.build(
-        config.model, width=config.width, depth=config.depth, num_classes=config.data.num_classes,
-        init_scale=config.init_scale, param_dtype=jnp.float64 if config.precision == "float64" else jnp.float32,
-    )  # fmt: skip
+    model = network(config, config.data.num_classes)
     return Sweep(
         model, config.data, config.grid(), batch_size=config.batch_size, layout=config.layout,
         per_layer=config.per_layer, capacity=min(1000, planned_steps(config)), loss=config.loss,
@@ -232,7 +238,7 @@ def plan_of(config: RunConfig, record: dict[str, Any]) -> "Plan":
 
     return Plan(
         Path(config.out), planned_steps(config), evaluated_every(config),
-        first_step=int(record.get("parent", {}).get("step", 0)), ends=tuple(record.get("ends", ())), keep=config.keep,
+        first_step=results.first_step(record), ends=tuple(record.get("ends", ())), keep=config.keep,
         keep_every=config.keep_every, seconds=config.checkpoint_seconds,
     )  # fmt: skip
 
@@ -260,16 +266,18 @@ def _next_record(config: RunConfig, record: dict[str, Any] | None, sweep: "Sweep
     return {**kept, **held, "ends": ends, "sessions": sessions}
 
 
-def _summarise(path: Path, record: dict[str, Any], sweep: "Sweep", outcome: Any, started: float) -> None:
-    """Write the table, and that the run has ended."""
-    tables.to_csv(analysis.analyze(open_run(path, flat=True)), path / results.SUMMARY_FILE)
+def _summarise(path: Path, record: dict[str, Any], sweep: "Sweep", outcome: Any, started: float) -> xr.Dataset:
+    """Write the table, and that the run has ended; gives the analysis."""
+    found = analysis.analyze(open_run(path, flat=True))
+    tables.to_csv(found, path / results.SUMMARY_FILE)
     configs, pace = len(sweep.grid), None
     if outcome.steps:
         pace = round(outcome.seconds / outcome.steps / configs * 1e3, 4)
-    first_step = record.get("parent", {}).get("step", 0)
+    first_step = results.first_step(record)
     summary = {
         "config_steps": (outcome.step - first_step) * configs, "ms_per_config_step": pace,
         "compilations": sweep.compilations, "seconds": round(time.perf_counter() - started, 3),
         "peak_rss_mb": round(peak_rss_mb(), 1),
     }  # fmt: skip
     results.write_config(path, {**record, "summary": summary})
+    return found

@@ -107,7 +107,13 @@ def precision(name: str) -> Iterator[None]:
     Args:
         name: ``float32`` (exact products of float32 numbers, the default for science), ``tf32`` or ``bf16`` (faster on
             accelerators; products of numbers rounded to 10 or 7 bits), ``float64`` (for parity tests).
+
+    Raises:
+        ConfigError: none of these.
     """
+    if name not in PRECISIONS:
+        raise ConfigError("--precision", name, "one of " + ", ".join(PRECISIONS))
+
     import jax
 
     with jax.default_matmul_precision(PRECISIONS[name]), jax.enable_x64(name == "float64"):

@@ -85,8 +85,8 @@ def median_before(values: np.ndarray, first: np.ndarray, position: np.ndarray, w
     at = position[:, None] - np.arange(window + 1)
     near = np.sort(np.where(at >= first[:, None], values[np.maximum(at, 0)] if len(values) else np.nan, np.nan), axis=1)
     known = np.isfinite(near).sum(1)
-    pick = lambda place: np.take_along_axis(near, np.clip(place, 0, window)[:, None], 1)[:, 0]  # noqa: E731
-    return np.where(known, (pick((known - 1) // 2) + pick(known // 2)) / 2, np.nan)
+    middle = np.clip(np.stack([(known - 1) // 2, known // 2], axis=1), 0, window)
+    return np.where(known, np.take_along_axis(near, middle, 1).mean(1), np.nan)
 
 
 def noise(values: np.ndarray, firsts: np.ndarray, order: int) -> np.ndarray:

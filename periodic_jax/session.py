@@ -144,7 +144,11 @@ def find_start(sweep: Sweep, plan: Plan, truncate: bool, say: Callable[[str], No
             return start
         damaged = [integrity.Damage("", None, "missing")]
     else:
-        damaged = list(integrity.damage(store, plan.first_step, start.step))
+        lengths = {
+            "config": len(sweep.grid), "step": plan.steps - plan.first_step, "eval_step": len(plan.eval_steps),
+            "layer": len(sweep.layer_names()),
+        }  # fmt: skip
+        damaged = list(integrity.damage(store, plan.first_step, start.step, lengths))
     if not damaged:
         return start
     if not truncate:

@@ -67,8 +67,9 @@ def findings(analysis: xr.Dataset) -> str:
     """What the whole run says, in a few lines: slopes, bounds, the rotation budget, the back-test of forecasts."""
     out = io.StringIO()
     titles = {
-        "falling_edge": "quiet falling edges / ln(norm ratio)",
-        "falling_edge_all": "all falling edges / ln(norm ratio)",
+        "falling_edge": "falling edges / (ln(norm ratio) + rotation)",
+        "falling_edge_quiet": "quiet falling edges / ln(norm ratio)",
+        "falling_edge_uncorrected": "all falling edges / ln(norm ratio)",
         "period_length": "period length",
     }
     for name, title in titles.items():

@@ -115,7 +115,10 @@ def _budget(
     spent: np.ndarray, log_norm: np.ndarray, lost: np.ndarray, pair: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rotation spent, rotation budget, and decay -Σ ln a, over the steps whose end is recorded too."""
-    total = lambda values: np.where(pair, values, 0).sum(1, dtype=np.float64)  # noqa: E731
+
+    def total(values: np.ndarray) -> np.ndarray:
+        return np.where(pair, values, 0).sum(1, dtype=np.float64)
+
     decayed = total(-np.log1p(-lost[:, :-1].astype(np.float64)))
     return total(spent[:, :-1]), decayed + total(np.diff(log_norm)), decayed
 
@@ -126,7 +129,6 @@ def _violations(
     momentum: np.ndarray, free: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
     """Violations of each of `CHECKS`, ``(configs, checks)``, NaN where its assumptions do not hold."""
-    column = lambda values: np.asarray(values, np.float64)[:, None]  # noqa: E731
     plain = free & (momentum == 0)
     tangent = elr * gradient / (1 - lost)
     wrong = np.zeros((len(CHECKS), len(norm)))
@@ -138,8 +140,8 @@ def _violations(
     constant = np.max(np.where(known, lr, 0), axis=1, initial=0) < first_lr * (1 + 1e-3)
     applies = plain & constant & (first_lost > 0) & ((1 - first_lost) ** 2 >= 0.5) & np.isfinite(lowest)
     # As rates and decays for the bounds, which only take their product and η̃.
-    bound = column(np.where(applies, lowest, 1)), column(np.where(applies, highest, 1))
-    rate = np.ones((len(norm), 1)), column(np.where(applies, first_lost, 0.1))
+    bound = _column(np.where(applies, lowest, 1)), _column(np.where(applies, highest, 1))
+    rate = np.ones((len(norm), 1)), _column(np.where(applies, first_lost, 0.1))
     low, high = dynamics.attracting_interval(*bound, *rate)
     after_step = np.zeros_like(known)
     after_step[:, 1:] = pair
@@ -177,6 +179,10 @@ def _waits(
     # A wait that what is missing cut short may only be too long.
     overdue = end - begin > dynamics.t_max(start * (1 - ROUNDING), bound[0][row, 0] * (1 - ROUNDING), *arguments) + 1
     return np.stack([np.bincount(row, weights=bad, minlength=len(elr)) for bad in (early, overdue)])
+
+
+def _column(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values, np.float64)[:, None]
 
 
 def _mean(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:

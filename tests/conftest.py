@@ -46,3 +46,14 @@ def tiny() -> Dataset:
 def model():
     """A small ConvNet for `tiny`: two convolutions, quick to compile."""
     return models.build("ConvNetSI", width=2, depth=1, num_classes=3)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder without any data set in it."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    return folder

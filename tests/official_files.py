@@ -140,3 +140,11 @@ def refusal(read, *arguments) -> str:
     except ConfigError as error:
         return str(error)
     return ""
+
+
+def assert_holds(dataset, expected: Images):
+    """The data set has these images and labels, in the usual types."""
+    for name in Images._fields:
+        assert np.array_equal(getattr(dataset, name), getattr(expected, name)), name
+    assert dataset.images.dtype == np.uint8
+    assert dataset.labels.dtype == np.int32

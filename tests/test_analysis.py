@@ -83,22 +83,54 @@ def test_in_blocks_as_at_once(run, found):
     }
 
 
+DECAYS = np.array([1e-3, 3e-3, 1e-2])
+ONSETS = [[600, 1300, 1900], [200, 500, 900, 1300, 1800], list(range(90, 1990, 95))]
+
+
+def falls_at_three_rates(path, change=lambda curve: curve, momentum=0.0, **options):
+    curves = [
+        change(trajectory(2000, o, weight_decay=d, growth=1.12, seed=i, **options))
+        for i, (o, d) in enumerate(zip(ONSETS, DECAYS, strict=True))
+    ]
+    grid = SweepGrid.product(lr=1.0, weight_decay=DECAYS.tolist(), momentum=momentum)
+    return analyze(open_flat(path, grid, stack(curves)))
+
+
 def test_slope_of_falling_edges(tmp_path):
     """Three rates of decay: the falls last as long as decay alone takes, whatever their norm ratio."""
-    decays = np.array([1e-3, 3e-3, 1e-2])
-    onsets = [[600, 1300, 1900], [200, 500, 900, 1300, 1800], list(range(90, 1990, 95))]
-    curves = [
-        trajectory(2000, o, weight_decay=d, growth=1.12, quiet=1e-5, seed=i)
-        for i, (o, d) in enumerate(zip(onsets, decays, strict=True))
-    ]
-    found = analyze(open_flat(tmp_path / "run", SweepGrid.product(lr=1.0, weight_decay=decays.tolist()), stack(curves)))
-    edge = found.sel(fit="falling_edge")
+    found = falls_at_three_rates(tmp_path / "run", quiet=1e-5)
+    edge = found.sel(fit="falling_edge_quiet")
     assert edge.slope == pytest.approx(-1, abs=0.02)
     assert edge.slope_low <= edge.slope <= edge.slope_high
     assert 20 < edge.slope_points < 28  # at the smallest norms gradients matter
-    assert found.sel(fit="falling_edge_all").slope_points == found.destabilisations.sum() == 28
+    assert found.sel(fit="falling_edge_uncorrected").slope_points == found.destabilisations.sum() == 28
     assert found.sel(fit="period_length").slope == pytest.approx(-0.8, abs=0.3)
     assert "slope of log quiet falling edges" in findings(found)
+
+
+@pytest.mark.parametrize("quiet", [1e-5, 0.7])
+def test_gradients_are_taken_off_the_falling_edges(tmp_path, quiet):
+    """However much they prolong the falls: the exponent of -ln a = -ln(1 - ηλ) is -1 for every edge."""
+    found = falls_at_three_rates(tmp_path / "run", quiet=quiet, norm=8.0)
+    edge = found.sel(fit="falling_edge")
+    assert edge.slope_points == found.destabilisations.sum() == 28
+    of_decay = np.polyfit(np.log(DECAYS), np.log(-1 / np.log1p(-DECAYS)), 1)[0]
+    assert edge.slope == pytest.approx(of_decay, abs=2e-3)
+    if quiet == 0.7:
+        assert abs(found.sel(fit="falling_edge_uncorrected").slope + 1) > 0.05
+        assert found.sel(fit="falling_edge_quiet").slope_points < 20
+
+
+def test_falling_edges_that_cannot_be_corrected_are_left_out(tmp_path):
+    """With missing steps, or with momentum, their rotation is not known to be all that held them up."""
+
+    def gap(curve):
+        return {name: np.where(np.arange(2000) == 1265, np.nan, values) for name, values in curve.items()}
+
+    found = falls_at_three_rates(tmp_path / "gap", change=gap, quiet=1e-5)
+    assert found.sel(fit="falling_edge").slope_points == found.destabilisations.sum() - 3 == 25
+    found = falls_at_three_rates(tmp_path / "momentum", quiet=1e-5, momentum=0.5)
+    assert found.slope_points.values[:3].tolist() == [0, 0, 28]
 
 
 def test_log_slope_and_its_interval():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from periodic_jax import ConfigError, RunConfig, open_run, run_sweep
+from periodic_jax import ConfigError, RunConfig, checkpoints, open_run, results, run_sweep
 from periodic_jax.branch import branch_run, branched_axes
 from periodic_jax.cli import main
 from periodic_jax.info import describe
@@ -25,23 +25,58 @@ def parent(tmp_path_factory):
 
 
 def test_a_branch_that_changes_nothing_is_its_parent(parent, tmp_path):
-    """To the bit, for the configurations selected: the same data order, schedule and numbers of steps."""
-    path = branch_run(parent, tmp_path / "branch", step=10, select={"weight_decay": [1e-2]})
-    branch, expected = open_run(path), open_run(parent).sel(weight_decay=1e-2, step=slice(10, None))
-    assert branch.step.values.tolist() == list(range(10, 30))
-    assert branch.eval_step.values.tolist() == [10, 20, 30]
-    assert branch.loss.dims == ("lr", "step")
-    for name in ("loss", "weight_norm", "angular_step"):
-        np.testing.assert_array_equal(branch[name], expected[name], err_msg=name)
-    np.testing.assert_array_equal(branch.test_loss, expected.test_loss.sel(eval_step=branch.eval_step))
+    """To the bit, in another order of the configurations, and though it is first finished and then extended: the same
+    data order, schedule and numbers of steps. Only the evaluation at its first end remains.
+    """
+    path = branch_run(parent, tmp_path / "branch", step=10, select={"lr": [1.0, 0.1]}, steps=25)
     record = read_config(path)
     about = record["parent"]
-    assert (about["path"], about["step"], about["selected"]) == (str(parent), 10, {"weight_decay": [0.01]})
+    assert (about["path"], about["step"], about["selected"]) == (str(parent), 10, {"lr": [1.0, 0.1]})
     assert about["config"] == read_config(parent)["config"]
-    assert record["summary"]["config_steps"] == 2 * 20
-    resume_run(path, steps=33)
-    assert open_run(path).step.values.tolist() == list(range(10, 33))
-    assert any("branched from" in line for line in describe(path, verify=True).lines)
+    assert record["summary"]["config_steps"] == 4 * 15
+    resume_run(path, steps=30)
+    assert open_run(path, flat=True).lr.values.tolist() == [1.0, 1.0, 0.1, 0.1]
+    branch, expected = open_run(path), open_run(parent).sel(step=slice(10, None))
+    assert branch.step.values.tolist() == list(range(10, 30))
+    assert branch.eval_step.values.tolist() == [10, 20, 25, 30]
+    assert branch.loss.dims == ("lr", "weight_decay", "step")
+    for name in ("loss", "weight_norm", "angular_step"):
+        np.testing.assert_array_equal(branch[name], expected[name], err_msg=name)
+    regular = [10, 20, 30]
+    np.testing.assert_array_equal(branch.test_loss.sel(eval_step=regular), expected.test_loss.sel(eval_step=regular))
+    assert np.isfinite(branch.test_loss.sel(eval_step=25)).all()
+    report = describe(path, verify=True)
+    assert not report.faults
+    assert any("branched from" in line for line in report.lines)
+
+
+def test_a_branch_killed_in_its_set_up_is_begun_again_or_resumed(parent, tmp_path, monkeypatch):
+    """Before config.json is there, and then before the first checkpoint is in its place."""
+    out, settle = tmp_path / "branch", checkpoints.settle_first
+
+    class Killed(BaseException):
+        pass
+
+    def dies(path, content=None, *, forget=False):
+        if not forget:
+            raise Killed
+        settle(path, forget=True)
+
+    for patched, name, left in (
+        (results, "write_config", {"checkpoints.partial"}),
+        (checkpoints, "settle_first", {"checkpoints.partial", "config.json"}),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(patched, name, dies)
+            with pytest.raises(Killed):
+                branch_run(parent, out, step=20)
+        assert {file.name for file in out.iterdir()} == {".lock", *left}
+    assert not describe(out, verify=True).faults
+    with pytest.raises(ConfigError, match=r"holds no run yet \(periodic-jax resume .* goes on with the one there\)"):
+        branch_run(parent, out, step=20)
+    resume_run(out)
+    assert not (out / "checkpoints.partial").exists()
+    np.testing.assert_array_equal(open_run(out).loss, open_run(parent).loss.sel(step=slice(20, None)))
 
 
 def test_changed_hyperparameters_are_axes_again(parent, tmp_path, capsys):

@@ -1,14 +1,12 @@
-import io
 import json
 import os
 import pickle
 import warnings
-import zipfile
 
 import numpy as np
 import pytest
 from official_files import (
-    Images,
+    assert_holds,
     cifar10_files,
     cifar100_files,
     mutations,
@@ -19,32 +17,12 @@ from official_files import (
     write_archive,
     write_folder,
 )
-from scipy.io import savemat
 
 from periodic_jax import ConfigError, data
-from periodic_jax.data import archives, cache, svhn
-from periodic_jax.data.matlab import read_matlab
-from periodic_jax.data.npz import load_npz
+from periodic_jax.data import archives, cache
 
 DATA = random_images()
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """A home folder without any data set in it."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
-    return folder
-
-
-def assert_holds(dataset, expected: Images):
-    for name in Images._fields:
-        assert np.array_equal(getattr(dataset, name), getattr(expected, name)), name
-    assert dataset.images.dtype == np.uint8
-    assert dataset.labels.dtype == np.int32
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def test_batches_of_cifar10_are_read_in_their_order(tmp_path):
@@ -216,179 +194,6 @@ def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path, monkeypatch):
     assert_holds(data.load("cifar10", data_dir=tmp_path), DATA)
 
 
-def write_svhn(folder, content: Images, **changes):
-    """SVHN's files: images last, the digit 0 as label 10."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, images, labels in (
-        ("train_32x32.mat", content.images, content.labels),
-        ("test_32x32.mat", content.test_images, content.test_labels),
-    ):
-        digits = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
-        arrays = {"X": images.transpose(1, 2, 3, 0), "y": digits, **changes}
-        savemat(folder / name, arrays, do_compression=True)
-    return folder
-
-
-def test_svhn_is_read_with_its_0_as_class_0(tmp_path):
-    write_svhn(tmp_path / "svhn", DATA)
-    dataset = data.load("svhn", data_dir=tmp_path)
-    assert_holds(dataset, DATA)
-    assert dataset.num_classes == 10
-    (tmp_path / "svhn" / "test_32x32.mat").unlink()
-    with pytest.raises(ConfigError, match=r"test_32x32.mat is not accepted; expected an existing file"):
-        data.load("svhn", data_dir=tmp_path)
-
-
-@pytest.mark.parametrize("compressed", [False, True])
-@pytest.mark.parametrize("dtype", ["u1", "i2", "u4", "i8", "f4", "f8"])
-def test_matlab_arrays_are_those_that_scipy_wrote(tmp_path, compressed, dtype):
-    rng = np.random.default_rng(0)
-    arrays = {
-        "a": rng.integers(0, 99, (3, 4, 5)).astype(dtype),
-        "b": np.array([[1, 2]], dtype),
-        "other": np.array([{}]),
-    }
-    savemat(tmp_path / "x.mat", arrays, do_compression=compressed)
-    read = read_matlab(tmp_path / "x.mat", ("a", "b"))
-    assert read.keys() == {"a", "b"}
-    for name, array in read.items():
-        assert array.dtype == dtype
-        assert np.array_equal(array, arrays[name])
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"X": np.full((32, 32, 3, 10), 0.5)}, "X float64"),
-        ({"X": np.zeros((32, 32, 4), np.uint8)}, "X uint8 (32, 32, 4)"),
-        ({"y": np.zeros((3, 1), np.uint8)}, "y (3, 1)"),
-        ({"y": np.array([["x"]])}, "y is no array of real numbers"),
-        ({"y": np.array([[{}]])}, "y is no array of real numbers"),
-        ({"y": np.full((10, 1), 1j)}, "y is no array of real numbers"),
-        ({"y": np.zeros((0, 1))}, "y (0, 1)"),
-        ({"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.array([[0], [1]], np.uint8)}, "label 0"),
-        ({"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.array([[1], [11]], np.uint8)}, "label 11"),
-        ({"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.array([[1], [np.nan]])}, "label nan"),
-    ],
-)
-def test_other_matlab_files_are_refused(tmp_path, changes, named):
-    write_svhn(tmp_path, DATA, **changes)
-    with pytest.raises(ConfigError) as caught:
-        data.load("svhn", data_dir=tmp_path)
-    assert named in str(caught.value)
-    assert str(tmp_path / "train_32x32.mat") in str(caught.value)
-
-
-def test_damaged_matlab_files_give_clean_errors(tmp_path):
-    path = write_svhn(tmp_path, random_images(2, 2, 2)) / "train_32x32.mat"
-    plain = {"X": DATA.images[:2].transpose(1, 2, 3, 0), "y": np.array([[1], [2]], np.uint8)}
-    compressed, stream = path.read_bytes(), io.BytesIO()
-    savemat(stream, plain)
-    refused = 0
-    for whole in (compressed, stream.getvalue()):
-        for damaged in mutations(whole, 150, seed=3, keep=slice(300, -100)):
-            path.write_bytes(damaged)
-            said = refusal(svhn.read, tmp_path)
-            refused += bool(said)
-            assert "\n" not in said
-    assert refused > 100
-
-
-NPZ = {"images": DATA.images, "labels": DATA.labels, "test_images": DATA.test_images, "test_labels": DATA.test_labels}
-
-
-@pytest.mark.parametrize("keras", [False, True])
-def test_an_npz_file_is_a_data_set(tmp_path, keras):
-    path = tmp_path / "mine.npz"
-    names = ("x_train", "y_train", "x_test", "y_test") if keras else NPZ
-    arrays = dict(zip(names, NPZ.values(), strict=True))
-    if keras:
-        arrays["y_train"], arrays["y_test"] = arrays["y_train"][:, None], arrays["y_test"][:, None]
-    np.savez(path, **arrays)
-    dataset = data.load(str(path))
-    assert_holds(dataset, DATA)
-    assert dataset.num_classes == 10
-    np.testing.assert_allclose(dataset.mean, (DATA.images / 255).mean((0, 1, 2)), rtol=1e-12)
-    np.testing.assert_allclose(dataset.std, (DATA.images / 255).std((0, 1, 2)), rtol=1e-12)
-
-
-def test_grey_images_of_an_npz_file_get_a_channel(tmp_path):
-    np.savez(tmp_path / "x.npz", **{**NPZ, "images": DATA.images[..., 0], "test_images": DATA.test_images[..., 0]})
-    assert data.load(str(tmp_path / "x.npz")).image_shape == (32, 32, 1)
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"images": DATA.images / 255}, "float64 10x32x32x3 images"),
-        ({"images": np.full((10, 8, 8, 1), np.nan)}, "some NaN"),
-        ({"images": DATA.images[:0], "labels": DATA.labels[:0]}, "0x32x32x3"),
-        ({"images": DATA.images[0]}, "uint8 32x32x3"),
-        ({"images": np.array([{}])}, "damage"),
-        ({"labels": DATA.labels[:3]}, "labels"),
-        ({"labels": DATA.labels.astype(float)}, "float64 10 labels"),
-        ({"labels": np.full(10, np.nan)}, "some NaN"),
-        ({"labels": DATA.labels - 1}, "training labels from -1 to 8"),
-        ({"labels": np.where(DATA.labels == 9, 255, DATA.labels)}, "training labels from 0 to 255"),
-        ({"labels": np.zeros(10, int)}, "training labels from 0 to 0"),
-        ({"labels": DATA.labels[:, None]}, "labels"),
-        ({"test_labels": DATA.test_labels + 10}, "label 13"),
-        ({"test_images": DATA.test_images[:, :16]}, "images 16x32x3"),
-        ({"test_images": DATA.test_images[:0], "test_labels": DATA.test_labels[:0]}, "0x32x32x3"),
-    ],
-)
-def test_an_npz_file_that_is_no_data_set_is_refused(tmp_path, change, named):
-    path = tmp_path / "mine.npz"
-    np.savez(path, **{**NPZ, **change})
-    with pytest.raises(ConfigError) as caught:
-        data.load(str(path))
-    assert named in str(caught.value)
-    assert str(path) in str(caught.value)
-
-
-def test_what_is_no_npz_file_is_refused(tmp_path):
-    path = tmp_path / "mine.npz"
-    with pytest.raises(ConfigError, match=r"--dataset: .* expected an existing npz file"):
-        data.load(str(path))
-    os.mkfifo(path)
-    with pytest.raises(ConfigError, match=r"--dataset: .* expected an existing npz file"):
-        data.load(str(path))
-    path.unlink()
-    for content in (b"", b"PK\x03\x04", pickle.dumps(NPZ), b"\x93NUMPY"):
-        path.write_bytes(content)
-        with pytest.raises(ConfigError, match="damage"):
-            data.load(str(path))
-    np.savez(path, images=DATA.images)
-    with pytest.raises(ConfigError, match=r"images in .* expected arrays images, labels, test_images, test_labels"):
-        data.load(str(path))
-
-
-def test_damaged_npz_files_give_clean_errors(tmp_path):
-    path = tmp_path / "mine.npz"
-    small = {name: array[:, :4, :4] if array.ndim == 4 else array for name, array in NPZ.items()}
-    np.savez(path, **small)
-    plain = path.read_bytes()
-    np.savez_compressed(path, **small)
-    refused = 0
-    for whole in (plain, path.read_bytes()):
-        for damaged in mutations(whole, 200, seed=4):
-            path.write_bytes(damaged)
-            said = refusal(load_npz, path)
-            refused += bool(said)
-            assert "\n" not in said
-    assert refused > 200
-
-
-def test_an_array_said_to_be_huge_is_refused(tmp_path):
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**40, 32, 32, 3)})
-    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
-        for name in NPZ:
-            file.writestr(f"{name}.npy", header.getvalue())
-    with pytest.raises(ConfigError, match="damage"):
-        data.load(str(tmp_path / "x.npz"))
-
-
 def test_synthetic_images_are_the_same_everywhere_and_tell_their_class():
     dataset = data.load("synthetic")
     assert dataset.images.shape == (5000, 32, 32, 3)
@@ -403,12 +208,10 @@ def test_synthetic_images_are_the_same_everywhere_and_tell_their_class():
 
 
 def test_reading_a_data_set_warns_of_nothing(tmp_path):
-    write_svhn(tmp_path / "svhn", DATA)
     write_folder(tmp_path / "cifar-10-batches-py", cifar10_files(DATA))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for name in ("svhn", "cifar10"):
-            data.load(name, data_dir=tmp_path)
+        data.load("cifar10", data_dir=tmp_path)
 
 
 def test_the_stamp_of_a_copy_is_json(tmp_path):

@@ -1,5 +1,6 @@
 import base64
 import builtins
+import itertools
 import json
 import threading
 import urllib.error
@@ -54,7 +55,9 @@ def run(tmp_path_factory):
     """A run whose name is hostile, its Dataset and what the page shows."""
     folder = tmp_path_factory.mktemp("report") / "<img src=x onerror=alert(1)> <script>alert(2)<"
     dataset = open_flat(folder, GRID, telemetry(GRID), model="</script><script>alert(3)</script>&amp;")
-    shown = shown_of(dataset)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "MOST_BUCKETS", 300)  # so that not every step is held
+        shown = shown_of(dataset)
     return dataset, shown, report.write(shown, folder)
 
 
@@ -166,6 +169,37 @@ def check(page, run, i):
     for word, name in (("mean period [steps]", "mean_period"), ("final weight norm", "final_weight_norm")):
         assert float(facts[word][0]) == pytest.approx(float(found[name][i]), rel=1e-3)
     assert f"learning rate {float(dataset.lr[i]):g}" in page.find_element("id", "chosen").text
+
+
+def test_curves_are_drawn_through_their_extremes_and_finer_on_fewer_steps(page, run):
+    """Of each stretch of the chosen steps, the lowest and highest loss that the page holds."""
+    dataset, shown, _ = run
+    cell(page, 0).click()
+    held = unpack(shown["configs"][0]["steps"], "<u4")
+    assert len(held) > 400
+    for first, last in ((0, 900), (200, 650), (100, 250)):
+        for name, step in (("to", last), ("from", first)):
+            page.execute_script(
+                f"const r = document.getElementById('{name}'); r.value = {step}; r.dispatchEvent(new Event('input'))"
+            )
+        x, y, _, _ = drawn(page)
+        inside = held[(held >= first) & (held <= last)]
+        assert set(x) <= set(inside)
+        assert len(x) <= 402
+        if len(inside) <= 400:
+            np.testing.assert_array_equal(x, inside)
+        edges = first + np.arange(201) * (last - first) / 200
+        for low, high in itertools.pairwise(edges):
+            some = inside[(inside >= low) & (inside < high)]
+            if len(some):
+                there = y[(x >= low) & (x < high)].astype(np.float32)
+                loss = dataset.loss.values[0, some]
+                assert (there.min(), there.max()) == (loss.min(), loss.max())
+        said = page.find_element("id", "decimated").text
+        assert ("choose fewer steps" in said) == (last - first > 200 * shown["bucket"])
+        assert f"of every {max(shown['bucket'], -(-(last - first) // 200))} steps" in said
+    page.find_element("id", "all").click()
+    assert complaints(page) == []
 
 
 def test_opens_from_a_file_without_network_and_complaints(page, run):

@@ -1,20 +1,25 @@
 """Runs that are stopped, killed or damaged, and go on to the bits that they would have had."""
 
 import fcntl
+import os
 import shutil
 import signal
+import time
 
 import jax
 import numpy as np
 import pytest
 from survival import STEPS, assert_same_run, configured, flip, started, wait_for
 
-from periodic_jax import ConfigError, SweepGrid, open_run, run_sweep
+from periodic_jax import ConfigError, open_run, run_sweep, signals
+from periodic_jax.checkpoints import Checkpoints
+from periodic_jax.cli import main
 from periodic_jax.config import difference, from_record, to_record
+from periodic_jax.disk import check_room
 from periodic_jax.errors import RunStopped
 from periodic_jax.results import checkpoint_steps, read_config, write_config
-from periodic_jax.run import resume_run
-from periodic_jax.sweep import Sweep
+from periodic_jax.run import build_sweep, resume_run
+from periodic_jax.session import Plan, find_start
 
 
 def stop_after(chunks):
@@ -42,6 +47,12 @@ def whole(tmp_path_factory):
 def halfway(tmp_path_factory):
     """A run stopped after 30 of 40 steps; copied before use."""
     return interrupted(tmp_path_factory.mktemp("halfway") / "run")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """All that a session needs but for the directory."""
+    return build_sweep(configured("unused", layout="map"))
 
 
 @pytest.fixture
@@ -73,50 +84,37 @@ def test_the_same_sweep_again_goes_on_and_another_one_is_refused(whole, cut):
         run_sweep(configured(cut))
     with pytest.raises(ConfigError, match=r"--steps above 40 to extend it"):
         resume_run(cut)
+    with pytest.raises(ConfigError, match="at least the 40 steps"):
+        resume_run(cut, steps=39)
 
 
-def test_a_finished_run_is_extended(whole, tmp_path):
-    """As if it had been that long from the start, but for the evaluation at the first end."""
-    path = run_sweep(configured(tmp_path / "run", steps=15))
-    with pytest.raises(ConfigError, match="at least the 15 steps"):
-        resume_run(path, steps=14)
-    resume_run(path, steps=STEPS)
-    extended, expected = open_run(path), open_run(whole)
-    assert extended.eval_step.values.tolist() == [0, 10, 15, 20, 30, 40]
-    assert extended.step.values.tolist() == list(range(STEPS))
-    for name in ("loss", "weight_norm", "angular_step"):
-        np.testing.assert_array_equal(extended[name], expected[name])
-    np.testing.assert_array_equal(extended.test_loss.sel(eval_step=expected.eval_step), expected.test_loss)
-    assert np.isfinite(extended.test_loss.sel(eval_step=15, lr=0.1)).all()
-
-
-def damage_checkpoint(path, step):
-    for file in (path / "checkpoints" / str(step)).rglob("d/*"):
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(sweep, cut):
+    for file in (cut / "checkpoints/30").rglob("d/*"):
         flip(file)
-
-
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(whole, cut):
-    damage_checkpoint(cut, 30)
     told = []
-    resume_run(cut, say=told.append)
+    start = find_start(sweep, Plan(cut, STEPS, 10), False, told.append)
+    assert start.step == 20
     assert told[0].startswith("checkpoint 30 is damaged")
-    assert_same_run(cut, whole)
+    assert start.states.keys() == sweep.export(sweep.states).keys()
 
 
-def test_damaged_telemetry_is_named_and_computed_again_on_request(whole, cut):
+def test_damaged_telemetry_is_named_and_computed_again_on_request(whole, sweep, cut):
     file = cut / "telemetry.zarr/weight_norm/c/0/0"
     flip(file)
     with pytest.raises(ConfigError, match=rf"telemetry: {file} .*checksum.*--truncate .* from step 0 on"):
-        resume_run(cut)
+        find_start(sweep, Plan(cut, STEPS, 10), False, print)
     resume_run(cut, truncate=True)
     assert_same_run(cut, whole)
 
 
-@pytest.mark.parametrize("name", ["loss/c/0/0", "step/zarr.json", "seed/c/0", "zarr.json"])
-def test_missing_telemetry_is_an_error(cut, name):
-    (cut / "telemetry.zarr" / name).unlink()
-    with pytest.raises(ConfigError, match=name):
-        resume_run(cut)
+def test_missing_telemetry_is_an_error(sweep, cut):
+    for name in ("loss/c/0/0", "step/zarr.json", "seed/c/0", "zarr.json"):
+        file = cut / "telemetry.zarr" / name
+        moved = file.rename(cut / "moved")
+        with pytest.raises(ConfigError, match=name):
+            find_start(sweep, Plan(cut, STEPS, 10), False, print)
+        moved.rename(file)
+    assert find_start(sweep, Plan(cut, STEPS, 10), False, print).step == 30
 
 
 def test_a_changed_config_is_an_error(cut):
@@ -126,23 +124,17 @@ def test_a_changed_config_is_an_error(cut):
         resume_run(cut)
 
 
-def test_states_do_not_depend_on_the_number_of_devices(tiny, model):
-    """Three members on two devices are padded; in a checkpoint they are not."""
-    grid = SweepGrid.product(lr=[0.1, 0.2, 0.3], momentum=0.9, seed=[5, 2])
-    one, two = (
-        Sweep(model, tiny, grid, batch_size=12, layout="map", devices=jax.devices()[:n], capacity=8) for n in (1, 2)
-    )
-    assert len(two.devices) == 2
-    list(two.chunks(4, eval_every=None))
-    states = two.export(two.states)
-    assert {array.shape[0] for array in states.values()} == {6}
-    one.restore(states, 4)
-    for name, array in one.export(one.states).items():
-        np.testing.assert_array_equal(array, states[name], strict=True, err_msg=name)
-    (a,), (b,) = list(one.chunks(3, eval_every=None)), list(two.chunks(3, eval_every=None))
-    assert (a.first_step, a.steps) == (4, 3)
-    for name in a.telemetry:  # in a loop over members, each is computed alike on any device
-        np.testing.assert_array_equal(a.telemetry[name], b.telemetry[name], err_msg=name)
+def test_a_run_goes_on_with_another_number_of_devices(whole, cut, monkeypatch):
+    """Three members on two devices are padded; in a checkpoint they are not. The rest agrees to rounding."""
+    (device, _), run = jax.devices(), read_config(cut)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    resume_run(cut)
+    hardware = [session["hardware"]["devices"] for session in (run, *read_config(cut)["sessions"])]
+    assert hardware == [2, 1]
+    found, expected = open_run(cut, flat=True), open_run(whole, flat=True)
+    np.testing.assert_array_equal(found.weight_norm[:, :31], expected.weight_norm[:, :31])
+    for name in ("loss", "weight_norm", "angular_step", "test_loss", "diverged_at"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, err_msg=name)
 
 
 def test_a_record_gives_back_the_configuration(tmp_path):
@@ -207,30 +199,47 @@ def test_a_disk_that_fails_is_one_line_and_loses_nothing(whole, tmp_path, monkey
     assert_same_run(tmp_path / "run", whole)
 
 
-def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
+def test_no_room_is_said(sweep, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(ConfigError, match=r"--out: .* MB free, which the run may take \(there are 1 kB\)"):
-        run_sweep(configured(tmp_path / "run", steps=10**5))
+        check_room(sweep, Plan(tmp_path, 10**5, 10))
+
+
+def test_a_network_beyond_the_memory_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ConfigError, match=r"network: ConvNetSI of width 60000 .*\(they take [0-9.]+ TB\)"):
+        run_sweep(configured(tmp_path / "run", width=60000, depth=3))
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_killed_and_terminated_processes_lose_nothing(tmp_path):
-    """SIGKILL right after a checkpoint, SIGTERM in the next process, and a third one to the end."""
-    out, long = tmp_path / "run", 120
-    process = started(out, steps=long)
+def test_killed_and_terminated_runs_lose_nothing(whole, tmp_path, capfd, monkeypatch):
+    """SIGKILL right after a checkpoint, SIGTERM in the next session, and a third one to the end."""
+    out = tmp_path / "run"
+    process = started(out)
     wait_for(process, lambda: checkpoint_steps(out))
     process.kill()
     assert "Traceback" not in process.communicate()[1]
     assert process.returncode == -signal.SIGKILL
-    first = max(checkpoint_steps(out))
-    assert first < long
+    first, *later = checkpoint_steps(out)
+    assert first == 10
+    for step in later:
+        shutil.rmtree(out / f"checkpoints/{step}")
 
-    process = started(out, steps=long)
-    wait_for(process, lambda: max(checkpoint_steps(out)) > first)
-    process.terminate()
-    said = process.communicate()[1]
-    assert process.returncode == 143, said
-    assert said.splitlines()[-1].startswith("periodic-jax: stopped after ")
-    assert f"of {long} steps; to go on: periodic-jax resume {out}" in said
+    save = Checkpoints.save
+
+    def saves(self, step, states):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)  # a thread hears it
+        save(self, step, states)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", saves)
+        patch.setattr(signals.os, "_exit", lambda status: None)  # it comes again with the last checkpoint
+        with pytest.raises(SystemExit) as stop:
+            main(["resume", str(out)])
+    assert stop.value.code == 143
+    said = capfd.readouterr().err
+    assert "finishing the current chunk; again to stop at once" in said
+    last = said.splitlines()[-1]
+    assert last == f"periodic-jax: stopped after 30 of {STEPS} steps; to go on: periodic-jax resume {out}"
     resume_run(out)
-    assert_same_run(out, run_sweep(configured(tmp_path / "whole", steps=long)), long)
+    assert_same_run(out, whole)

@@ -1,6 +1,7 @@
 """What the analysis of a whole run says: the regime map, period lengths, equilibria."""
 
 import math
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -62,8 +63,9 @@ def regime_map(ax: Axes, found: xr.Dataset, across: str = "lr", up: str = "weigh
     ax.vlines(np.arange(len(columns) + 1) - 0.5, -0.5, len(rows) - 0.5, color="white", lw=3)
     for axis, values in (("x", columns), ("y", rows)):
         shown = style.spread(np.arange(len(values)), MOST_TICKS)
-        ax.set(**{f"{axis}ticks": shown, f"{axis}lim": (-0.5, len(values) - 0.5)})  # type: ignore[arg-type]
-        ax.set(**{f"{axis}ticklabels": short_numbers(values[shown])})  # type: ignore[arg-type]
+        settings: dict[str, Any] = {f"{axis}ticks": shown, f"{axis}lim": (-0.5, len(values) - 0.5)}
+        ax.set(**settings)
+        ax.set(**{f"{axis}ticklabels": short_numbers(values[shown])})
     ax.grid(False)
     ax.set_xlabel(named(across))
     ax.set_ylabel(named(up))
@@ -94,7 +96,11 @@ def regimes(found: xr.Dataset) -> Figure:
         present = [name for name in REGIME_COLOURS if (found.regime == name).any()]
         handles = [Patch(fc=REGIME_COLOURS[name], ec="grey", label=f"{name[0].upper()}: {name}") for name in present]
         figure.legend(handles=handles, title="regime; number:\ndestabilisations", loc="outside right upper")
-        notes = [f"{len(shown)} of {len(values)} values of {named(panel_by)}"] if len(shown) < len(values) else []  # type: ignore[arg-type]
+        notes = (
+            [f"{len(shown)} of {len(values)} values of {named(panel_by)}"]
+            if panel_by and len(shown) < len(values)
+            else []
+        )
         striped = [named(name) for name in others if name != panel_by]
         notes += [f"stripes in a cell: {' and '.join(striped)}"] if striped else []
         if notes:

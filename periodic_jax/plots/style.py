@@ -120,9 +120,11 @@ def fit_scale(ax: Axes, log: bool, **arrays: Any) -> None:
         if len(known) and np.ptp(known) <= CONSTANT * np.abs(known).max():
             middle = float(np.median(known))
             room = 0.1 * abs(middle) or 1.0
-            ax.set(**{f"{name}lim": (middle - room, middle + room)})  # type: ignore[arg-type]
+            limits: dict[str, Any] = {f"{name}lim": (middle - room, middle + room)}
+            ax.set(**limits)
         elif log and (known > 0).any() and known.max() > NARROW * known[known > 0].min():
-            ax.set(**{f"{name}scale": "log"})  # type: ignore[arg-type]
+            scale: dict[str, Any] = {f"{name}scale": "log"}
+            ax.set(**scale)
             decades = np.log10(known.max() / known[known > 0].min())
             if decades < 2:  # one numbered tick would say little
                 # Few enough to read: 1 2 5 10 over a decade or more, and more of them over less.

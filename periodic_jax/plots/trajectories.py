@@ -1,5 +1,6 @@
 """Curves of every configuration: quantities against steps or epochs, the phase diagram, layers."""
 
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from periodic_jax.decimation import extremes
 from periodic_jax.grid import AXES, short_numbers
@@ -62,6 +64,8 @@ def curves(
     style.say_if_empty(ax, values)
     if log_steps:
         ax.set_xscale("log")
+    elif not steps_per_epoch:
+        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     ax.set_xlabel("epoch" if steps_per_epoch else "step")
     ax.set_ylabel(style.label(name))
     return ax
@@ -140,13 +144,17 @@ def in_panels(dataset: xr.Dataset, draw: Callable[..., Axes], *args: Any, **opti
         for ax in axes[len(shown) :]:
             ax.set_visible(False)
         _share_scales(axes[: len(shown)], dataset, draw, args)
-        title = [f"{len(shown)} of {len(values)} values of {named(panel_by)}"] if len(shown) < len(values) else []  # type: ignore[arg-type]
+        title = (
+            [f"{len(shown)} of {len(values)} values of {named(panel_by)}"]
+            if panel_by and len(shown) < len(values)
+            else []
+        )
         alike = [named(name) for name in others if name != dash_by]
         title += [f"all values of {' and '.join(alike)} drawn alike"] if alike else []
         if draw is phase_diagram:
             title.insert(0, "rings: start; phase A drifts right and down, phase B jumps up and back to the left")
         if title:
-            figure.suptitle("; ".join(title), fontsize=9)
+            figure.suptitle(textwrap.fill("; ".join(title), 55 * columns), fontsize=9)  # not into the legend
         more = {named(dash_by): style.dashes(dataset[dash_by].values)} if dash_by else None
         style.legend(figure, scale, named(colour_by), more)
         return figure

@@ -19,7 +19,8 @@ from periodic_jax.theory import CHECKS
 CURVES = ("loss", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
 EVALUATIONS = ("train_loss", "test_error")
 BUDGET = 5_500_000  # bytes of base64 for all curves: with plotly's 4.8 MB and the rest below 12 MB
-MOST_BUCKETS = 150  # of a curve; more would not be drawn within a tenth of a second
+MOST_BUCKETS = 3000  # of a curve; the page draws fewer at once
+MOST_EVALUATIONS = 75  # stretches of them
 LEAST_BUCKETS = 20
 NUMBERS = (
     "confidence", "destabilisations", "mean_period", "final_train_loss", "lowest_train_loss", "final_test_error",
@@ -136,7 +137,7 @@ def _drawn(
                 "curves": [_packed(row[kept], "<f4") for row in some],
             }
             evals = np.stack([block[name][k] for name in evaluations]) if evaluations else np.zeros((0, 0))
-            kept = extremes(evals, MOST_BUCKETS // 2) if evaluations else np.zeros(0, int)
+            kept = extremes(evals, MOST_EVALUATIONS) if evaluations else np.zeros(0, int)
             drawn["eval_steps"] = _packed(eval_at[kept], "<u4")
             drawn["evaluations"] = [_packed(row[kept], "<f4") for row in evals]
             onset, end = found.onset_step.values[first + k], found.end_step.values[first + k]

@@ -5,7 +5,7 @@
   const el = (id) => document.getElementById(id);
   const live = JSON.parse(el("live").textContent);
   let run = JSON.parse(el("data").textContent);
-  let chosen = 0, kept = null, range = [0, 0], others = [], listening = false, later = 0;
+  let chosen = 0, kept = null, range = [0, 0], others = [], listening = false;
   const cache = new Map();
 
   const make = (tag, text, into, set) => {
@@ -143,38 +143,77 @@
     return [first, last];
   };
 
+  // Positions of the lowest and highest values of some curves in each of DRAWN equal stretches of the chosen steps.
+  const DRAWN = 200;
+  const thin = (steps, curves, first, last) => {
+    const all = Array.from({ length: last - first }, (_, k) => first + k);
+    if (all.length <= 2 * DRAWN) return all;
+    const width = Math.max(range[1] - range[0], 1) / DRAWN, kept = [first];
+    for (let k = first; k < last;) {
+      const begin = k, end = range[0] + (Math.floor((steps[k] - range[0]) / width) + 1) * width;
+      do k++; while (k < last && steps[k] < end);
+      const found = [];
+      curves.forEach((y) => {
+        let low = begin, high = begin;
+        for (let j = begin; j < k; j++) {
+          if (y[j] < y[low] || Number.isNaN(y[low])) low = j;
+          if (y[j] > y[high] || Number.isNaN(y[high])) high = j;
+        }
+        found.push(low, high);
+      });
+      found.sort((a, b) => a - b).forEach((j) => j > kept[kept.length - 1] && kept.push(j));
+    }
+    if (kept[kept.length - 1] < last - 1) kept.push(last - 1);
+    return kept;
+  };
+
+  function sayHowFine() {
+    const drawn = Math.max(run.bucket, Math.ceil((range[1] - range[0]) / DRAWN)), all = 2;
+    const held = run.bucket <= all ? "every step" : `those of every ${run.bucket} steps`;
+    el("decimated").textContent = "Drag over a curve to choose steps, double-click for all. "
+      + (drawn <= all ? "Every step is drawn." : `Curves are drawn through their lowest and highest values of every ${drawn} steps, `
+        + "which keeps all jumps" + (drawn > run.bucket ? `; this page holds ${held}: choose fewer steps to see them.`
+          : ". This page holds no finer ones."))
+      + " Short strokes above the curves mark onsets of destabilisations.";
+  }
+
   function drawPlots() {
     const shown = kept === null || kept === chosen ? [chosen] : [chosen, kept];
     const text = colour("text"), line = colour("line"), tints = [colour("first"), colour("second")];
     const panels = [...run.curves.map((q) => ({ ...q, log: true })), ...run.evaluations];
     const gap = 0.02, strip = 0.03, height = (1 - strip) / Math.max(panels.length, 1);
-    const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, exponentformat: "power" };
+    const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, exponentformat: "power",
+      ticklabeloverflow: "allow" };  // measuring which labels fit takes an eighth of the time
     const layout = {
-      height: 150 * panels.length + 70, margin: { l: 60, r: 10, t: 10, b: 40 }, showlegend: false, hovermode: "closest",
+      height: 150 * panels.length + 70, margin: { l: 60, r: 22, t: 10, b: 40 }, showlegend: false, hovermode: "closest",
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, size: 11 }, dragmode: "zoom",
       xaxis: { ...axis, title: { text: "step" }, anchor: "y" + (panels.length + 1), range: [...range] },
-      yaxis: { domain: [1 - strip, 1], visible: false, range: [-1, 1], fixedrange: true }, annotations: [],
+      yaxis: { domain: [1 - strip, 1], visible: false, range: [-1, 1], fixedrange: true },
     };
+    const plotted = layout.height - layout.margin.t - layout.margin.b;
     const traces = [], rings = [], loops = [];
     shown.forEach((i, s) => {
       const a = arrays(i), tint = tints[s], [first, last] = span(a.steps), [e, f] = span(a.evalSteps), [o, p] = span(a.onsets);
-      const x = Array.from(a.steps.subarray(first, last)), ex = Array.from(a.evalSteps.subarray(e, f));
+      const ex = Array.from(a.evalSteps.subarray(e, f));
       traces.push({ x: Array.from(a.onsets.subarray(o, p)), y: new Array(p - o).fill(s ? -0.5 : 0.5), mode: "markers",
         marker: { symbol: "line-ns-open", size: 8, color: tint }, hovertemplate: "onset at step %{x}<extra></extra>" });
       panels.forEach((panel, k) => {
         const perStep = k < run.curves.length;
         const source = perStep ? a.curves[k] : a.evaluations[k - run.curves.length];
-        const y = Array.from(perStep ? source.subarray(first, last) : source.subarray(e, f));
-        traces.push({ x: perStep ? x : ex, y, yaxis: "y" + (k + 2), mode: "lines", name: String(i),
+        const at = perStep ? thin(a.steps, [source], first, last) : [];
+        const x = perStep ? at.map((j) => a.steps[j]) : ex;
+        const y = perStep ? at.map((j) => source[j]) : Array.from(source.subarray(e, f));
+        traces.push({ x, y, yaxis: "y" + (k + 2), mode: "lines", name: String(i),
           line: { color: tint, width: 1 }, hovertemplate: "step %{x}: %{y}<extra></extra>" });
       });
       const elr = run.curves.findIndex((q) => q.name === "effective_lr");
       const grad = run.curves.findIndex((q) => q.name === "effective_grad_norm");
       if (elr < 0 || grad < 0 || first === last) return;
-      const px = a.curves[elr].subarray(first, last), py = a.curves[grad].subarray(first, last);
+      const px = a.curves[elr], py = a.curves[grad];
       const A = { x: [], y: [] }, B = { x: [], y: [] };
       let k = 0;
-      x.forEach((step, j) => {
+      thin(a.steps, [px, py], first, last).forEach((j) => {
+        const step = a.steps[j];
         while (k < a.ends.length && a.ends[k] < step) k++;
         const burst = k < a.onsets.length && a.onsets[k] <= step;
         const border = burst && (step === a.onsets[k] || step === a.ends[k]);
@@ -184,15 +223,16 @@
       loops.push({ ...A, mode: "lines", line: { color: tint, width: 0.8 }, hovertemplate: "phase A<extra></extra>" });
       loops.push({ ...B, mode: "lines", line: { color: colour("burst"), width: 1.3, dash: s ? "dot" : "solid" },
         hovertemplate: "phase B<extra></extra>" });
-      rings.push({ x: [px[0]], y: [py[0]], mode: "markers", hovertemplate: "start<extra></extra>",
+      rings.push({ x: [px[first]], y: [py[first]], mode: "markers", hovertemplate: "start<extra></extra>",
         marker: { symbol: "circle-open", size: 11, color: text, line: { width: 2 } } });
     });
+    const labels = el("labels");
+    labels.replaceChildren();  // plotly's own take it two milliseconds each
     panels.forEach((panel, k) => {
       const top = 1 - strip - k * height;
+      make("span", panel.title, labels).style.top = layout.margin.t + (1 - top) * plotted + "px";
       layout["yaxis" + (k + 2)] = { ...axis, domain: [Math.max(top - height + gap, 0), top - 0.015],
         type: panel.log ? "log" : "linear", nticks: panel.log ? 3 : 5 };
-      layout.annotations.push({ text: panel.title, xref: "paper", yref: "paper", x: 0.01, y: top - 0.014, showarrow: false,
-        xanchor: "left", yanchor: "top", font: { color: text, size: 11 }, bgcolor: colour("back"), opacity: 0.85 });
     });
     const options = { responsive: true, displaylogo: false, displayModeBar: false };
     const tall = Math.min(520, Math.max(320, window.innerHeight * 0.6));
@@ -205,10 +245,9 @@
     };
     el("curves").style.height = layout.height + "px";
     el("phase").style.height = tall + "px";
+    sayHowFine();
     Plotly.react("curves", traces, layout, options);
-    // After the curves are on the screen, and only the last where keys are pressed in quick succession.
-    clearTimeout(later);
-    later = setTimeout(() => requestAnimationFrame(() => Plotly.react("phase", [...loops, ...rings], loop, options)), 20);
+    Plotly.react("phase", [...loops, ...rings], loop, options);
     if (!listening) {
       listening = true;
       el("curves").on("plotly_relayout", (change) => {
@@ -301,9 +340,6 @@
     el("name").textContent = run.name || "run";
     el("summary").replaceChildren();
     run.summary.forEach((sentence) => make("p", sentence, el("summary")));
-    el("decimated").textContent = "Drag over a curve to choose steps. " + (run.bucket > 2
-      ? `Of every ${run.bucket} steps the lowest and highest of each quantity are drawn, which keeps all jumps.` : "All steps are drawn.")
-      + " Short strokes above the curves mark onsets of destabilisations.";
     const some = run.configs.length > 0;
     el("choice").hidden = el("numbers").hidden = el("pictures").hidden = !some;
     if (!some) return;

@@ -1,0 +1,88 @@
+"""The states of a run in outline: names, shapes and dtypes, before there is any array of that size."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from periodic_jax.config import RUN_AXES, RunConfig
+from periodic_jax.disk import in_words
+from periodic_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    import flax.linen as nn
+
+
+def network(config: RunConfig, num_classes: int) -> "nn.Module":
+    """The network of a configuration."""
+    import jax.numpy as jnp
+
+    from periodic_jax import models
+
+    return models.build(
+        config.model, width=config.width, depth=config.depth, num_classes=num_classes, init_scale=config.init_scale,
+        param_dtype=jnp.float64 if config.precision == "float64" else jnp.float32,
+    )  # fmt: skip
+
+
+def states_of(config: RunConfig, image_shape: Sequence[int], num_classes: int) -> dict[str, np.ndarray]:
+    """What a checkpoint of a run holds. Within its `runtime.precision`.
+
+    Args:
+        config: of the run.
+        image_shape: (height, width, channels).
+        num_classes: of the data set.
+
+    Returns:
+        Arrays of the names, shapes and dtypes that `Sweep.export` gives; all their elements are one, which takes no
+        memory.
+
+    Raises:
+        ConfigError: they are larger than this machine's memory.
+
+    Example:
+        >>> states = states_of(RunConfig(out="x", lr=(0.1, 1.0), width=8), (8, 8, 1), 10)
+        >>> states["params.conv0.kernel"].shape
+        (2, 3, 3, 1, 8)
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from periodic_jax.train import create_train_state
+
+    model: Any = network(config, num_classes)
+    images = jax.ShapeDtypeStruct((2, *image_shape), model.param_dtype)
+
+    def create(images: jax.Array) -> Any:
+        per_filter = config.norm_per == "filter"
+        return create_train_state(
+            model, model.labels(), jax.random.key(0), images, loss=config.loss, schedule=config.schedule,
+            per_filter=per_filter,
+        )  # fmt: skip
+
+    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(create, images))
+    configs = int(np.prod([len(getattr(config, name)) for name in RUN_AXES]))
+    states = {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.broadcast_to(
+            np.zeros((), jnp.dtype(leaf.dtype)), (configs, *leaf.shape)
+        )
+        for path, leaf in leaves
+        if leaf.size
+    }
+    _check_memory(config, states)
+    return states
+
+
+def _check_memory(config: RunConfig, states: Mapping[str, np.ndarray]) -> None:
+    wanted, memory = sum(array.nbytes for array in states.values()), memory_bytes()
+    if wanted > memory:
+        configs = len(next(iter(states.values())))
+        given = f"{config.model} of width {config.width} and depth {config.depth}, {configs} times"
+        accepted = f"states of at most {in_words(memory)}, this machine's memory (they take {in_words(wanted)})"
+        raise ConfigError("network", given, accepted)
+
+
+def memory_bytes() -> int:
+    """All of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
