@@ -12,6 +12,7 @@ from periodic_jax import models
 from periodic_jax.checkpoints import load
 from periodic_jax.config import RunConfig
 from periodic_jax.data import DeviceData, normalise, to_device
+from periodic_jax.outline import states_of
 
 Weights = Mapping[str, np.ndarray]
 PER_UPDATE = 0.1  # share of a batch's statistics in an update of the running ones
@@ -27,6 +28,7 @@ class Networks:
 
     def __init__(self, config: RunConfig, path: Path) -> None:
         self._path, self._data = path, to_device(config.data, jnp.float32)
+        self._like = states_of(config, config.data.image_shape, config.data.num_classes)
         self._labels, self._test_labels = config.data.labels, config.data.test_labels
         model = models.build(
             config.model, width=config.width, depth=config.depth, num_classes=config.data.num_classes,
@@ -51,7 +53,7 @@ class Networks:
 
     def weights(self, step: int, config: int) -> dict[str, np.ndarray]:
         """Parameters and statistics of one configuration by name, the scale-invariant ones of norm 1 each."""
-        arrays = {name: array[config] for name, array in load(self._path, step).items()}
+        arrays = {name: array[config] for name, array in load(self._path, step, self._like).items()}
         kernels = [name for name in arrays if name.startswith("params.conv")]
         arrays |= {name: arrays[name] / np.linalg.norm(arrays[name]) for name in kernels}
         return {name: a for name, a in arrays.items() if name.startswith(("params.", "batch_stats."))}
