@@ -192,9 +192,8 @@ def write(experiment: Experiment, scale: str, out: Path, folder: Path) -> Path:
     shutil.rmtree(kept, ignore_errors=True)
     for run in experiment.runs[scale]:
         (kept / run).mkdir(parents=True)
-        shutil.copyfile(out / run / SUMMARY_FILE, kept / run / SUMMARY_FILE)
         results.write_config(kept / run, published(read_config(out / run)))
-        evidence.save(evidence.gather(out / run), kept / run / EVIDENCE)
+        evidence.save(evidence.gather(out / run, kept / run / SUMMARY_FILE), kept / run / EVIDENCE)
     if experiment.extra:
         for part, found in experiment.extra({run: out / run for run in experiment.runs[scale]}).items():
             (kept / part).mkdir()

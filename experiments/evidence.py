@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from periodic_jax import analysis
+from periodic_jax import analysis, tables
 from periodic_jax.errors import ConfigError
 from periodic_jax.regimes import BURN_IN
 from periodic_jax.results import open_run
@@ -23,11 +23,12 @@ SAMPLED = ("loss", "weight_norm", "effective_lr", "effective_grad_norm", "angula
 TOLERANCE = 1e-4  # relative, between machines: of numbers kept in single precision
 
 
-def gather(path: Path) -> xr.Dataset:
+def gather(path: Path, summary: Path | None = None) -> xr.Dataset:
     """The evidence of a finished run.
 
     Args:
         path: the run directory.
+        summary: where to write the analysis as a table, too.
 
     Returns:
         `analysis.analyze` with forecasts, without what no page uses; evaluations over ``eval_step``;
@@ -36,6 +37,8 @@ def gather(path: Path) -> xr.Dataset:
     """
     dataset = with_norm(open_run(path, flat=True))
     found = analysis.analyze(dataset, predict=True)
+    if summary:
+        tables.to_csv(found, summary)
     found = found.drop_vars([name for name in LEFT_OUT if name in found])
     found = found.assign({name: dataset[name].load() for name in EVALUATED if name in dataset})
     steps = dataset.step.values

@@ -37,7 +37,7 @@ def measure(runs: Runs) -> Numbers:
     logs = {name: np.log([row[name] for row in compared]) for name in ("product", "lr")}
     fits = {
         fit: [float(found[f"slope{end}"].sel(fit=fit)) for end in ("", "_low", "_high")]
-        for fit in ("falling_edge", "falling_edge_all", "period_length")
+        for fit in ("falling_edge", "falling_edge_quiet", "falling_edge_uncorrected", "period_length")
     }
     return {
         "groups": groups,
@@ -63,7 +63,9 @@ def findings(numbers: Numbers) -> list[Finding]:
     slope, low, high = numbers["slopes"]["period_length"]
     regimes = {name: {row["regime"] for row in group} for name, group in numbers["groups"].items() if len(group) > 1}
     same = sum(len(kinds) == 1 for kinds in regimes.values())
-    quiet, all_falls = numbers["slopes"]["falling_edge"], numbers["slopes"]["falling_edge_all"]
+    exact, quiet, all_falls = (
+        numbers["slopes"][fit] for fit in ("falling_edge", "falling_edge_quiet", "falling_edge_uncorrected")
+    )
     listed = ", ".join(f"{ratio:.2f} at {name}" for name, ratio in ratios.items())
     return [
         Finding(
@@ -84,10 +86,14 @@ def findings(numbers: Numbers) -> list[Finding]:
             f"Slope of ln(period) against ln(product): {slope:.2f} [{low:.2f}, {high:.2f}].",
         ),
         Finding(
-            abs(quiet[0] + 1) < 0.05,
-            "Falling edges, for a given ratio of the norms, are inversely proportional to the product.",
-            f"Slope {quiet[0]:.3f} [{quiet[1]:.3f}, {quiet[2]:.3f}] where gradients are quiet, {all_falls[0]:.3f} "
-            f"[{all_falls[1]:.3f}, {all_falls[2]:.3f}] over all falls.",
+            abs(exact[0] + 1) < 0.02 and abs(quiet[0] + 1) < 0.05,
+            "Falling edges are inversely proportional to the product, for a given ratio of the norms "
+            "and a given rotation.",
+            f"Slope {exact[0]:.3f} [{exact[1]:.3f}, {exact[2]:.3f}] of falls over ln(norm ratio) + "
+            "rotation; without the "
+            f"rotation {quiet[0]:.3f} [{quiet[1]:.3f}, {quiet[2]:.3f}] where gradients are quiet and "
+            f"{all_falls[0]:.3f} "
+            f"[{all_falls[1]:.3f}, {all_falls[2]:.3f}] over all.",
         ),
         Finding(
             same == len(regimes),

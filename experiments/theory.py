@@ -14,8 +14,9 @@ from periodic_jax.theory import CHECKS
 EXACT = ("norm_recursion", "angular_step")
 BUDGET = 1e-3  # relative, of the rotation; what float32 sums and a leak leave
 FITS = {
-    "falling_edge": "quiet falls / ln(norm ratio)",
-    "falling_edge_all": "all falls / ln(norm ratio)",
+    "falling_edge": "falls / (ln(norm ratio) + rotation)",
+    "falling_edge_quiet": "quiet falls / ln(norm ratio)",
+    "falling_edge_uncorrected": "all falls / ln(norm ratio)",
     "period_length": "period length",
 }
 
@@ -106,7 +107,9 @@ def findings(numbers: Numbers) -> list[Finding]:
     bounds = {name: count for name, count in checks.items() if name not in EXACT}
     broken = sum(count[2] for count in bounds.values())
     settled, periodic = numbers["equilibrium"]["equilibrium"], numbers["equilibrium"]["periodic"]
-    quiet, length = numbers["slopes"]["falling_edge"], numbers["slopes"]["period_length"]
+    exact_falls, quiet, length = (
+        numbers["slopes"][fit] for fit in ("falling_edge", "falling_edge_quiet", "period_length")
+    )
     windows, held, early = numbers["windows"]
     error, naive = numbers["forecast_error"], numbers["naive_error"]
     return [
@@ -145,6 +148,11 @@ def findings(numbers: Numbers) -> list[Finding]:
             "within a quarter is called the same."
             if periodic["count"]
             else "No periodic configuration in the grid.",
+        ),
+        Finding(
+            abs(exact_falls[0] + 1) < 0.02,
+            "Falling edges take (ln(norm ratio) + rotation)/(ηλ) steps.",
+            f"Slope {exact_falls[0]:.3f} [{exact_falls[1]:.3f}, {exact_falls[2]:.3f}] of {exact_falls[3]:.0f} of them.",
         ),
         Finding(
             abs(quiet[0] + 1) < 0.05,
