@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from periodic_jax import config as config_module
-from periodic_jax import data
+from periodic_jax import data, runtime
 from periodic_jax.data import Dataset
 from periodic_jax.errors import ConfigError
 
@@ -184,12 +184,14 @@ def test_a_run_from_start_to_page_to_check(tmp_path, monkeypatch, capsys):
     from experiments.declare import Branch, laptop
 
     small = {
-        "run": laptop(lr=(0.1, 0.3, 1.0), width=2, steps=40, eval_every=20, keep_every=20),
-        "branch": Branch("run", 20, select={"lr": (1.0,)}, change={"weight_decay": (0.0,)}),
+        "run": laptop(lr=(1.0,), width=2, steps=40, eval_every=20, keep_every=20),
+        "branch": Branch("run", 20, change={"weight_decay": (0.0,)}),
     }
     base = experiment("full_batch")
     tiny = dataclasses.replace(base, runs={"laptop": small, "paper": small})
     monkeypatch.setattr(sys, "argv", ["tiny"])
+    for settled in ("use_cores_as_devices", "keep_compiled_programs"):  # for the process, which others share here
+        monkeypatch.setattr(runtime, settled, lambda: None)
     arguments = ["--out", str(tmp_path / "runs"), "--pages", str(tmp_path / "pages")]
     common.main(tiny, arguments)
     kept = tmp_path / "pages" / "full_batch"
