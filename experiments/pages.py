@@ -119,6 +119,8 @@ def _settings(name: str, run: str, record: Mapping[str, Any]) -> str:
         f"batch {c['batch_size']}", f"{c['steps']:,} steps", f"evaluated every {c['eval_every']:,}",
     ]  # fmt: skip
     for setting, usual in DEFAULTS.items():
+        if setting not in c:  # of a run that is older than the setting
+            continue
         value = tuple(c[setting]) if isinstance(c[setting], list) else c[setting]
         if setting in UNSAID or (value == usual and setting not in ALWAYS):
             continue

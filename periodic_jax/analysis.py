@@ -14,6 +14,7 @@ from periodic_jax.grid import AXES
 from periodic_jax.periods import Cycles, Periods, cycles, detect_periods
 from periodic_jax.regimes import BURN_IN, Regimes, classify_regimes
 from periodic_jax.results import read
+from periodic_jax.stability import before_onsets, threshold
 from periodic_jax.theory import ASSUMED, CHECKS, Theory, check
 
 CURVES = ("loss", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step", "radial_leak")
@@ -94,6 +95,7 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
         for name in ("train_loss", "test_error")
     }
     variables |= _slopes(found, between, hyper, decay)
+    variables |= _stability(dataset, found, hyper)
     coords = {**{name: dataset[name] for name in AXES}, "check": list(CHECKS), "fit": list(FITS)}
     if predict:
         now = Standing(*_stacked([part[4] for part in parts]))
@@ -255,6 +257,16 @@ def _forecasts(now: Standing, found: Periods, hyper: dict[str, np.ndarray], deca
 def _plain(name: str) -> str:
     """The name in the Dataset of a field of `Periods`."""
     return {"onset": "onset_step", "end": "end_step", "fall": "fall_step"}.get(name, name)
+
+
+def _stability(dataset: xr.Dataset, found: Periods, hyper: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Sharpness before the destabilisations, of a run that recorded it."""
+    if "elr_times_sharpness" not in dataset.variables:
+        return {}
+    before = before_onsets(read(dataset, "elr_times_sharpness").astype(np.float64), found)
+    limit = threshold(hyper["lr"], hyper["weight_decay"], hyper["momentum"])
+    variables = {name: (("config", "destabilisation"), values) for name, values in before._asdict().items()}
+    return {**variables, "stability_threshold": ("config", limit)}
 
 
 def _evaluations(dataset: xr.Dataset, name: str) -> np.ndarray:

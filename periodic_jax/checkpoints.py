@@ -3,12 +3,13 @@
     DIR/checkpoints/STEP/                  a flat tree of arrays, configurations first and in the grid's order
     DIR/checkpoints/STEP/checksums.json    of all other files there
 
-The order is the grid's, without padding, so that a run can go on with another number of devices. Orbax writes a
-checkpoint beside its place and renames it; it counts when its checksums are there. They, and the shapes that are
-declared, are compared before orbax reads anything, since its readers do not bear damage well. Nothing in a checkpoint
-is unpickled or run.
+The order is the grid's, without padding but at the end, so that a run can go on with another number of devices or
+processes, each of which writes and reads its own configurations. Orbax writes a checkpoint beside its place and renames
+it; it counts when its checksums are there. They, and the shapes that are declared, are compared before orbax reads
+anything, since its readers do not bear damage well. Nothing in a checkpoint is unpickled or run.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -18,7 +19,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from periodic_jax.declared import read_json, used
+from periodic_jax.distributed import ALONE, Team
 from periodic_jax.errors import ConfigError
 from periodic_jax.integrity import SEAL, is_whole, seal, write_json
 from periodic_jax.results import CHECKPOINTS, CHECKSUMS, checkpoint_steps
@@ -74,21 +76,100 @@ def load(path: Path, step: int, like: Tree) -> dict[str, np.ndarray]:
     Raises:
         DamagedCheckpoint: anything else than what was written, or other arrays than ``like``.
     """
+    verify(path, step, like)
+    return read(path, step, like)
+
+
+def verify(path: Path, step: int, like: Tree, team: Team = ALONE, share: int | None = None) -> None:
+    """Compare the checksums of a checkpoint's files, and what it declares.
+
+    Args:
+        path, step, like: as for `load`; ``like`` of this process's configurations.
+        team: the processes that are going to read it, of which one needs to look.
+        share: configurations of each.
+
+    Raises:
+        DamagedCheckpoint: they are not as they were written, or not as wanted.
+    """
     folder = path / CHECKPOINTS / str(step)
-    wanted = _packed(like, np.zeros(2, np.int64))
+    configs = team.count * (share or _length(like))
+    with _told_as_damage():
+        _check_files(folder, sum(array.nbytes for array in like.values()) // max(_length(like), 1) * configs)
+        declared = _outline(orbax().metadata(os.path.abspath(folder)).metadata)
+        parts, rows = _parts_and_rows(declared, like)
+        # Padding behind each process's configurations is less than all there are.
+        if not (0 < parts <= rows <= 2 * configs and rows % parts == 0):
+            rows, parts = configs, 1
+        _check_outline(declared, _outline(_like(like, rows, parts)))
+
+
+def read(path: Path, step: int, like: Tree, team: Team = ALONE, share: int | None = None) -> dict[str, np.ndarray]:
+    """Read a checkpoint that is verified.
+
+    Args:
+        path, step, like, team, share: as for `verify`; all processes read side by side.
+
+    Returns:
+        The arrays, this process's configurations first.
+
+    Raises:
+        DamagedCheckpoint: as `load`.
+    """
+    folder = os.path.abspath(path / CHECKPOINTS / str(step))
+    with _told_as_damage():
+        declared = _outline(orbax().metadata(folder).metadata)
+        parts, rows = _parts_and_rows(declared, like)
+        wanted = _like(like, rows, parts)
+        if team.count > 1:
+            from periodic_jax.spread import between_processes, shares_of
+
+            with between_processes(orbax(), team, padding=True):
+                content = orbax().load(folder, {**wanted, "states": shares_of(like, team, share or 0)})
+            # Its parts may be those of other processes: the files were verified, and that must do.
+            local = {name: np.asarray(array.addressable_shards[0].data) for name, array in content["states"].items()}
+            return {name: array[: len(like[name])] for name, array in local.items()}
+        content = orbax().load(folder, wanted)
+        stored = {name: np.asarray(array) for name, array in content["states"].items()}
+        pieces = []
+        for k, (written, configs, crc) in enumerate(np.asarray(content["check"]).tolist()):
+            piece = {name: array[k * (rows // parts) :][:configs] for name, array in stored.items()}
+            if (written, crc) != (step, checksum(piece)):
+                raise DamagedCheckpoint("its arrays have another checksum")
+            pieces.append(piece)
+        states = {name: np.concatenate([piece[name] for piece in pieces]) for name in stored}
+        if {len(array) for array in states.values()} != {_length(like)}:
+            raise DamagedCheckpoint("it is of other configurations")
+        return states
+
+
+@contextlib.contextmanager
+def _told_as_damage() -> Iterator[None]:
+    """Whatever a crafted checkpoint makes orbax or tensorstore raise."""
     try:
-        _check_files(folder, sum(array.nbytes for array in like.values()))
-        _check_outline(_outline(orbax().metadata(os.path.abspath(folder)).metadata), _outline(wanted))
-        content = orbax().load(os.path.abspath(folder), wanted)
-        states = {name: np.asarray(array) for name, array in content["states"].items()}
-        written = np.asarray(content["check"]).tolist()
+        yield
     except (DamagedCheckpoint, ConfigError):
         raise
-    except Exception as error:  # whatever a crafted checkpoint makes orbax or tensorstore raise
+    except Exception as error:
         raise DamagedCheckpoint(str(error).partition("\n")[0][:200] or type(error).__name__) from None
-    if written != [step, checksum(states)]:
-        raise DamagedCheckpoint("its arrays have another checksum")
-    return states
+
+
+def _parts_and_rows(declared: Mapping[str, tuple[Any, ...]], like: Tree) -> tuple[int, int]:
+    """How many processes wrote a checkpoint, and of how many configurations, padding included."""
+    shapes = [declared.get(name, ((0,),))[0] for name in ("check", f"states.{min(like)}")]
+    return tuple(shape[0] if shape else 0 for shape in shapes)  # pyright: ignore[reportReturnType]
+
+
+def _length(tree: Tree) -> int:
+    return len(next(iter(tree.values())))
+
+
+def _like(like: Tree, rows: int, parts: int) -> dict[str, Any]:
+    """Arrays of what a checkpoint of so many rows must have; they take no memory."""
+
+    def empty(dtype: Any, *shape: int) -> np.ndarray:
+        return np.broadcast_to(np.zeros((), dtype), shape)
+
+    return _packed({n: empty(a.dtype, rows, *a.shape[1:]) for n, a in like.items()}, empty(np.uint32, parts, 3))
 
 
 def _check_files(folder: Path, size: int) -> None:
@@ -154,11 +235,15 @@ class Checkpoints:
         seconds: least time between two checkpoints; it grows so that writing takes at most a hundredth of the time. 0:
             after every chunk.
         first_step: of the run; a branch keeps its checkpoint there, which nothing could bring back.
+        team: the processes that write each checkpoint together.
+        share: configurations of each of them, but for the last, which may have fewer.
     """
 
     def __init__(
-        self, path: Path, *, keep: int = 2, keep_every: int | None = None, seconds: float = 10.0, first_step: int = 0
-    ) -> None:
+        self, path: Path, *, keep: int = 2, keep_every: int | None = None, seconds: float = 10.0, first_step: int = 0,
+        team: Team = ALONE, share: int | None = None,
+    ) -> None:  # fmt: skip
+        self._team, self._share = team, share
         self._path, self._keep, self._keep_every, self._first_step = path, keep, keep_every, first_step
         self._seconds, self._last, self._took = seconds, time.monotonic(), 0.0
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -171,14 +256,19 @@ class Checkpoints:
         return marked or time.monotonic() - self._last >= interval
 
     def save(self, step: int, states: Tree) -> None:
-        """Begin to write a checkpoint, as soon as the one before is written.
+        """Begin to write a checkpoint of this process's configurations, as soon as the one before is written.
 
         Raises:
             OSError: the one before could not be written.
         """
         self.wait()
         self._last = time.monotonic()
-        self._pending = self._thread.submit(self._write, step, states)
+        content = _packed(states, np.array([[step, _length(states), checksum(states)]], np.uint32))
+        if self._team.count > 1:
+            from periodic_jax.spread import spread
+
+            content = spread(content, self._team, self._share or 0)
+        self._pending = self._thread.submit(self._write, step, content)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written.
@@ -190,22 +280,34 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
-    def _write(self, step: int, states: Tree) -> None:
+    def _write(self, step: int, content: dict[str, Any]) -> None:
         """Write a checkpoint, then remove those that are no longer wanted."""
         begun = time.monotonic()
         folder = self._path / CHECKPOINTS / str(step)
-        self._drop(step)
+        if self._team.first:
+            self._drop(step)
         try:
-            orbax().save(os.path.abspath(folder), _packed(states, np.array([step, checksum(states)], np.int64)))
+            self._save(os.path.abspath(folder), content)
         except OSError:
             raise
         except Exception as error:  # tensorstore's own words for a full disk and its like
             raise OSError(None, str(error).partition("\n")[0] or type(error).__name__) from error
+        if not self._team.first:
+            return
         write_json(folder / CHECKSUMS, seal(file_checksums(folder)))
         for old in checkpoint_steps(self._path)[: -self._keep]:
             if old != self._first_step and (self._keep_every is None or old % self._keep_every):
                 self._drop(old)
         self._took = time.monotonic() - begun
+
+    def _save(self, folder: str, content: dict[str, Any]) -> None:
+        if self._team.count == 1:
+            orbax().save(folder, content)
+            return
+        from periodic_jax.spread import between_processes
+
+        with between_processes(orbax(), self._team):
+            orbax().save(folder, content)
 
     def discard_after(self, step: int) -> None:
         """Remove all later checkpoints, and what a killed process left half-written or half-removed."""

@@ -2,16 +2,30 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from periodic_jax import runtime
+from periodic_jax.distributed import ALONE, Team, joined, leave
 from periodic_jax.errors import ConfigError, RunStopped
-from periodic_jax.grid import parse_axis
-from periodic_jax.options import Analyze, Branch, Demo, Export, Info, Plot, Replay, Report, Resume, Sweep
+from periodic_jax.grid import flag_of, parse_axis
+from periodic_jax.options import (
+    Analyze,
+    Branch,
+    Demo,
+    Export,
+    Info,
+    Landscape,
+    Plot,
+    Processes,
+    Replay,
+    Report,
+    Resume,
+    Sweep,
+)
 from periodic_jax.parsing import parse, refuse, tell
-from periodic_jax.words import free_folder, to_config, to_selection, whole_number, without_decay
+from periodic_jax.words import finite_number, free_folder, to_config, to_selection, whole_number, without_decay
 
 if TYPE_CHECKING:
     from periodic_jax.run import RunConfig
@@ -22,28 +36,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``periodic-jax``: exits with 0, 2 for unusable input, 143 or 130 when stopped by SIGTERM or
     SIGINT, 1 when something could not be written; with one line on stderr.
     """
+    end: Callable[[int], Any] = sys.exit
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
+        if hasattr(command, "processes") and command.processes.distributed:
+            end = leave  # threads that wait for processes which are lost would hold this one
         _ACTIONS[type(command)](command)
     except ConfigError as error:
-        sys.exit(refuse(str(error)))
+        end(refuse(str(error)))
     except RunStopped as stopped:
         tell(str(stopped))
-        sys.exit(stopped.status)
+        end(stopped.status)
     except KeyboardInterrupt:
         tell("interrupted")
-        sys.exit(130)
+        end(130)
     except OSError as error:
         tell(f"{error.filename or 'error'}: {error.strerror or error}")
-        sys.exit(1)
+        end(1)
 
 
 def _sweep(options: Sweep) -> None:
     from periodic_jax.run import run_sweep
 
     config = to_config(options)
-    _claim(config)
-    _tell_figures(_train(config.out, run_sweep, config))
+    if options.dry_run:
+        _plan(config, options.processes)
+        return
+    if options.processes.distributed and not options.out:
+        raise ConfigError("--out", "none given with --distributed", "a folder that all processes share")
+    with _team(options.processes) as team:
+        _claim(config, team)
+        end = _train(config.out, run_sweep, config, team=team)
+    if team.first:
+        _tell_figures(_show(*end))
 
 
 def _demo(options: Demo) -> None:
@@ -54,12 +79,12 @@ def _demo(options: Demo) -> None:
         out=options.out or free_folder("demo"),
     )  # fmt: skip
     config = to_config(sweep)
-    _claim(config)
+    _claim(config, ALONE)
     print(
         f"ConvNetSI of width {config.width} on scikit-learn's digits: {len(config.lr)} learning rates x "
         f"{len(config.weight_decay)} weight decays, {config.steps} steps each."
     )
-    files = _train(config.out, run_sweep, config)
+    files = _show(*_train(config.out, run_sweep, config))
     print("Look at:")
     for file in files:
         print(f"  {file}")
@@ -69,11 +94,13 @@ def _resume(options: Resume) -> None:
     from periodic_jax.run import resume_run
 
     counts = {name: whole_number(name, getattr(options, name)) for name in ("steps", "epochs")}
-    files = _train(
-        options.run, resume_run, options.run, dataset=options.dataset or None, data_dir=options.data_dir or None,
-        truncate=options.truncate, **counts,
-    )  # fmt: skip
-    _tell_figures(files)
+    with _team(options.processes) as team:
+        end = _train(
+            options.run, resume_run, options.run, dataset=options.dataset or None, data_dir=options.data_dir or None,
+            truncate=options.truncate, team=team, **counts,
+        )  # fmt: skip
+    if team.first:
+        _tell_figures(_show(*end))
 
 
 def _replay(options: Replay) -> None:
@@ -174,12 +201,33 @@ def _branch(options: Branch) -> None:
     given = {name: getattr(options, name) for name in RUN_AXES if getattr(options, name)}
     change: dict[str, Any] = {name: parse_axis(name, without_decay(name, words)) for name, words in given.items()}
     out = options.out or free_folder("branch")
-    files = _train(
+    end = _train(
         out, branch_run, options.run, out, step=whole_number("step", options.step), select=to_selection(options.select),
         change=change, steps=whole_number("steps", options.steps), dataset=options.dataset or None,
         data_dir=options.data_dir or None,
     )  # fmt: skip
-    _tell_figures(files)
+    _tell_figures(_show(*end))
+
+
+def _landscape(options: Landscape) -> None:
+    from periodic_jax import tables
+    from periodic_jax.plots import save_landscape
+    from periodic_jax.results import LANDSCAPE
+    from periodic_jax.survey import Effort, survey
+
+    counts = {name: whole_number(name, getattr(options, name)) or 0 for name in ("probes", "eigenvalues", "iterations")}
+    images = None if options.images == "all" else whole_number("images", options.images)
+    effort = Effort(images, **counts, tolerance=finite_number("tolerance", options.tolerance))
+    runtime.use_cores_as_devices()
+    runtime.keep_compiled_programs()
+    found = survey(
+        options.run, checkpoints=options.checkpoints, select=to_selection(options.select), weights=options.weights,
+        effort=effort, dataset=options.dataset or None, data_dir=options.data_dir or None, progress=tell,
+    )  # fmt: skip
+    print(tables.landscape_as_text(found), end="")
+    path = Path(options.run)
+    written = [tables.write_store(found, path / LANDSCAPE), *save_landscape(found, path / "figures")]
+    print(f"written: {', '.join(map(str, written))}")
 
 
 def _info(options: Info) -> None:
@@ -192,29 +240,82 @@ def _info(options: Info) -> None:
         sys.exit(1)
 
 
-def _claim(config: "RunConfig") -> None:
+@contextlib.contextmanager
+def _team(options: Processes) -> Iterator[Team]:
+    """The processes that train together: this one only, unless --distributed is given."""
+    count, index = (whole_number(name, getattr(options, name)) for name in ("num_processes", "process_id"))
+    patience = finite_number("patience", options.patience)
+    if not patience >= 1:
+        raise ConfigError("--patience", options.patience, "a number of seconds from 1")
+    if options.distributed:
+        runtime.use_cores_as_devices()
+        with joined(options.coordinator or None, count, index, patience) as team:
+            yield team
+        return
+    for name in ("coordinator", "num_processes", "process_id"):
+        if getattr(options, name):
+            raise ConfigError(flag_of(name), getattr(options, name), "--distributed with it")
+    yield ALONE
+
+
+def _plan(config: "RunConfig", options: Processes) -> None:
+    """Tell what a sweep would take; writes nothing."""
+    from periodic_jax import planning
+    from periodic_jax.run import check
+
+    processes = whole_number("num_processes", options.num_processes)
+    if processes is not None and processes < 1:
+        raise ConfigError("--num-processes", processes, "a whole number from 1")
+    config, said = planning.first_block(config)
+    check(config)
+    runtime.use_cores_as_devices()
+    runtime.keep_compiled_programs()
+    if said:
+        print(said)
+    for line in planning.describe(planning.plan(config, processes or 1), config, planning.device_memory()):
+        print(line)
+
+
+def _claim(config: "RunConfig", team: Team) -> None:
     """Refuse what cannot run before anything is printed, compiled or written."""
     from periodic_jax.results import claim_directory
     from periodic_jax.run import check, standing
 
-    check(config)
-    if standing(config) is None:
-        claim_directory(Path(config.out))
-    else:
-        tell(f"{config.out} holds this run, unfinished: going on with it")
+    def claim() -> None:
+        if standing(config) is None:
+            claim_directory(Path(config.out))
+        else:
+            tell(f"{config.out} holds this run, unfinished: going on with it")
+
+    team.together(lambda: check(config))
+    team.once(claim)
 
 
-def _train(out: str | Path, start: Callable[..., Path], *arguments: Any, **options: Any) -> list[Path]:
-    """Run with a progress bar, then print the table and the summary, and draw the figures."""
-    from periodic_jax import plots, tables
-    from periodic_jax.results import open_run, read_config
+def _train(
+    out: str | Path, start: Callable[..., Path], *arguments: Any, team: Team = ALONE, **options: Any
+) -> tuple[Path, list[Any]]:
+    """Run with a progress bar; the run directory and, in process 0, its analysis."""
     from periodic_jax.signals import Stop
 
     runtime.use_cores_as_devices()
     runtime.keep_compiled_programs()
+    if team is not ALONE:
+        options["team"] = team
     found: list[Any] = []
-    with Stop() as stop, _progress(out) as report:
-        path = start(*arguments, **options, progress=report, stop=stop, say=tell, analysed=found.append)
+    with Stop() as stop, _progress(out, team) as report:
+        say = tell if team.first else _say_nothing
+        return start(*arguments, **options, progress=report, stop=stop, say=say, analysed=found.append), found
+
+
+def _say_nothing(line: str) -> None:
+    """What process 0 says too."""
+
+
+def _show(path: Path, found: list[Any]) -> list[Path]:
+    """Print the table and the summary, and draw the figures."""
+    from periodic_jax import plots, tables
+    from periodic_jax.results import open_run, read_config
+
     print(tables.as_text(found[0]), end="")
     summary = read_config(path)["summary"]
     print(
@@ -230,16 +331,21 @@ def _tell_figures(files: list[Path]) -> None:
 
 
 @contextlib.contextmanager
-def _progress(out: str | Path):
+def _progress(out: str | Path, team: Team):
     """A bar in config-steps, moved once a chunk; in a log file, where each state is a line, twice a minute."""
     from tqdm import tqdm
 
     from periodic_jax.results import read_config
 
     pause = 0 if sys.stderr.isatty() else 30
-    with tqdm(unit="config-step", unit_scale=True, desc="compiling", mininterval=pause, dynamic_ncols=True) as bar:
+    with tqdm(
+        unit="config-step", unit_scale=True, desc="compiling", mininterval=pause, dynamic_ncols=True,
+        disable=not team.first,
+    ) as bar:  # fmt: skip
 
         def report(chunk: "Chunk", configs: int) -> None:
+            if bar.disable:
+                return
             if bar.total is None:
                 bar.total = read_config(out)["config"]["steps"] * configs
                 bar.initial = bar.n = chunk.first_step * configs
@@ -257,7 +363,7 @@ def _progress(out: str | Path):
 
 _ACTIONS: dict[type, Callable[[Any], None]] = {
     Sweep: _sweep, Demo: _demo, Resume: _resume, Branch: _branch, Info: _info, Replay: _replay, Analyze: _analyze,
-    Plot: _plot, Report: _report, Export: _export,
+    Landscape: _landscape, Plot: _plot, Report: _report, Export: _export,
 }  # fmt: skip
 
 if __name__ == "__main__":

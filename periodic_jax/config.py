@@ -53,6 +53,7 @@ class RunConfig:
         norm_per: ``total`` or ``filter``: whether ``fixed_norm`` holds all scale-invariant weights together, or each
             output filter.
         full_batch: full-batch gradient descent: a step is an epoch.
+        track_sharpness: steps between measurements of the sharpness; None: no measurements.
         keep: how many of the last checkpoints to keep.
         keep_every: keep the checkpoints at all multiples of so many steps too.
         checkpoint_seconds: least time between checkpoints; there always is one at the end.
@@ -97,6 +98,7 @@ class RunConfig:
     schedule_per: str = "step"
     norm_per: str = "total"
     full_batch: bool = False
+    track_sharpness: int | None = None
     keep: int = 2
     keep_every: int | None = None
     checkpoint_seconds: float = 10.0
@@ -133,6 +135,7 @@ def check(config: RunConfig) -> None:
         ConfigError: a setting that cannot be used.
     """
     counts = {"--steps": config.steps, "--epochs": config.epochs, "--eval-every": config.eval_every}
+    counts["--track-sharpness"] = config.track_sharpness
     for flag, value in {**counts, "--keep": config.keep, "--keep-every": config.keep_every}.items():
         if value is not None and not 1 <= value <= MOST_STEPS:
             raise ConfigError(flag, value, f"a whole number from 1 to {MOST_STEPS}")
@@ -163,6 +166,12 @@ def check(config: RunConfig) -> None:
     schedules.check_schedule(config.schedule)
     train.check_loss(config.loss)
     model = models.build(config.model, width=config.width, depth=config.depth)
+    if config.track_sharpness and not models.has_scale_invariant(model):
+        raise ConfigError(
+            "--track-sharpness",
+            config.track_sharpness,
+            f"no measurements of {config.model}: it has no scale-invariant weights",
+        )
     # From here on data are read, and downloaded if that was asked for.
     config.grid()
     if (steps := planned_steps(config)) > MOST_STEPS:
@@ -207,6 +216,12 @@ def to_record(config: RunConfig, layout: str) -> dict[str, Any]:
     return {**rest, **axes}
 
 
+def what_determines(config: RunConfig) -> dict[str, Any]:
+    """All that several processes must have been told alike, by the names that the user knows."""
+    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_FOLLOWED[1:]}
+    return {**{flag_of(k): str(v) for k, v in fields.items()}, "images (CRC-32)": config.data.described()["crc32"]}
+
+
 def from_record(
     record: Mapping[str, Any], path: Path, *, dataset: str | None = None, data_dir: str | None = None
 ) -> RunConfig:
@@ -239,6 +254,19 @@ def from_record(
         wanted = "the npz file of this run: paths in config.json are not followed"
         raise ConfigError("--dataset", f"none given for {values['dataset']}", wanted)
     return RunConfig(out=path, data_dir=data_dir, **values)
+
+
+def check_images(config: RunConfig, record: Mapping[str, Any]) -> None:
+    """Refuse other images than those that the run began with.
+
+    Raises:
+        ConfigError: what differs.
+    """
+    data, before = json.loads(json.dumps(config.data.described())), record.get("data", {})
+    differing = [name for name in data if name != "source" and data[name] != before.get(name)]
+    if differing:
+        name = differing[0]
+        raise ConfigError("--dataset", f"{config.dataset} with {name} {data[name]}", f"{before.get(name)}, as before")
 
 
 def difference(config: RunConfig, record: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ def estimate(sweep: "Sweep", plan: "Plan") -> int:
     shapes = sweep.empty_telemetry()
     per_step = sum(array.dtype.itemsize * int(np.prod(array.shape[2:])) for array in shapes.values())
     per_evaluation = shapes["loss"].dtype.itemsize * len(sweep.evaluations)
-    state = sum(array.nbytes for array in sweep.export(sweep.states).values())
+    state = configs * sweep.bytes_of_a_state()
     kept = plan.keep + 1 + (steps // plan.keep_every if plan.keep_every else 0)
     return configs * (steps * per_step + len(plan.eval_steps) * per_evaluation) + kept * state
 
@@ -35,11 +35,15 @@ def check_room(sweep: "Sweep", plan: "Plan") -> None:
     Raises:
         ConfigError: the estimate, less what is there already, is above the free space.
     """
-    wanted = estimate(sweep, plan) - used(plan.path)
-    free = shutil.disk_usage(plan.path).free
-    if wanted > free:
-        room = f"with {in_words(wanted)} free, which the run may take (there are {in_words(free)})"
-        raise ConfigError("--out", plan.path, f"a folder {room}")
+    total = estimate(sweep, plan)
+
+    def compare() -> None:
+        wanted, free = total - used(plan.path), shutil.disk_usage(plan.path).free
+        if wanted > free:
+            room = f"with {in_words(wanted)} free, which the run may take (there are {in_words(free)})"
+            raise ConfigError("--out", plan.path, f"a folder {room}")
+
+    sweep.team.once(compare)
 
 
 def in_words(size: float) -> str:

@@ -1,7 +1,8 @@
 """How configurations are arranged and laid out in one compiled program.
 
-They are arranged as (seeds, members): members of one seed share every mini-batch and its first-layer patches. Ragged
-groups are padded with copies, whose results are dropped. How the members are laid out is one knob, ``layout``:
+They are arranged as (rows, members): the members of a row have one seed, and share every mini-batch and its first-layer
+patches. Every device holds the same number of rows, so it gathers mini-batches for its own seeds only. What does not
+fill the rows is padded with copies, whose results are dropped. How the members are laid out is one knob, ``layout``:
 
     vmap       all members as one batched computation
     unroll     one after the other, in straight-line code
@@ -12,7 +13,7 @@ No layout changes what is computed.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ import numpy as np
 
 from periodic_jax.errors import ConfigError
 
+ROW_COST = 0.1  # of a mini-batch's gather and patches, in steps of one configuration; more with small networks
 LAYOUTS = "auto, vmap, unroll, map or map:K with K configurations to a block"
 
 
@@ -95,29 +97,55 @@ def over_seeds(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
 
 
 class Arrangement(NamedTuple):
-    """Where each configuration sits among (seeds, members), the second axis padded to a multiple of the devices."""
+    """Where each configuration sits among (rows, members)."""
 
-    seeds: np.ndarray  # (seeds,) distinct seeds
-    source: np.ndarray  # (seeds, members) configuration shown there, padding included
-    row: np.ndarray  # (configs,) where configuration i is: its seed ...
+    seeds: np.ndarray  # (rows,) the seed of each
+    source: np.ndarray  # (rows, members) configuration shown there, padding included
+    row: np.ndarray  # (configs,) where configuration i is: its row ...
     column: np.ndarray  # (configs,) ... and its member
 
     @staticmethod
-    def of(seeds: np.ndarray, devices: int) -> "Arrangement":
-        """Group configurations by seed, and pad the groups to one length that the devices share evenly."""
-        distinct, row = np.unique(seeds, return_inverse=True)
-        groups = [np.flatnonzero(row == k) for k in range(len(distinct))]
-        longest = max(len(group) for group in groups)
-        members = -(-longest // devices) * devices
-        source = np.stack([np.resize(group, members) for group in groups])
-        column = np.zeros(len(seeds), int)
-        for group in groups:
-            column[group] = np.arange(len(group))
-        return Arrangement(distinct, source, row, column)
+    def of(seeds: np.ndarray, devices: int, shape: tuple[int, int] | None = None) -> "Arrangement":
+        """Cut the groups of one seed into rows, in the shape that leaves each device the least to do.
+
+        Args:
+            seeds: of each configuration.
+            devices: among which the rows are divided.
+            shape: rows of a device and members of a row; `device_shape` of these configurations, if None.
+        """
+        rows, members = shape or device_shape([seeds], devices)
+        groups = [np.flatnonzero(seeds == seed) for seed in np.unique(seeds)]
+        cut = [group[k : k + members] for group in groups for k in range(0, len(group), members)]
+        row, column = np.zeros(len(seeds), int), np.zeros(len(seeds), int)
+        for k, part in enumerate(cut):
+            row[part], column[part] = k, np.arange(len(part))
+        cut += [cut[-1]] * (rows * devices - len(cut))
+        source = np.stack([np.resize(part, members) for part in cut])
+        return Arrangement(seeds[source[:, 0]], source, row, column)
 
     def flatten(self, array: Any, axis: int = 0) -> np.ndarray:
-        """Pick the configurations, in grid order, from an array whose axes ``axis`` and ``axis + 1`` are (seeds,
+        """Pick the configurations, in grid order, from an array whose axes ``axis`` and ``axis + 1`` are (rows,
         members).
         """
         index = (slice(None),) * axis + (self.row, self.column)
         return np.asarray(array)[index]
+
+
+def device_shape(shares: Sequence[np.ndarray], devices: int) -> tuple[int, int]:
+    """The number of rows of a device, and of members of a row, that serve several processes alike: what leaves each
+    device the least to do.
+
+    Args:
+        shares: the seeds of each process's configurations.
+        devices: of each process.
+
+    Example:
+        >>> device_shape([np.array([0, 0, 0, 0, 0])], 2), device_shape([np.array([0, 0, 1, 1])], 2)
+        ((1, 3), (1, 2))
+    """
+    sizes = [np.unique(seeds, return_counts=True)[1] for seeds in shares]
+    lengths = np.unique(np.concatenate(sizes))
+    candidates = {-(-int(length) // parts) for length in lengths for parts in range(1, int(length) + 1)}
+    rows = {m: max(-(-int((-(-size // m)).sum()) // devices) for size in sizes) for m in candidates}
+    members = min(candidates, key=lambda m: (rows[m] * (m + ROW_COST), rows[m]))
+    return rows[members], members

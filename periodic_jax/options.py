@@ -19,6 +19,23 @@ Folder = Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(option
 
 
 @dataclass(frozen=True)
+class Processes:
+    """Several processes, on one machine or many, that train one grid together."""
+
+    distributed: bool = False
+    """Train together with other processes, each of which is started with the same command. Slurm, Open MPI, Kubernetes
+    and Cloud TPU tell them of each other; elsewhere the next three options do."""
+    coordinator: Annotated[str, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="(optional)")] = ""
+    """Where process 0 listens."""
+    num_processes: OptionalWhole = ""
+    """Number of processes."""
+    process_id: OptionalWhole = ""
+    """Number of this process, from 0."""
+    patience: Annotated[str, tyro.conf.arg(metavar="SECONDS")] = "120"
+    """Time after which a process that does not answer counts as lost, and the others end."""
+
+
+@dataclass(frozen=True)
 class Sweep:
     """Train a grid of hyperparameters side by side and record every step.
 
@@ -104,6 +121,8 @@ class Sweep:
     """Full-batch gradient descent, accumulated over mini-batches: a step is an epoch."""
     per_layer: bool = False
     """Record the dynamics of every layer too."""
+    track_sharpness: Annotated[str, tyro.conf.arg(metavar="EVERY", help_behavior_hint="(optional)")] = ""
+    """Record the sharpness of the mini-batch on the unit sphere every so many updates; 50 costs less than a tenth."""
     keep: Whole = "2"
     """How many of the last checkpoints to keep."""
     keep_every: OptionalWhole = ""
@@ -113,6 +132,10 @@ class Sweep:
     out: Folder = ""
     """Run directory: a new one, or that of this very run, unfinished, which then goes on; runs/sweep, runs/sweep-2 ...
     if not given."""
+    dry_run: bool = False
+    """Only tell what the sweep would take: configurations of each device, memory, disk, time, and how to split it; for
+    --num-processes with as many devices as this machine has."""
+    processes: tyro.conf.OmitArgPrefixes[Processes] = Processes()
 
 
 @dataclass(frozen=True)
@@ -131,6 +154,7 @@ class Resume:
     """As for the sweep, which must be given again."""
     truncate: bool = False
     """Where telemetry is damaged, go back to the checkpoint before it and compute it again."""
+    processes: tyro.conf.OmitArgPrefixes[Processes] = Processes()
 
 
 @dataclass(frozen=True)
@@ -258,6 +282,38 @@ class Export:
     """tensorboard, wandb (offline runs), csv, netcdf or npz."""
     out: Folder = ""
     """File or folder to create; DIR/export/NAME if not given."""
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """Measure the loss landscape around checkpoints: curvature, leading eigenvalues, gradient noise.
+
+    On the same mini-batches in train mode for all configurations. Prints a table, writes landscape.zarr and a figure.
+    """
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Run directory."""
+    checkpoints: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COUNT|all|last ...")] = ("all",)
+    """Checkpoints to look at, by their number of updates; all that were kept, or the last. See --keep-every of the
+    sweep."""
+    select: Annotated[tuple[str, ...], tyro.conf.arg(metavar="AXIS=NUMBER ...", help_behavior_hint="(optional)")] = ()
+    """The configurations to look at, such as lr=0.1 weight_decay=1e-3,1e-2; all, if not given."""
+    weights: Word = "invariant"
+    """invariant or all: the scale-invariant weights, on the unit sphere too, or all of them."""
+    images: Annotated[str, tyro.conf.arg(metavar="COUNT|all")] = "1024"
+    """Training images, in whole mini-batches of the run's size."""
+    eigenvalues: Whole = "10"
+    """Leading eigenvalues of each matrix; 0: none."""
+    probes: Whole = "10"
+    """Random probes for each trace; 0: no traces."""
+    iterations: Whole = "100"
+    """Most Lanczos iterations."""
+    tolerance: Number = "1e-3"
+    """Residual at which an eigenvalue has converged, relative to the largest in size."""
+    dataset: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = ""
+    """The .npz file, where the run's data set is one: no path in a run directory is followed."""
+    data_dir: Folder = ""
+    """As for the sweep, which must be given again."""
 
 
 @dataclass(frozen=True)

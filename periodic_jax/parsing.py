@@ -13,11 +13,24 @@ import tyro
 
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import flag_of
-from periodic_jax.options import Analyze, Branch, Demo, Export, Info, Plot, Replay, Report, Resume, Sweep
+from periodic_jax.options import (
+    Analyze,
+    Branch,
+    Demo,
+    Export,
+    Info,
+    Landscape,
+    Plot,
+    Processes,
+    Replay,
+    Report,
+    Resume,
+    Sweep,
+)
 
 COMMANDS: dict[str, Any] = {
     "demo": Demo, "sweep": Sweep, "resume": Resume, "branch": Branch, "info": Info, "replay": Replay,
-    "analyze": Analyze, "plot": Plot, "report": Report, "export": Export,
+    "analyze": Analyze, "landscape": Landscape, "plot": Plot, "report": Report, "export": Export,
 }  # fmt: skip
 ABOUT = "Periodic training of networks with batch normalisation and weight decay, a whole hyperparameter grid at once."
 
@@ -40,7 +53,10 @@ def parse(arguments: Sequence[str]) -> Any:
             raise
         message = _one_line(said.getvalue())
         if arguments and arguments[0] in COMMANDS and "nrecognized" in message:
-            known = " ".join(flag_of(field.name) for field in dataclasses.fields(COMMANDS[arguments[0]]))
+            fields = [field.name for field in dataclasses.fields(COMMANDS[arguments[0]])]
+            if "processes" in fields:
+                fields[-1:] = [field.name for field in dataclasses.fields(Processes)]
+            known = " ".join(map(flag_of, fields))
             message = f"{message} not accepted; expected among {known}"
         sys.exit(refuse(message))
 

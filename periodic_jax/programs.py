@@ -1,5 +1,6 @@
 """The programs that a sweep compiles: a chunk of steps, and an evaluation, of all configurations on one device."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from periodic_jax import data as data_module
 from periodic_jax.data import DeviceData
 from periodic_jax.grid import HParams
+from periodic_jax.landscape.online import sphere_sharpness
 from periodic_jax.layouts import lay_out, over_seeds
 from periodic_jax.train import Batch, TrainState, eval_step, full_batch_step, train_step
 
@@ -34,6 +36,7 @@ class Programs:
         recorded: names of what is recorded of each step, of `SCALARS` and `PER_LAYER`.
         full_batch: each step is full-batch gradient descent.
         augment: crop and flip the images of each step at random.
+        track_sharpness: steps between measurements of `SHARPNESS`; None: no measurements.
     """
 
     layout: str
@@ -43,6 +46,7 @@ class Programs:
     recorded: tuple[str, ...] = SCALARS
     full_batch: bool = False
     augment: bool = False
+    track_sharpness: int | None = None
 
     def chunk(
         self,
@@ -65,13 +69,15 @@ class Programs:
         def step(states: TrainState, t: Array) -> tuple[TrainState, dict[str, Array]]:
             def of_seed(states: TrainState, hparams: HParams, index: Array, seed: Array | None) -> Any:
                 if self.full_batch:
-                    return lay_out(lambda s, h: self._recorded(full_batch_step(s, h, whole)), self.layout)(
-                        states, hparams
-                    )
+                    return lay_out(
+                        lambda s, h: self._advanced(full_batch_step, s, h, whole, first_step + t), self.layout
+                    )(states, hparams)
                 key = None if seed is None else data_module.augmentation_key(seed, first_step + t)
                 images = data_module.mini_batch(data, index, key)
                 batch = Batch(_prepare(states.task.model, images), data.labels[index])
-                return lay_out(lambda s, h: self._recorded(train_step(s, h, batch)), self.layout)(states, hparams)
+                return lay_out(lambda s, h: self._advanced(train_step, s, h, batch, first_step + t), self.layout)(
+                    states, hparams
+                )
 
             rows = jax.lax.dynamic_index_in_dim(indices, t, axis=1, keepdims=False)
             augmented = seeds if self.augment else None
@@ -87,12 +93,25 @@ class Programs:
 
         return jax.lax.fori_loop(0, count, body, (states, buffers))
 
-    def _recorded(self, result: tuple[TrainState, dict[str, Array]]) -> tuple[TrainState, dict[str, Array]]:
-        """The state, and what is recorded of the step as one array of numbers and one of those of each layer.
+    def _advanced(
+        self, advance: Callable[..., Any], state: TrainState, hparams: HParams, batch: Batch, step: Array
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """The state after a step, and what is recorded of it as one array of numbers and one of those of each layer.
 
         Two arrays are written in each step instead of one for each quantity.
         """
-        state, metrics = result
+        measured = {}
+        if self.track_sharpness:
+            # Before the step: to keep its weights until after it costs a tenth of all steps.
+            batches = batch if self.full_batch else jax.tree.map(lambda leaf: leaf[None], batch)
+            nothing = jnp.full((), jnp.nan, jax.tree.leaves(state.params)[0].dtype)
+            due = step % self.track_sharpness == 0
+            sharpness = jax.lax.cond(due, lambda: sphere_sharpness(state, batches), lambda: nothing)
+            measured = {"sphere_sharpness": jnp.where(state.diverged_at < 0, sharpness, jnp.nan)}
+        state, metrics = advance(state, hparams, batch)
+        if self.track_sharpness:
+            measured["elr_times_sharpness"] = metrics["effective_lr"] * measured["sphere_sharpness"]
+        metrics = {**metrics, **measured}
         return state, {kind: jnp.stack([metrics[n] for n in names]) for kind, names in self.kinds().items() if names}
 
     def kinds(self) -> dict[str, list[str]]:

@@ -1,5 +1,6 @@
 """With what a run was made: versions, command, code and hardware."""
 
+import hashlib
 import os
 import platform
 import resource
@@ -15,12 +16,25 @@ if TYPE_CHECKING:
     from periodic_jax.sweep import Sweep
 
 
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that have a part in the results."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "xarray", "zarr")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+
+def code_digest() -> str:
+    """SHA-256 of all modules of this package."""
+    digest, here = hashlib.sha256(), Path(__file__).resolve().parent
+    for file in sorted(here.rglob("*.py")):
+        digest.update(f"{file.relative_to(here).as_posix()}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
 def provenance(sweep: "Sweep") -> dict[str, Any]:
     """Versions, command, code commit and hardware, for config.json."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "xarray", "zarr")
     return {
         "version": __version__,
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
+        "versions": versions(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git_commit": _git_commit(),
         "hardware": {
@@ -30,6 +44,7 @@ def provenance(sweep: "Sweep") -> dict[str, Any]:
             "backend": sweep.devices[0].platform,
             "device": sweep.devices[0].device_kind,
             "devices": len(sweep.devices),
+            "processes": sweep.team.count,
         },
     }
 

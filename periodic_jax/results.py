@@ -28,7 +28,8 @@ SUMMARY_FILE = "summary.csv"
 CHECKPOINTS = "checkpoints"
 CHECKSUMS = "checksums.json"  # the last file of a checkpoint to be written
 ANALYSIS = "analysis.zarr"
-OWN_FILES = (CONFIG_FILE, TELEMETRY, CHECKPOINTS, "figures", "report.html", SUMMARY_FILE, ANALYSIS)
+LANDSCAPE = "landscape.zarr"
+OWN_FILES = (CONFIG_FILE, TELEMETRY, CHECKPOINTS, "figures", "report.html", SUMMARY_FILE, ANALYSIS, LANDSCAPE)
 FORMAT = 1
 # What config.json holds beside its format, where it holds it.
 KINDS = {"config": dict, "data": dict, "parent": dict, "summary": dict, "sessions": list, "ends": list, "command": list}
@@ -49,6 +50,8 @@ ATTRIBUTES: dict[str, tuple[str, str]] = {
     "layer_effective_lr": ("effective learning rate of each layer", "1"),
     "layer_effective_grad_norm": ("effective gradient norm of each layer", "1"),
     "layer_angular_step": ("angular step of each layer", "rad"),
+    "sphere_sharpness": ("sharpness on the unit sphere", "1"),
+    "elr_times_sharpness": ("effective learning rate x sharpness", "1"),
     "train_loss": ("training loss", "nats"),
     "train_error": ("training error", "1"),
     "test_loss": ("test loss", "nats"),
@@ -57,6 +60,17 @@ ATTRIBUTES: dict[str, tuple[str, str]] = {
     "corrupted_train_error": ("training error on images of corrupted labels", "1"),
     "clean_train_loss": ("training loss on images of clean labels", "nats"),
     "clean_train_error": ("training error on images of clean labels", "1"),
+    "gradient_norm": ("norm of the mean gradient of the mini-batches", "1"),
+    "gradient_std_norm": ("norm of the standard deviation of their gradients", "1"),
+    "mean_gradient_norm": ("mean norm of their gradients", "1"),
+    "noise_scale": ("gradient noise scale", "images"),
+    "hessian_trace": ("trace of the Hessian", "1"),
+    "hessian_eigenvalue": ("eigenvalue of the Hessian", "1"),
+    "gauss_newton_trace": ("trace of the Gauss-Newton matrix", "1"),
+    "gauss_newton_eigenvalue": ("eigenvalue of the Gauss-Newton matrix", "1"),
+    "sphere_hessian_eigenvalue": ("Hessian's eigenvalue on the sphere", "1"),
+    "sphere_gauss_newton_eigenvalue": ("Gauss-Newton eigenvalue on the sphere", "1"),
+    "stability_threshold": ("effective learning rate x sharpness from which a minimum is left", "1"),
     "diverged_at": ("step whose loss or update was not finite", "step"),
     "lr": ("learning rate", "1"),
     "weight_decay": ("weight decay", "1"),

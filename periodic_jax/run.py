@@ -1,5 +1,6 @@
 """From a configuration to a run directory: data, network, grid, sweep, telemetry, checkpoints, summary."""
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -14,17 +15,21 @@ from periodic_jax.config import (
     RUN_AXES,
     RunConfig,
     check,
+    check_images,
     difference,
     evaluated_every,
     from_record,
     planned_steps,
     steps_of_epoch,
     to_record,
+    what_determines,
 )  # fmt: skip
+from periodic_jax.distributed import ALONE, PeerLost, Team
 from periodic_jax.errors import ConfigError, RunStopped
 from periodic_jax.locks import locked
-from periodic_jax.provenance import peak_rss_mb, provenance
+from periodic_jax.provenance import code_digest, peak_rss_mb, provenance, versions
 from periodic_jax.results import checkpoint_steps, open_run
+from periodic_jax.telemetry import shares
 
 if TYPE_CHECKING:
     from periodic_jax.session import Plan
@@ -41,6 +46,7 @@ def run_sweep(
     progress: Progress | None = None,
     stop: Callable[[], int] = lambda: 0,
     say: Callable[[str], None] = print,
+    team: Team = ALONE,
     analysed: Callable[[xr.Dataset], None] = lambda found: None,
 ) -> Path:
     """Train all configurations and record every step in a run directory.
@@ -53,6 +59,7 @@ def run_sweep(
         progress: called after each chunk with the chunk and the number of configurations.
         stop: asked once a chunk; anything but 0 stops the run after a checkpoint, and is the `RunStopped`'s status.
         say: called with what the user should know, a line at a time.
+        team: the processes that call this together; see `distributed.joined`.
         analysed: called at the end with the analysis of the run.
 
     Returns:
@@ -69,15 +76,20 @@ def run_sweep(
         ...     pj.open_run(path).loss.shape
         (2, 3)
     """
-    check(config)
+    team.together(lambda: check(config))
     path = Path(config.out)
-    if standing(config) is None:
-        results.claim_directory(path)
-    with locked(path):
-        record = standing(config)
+    with contextlib.ExitStack() as held:
+
+        def claim() -> dict[str, Any] | None:
+            if standing(config) is None:
+                results.claim_directory(path)
+            held.enter_context(locked(path))
+            return standing(config)
+
+        record = team.once(claim)
         if record is not None:
             config = dataclasses.replace(config, layout=from_record(record, path, dataset=config.dataset).layout)
-        return run_session(config, record, progress=progress, stop=stop, say=say, analysed=analysed)
+        return run_session(config, record, progress=progress, stop=stop, say=say, team=team, analysed=analysed)
 
 
 def resume_run(
@@ -91,6 +103,7 @@ def resume_run(
     progress: Progress | None = None,
     stop: Callable[[], int] = lambda: 0,
     say: Callable[[str], None] = print,
+    team: Team = ALONE,
     analysed: Callable[[xr.Dataset], None] = lambda found: None,
 ) -> Path:
     """Continue an unfinished run to the bits it would have had undisturbed, or extend a finished one.
@@ -102,7 +115,7 @@ def resume_run(
         dataset: the npz file, where the data set is one: paths in config.json are not followed.
         data_dir: as for `RunConfig`.
         truncate: where telemetry is damaged, go back to the checkpoint before it, and compute it again.
-        progress, stop, say, analysed: as for `run_sweep`.
+        progress, stop, say, team, analysed: as for `run_sweep`.
 
     Returns:
         The run directory.
@@ -112,9 +125,14 @@ def resume_run(
         RunStopped: as `run_sweep`.
     """
     path = Path(path)
-    results.read_config(path)  # before a lock is put where there is no run
-    with locked(path):
-        record = results.read_config(path)
+    with contextlib.ExitStack() as held:
+
+        def claim() -> dict[str, Any]:
+            results.read_config(path)  # before a lock is put where there is no run
+            held.enter_context(locked(path))
+            return results.read_config(path)
+
+        record = team.once(claim)
         config = from_record(record, path, dataset=dataset, data_dir=data_dir)
         if steps is not None and epochs is not None:
             raise ConfigError("--steps", f"{steps} with --epochs {epochs}", "either --steps or --epochs")
@@ -127,8 +145,10 @@ def resume_run(
             config = dataclasses.replace(config, steps=after)
         if planned_steps(config) == before and "summary" in record and not truncate:
             raise ConfigError("run directory", path, f"an unfinished run, or --steps above {before} to extend it")
-        check(config)
-        return run_session(config, record, truncate=truncate, progress=progress, stop=stop, say=say, analysed=analysed)
+        team.together(lambda: check(config))
+        return run_session(
+            config, record, truncate=truncate, progress=progress, stop=stop, say=say, team=team, analysed=analysed
+        )
 
 
 def standing(config: RunConfig) -> dict[str, Any] | None:
@@ -166,13 +186,14 @@ def run_session(
     say: Callable[[str], None] = print,
     analysed: Callable[[xr.Dataset], None] = lambda found: None,
     prepare: Callable[["Sweep"], None] = lambda sweep: None,
+    team: Team = ALONE,
 ) -> Path:
     """One session of the run in a directory that is claimed and locked.
 
     Args:
         config: that of the run, checked.
         record: the content of config.json; None, or without ``config``, for a new run.
-        truncate, progress, stop, say, analysed: as for `resume_run`.
+        truncate, progress, stop, say, team, analysed: as for `resume_run`.
         prepare: called before config.json is written.
 
     Returns:
@@ -188,24 +209,36 @@ def run_session(
     from periodic_jax.session import train
 
     started, path = time.perf_counter(), Path(config.out)
+    team.advice = f"all up to the last checkpoint is kept: periodic-jax resume {path} goes on from there"
+    if team.count > 1:
+        team.check_same({**what_determines(config), **versions(), "periodic_jax's code": code_digest()})
     with runtime.precision(config.precision):
-        runtime.check_reductions()
-        states_of(config, config.data.image_shape, config.data.num_classes)  # refused here, where they do not fit
-        sweep = build_sweep(config)
+        team.together(runtime.check_reductions)
+        if team.count == 1:
+            states_of(config, config.data.image_shape, config.data.num_classes)  # refused here, where they do not fit
+        per_chunk, share = team.once(lambda: shares(path, len(config.grid()), team.count))
+        sweep = build_sweep(config, team, share)
         new, record = "config" not in (record or {}), _next_record(config, record, sweep)
-        plan = plan_of(config, record)
+        plan = dataclasses.replace(plan_of(config, record), per_chunk=per_chunk, share=share)
         check_room(sweep, plan)
         try:
-            settle_first(path, forget=new)
+            team.once(lambda: settle_first(path, forget=new))
             prepare(sweep)
-            results.write_config(path, record)
-            settle_first(path, forget=False)
+
+            def write() -> None:
+                results.write_config(path, record)
+                settle_first(path, forget=False)
+
+            team.once(write)
             outcome = train(
-                sweep, plan, truncate=truncate, stop=lambda: bool(stop()), say=say,
+                sweep, plan, truncate=truncate, stop=stop, say=say,
                 progress=lambda chunk: progress(chunk, len(sweep.grid)) if progress else None,
             )  # fmt: skip
-            if outcome.step == plan.steps:
+            team.exchange("written")
+            if outcome.step == plan.steps and team.first:
                 analysed(_summarise(path, record, sweep, outcome, started))
+        except PeerLost as lost:
+            raise PeerLost(f"{lost}; {team.advice}") from None
         except OSError as error:
             kept = max(checkpoint_steps(path), default=plan.first_step)
             reason = error.strerror or str(error)
@@ -213,13 +246,13 @@ def run_session(
             raise RunStopped(message, 1) from error
     if outcome.step < plan.steps:
         raise RunStopped(
-            f"stopped after {outcome.step} of {plan.steps} steps; to go on: periodic-jax resume {path}", stop()
+            f"stopped after {outcome.step} of {plan.steps} steps; to go on: periodic-jax resume {path}", sweep.stopped
         )
     return path
 
 
-def build_sweep(config: RunConfig) -> "Sweep":
-    """The grid of a configuration, ready to train. Within its `runtime.precision`."""
+def build_sweep(config: RunConfig, team: Team = ALONE, share: int | None = None) -> "Sweep":
+    """The grid of a configuration, ready to train. Within its `runtime.precision`. See `Sweep` for the arguments."""
     from periodic_jax.outline import network
     from periodic_jax.sweep import Sweep
 
@@ -228,7 +261,7 @@ def build_sweep(config: RunConfig) -> "Sweep":
         model, config.data, config.grid(), batch_size=config.batch_size, layout=config.layout,
         per_layer=config.per_layer, capacity=min(1000, planned_steps(config)), loss=config.loss,
         schedule=config.schedule, per_filter=config.norm_per == "filter", full_batch=config.full_batch,
-        augment=config.augment,
+        augment=config.augment, track_sharpness=config.track_sharpness, team=team, share=share,
     )  # fmt: skip
 
 
@@ -253,11 +286,7 @@ def _next_record(config: RunConfig, record: dict[str, Any] | None, sweep: "Sweep
     held = {"config": to_record(config, sweep.layout), "data": data}
     if record is None or "config" not in record:
         return {"format": results.FORMAT, **(record or {}), **held, **provenance(sweep)}
-    before = record.get("data", {})
-    differing = [name for name in data if name != "source" and data[name] != before.get(name)]
-    if differing:
-        name = differing[0]
-        raise ConfigError("--dataset", f"{config.dataset} with {name} {data[name]}", f"{before.get(name)}, as before")
+    check_images(config, record)
     ends = list(record.get("ends", ()))
     if "summary" in record and planned_steps(config) > record["config"]["steps"]:
         ends.append(record["config"]["steps"])

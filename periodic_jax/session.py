@@ -8,13 +8,15 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from periodic_jax import integrity
-from periodic_jax.checkpoints import Checkpoints, DamagedCheckpoint, load
+from periodic_jax.checkpoints import Checkpoints, DamagedCheckpoint, read, verify
+from periodic_jax.distributed import PeerLost
 from periodic_jax.errors import ConfigError
 from periodic_jax.results import TELEMETRY, checkpoint_steps
 from periodic_jax.sweep import Chunk, Sweep
@@ -32,6 +34,7 @@ class Plan:
         first_step: number of the first step; not 0 for a branch.
         ends: the ends of former plans, after which evaluations were made.
         keep, keep_every, seconds: of the checkpoints; see `Checkpoints`.
+        per_chunk, share: configurations in a chunk of the telemetry and of each process; see `telemetry.shares`.
     """
 
     path: Path
@@ -42,6 +45,8 @@ class Plan:
     keep: int = 2
     keep_every: int | None = None
     seconds: float = 10.0
+    per_chunk: int | None = None
+    share: int | None = None
 
     @property
     def eval_steps(self) -> list[int]:
@@ -72,7 +77,7 @@ def train(
     *,
     truncate: bool = False,
     progress: Callable[[Chunk], None] = lambda chunk: None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], int] = lambda: 0,
     say: Callable[[str], None] = print,
 ) -> Outcome:
     """Train to the planned end, recording every step.
@@ -91,17 +96,25 @@ def train(
     Raises:
         ConfigError: damaged telemetry, and ``truncate`` is not set.
         OSError: something could not be written; all up to the last checkpoint is kept.
+        PeerLost: another process has ended.
     """
-    start = find_start(sweep, plan, truncate, say)
+    start, team = find_start(sweep, plan, truncate, say), sweep.team
     checkpoints = Checkpoints(
-        plan.path, keep=plan.keep, keep_every=plan.keep_every, seconds=plan.seconds, first_step=plan.first_step
-    )
-    writer = TelemetryWriter(
-        plan.path, sweep.grid, plan.steps, plan.eval_steps, sweep.empty_telemetry(), sweep.evaluations,
-        sweep.layer_names(), plan.first_step,
+        plan.path, keep=plan.keep, keep_every=plan.keep_every, seconds=plan.seconds, first_step=plan.first_step,
+        team=team, share=plan.share,
     )  # fmt: skip
-    writer.truncate(start.step)
-    checkpoints.discard_after(start.step)
+
+    def opened() -> TelemetryWriter:
+        writer = TelemetryWriter(
+            plan.path, sweep.grid, plan.steps, plan.eval_steps, sweep.empty_telemetry(), sweep.evaluations,
+            sweep.layer_names(), plan.first_step, sweep.own, plan.per_chunk,
+        )  # fmt: skip
+        if team.first:
+            writer.truncate(start.step)
+            checkpoints.discard_after(start.step)
+        return writer
+
+    writer = team.in_turn(opened)
     if start.states is not None:
         sweep.restore(start.states, start.step)
         writer.write_diverged(start.states["diverged_at"])
@@ -125,8 +138,12 @@ def train(
                 timed_steps += chunk.steps
             elif chunk.steps:
                 timed_from = time.perf_counter()
-    finally:
+    except PeerLost:  # with whom the checkpoint under way would be written
+        raise
+    except BaseException:
         checkpoints.wait()
+        raise
+    checkpoints.wait()
     seconds = time.perf_counter() - timed_from if timed_from else 0.0
     return Outcome(sweep.step, seconds, timed_steps)
 
@@ -137,18 +154,19 @@ def find_start(sweep: Sweep, plan: Plan, truncate: bool, say: Callable[[str], No
     Raises:
         ConfigError: damaged telemetry, and ``truncate`` is not set.
     """
-    store = plan.path / TELEMETRY
+    store, team = plan.path / TELEMETRY, sweep.team
     start = newest(sweep, plan, plan.steps, say)
-    if not store.exists():
-        if start.step == plan.first_step:
-            return start
-        damaged = [integrity.Damage("", None, "missing")]
-    else:
+
+    def look() -> list[integrity.Damage]:
+        if not store.exists():
+            return [] if start.step == plan.first_step else [integrity.Damage("", None, "missing")]
         lengths = {
             "config": len(sweep.grid), "step": plan.steps - plan.first_step, "eval_step": len(plan.eval_steps),
             "layer": len(sweep.layer_names()),
         }  # fmt: skip
-        damaged = list(integrity.damage(store, plan.first_step, start.step, lengths))
+        return list(integrity.damage(store, plan.first_step, start.step, lengths))
+
+    damaged = [integrity.Damage(*one) for one in team.once(look)]
     if not damaged:
         return start
     if not truncate:
@@ -156,24 +174,26 @@ def find_start(sweep: Sweep, plan: Plan, truncate: bool, say: Callable[[str], No
         raise ConfigError(
             "telemetry", f"{store / damaged[0].file}{more}",
             f"what was written ({damaged[0].reason}); periodic-jax resume {plan.path} --truncate computes it again "
-            f"from {_place(plan, damaged)}",
+            f"from {_place(sweep, plan, damaged)}",
         )  # fmt: skip
     steps = [plan.first_step if one.first_step is None else one.first_step for one in damaged]
     start = newest(sweep, plan, min(steps), say)
-    if start.step == plan.first_step and store.exists():
-        shutil.rmtree(store)
+    if start.step == plan.first_step:
+        team.once(lambda: shutil.rmtree(store, ignore_errors=True))
     say(f"damaged telemetry: going back to step {start.step}")
     return start
 
 
 def newest(sweep: Sweep, plan: Plan, most: int, say: Callable[[str], None]) -> Start:
     """The newest whole checkpoint of at most ``most`` steps."""
-    like = sweep.export(sweep.states)
-    for step in reversed(checkpoint_steps(plan.path)):
+    like, team = sweep.export(sweep.states), sweep.team
+    for step in reversed(team.once(lambda: checkpoint_steps(plan.path))):
         if not plan.first_step <= step <= most:
             continue
         try:
-            return Start(step, load(plan.path, step, like))
+            team.once(partial(verify, plan.path, step, like, team, plan.share), DamagedCheckpoint)
+            read_here = partial(read, plan.path, step, like, team, plan.share)
+            return Start(step, team.together(read_here, DamagedCheckpoint))
         except DamagedCheckpoint as error:
             say(f"checkpoint {step} is damaged ({error}): falling back to the one before it")
     if plan.first_step:
@@ -183,8 +203,9 @@ def newest(sweep: Sweep, plan: Plan, most: int, say: Callable[[str], None]) -> S
     return Start(0, None)
 
 
-def _place(plan: Plan, damaged: list[integrity.Damage]) -> str:
+def _place(sweep: Sweep, plan: Plan, damaged: list[integrity.Damage]) -> str:
     """The step of the checkpoint to which truncation would go back."""
     most = min(plan.first_step if one.first_step is None else one.first_step for one in damaged)
-    step = max((step for step in checkpoint_steps(plan.path) if step <= most), default=plan.first_step)
+    steps = sweep.team.once(lambda: checkpoint_steps(plan.path))
+    step = max((step for step in steps if step <= most), default=plan.first_step)
     return f"step {step} on"

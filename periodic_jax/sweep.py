@@ -17,9 +17,11 @@ from jaxtyping import Array
 
 from periodic_jax import data as data_module
 from periodic_jax import tuning
+from periodic_jax.distributed import ALONE, Team
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import HParams, SweepGrid
-from periodic_jax.layouts import Arrangement, check_layout
+from periodic_jax.landscape.online import SHARPNESS
+from periodic_jax.layouts import Arrangement, check_layout, device_shape
 from periodic_jax.programs import CORRUPTION, EVALUATIONS, PER_LAYER, SCALARS, Programs
 from periodic_jax.train import TrainState, create_train_state
 
@@ -67,13 +69,19 @@ class Sweep:
         full_batch: each step is full-batch gradient descent, accumulated over mini-batches in the data's own order; the
             images after the last whole one are left out.
         augment: crop and flip the images of each step at random, all configurations of a seed alike.
+        track_sharpness: steps between measurements of the sharpness, see `landscape.online`; None: no measurements.
         devices: JAX devices to shard the configurations over; all, if None.
+        team: the processes that train the grid together, each with its own devices.
+        share: configurations of each process but the last, which has the rest.
 
     Attributes:
+        own: the configurations of this process, which are all if it is alone. Results, and states on the host, are
+            theirs.
         evaluations: names of what is evaluated; of corrupted and clean labels apart where the data set has corrupted
             ones.
-        states: the training state of all configurations, stacked ``(seeds, members, ...)``. The compiled chunk takes
+        states: the training state of all configurations, stacked ``(rows, members, ...)``. The compiled chunk takes
             its memory over: after each chunk the attribute is a new tree and the old arrays are gone.
+        stopped: what ``stop`` said, if it ended the last `chunks`; 0 otherwise.
         compilations: how often the chunk program was traced; 1 after any number of chunks.
 
     Raises:
@@ -95,41 +103,50 @@ class Sweep:
         per_filter: bool = False,
         full_batch: bool = False,
         augment: bool = False,
+        track_sharpness: int | None = None,
         devices: list[Any] | None = None,
+        team: Team = ALONE,
+        share: int | None = None,
     ) -> None:
         check_batch_size(batch_size, dataset)
         check_layout(layout)
         self.grid, self.batch_size, self.capacity = grid, batch_size, capacity
-        self.recorded = SCALARS + (PER_LAYER if per_layer else ())
+        self.recorded = SCALARS + (SHARPNESS if track_sharpness else ()) + (PER_LAYER if per_layer else ())
         self.evaluations = EVALUATIONS + (() if dataset.corrupted is None else CORRUPTION)
-        devices = devices or jax.devices()
-        groups = np.unique(grid.seeds, return_counts=True)[1]
-        self.devices = devices[: min(len(devices), int(groups.max()))]
-        self.mesh = Mesh(np.array(self.devices), ("member",))
-        self.arrangement = Arrangement.of(grid.seeds, len(self.devices))
+        self.team, share = team, share or -(-len(grid) // team.count)
+        shares = [slice(k * share, min((k + 1) * share, len(grid))) for k in range(team.count)]
+        if shares[-1].start >= len(grid):
+            most = -(-len(grid) // share)
+            raise ConfigError("--num-processes", team.count, f"at most {most} for {len(grid)} configurations")
+        self.own = shares[team.index]
+        held = [[d for d in devices or jax.devices() if d.process_index == host] for host in team.hosts]
+        each = min(shares[0].stop, *(len(local) for local in held))
+        self.devices = [device for local in held for device in local[:each]]
+        self.mesh = Mesh(np.array(self.devices), ("device",))
+        seeds = [grid.seeds[part] for part in shares]
+        self.arrangement = Arrangement.of(seeds[team.index], each, device_shape(seeds, each))
         self.compilations = 0
-        self.step = 0
+        self.step, self.stopped = 0, 0
 
         dtype = getattr(model, "param_dtype", jnp.float32)
-        members, everywhere = NamedSharding(self.mesh, P(None, "member")), NamedSharding(self.mesh, P())
-        put = partial(jax.device_put, device=everywhere)
-        self.data = jax.tree.map(put, data_module.to_device(dataset, dtype))
-        self.seeds = put(jnp.asarray(self.arrangement.seeds, jnp.uint32))
-        stacked = HParams(*(jnp.asarray(h[self.arrangement.source], dtype) for h in grid.hparams()))
-        self.hparams = jax.tree.map(partial(jax.device_put, device=members), stacked)
+        self.data = jax.tree.map(self._everywhere, data_module.to_device(dataset, dtype))
+        self.seeds = self._placed(self.arrangement.seeds.astype(np.uint32))
+        shown = self.own.start + self.arrangement.source
+        self.hparams = HParams(*(self._placed(h[shown].astype(dtype)) for h in grid.hparams()))
         shape = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), dtype)
         create = partial(create_train_state, loss=loss, schedule=schedule, per_filter=per_filter)
         self._fresh_states = self._initialiser(create, model, shape)
         self._programs = partial(
             Programs, batch_size=batch_size, images=len(dataset.images), capacity=capacity, recorded=self.recorded,
-            full_batch=full_batch, augment=augment,
+            full_batch=full_batch, augment=augment, track_sharpness=track_sharpness,
         )  # fmt: skip
         about = (jax.__version__, self.devices[0].device_kind, len(self.devices), self.arrangement.source.shape, model)
-        about += (shape, per_layer, loss, schedule, per_filter, full_batch, augment)
+        about += (shape, per_layer, loss, schedule, per_filter, full_batch, augment, track_sharpness)
         about += (jax.config.values["jax_default_matmul_precision"],)
-        local = self.arrangement.source.shape[1] // len(self.devices)
-        layouts = tuning.candidates(self.devices[0].platform, local) if layout == "auto" else [layout]
-        self._settle(tuning.fastest(layouts, self._time, about), local)
+        members = self.arrangement.source.shape[1]
+        layouts = tuning.candidates(self.devices[0].platform, members) if layout == "auto" else [layout]
+        self._settle(tuning.fastest(layouts, self._time, about, self._first_says), members)
+        team.check_same({"--layout": self.layout})
 
     def _settle(self, layout: str, members: int) -> None:
         """Compile the programs in a layout, or where they need more memory than there is, in a smaller one."""
@@ -146,16 +163,20 @@ class Sweep:
         """Seconds of a step in a layout; infinite where it does not fit the memory."""
         self._lay_out_programs(layout)
         try:
-            return tuning.seconds_per_step(self._train_from_start)
+            return tuning.seconds_per_step(self._train_from_start, self._first_says)
         except jax.errors.JaxRuntimeError as error:
             if not tuning.is_out_of_memory(error):
                 raise
             return float("inf")
 
+    def _first_says(self, value: Any) -> Any:
+        """What process 0 found: timings differ, and all must draw the same conclusions."""
+        return self.team.once(lambda: value)
+
     def _train_from_start(self, count: int) -> None:
         """``count`` steps from fresh states, which are the sweep's after none; none take as much memory as many."""
         count = min(count, self.capacity)
-        data = (self.hparams, self.seeds, self.data, jnp.int32(0), jnp.int32(count))
+        data = (self.hparams, self.seeds, self.data, np.int32(0), np.int32(count))
         self.states, _ = jax.block_until_ready(self._run_chunk(self._fresh_states(), *data))
 
     def _lay_out_programs(self, layout: str) -> None:
@@ -167,9 +188,9 @@ class Sweep:
             return programs.chunk(*arguments)
 
         shard = partial(jax.shard_map, mesh=self.mesh, check_vma=False)
-        over = P(None, "member")
-        results = (over, P(None, None, "member"))
-        sharded = shard(chunk, in_specs=(over, over, P(), P(), P(), P()), out_specs=results)
+        over = P("device")
+        results = (over, P(None, "device"))
+        sharded = shard(chunk, in_specs=(over, over, over, P(), P(), P()), out_specs=results)
         self._run_chunk = jax.jit(sharded, donate_argnums=0)
         self._copy = jax.jit(lambda states: jax.tree.map(jnp.copy, states))
         self._run_evaluation = jax.jit(shard(programs.evaluation, in_specs=(over, P()), out_specs=over))
@@ -183,7 +204,7 @@ class Sweep:
         origin: int = 0,
         mark_every: int | None = None,
         keep: Callable[[int], bool] = lambda step: False,
-        stop: Callable[[], bool] = lambda: False,
+        stop: Callable[[], int] = lambda: 0,
     ) -> Iterator[Chunk]:
         """Train for that many more steps.
 
@@ -197,9 +218,9 @@ class Sweep:
             seconds: wanted duration of a chunk.
             origin: the run's first step.
             mark_every: chunks end at its multiples too.
-            keep: asked at the end of each chunk, with the number of updates made, whether the states there are wanted.
-                Those at the end of the last chunk come anyway.
-            stop: asked before each chunk; ends the training early.
+            keep: asked before each chunk, with the number of updates made after it, whether the states there are
+                wanted. Those at the end of the last chunk come anyway.
+            stop: asked before each chunk; anything but 0, in any process, ends the training early.
 
         Yields:
             Consecutive chunks.
@@ -212,17 +233,23 @@ class Sweep:
             first = self._fetch_evaluation(self._run_evaluation(self.states, self.data))
             yield Chunk(origin, self.empty_telemetry(), first, self._diverged())
         started, chunk_number = time.perf_counter(), 0
-        while self.step < end and not stop():
+        while self.step < end:
             due = min((self.step // eval_every + 1) * eval_every, end) if eval_every else end
             mark = min((self.step // mark_every + 1) * mark_every, due) if mark_every else due
             count = min(size, mark - self.step)
+            # What depends on clocks and signals is agreed upon: process 0 decides, any may stop all.
+            asked = self.team.exchange([count, bool(keep(self.step + count)), int(stop())])
+            count, kept_here, _ = asked[0]
+            self.stopped = max(status for _, _, status in asked)
+            if self.stopped:
+                break
             first_step, self.step = self.step, self.step + count
             self.states, telemetry = self._run_chunk(
-                self.states, self.hparams, self.seeds, self.data, jnp.int32(first_step), jnp.int32(count)
+                self.states, self.hparams, self.seeds, self.data, np.int32(first_step), np.int32(count)
             )
             evaluation = self._run_evaluation(self.states, self.data) if eval_every and self.step == due else None
-            diverged = jnp.copy(self.states.diverged_at)
-            kept = self._copy(self.states) if self.step < end and keep(self.step) else None
+            diverged = self._copy(self.states.diverged_at)
+            kept = self._copy(self.states) if self.step < end and kept_here else None
             if pending:
                 yield self._fetch(*pending)
             pending = (first_step, telemetry, count, evaluation, diverged, kept)
@@ -235,11 +262,39 @@ class Sweep:
             yield self._fetch(*pending)._replace(states=self.states)
 
     def export(self, states: TrainState) -> dict[str, np.ndarray]:
-        """States as host arrays by name, ``(configs, ...)`` in the grid's order, whatever the number of devices.
+        """States of this process's configurations as host arrays by name, ``(configs, ...)`` in the grid's order,
+        whatever the number of devices.
 
         Leaves without elements are left out.
         """
-        return {name: self.arrangement.flatten(leaf) for name, leaf in _named_leaves(states) if leaf.size}
+        return {name: self._flat(leaf) for name, leaf in named_leaves(states) if leaf.size}
+
+    def seconds_per_step(self) -> float:
+        """Time of a step of all configurations, measured from the start; afterwards the sweep is at no step."""
+        return tuning.seconds_per_step(self._train_from_start)
+
+    def seconds_per_evaluation(self) -> float:
+        """Time of an evaluation of all configurations, after one to compile."""
+        import time
+
+        jax.block_until_ready(self._run_evaluation(self.states, self.data))
+        started = time.perf_counter()
+        jax.block_until_ready(self._run_evaluation(self.states, self.data))
+        return time.perf_counter() - started
+
+    def bytes_of_temporaries(self) -> int:
+        """Memory that the chunk program takes on one device, besides states and results."""
+        data = (self.hparams, self.seeds, self.data, np.int32(0), np.int32(0))
+        analysis = self._run_chunk.lower(self.states, *data).compile().memory_analysis()
+        return int(getattr(analysis, "temp_size_in_bytes", 0))
+
+    def bytes_of_data(self) -> int:
+        """Bytes of the data set on each device."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.data))
+
+    def bytes_of_a_state(self) -> int:
+        """Bytes of one configuration's training state."""
+        return sum(leaf.nbytes // self.hparams.lr.size for leaf in jax.tree.leaves(self.states))
 
     def restore(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
         """Continue from what `export` gave, after ``step`` updates.
@@ -248,11 +303,9 @@ class Sweep:
             arrays: of the names, shapes and dtypes of ``export(self.states)``.
             step: updates made so far.
         """
-        sharding = NamedSharding(self.mesh, P(None, "member"))
-        names = [name for name, _ in _named_leaves(self.states)]
         leaves = [
-            jax.device_put(arrays[name][self.arrangement.source], sharding) if leaf.size else leaf
-            for name, leaf in zip(names, jax.tree.leaves(self.states), strict=True)
+            self._placed(arrays[name][self.arrangement.source]) if leaf.size else leaf
+            for name, leaf in named_leaves(self.states)
         ]
         self.states = jax.tree.unflatten(jax.tree.structure(self.states), leaves)
         self.step = step
@@ -282,29 +335,45 @@ class Sweep:
         def spread(leaf: Array) -> Array:
             return jnp.repeat(leaf[:, None], members, axis=1)
 
-        # One seed at a time: a seed's initial weights must not depend on how many seeds there are.
-        initialise = jax.jit(lambda seeds: jax.tree.map(spread, jax.lax.map(of_seed, seeds)))
-        sharding = NamedSharding(self.mesh, P(None, "member"))
-        return lambda: jax.tree.map(partial(jax.device_put, device=sharding), initialise(self.seeds))
+        def initialise(seeds: Array) -> TrainState:
+            # One row at a time: a seed's initial weights must not depend on how many there are.
+            return jax.tree.map(spread, jax.lax.map(of_seed, seeds))
+
+        over = P("device")
+        sharded = jax.shard_map(initialise, mesh=self.mesh, in_specs=over, out_specs=over, check_vma=False)
+        return partial(jax.jit(sharded), self.seeds)
+
+    def _placed(self, rows: Any) -> Array:
+        """Rows of this process on its devices."""
+        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, P("device")), np.asarray(rows))
+
+    def _everywhere(self, array: Any) -> Array:
+        """What all devices are to hold."""
+        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, P()), np.asarray(array))
+
+    def _flat(self, array: Array, axis: int = 0) -> np.ndarray:
+        """This process's configurations, on the host, of an array whose axis ``axis`` are the rows."""
+        shards = sorted(array.addressable_shards, key=lambda shard: shard.index[axis].start or 0)
+        return self.arrangement.flatten(np.concatenate([shard.data for shard in shards], axis), axis)
 
     def _fetch(self, first_step: int, telemetry: Any, count: int, evaluation: Any, diverged: Any, kept: Any) -> Chunk:
         arrays = {}
         for kind, buffer in telemetry.items():
             # Cut on the host: a slice on the device would be compiled again for each length.
-            flat = self.arrangement.flatten(np.asarray(buffer)[:count], axis=1)  # (steps, configs, names, ...)
+            flat = self._flat(buffer, axis=1)[:count]  # (steps, configs, names, ...)
             for i, name in enumerate(self.programs.kinds()[kind]):
                 arrays[name] = np.moveaxis(flat[:, :, i], 0, 1)
         evaluated = evaluation and self._fetch_evaluation(evaluation)
-        return Chunk(first_step, arrays, evaluated, self.arrangement.flatten(diverged), kept)
+        return Chunk(first_step, arrays, evaluated, self._flat(diverged), kept)
 
     def _fetch_evaluation(self, evaluation: dict[str, Any]) -> dict[str, np.ndarray]:
-        return {name: self.arrangement.flatten(value) for name, value in evaluation.items()}
+        return {name: self._flat(value) for name, value in evaluation.items()}
 
     def _diverged(self) -> np.ndarray:
-        return self.arrangement.flatten(self.states.diverged_at)
+        return self._flat(self.states.diverged_at)
 
 
-def _named_leaves(states: TrainState) -> list[tuple[str, Any]]:
+def named_leaves(states: TrainState) -> list[tuple[str, Any]]:
     """Every leaf with a name such as ``params.conv0.kernel``."""
     paths = jax.tree_util.tree_leaves_with_path(states)
     return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in paths]

@@ -35,7 +35,10 @@ HEADS = {
     "mean_predicted_fall_steps": "predicted", "equilibrium_weight_norm": "norm*", "measured_weight_norm": "measured",
     "equilibrium_effective_lr": "ELR*", "measured_effective_lr": "measured", "budget_residual": "budget off by",
     "radial_leak": "leak", "forecast_origin": "after step", "forecast_soonest": "soonest", "forecast_latest": "latest",
-    "forecast_expected": "expected",
+    "forecast_expected": "expected", "checkpoint": "step", "gradient_norm": "gradient", "gradient_std_norm": "its std",
+    "noise_scale": "noise scale", "hessian_trace": "tr H", "hessian_largest": "largest of H",
+    "gauss_newton_trace": "tr G", "gauss_newton_largest": "largest of G", "sphere_sharpness": "sharpness",
+    "elr_times_sharpness": "x ELR",
 }  # fmt: skip
 WHOLE = ("mean_period", "diverged_at", "mean_fall_steps", "mean_predicted_fall_steps", "violations", *FORECASTS)
 
@@ -63,6 +66,38 @@ def as_text(analysis: xr.Dataset, columns: Sequence[str] = SHOWN) -> str:
     return out.getvalue()
 
 
+LANDSCAPE_COLUMNS = (
+    "checkpoint", "part", "loss", "gradient_norm", "gradient_std_norm", "noise_scale", "hessian_trace",
+    "hessian_largest", "gauss_newton_trace", "gauss_newton_largest", "sphere_sharpness", "elr_times_sharpness",
+    "reason",
+)  # fmt: skip
+
+
+def landscape_as_text(found: xr.Dataset) -> str:
+    """A table of a landscape for the terminal, a row for each configuration, checkpoint and part of the images."""
+    kinds = [name for name in ("hessian", "gauss_newton") if found.sizes.get("rank")]
+    found = found.assign({f"{k}_largest": found[f"{k}_eigenvalue"].isel(rank=0) for k in kinds})
+    numbers = [name for name in LANDSCAPE_COLUMNS if name in found.variables]
+    cases = [
+        found[numbers].isel(checkpoint=i, part=k, drop=False)
+        for i in range(found.sizes["checkpoint"])
+        for k in range(found.sizes["part"])
+    ]
+    flat = [
+        case.drop_vars(["checkpoint", "part"]).assign(
+            checkpoint=("config", np.full(case.sizes["config"], int(case.checkpoint))),
+            part=("config", np.full(case.sizes["config"], str(case.part.values))),
+        )
+        for case in cases
+    ]
+    table = xr.concat(flat, "config")
+    if found.sizes["part"] == 1:
+        numbers.remove("part")
+    if not (table.reason != "").any():
+        numbers.remove("reason")
+    return as_text(table, numbers)
+
+
 def findings(analysis: xr.Dataset) -> str:
     """What the whole run says, in a few lines: slopes, bounds, the rotation budget, the back-test of forecasts."""
     out = io.StringIO()
@@ -88,9 +123,25 @@ def findings(analysis: xr.Dataset) -> str:
     plain = np.abs(analysis.budget_residual.values)
     if np.isfinite(plain).any():
         out.write(f"rotation budget: off by at most {np.nanmax(plain):.1e} of the rotation (plain SGD)\n")
+    if "onset_elr_times_sharpness" in analysis:
+        out.write(_stability(analysis))
     if "backtest_expected" in analysis:
         out.write(_backtest(analysis))
     return out.getvalue()
+
+
+def _stability(analysis: xr.Dataset) -> str:
+    """Effective learning rate x sharpness in units of its threshold, before destabilisations and in the falls."""
+    text, limit = "", analysis.stability_threshold.values[:, None]
+    for name, where in (("onset", "before destabilisations"), ("fall", "in the first halves of the falls")):
+        ratios = analysis[f"{name}_elr_times_sharpness"].values / limit
+        if (known := ratios[np.isfinite(ratios)]).size:
+            low, middle, high = np.quantile(known, (0.25, 0.5, 0.75))
+            text += (
+                f"ELR x sharpness over its threshold, {where}: {middle:.2f} (median), quartiles {low:.2f} and "
+                f"{high:.2f}, {known.size} of them, {np.mean(known < 1):.0%} below 1\n"
+            )
+    return text
 
 
 def _backtest(analysis: xr.Dataset) -> str:
@@ -128,33 +179,43 @@ def save(analysis: xr.Dataset, folder: Path) -> list[Path]:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    store, draft, old = (folder / (ANALYSIS + end) for end in ("", ".partial", ".old"))
+    store = write_store(analysis, folder / ANALYSIS)
+    to_csv(analysis, folder / SUMMARY_FILE)
+    return [folder / SUMMARY_FILE, store]
+
+
+def write_store(dataset: xr.Dataset, store: Path) -> Path:
+    """Write a Dataset as a zarr store, whole or not at all, over an earlier one.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    draft, old = (store.with_name(store.name + end) for end in (".partial", ".old"))
     # Words become numbers with their meanings in the attributes: zarr's format has no settled type for words yet.
     try:
-        for left in (draft, old):  # by an analysis that was killed
+        for left in (draft, old):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
-        _numeric(analysis).to_zarr(LocalStore(draft), mode="w-", zarr_format=3, consolidated=False)
+        _numeric(dataset).to_zarr(LocalStore(draft), mode="w-", zarr_format=3, consolidated=False)
         if store.exists():
             os.replace(store, old)
         os.replace(draft, store)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise ConfigError("run directory", folder, f"a folder that can be written ({error.strerror})") from None
+        raise ConfigError("run directory", store.parent, f"a folder that can be written ({error.strerror})") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    to_csv(analysis, folder / SUMMARY_FILE)
-    return [folder / SUMMARY_FILE, store]
+    return store
 
 
-def _numeric(analysis: xr.Dataset) -> xr.Dataset:
+def _numeric(dataset: xr.Dataset) -> xr.Dataset:
     """The Dataset with words as numbers and their meanings in ``flag_meanings``, as in the CF conventions."""
-    words = {name: array for name, array in analysis.variables.items() if array.dtype.kind in "UO"}
+    words = {name: array for name, array in dataset.variables.items() if array.dtype.kind in "UO"}
     changed = {}
     for name, array in words.items():
         meanings, codes = np.unique(array.values.astype(str), return_inverse=True)
         attributes = {**array.attrs, "flag_values": list(range(len(meanings))), "flag_meanings": meanings.tolist()}
         changed[name] = (array.dims, codes.astype(np.int32), attributes)
-    return analysis.drop_vars(words).assign(changed).set_coords([n for n in ("check", "fit") if n in words])
+    return dataset.drop_vars(words).assign(changed).set_coords([n for n in words if n in dataset.coords])
 
 
 def open_analysis(path: str | Path) -> xr.Dataset:
@@ -163,17 +224,27 @@ def open_analysis(path: str | Path) -> xr.Dataset:
     Raises:
         ConfigError: there is none, or a damaged one.
     """
-    store = Path(path) / ANALYSIS
+    return read_store(Path(path) / ANALYSIS, "an analysis, as periodic-jax analyze writes it")
+
+
+def read_store(store: Path, accepted: str) -> xr.Dataset:
+    """Read what `write_store` wrote, with its words.
+
+    Args:
+        store: the folder.
+        accepted: what it should be, for the error.
+
+    Raises:
+        ConfigError: there is none, or a damaged one.
+    """
     try:
         stored = xr.open_zarr(LocalStore(store, read_only=True), consolidated=False, zarr_format=3, chunks=None).load()
         coded = {name: array for name, array in stored.variables.items() if "flag_meanings" in array.attrs}
         words = {name: (a.dims, np.asarray(a.attrs["flag_meanings"])[a.values]) for name, a in coded.items()}
-        return stored.drop_vars(coded).assign(words).set_coords([n for n in ("check", "fit") if n in words])
+        return stored.drop_vars(coded).assign(words).set_coords([n for n in words if n in stored.coords])
     except Exception as error:  # whatever a damaged or foreign store makes zarr, NumPy or xarray raise
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ConfigError(
-            "run directory", store, f"an analysis, as periodic-jax analyze writes it ({reason})"
-        ) from None
+        raise ConfigError("run directory", store, f"{accepted} ({reason})") from None
 
 
 def column(analysis: xr.Dataset, name: str) -> np.ndarray:

@@ -3,6 +3,8 @@
 What the store looks like, and how it is read, is told in `results`.
 """
 
+import contextlib
+import itertools
 import json
 import math
 import os
@@ -20,9 +22,50 @@ from periodic_jax.grid import AXES, SweepGrid
 from periodic_jax.integrity import METADATA, seal_metadata, write_json
 from periodic_jax.results import ATTRIBUTES, FORMAT, TELEMETRY
 
+MOST_IN_CHUNK = 4096  # configurations
+
+
+def shares(path: Path, configs: int, processes: int) -> tuple[int, int]:
+    """How many configurations a chunk of a run's store holds, and how many each process, which are whole chunks.
+
+    The chunks of a store are kept as they are where the processes can share them evenly, to a quarter.
+
+    Args:
+        path: the run directory.
+        configs: number of configurations.
+        processes: that write side by side.
+
+    Example:
+        >>> shares(Path("none"), 10, 1), shares(Path("none"), 10, 4), shares(Path("none"), 10000, 2)
+        ((10, 10), (3, 3), (2500, 5000))
+    """
+    store = path / TELEMETRY
+    replaced = store.with_name(store.name + ".replaced")
+    if replaced.exists():  # killed while chunks were regrouped
+        shutil.rmtree(replaced) if store.exists() else replaced.rename(store)
+    even = -(-configs // processes)
+    for metadata in store.glob(f"loss/{METADATA}"):
+        with contextlib.suppress(ValueError, LookupError, TypeError):  # damage is told of later
+            chunk = int(json.loads(metadata.read_bytes())["chunk_grid"]["configuration"]["chunk_shape"][0])
+            if chunk > 0 and (processes == 1 or -(-even // chunk) * chunk <= 1.25 * even):
+                return chunk, -(-even // chunk) * chunk
+    return regular_shares(configs, processes)
+
+
+def regular_shares(configs: int, processes: int) -> tuple[int, int]:
+    """As `shares`, of a new store."""
+    even = -(-configs // processes)
+    chunk = -(-even // -(-even // MOST_IN_CHUNK))
+    return chunk, -(-even // chunk) * chunk
+
+
+def along_steps(per_chunk: int, numbers: int) -> int:
+    """Steps in a chunk of so many configurations, with so many numbers of each."""
+    return int(np.clip(2**20 // (per_chunk * numbers), 100, 4000))
+
 
 class TelemetryWriter:
-    """Writes one run's telemetry; the only writer of its store. A store that exists is continued.
+    """Writes one run's telemetry, or a process's part of it. A store that exists is continued.
 
     Args:
         path: the run directory, already claimed.
@@ -33,6 +76,8 @@ class TelemetryWriter:
         evaluations: names of the evaluated quantities.
         layers: names of the layers, for the ``layer`` dimension.
         first_step: the first step that is recorded; not 0 for a branch of another run.
+        own: the configurations that are written here, whole chunks of them; all, if None.
+        per_chunk: configurations in a chunk; see `shares`. A store that exists is rewritten if it has others.
     """
 
     def __init__(
@@ -45,20 +90,25 @@ class TelemetryWriter:
         evaluations: Sequence[str],
         layers: Sequence[str] = (),
         first_step: int = 0,
+        own: slice | None = None,
+        per_chunk: int | None = None,
     ) -> None:
         self._store, self._first = path / TELEMETRY, first_step
+        self._all = slice(0, len(grid))
+        self._own = own or self._all
+        self._per_chunk = per_chunk or shares(path, len(grid), 1)[0]
         self._names, self._evaluations = list(shapes), list(evaluations)
         self._eval_index = {step: i for i, step in enumerate(eval_steps)}
         self._changed: set[Path] = set()
         if not self._store.exists():
-            self._build(grid, steps, eval_steps, shapes, layers)
+            self._build(grid, steps, eval_steps, shapes, layers).replace(self._store)
         self._fit(steps - first_step, len(eval_steps))
-        # As a LocalStore: a path given as text would be taken for an address where it has "::" in it.
-        group = zarr.open_group(LocalStore(self._store), mode="r+", zarr_format=3)
-        whole: Any = {"write_empty_chunks": True}  # so that a missing file is always damage
-        self._arrays: dict[str, Any] = {name: array.with_config(whole) for name, array in group.arrays()}
+        if self._opened()["loss"].chunks[0] != self._per_chunk:
+            self._regroup(self._build(grid, steps, eval_steps, shapes, layers))
+        self._arrays = self._opened()
         for name, values in (("step", np.arange(first_step, steps)), ("eval_step", np.asarray(eval_steps, np.int64))):
-            self._arrays[name][:] = values
+            if not np.array_equal(self._arrays[name][:], values):
+                self._arrays[name][:] = values
 
     def write(self, first_step: int, telemetry: Mapping[str, np.ndarray]) -> None:
         """Write a block of consecutive steps ``(configs, steps, ...)``."""
@@ -73,8 +123,8 @@ class TelemetryWriter:
 
     def write_diverged(self, diverged_at: np.ndarray) -> None:
         """Write the step at which each configuration diverged, -1 for never."""
-        self._arrays["diverged_at"][:] = np.where(diverged_at < 0, np.nan, diverged_at)
-        self._changed.add(self._store / "diverged_at/c/0")
+        self._arrays["diverged_at"][self._own] = np.where(diverged_at < 0, np.nan, diverged_at)
+        self._changed.update(self._store / f"diverged_at/c/{k}" for k in self._chunks(self._own))
 
     def truncate(self, step: int) -> None:
         """Forget all that was recorded after ``step`` updates, and what a killed process left half-written."""
@@ -95,24 +145,50 @@ class TelemetryWriter:
                 os.close(handle)
         self._changed.clear()
 
-    def _put(self, name: str, begin: int, block: np.ndarray) -> None:
-        array, end = self._arrays[name], begin + block.shape[1]
-        array[:, begin:end] = block
+    def _put(self, name: str, begin: int, block: np.ndarray, configs: slice | None = None) -> None:
+        array, end, configs = self._arrays[name], begin + block.shape[1], configs or self._own
+        array[configs, begin:end] = block
         rest = "/0" * (array.ndim - 2)
         chunks = range(begin // array.chunks[1], -(-end // array.chunks[1]))
-        self._changed.update(self._store / f"{name}/c/0/{chunk}{rest}" for chunk in chunks)
+        places = itertools.product(self._chunks(configs), chunks)
+        self._changed.update(self._store / f"{name}/c/{k}/{chunk}{rest}" for k, chunk in places)
+
+    def _chunks(self, configs: slice) -> range:
+        """The chunks that hold some configurations."""
+        return range(configs.start // self._per_chunk, -(-configs.stop // self._per_chunk))
+
+    def _opened(self, store: Path | None = None) -> dict[str, Any]:
+        # As a LocalStore: a path given as text would be taken for an address where it has "::" in it.
+        group = zarr.open_group(LocalStore(store or self._store), mode="r+", zarr_format=3)
+        whole: Any = {"write_empty_chunks": True}  # so that a missing file is always damage
+        return {name: array.with_config(whole) for name, array in group.arrays()}
+
+    def _regroup(self, draft: Path) -> None:
+        """Move what is recorded into a new store, whose chunks no two processes share."""
+        there, here = self._opened(draft), self._opened()
+        for name in ("step", "eval_step", "diverged_at"):
+            there[name][:] = here[name][:]
+        for name in (*self._names, *self._evaluations):
+            along = here[name].chunks[1]
+            for k in sorted({int(file.name) for file in (self._store / name / "c").glob("*/*")}):
+                there[name][:, k * along : (k + 1) * along] = here[name][:, k * along : (k + 1) * along]
+        replaced = self._store.with_name(self._store.name + ".replaced")
+        self._store.rename(replaced)
+        draft.rename(self._store)
+        shutil.rmtree(replaced)
 
     def _cut(self, name: str, kept: int) -> None:
         """Remove the chunks from index ``kept`` on, and fill the rest of the one that it falls into."""
         array = self._arrays[name]
         along = array.chunks[1]
         first = -(-kept // along)
-        for chunk in (self._store / name / "c/0").glob("*"):
+        for chunk in (self._store / name / "c").glob("*/*"):
             if chunk.name.isdecimal() and int(chunk.name) >= first:
                 shutil.rmtree(chunk) if chunk.is_dir() else chunk.unlink()
         if kept % along and first * along > kept:
             end = min(first * along, array.shape[1])
-            self._put(name, kept, np.full((array.shape[0], end - kept, *array.shape[2:]), np.nan, array.dtype))
+            unknown = np.full((array.shape[0], end - kept, *array.shape[2:]), np.nan, array.dtype)
+            self._put(name, kept, unknown, self._all)
 
     def _build(
         self,
@@ -121,14 +197,14 @@ class TelemetryWriter:
         eval_steps: Sequence[int],
         shapes: Mapping[str, np.ndarray],
         layers: Sequence[str],
-    ) -> None:
-        """Create the store, beside its place first: it is there whole or not at all."""
+    ) -> Path:
+        """Create a store beside its place, so that it comes there whole or not at all."""
         draft = self._store.with_name(self._store.name + ".partial")
         if draft.exists():
             shutil.rmtree(draft)
         group = zarr.create_group(LocalStore(draft), zarr_format=3)
         group.attrs.update({"swept": list(grid.swept), "format": FORMAT})
-        configs, recorded = len(grid), steps - self._first
+        configs, recorded, grouped = len(grid), steps - self._first, self._per_chunk
 
         def create(name: str, shape: Any, chunks: Any, dims: Sequence[str], dtype: Any) -> Any:
             long_name, units = ATTRIBUTES[name]
@@ -146,18 +222,18 @@ class TelemetryWriter:
         if any(s.ndim == 3 for s in shapes.values()):
             create("layer", (len(layers),), (len(layers),), ("layer",), np.int64)[:] = np.arange(len(layers))
             group.attrs["layer_names"] = list(layers)
-        create("diverged_at", (configs,), (configs,), ("config",), np.float64)[:] = np.full(configs, np.nan)
+        create("diverged_at", (configs,), (grouped,), ("config",), np.float64)[:] = np.full(configs, np.nan)
         for name, empty in shapes.items():
             extra = empty.shape[2:]
-            along = int(np.clip(2**20 // (configs * math.prod(extra)), 100, 4000))
+            along = along_steps(grouped, math.prod(extra))
             dims = ("config", "step", "layer")[: empty.ndim]
-            create(name, (configs, recorded, *extra), (configs, along, *extra), dims, empty.dtype)
+            create(name, (configs, recorded, *extra), (grouped, along, *extra), dims, empty.dtype)
         for name in self._evaluations:
-            chunks = (configs, max(len(eval_steps), 100))
+            chunks = (grouped, max(len(eval_steps), 100))
             create(name, (configs, len(eval_steps)), chunks, ("config", "eval_step"), shapes["loss"].dtype)
         for file in draft.rglob(METADATA):
             write_json(file, seal_metadata(json.loads(file.read_text())))
-        draft.replace(self._store)
+        return draft
 
     def _fit(self, recorded: int, evaluations: int) -> None:
         """Give the arrays the planned lengths; they change when a run is extended."""

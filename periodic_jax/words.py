@@ -23,6 +23,9 @@ OPTIONAL = (
     "resize",
     "keep_every",
     "step",
+    "num_processes",
+    "process_id",
+    "track_sharpness",
 )
 
 
@@ -44,7 +47,7 @@ def to_config(options: Sweep) -> "RunConfig":
     axes["seed"] = tuple(int(seed) for seed in axes["seed"])
     counts = (
         "width", "depth", "batch_size", "steps", "epochs", "eval_every", "validation", "split_classes",
-        "use_data_size", "resize", "keep", "keep_every",
+        "use_data_size", "resize", "keep", "keep_every", "track_sharpness",
     )  # fmt: skip
     whole: dict[str, Any] = {name: whole_number(name, getattr(options, name)) for name in counts}
     return RunConfig(

@@ -36,8 +36,8 @@ def test_import_is_light_and_fast():
 def test_looking_at_results_needs_no_jax():
     """Imported one after the other, and what is loaded after each."""
     names = [
-        "errors", "runtime", "dynamics", "grid", "segments", "decimation", "periods", "regimes", "theory", "forecast",
-        "results", "analysis", "tables", "plots", "report", "export",
+        "errors", "runtime", "dynamics", "grid", "segments", "decimation", "periods", "regimes", "theory", "stability",
+        "forecast", "results", "analysis", "tables", "plots", "report", "export",
     ]  # fmt: skip
     after_each = f"[importlib.import_module('periodic_jax.' + name) and list(sys.modules) for name in {names}]"
     code = f"import sys, json, importlib; print(json.dumps({after_each}))"

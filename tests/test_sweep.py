@@ -8,7 +8,8 @@ import pytest
 from reference import augmented
 
 from periodic_jax import Batch, ConfigError, SweepGrid, create_train_state, data, dynamics, models, train_step
-from periodic_jax.sweep import Arrangement, Sweep, lay_out
+from periodic_jax.layouts import Arrangement, lay_out
+from periodic_jax.sweep import Sweep
 
 LAYOUTS = ["vmap", "unroll", "map", "map:2"]
 GRID = SweepGrid.product(lr=[0.05, 1.0], weight_decay=[1e-3, 1e-2], seed=[4, 0])
@@ -187,7 +188,7 @@ def test_per_layer_telemetry_adds_up(tiny, model):
 def test_an_arrangement_shows_every_configuration_in_its_place(seeds, devices):
     seeds = np.array(seeds)
     arranged = Arrangement.of(seeds, devices)
-    assert arranged.source.shape[1] % devices == 0
+    assert arranged.source.shape[0] % devices == 0
     assert np.array_equal(arranged.source[arranged.row, arranged.column], np.arange(len(seeds)))
     assert (seeds[arranged.source] == arranged.seeds[:, None]).all()
     assert np.array_equal(arranged.flatten(arranged.source), np.arange(len(seeds)))

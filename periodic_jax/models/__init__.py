@@ -8,6 +8,7 @@ same mini-batch can share.
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from periodic_jax.errors import ConfigError
@@ -25,6 +26,7 @@ __all__ = [
     "ResNet18",
     "build",
     "from_torch",
+    "has_scale_invariant",
     "leaf_labels",
     "to_torch",
     "verify_labels",
@@ -81,3 +83,8 @@ def build(
     elif depth != 3:
         raise ConfigError("--depth", depth, f"no depth for {name}, which has 18 layers")
     return module(width=width, num_classes=num_classes, init_scale=init_scale, param_dtype=param_dtype, **options)
+
+
+def has_scale_invariant(model: Any) -> bool:
+    """Whether a network marks any of its weights as scale-invariant."""
+    return SCALE_INVARIANT in jax.tree.leaves(model.labels())

@@ -69,6 +69,9 @@ def materialise(function: Callable[..., Any], *args: Any) -> Any:
     @barrier.def_vmap
     def _(axis_size: int, in_batched: list[Any], *args: Any) -> Any:
         del axis_size
+        if not any(jax.tree.leaves(in_batched)):  # of the derivative along many directions at one point
+            out = function(*args)
+            return out, jax.tree.map(lambda _: False, out)
         axes = jax.tree.map(lambda batched: 0 if batched else None, in_batched)
         out = jax.vmap(function, in_axes=tuple(axes))(*args)
         return out, jax.tree.map(lambda _: True, out)

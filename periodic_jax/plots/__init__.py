@@ -4,7 +4,7 @@ They draw and compute nothing.
 Colour tells the learning rate (or the largest swept axis), panels the weight decay (or the next), line styles a third.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import matplotlib as mpl
@@ -14,14 +14,23 @@ from matplotlib.figure import Figure
 
 from periodic_jax.errors import ConfigError
 from periodic_jax.plots.close_up import one_period, phases, phases_of_clearest
+from periodic_jax.plots.curvature import (
+    against_checkpoints,
+    against_threshold,
+    at_onsets,
+    landscape,
+    spectra,
+    thresholds,
+)
 from periodic_jax.plots.laws import equilibria, equilibrium, period_lengths, periods, regime_map, regimes
 from periodic_jax.plots.style import REGIME_COLOURS, STYLE, STYLE_FILE, axis_roles, colours, fit_scale
 from periodic_jax.plots.trajectories import curves, in_panels, layer_norms, layers, phase_diagram
 
 __all__ = [
-    "REGIME_COLOURS", "STYLE", "STYLE_FILE", "axis_roles", "colours", "curves", "equilibria", "equilibrium",
-    "figures", "fit_scale", "in_panels", "layer_norms", "layers", "one_period", "period_lengths", "periods",
-    "phase_diagram", "phases", "phases_of_clearest", "regime_map", "regimes", "save_all",
+    "REGIME_COLOURS", "STYLE", "STYLE_FILE", "against_checkpoints", "against_threshold", "at_onsets", "axis_roles",
+    "colours", "curves", "equilibria", "equilibrium", "figures", "fit_scale", "in_panels", "landscape",
+    "layer_norms", "layers", "one_period", "period_lengths", "periods", "phase_diagram", "phases",
+    "phases_of_clearest", "regime_map", "regimes", "save_all", "save_landscape", "spectra", "thresholds",
 ]  # fmt: skip
 CURVES = ("train_loss", "test_error", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
 # Nothing of the machine, the version or the time.
@@ -53,10 +62,25 @@ def save_all(
     Raises:
         ConfigError: the folder cannot be written.
     """
+    drawn = figures(dataset, found, steps_per_epoch=steps_per_epoch, log_steps=log_steps)
+    return save(drawn, folder, formats)
+
+
+def save_landscape(found: xr.Dataset, folder: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
+    """Draw a landscape as `survey.survey` measures it, and write it; arguments as of `save_all`."""
+    return save([("landscape", landscape(found))], folder, formats)
+
+
+def save(drawn: Iterable[tuple[str, Figure]], folder: Path, formats: tuple[str, ...]) -> list[Path]:
+    """Write figures under their names.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures(dataset, found, steps_per_epoch=steps_per_epoch, log_steps=log_steps):
+        for name, figure in drawn:
             with mpl.rc_context(STYLE):
                 for kind in formats:
                     written.append(folder / f"{name}.{kind}")
@@ -89,5 +113,10 @@ def figures(
         figure = close(dataset, found)
         if figure:
             yield name, figure
+    if "elr_times_sharpness" in dataset:
+        yield "sharpness", in_panels(dataset, against_threshold, "elr_times_sharpness", **options)
+        figure = at_onsets(found)
+        if figure:
+            yield "sharpness_at_onset", figure
     if "layer_weight_norm" in dataset:
         yield "layer_weight_norm", layers(dataset)

@@ -37,7 +37,7 @@ DASHES = ("-", "--", ":", "-.")
 MOST_IN_LEGEND = 10
 LOG_SCALED = {
     "train_loss", "test_loss", "loss", "weight_norm", "effective_lr", "effective_grad_norm", "grad_norm",
-    "angular_step", "layer_weight_norm",
+    "angular_step", "layer_weight_norm", "elr_times_sharpness", "sphere_sharpness",
 }  # fmt: skip
 NARROW = 1.5  # ratio of the largest to the smallest number from which a logarithmic axis says more than a linear one
 CONSTANT = 1e-3  # relative range below which a quantity counts as held

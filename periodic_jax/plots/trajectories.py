@@ -52,6 +52,9 @@ def curves(
     styles = style.dashes(dataset[dash_by].values) if dash_by else {}
     values = dataset[name].values
     x = dataset[dataset[name].dims[-1]].values
+    known = np.isfinite(values).any(0)
+    if known.any():  # what is measured now and then is drawn as one line, too
+        values, x = values[:, known], x[known]
     if log_steps:
         x = x + 1
     if steps_per_epoch:
@@ -122,7 +125,7 @@ def in_panels(dataset: xr.Dataset, draw: Callable[..., Axes], *args: Any, **opti
     with mpl.rc_context(STYLE):
         colour_by, panel_by = axis_roles(dataset)
         others = [name for name in style.swept_axes(dataset) if name not in (colour_by, panel_by)]
-        dash_by = others[0] if others and others[0] != "seed" and draw is curves else None
+        dash_by = others[0] if others and others[0] != "seed" and draw is not phase_diagram else None
         scale = colours(dataset[colour_by].values)
         values = np.unique(dataset[panel_by]) if panel_by else np.array([np.nan])
         shown = style.spread(values, MOST_PANELS)
@@ -162,7 +165,7 @@ def in_panels(dataset: xr.Dataset, draw: Callable[..., Axes], *args: Any, **opti
 
 def _share_scales(axes: np.ndarray, dataset: xr.Dataset, draw: Callable[..., Axes], args: tuple[Any, ...]) -> None:
     """Scales that suit all panels, not only the last one drawn."""
-    if draw is curves:
+    if draw is not phase_diagram:
         style.fit_scale(axes[0], args[0] in style.LOG_SCALED, y=dataset[args[0]].values)
     else:
         style.fit_scale(axes[0], True, x=dataset.effective_lr.values, y=dataset.effective_grad_norm.values)

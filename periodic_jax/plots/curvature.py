@@ -1,0 +1,118 @@
+"""Curvature and gradient noise around the checkpoints of a run, and sharpness against what the learning rate bears."""
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from periodic_jax.plots import style
+from periodic_jax.plots.style import PHASE_A, PHASE_B, STYLE, colours, named
+from periodic_jax.plots.trajectories import curves
+
+
+def against_checkpoints(ax: Axes, found: xr.Dataset, name: str, colour_by: str, dash_by: str | None = None) -> Axes:
+    """One number of each configuration against the checkpoints.
+
+    Args:
+        ax: where to draw.
+        found: a landscape, of one part of the images: ``isel(part=0)``.
+        name: a variable over ``(config, checkpoint)``, or over ``rank`` too, of which the largest is drawn.
+        colour_by: the coordinate that the colour shows.
+        dash_by: the coordinate that the line style shows.
+    """
+    values = found[name].isel(rank=0).values if "rank" in found[name].dims else found[name].values
+    scale = colours(found[colour_by].values)
+    styles = style.dashes(found[dash_by].values) if dash_by else {}
+    for i in range(found.sizes["config"]):
+        line = styles[float(found[dash_by].values[i])] if dash_by else "-"
+        colour = scale[float(found[colour_by].values[i])]
+        ax.plot(found.checkpoint.values, values[i], line, color=colour, marker="o", ms=3, lw=0.8)
+    style.fit_scale(ax, True, y=values)
+    style.say_if_empty(ax, values)
+    ax.set_xlabel("step")
+    ax.set_ylabel(style.label(name))
+    return ax
+
+
+def spectra(ax: Axes, found: xr.Dataset, name: str, colour_by: str, dash_by: str | None = None) -> Axes:
+    """The leading eigenvalues of each configuration at the last checkpoint, largest first; arguments as above."""
+    values = found[name].isel(checkpoint=-1).values
+    scale = colours(found[colour_by].values)
+    styles = style.dashes(found[dash_by].values) if dash_by else {}
+    ranks = np.arange(1, values.shape[1] + 1)
+    for i, row in enumerate(values):
+        line = styles[float(found[dash_by].values[i])] if dash_by else "-"
+        ax.plot(ranks, row, line, color=scale[float(found[colour_by].values[i])], marker="o", ms=3, lw=0.8)
+    style.fit_scale(ax, True, y=values)
+    style.say_if_empty(ax, values)
+    ax.set_xlabel(f"rank, at step {int(found.checkpoint.values[-1])}")
+    ax.set_ylabel(style.label(name))
+    return ax
+
+
+def landscape(found: xr.Dataset) -> Figure:
+    """Sharpness against its threshold, leading eigenvalues, traces and the noise scale, of all images."""
+    found = found.isel(part=0)
+    with mpl.rc_context(STYLE):
+        colour_by, dash_by = style.axis_roles(found)
+        names = ["elr_times_sharpness", "sphere_hessian_eigenvalue", "hessian_eigenvalue", "hessian_trace"]
+        names += ["gauss_newton_trace", "noise_scale", "gradient_norm", "loss"]
+        shown = [name for name in names if name in found][:4]
+        ranked = [name for name in ("sphere_hessian_eigenvalue", "hessian_eigenvalue") if name in found][:1]
+        figure = Figure(figsize=(9.6, 6.4))
+        axes = figure.subplots(2, 2, squeeze=False).ravel()
+        for ax, name in zip(axes, shown[: 4 - len(ranked)] + ranked, strict=False):
+            if name in ranked and ax is axes[3]:
+                spectra(ax, found, name, colour_by, dash_by)
+            else:
+                against_checkpoints(ax, found, name, colour_by, dash_by)
+            if name == "elr_times_sharpness":
+                thresholds(ax, found)
+        for ax in axes[len(shown[: 4 - len(ranked)] + ranked) :]:
+            ax.set_visible(False)
+        more = {named(dash_by): style.dashes(found[dash_by].values)} if dash_by else None
+        style.legend(figure, colours(found[colour_by].values), named(colour_by), more)
+        return figure
+
+
+def against_threshold(ax: Axes, dataset: xr.Dataset, name: str, *arguments: Any, **options: Any) -> Axes:
+    """`trajectories.curves` of effective learning rate x sharpness, with the threshold; arguments as there."""
+    curves(ax, dataset, name, *arguments, **options)
+    thresholds(ax, dataset)
+    return ax
+
+
+def at_onsets(found: xr.Dataset) -> Figure | None:
+    """How effective learning rate x sharpness is distributed before destabilisations and in the falls that lead there,
+    over its threshold; None where none was measured.
+
+    Args:
+        found: the analysis of a run that recorded it.
+    """
+    limit = found.stability_threshold.values[:, None]
+    ratios = [(found[f"{name}_elr_times_sharpness"] / limit).values for name in ("fall", "onset")]
+    known = [values[np.isfinite(values) & (values > 0)] for values in ratios]
+    if not all(len(values) for values in known):
+        return None
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6, 4))
+        ax = figure.subplots()
+        together = np.concatenate(known)
+        bins = np.geomspace(together.min(), together.max() * (1 + 1e-9), 31)
+        for values, colour, words in zip(
+            known, (PHASE_A, PHASE_B), ("first half of the fall", "before the onset"), strict=True
+        ):
+            ax.hist(values, bins, color=colour, alpha=0.6, label=f"{words}: median {np.median(values):.2f}")
+        ax.axvline(1, color="black", lw=1, ls="--", label="threshold")
+        ax.set(xscale="log", xlabel="effective learning rate x sharpness / threshold", ylabel="destabilisations")
+        ax.legend()
+        return figure
+
+
+def thresholds(ax: Axes, dataset: xr.Dataset) -> None:
+    """Lines at 2(1+μ), where minima of that sharpness are left."""
+    for momentum in np.unique(dataset.momentum.values):
+        ax.axhline(2 * (1 + float(momentum)), color="black", lw=1, ls="--")

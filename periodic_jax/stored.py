@@ -1,0 +1,130 @@
+"""The states that a run's checkpoints hold, as training states of some of its configurations."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from periodic_jax import models, results
+from periodic_jax.checkpoints import DamagedCheckpoint, load
+from periodic_jax.config import RunConfig, check_images, from_record
+from periodic_jax.errors import ConfigError
+from periodic_jax.grid import HParams, SweepGrid
+from periodic_jax.sweep import named_leaves
+from periodic_jax.train import TrainState, create_train_state
+
+
+class StoredRun(NamedTuple):
+    """A run directory that was trained by this package."""
+
+    path: Path
+    config: RunConfig
+    grid: SweepGrid
+
+    def hparams(self, rows: Sequence[int]) -> HParams:
+        """The hyperparameters of some configurations, ``(configs,)``."""
+        return HParams(*(np.asarray(column)[np.asarray(rows)] for column in self.grid.hparams()))
+
+
+def open_stored(path: str | Path, *, dataset: str | None = None, data_dir: str | None = None) -> StoredRun:
+    """Open a run for a look at its checkpoints. Writes nothing.
+
+    Args:
+        path: the run directory.
+        dataset: the npz file, where the data set is one: paths in config.json are not followed.
+        data_dir: as for `RunConfig`.
+
+    Raises:
+        ConfigError: no run, or other images than it was trained on.
+    """
+    path = Path(path)
+    record = results.read_config(path)
+    config = from_record(record, path, dataset=dataset, data_dir=data_dir)
+    check_images(config, record)
+    return StoredRun(path, config, config.grid())
+
+
+def chosen_steps(run: StoredRun, words: Sequence[str]) -> list[int]:
+    """The checkpoints that words name: ``all``, ``last``, or numbers of updates.
+
+    Raises:
+        ConfigError: no such checkpoint.
+    """
+    there = results.checkpoint_steps(run.path)
+    accepted = f"all, last, or of {', '.join(map(str, there)) or 'none: the run has no checkpoint'}"
+    if not there:
+        raise ConfigError("--checkpoints", " ".join(words), accepted)
+    chosen: set[int] = set()
+    for word in words:
+        if word in ("all", "last"):
+            chosen.update(there if word == "all" else there[-1:])
+        elif word.isdecimal() and int(word) in there:
+            chosen.add(int(word))
+        else:
+            raise ConfigError("--checkpoints", word or "an empty word", accepted)
+    return sorted(chosen)
+
+
+def chosen_rows(run: StoredRun, select: Mapping[str, Sequence[float]]) -> list[int]:
+    """The configurations whose hyperparameters are among the selected values.
+
+    Raises:
+        ConfigError: an axis or a value that the run has not.
+    """
+    kept = np.ones(len(run.grid), bool)
+    for name, wanted in select.items():
+        if name not in run.grid.coords:
+            raise ConfigError("--select", name, "one of " + ", ".join(run.grid.coords))
+        column = run.grid.coords[name].astype(np.float64)
+        match = np.isclose(column[:, None], np.asarray(wanted), rtol=1e-9, atol=0)
+        if not match.any(0).all():
+            missing = np.asarray(wanted)[~match.any(0)][0]
+            values = ", ".join(f"{v:.15g}" for v in np.unique(column))
+            raise ConfigError("--select", f"{name}={missing:.15g}", f"one of {values}")
+        kept &= match.any(1)
+    if not kept.any():
+        raise ConfigError("--select", " ".join(select), "values that one configuration has together")
+    return np.flatnonzero(kept).tolist()
+
+
+def load_states(run: StoredRun, step: int, rows: Sequence[int] | None = None, folder: Path | None = None) -> TrainState:
+    """The states of some configurations in a checkpoint, stacked ``(configs, ...)``. Within the run's precision.
+
+    Args:
+        run: the run.
+        step: of the checkpoint.
+        rows: the configurations, in the grid's order; all, if None.
+        folder: that holds ``checkpoints``; the run directory, if None.
+
+    Raises:
+        ConfigError: a checkpoint that is damaged.
+    """
+    template, configs = jax.eval_shape(lambda: _one_state(run.config)), len(run.grid)
+    names = named_leaves(template)
+    like = {name: np.zeros((configs, *leaf.shape), leaf.dtype) for name, leaf in names if leaf.size}
+    try:
+        arrays = load(folder or run.path, step, like)
+    except DamagedCheckpoint as error:
+        raise ConfigError("run directory", f"checkpoint {step} of {run.path}", f"a whole one ({error})") from None
+    kept = np.arange(configs) if rows is None else np.asarray(rows)
+    leaves = [
+        jnp.asarray(arrays[name][kept]) if leaf.size else jnp.zeros((len(kept), *leaf.shape), leaf.dtype)
+        for name, leaf in names
+    ]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def _one_state(config: RunConfig) -> TrainState:
+    dtype = jnp.float64 if config.precision == "float64" else jnp.float32
+    model = models.build(
+        config.model, width=config.width, depth=config.depth, num_classes=config.data.num_classes,
+        init_scale=config.init_scale, param_dtype=dtype,
+    )  # fmt: skip
+    images = jnp.zeros((config.batch_size, *config.data.image_shape), dtype)
+    return create_train_state(
+        model, model.labels(), jax.random.key(0), images, loss=config.loss, schedule=config.schedule,
+        per_filter=config.norm_per == "filter",
+    )  # fmt: skip
