@@ -85,8 +85,7 @@ def test_pages_say_what_is_kept_beside_them(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_kept_names_no_machine(name):
     for file in (PAGES / name).glob("*/config.json"):
-        text = file.read_text()
-        assert not any(place in text for place in ("/tmp", "/root", "/home", "/work"))
+        assert '"/' not in file.read_text()  # an absolute path
     size = sum(file.stat().st_size for file in (PAGES / name).rglob("*"))
     assert size < 700_000
     assert all(file.stat().st_size < 150_000 for file in (PAGES / name).glob("*.png"))
