@@ -1,0 +1,92 @@
+"""What an experiment declares: runs at both scales, what to measure, what to say of it, what to draw."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from periodic_jax.config import RunConfig
+
+SCALES = ("laptop", "paper")
+Numbers = dict[str, Any]  # what JSON can hold
+Runs = Mapping[str, xr.Dataset]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A run that starts from a checkpoint of another one; see `periodic_jax.branch.branch_run`."""
+
+    parent: str
+    step: int
+    select: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    change: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    steps: int | None = None
+
+
+class Finding(NamedTuple):
+    """One thing that the claim says, whether the numbers bear it out, and the numbers in words."""
+
+    holds: bool
+    claim: str
+    measured: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A claim of the paper and how it is tested.
+
+    Attributes:
+        name: of the module and of the page.
+        title: of the page.
+        claim: what the paper says, in our words.
+        runs: for each of `SCALES` the runs by name; parents before their branches. ``out`` is filled in later.
+        measure: from the evidence of the runs (see `evidence.gather`) to numbers.
+        findings: from the numbers to what holds and what does not.
+        tables: from the numbers to Markdown.
+        draw: from the flat runs and their evidence to named figures.
+        captions: of each figure that may be drawn, in the order of the page.
+        limits: what the laptop's scale cannot tell, in words.
+        extra: further evidence from the checkpoints of the runs, given their folders.
+    """
+
+    name: str
+    title: str
+    claim: str
+    runs: Mapping[str, Mapping[str, RunConfig | Branch]]
+    measure: Callable[[Runs], Numbers]
+    findings: Callable[[Numbers], list[Finding]]
+    tables: Callable[[Numbers], str]
+    draw: Callable[[Runs, Runs], Iterable[tuple[str, Figure]]]
+    captions: Mapping[str, str]
+    limits: tuple[str, ...] = ()
+    extra: Callable[[Mapping[str, Path]], dict[str, xr.Dataset]] | None = None
+
+
+def placed(experiment: Experiment, scale: str, out: Path, data_dir: str | None) -> dict[str, RunConfig | Branch]:
+    """The runs of a scale with their folders below ``out``, and where the data are."""
+    return {
+        name: replace(run, out=out / name, data_dir=data_dir) if isinstance(run, RunConfig) else run
+        for name, run in experiment.runs[scale].items()
+    }
+
+
+def paper(**settings: Any) -> RunConfig:
+    """The paper's setting: ConvNetSI of width 32 on CIFAR-10, 1,000 epochs of plain SGD with a frozen head."""
+    usual: dict[str, Any] = {
+        "dataset": "cifar10", "width": 32, "epochs": 1000, "eval_every": 3900, "checkpoint_seconds": 300.0
+    }  # fmt: skip
+    return RunConfig(out="", **(usual | settings))
+
+
+def laptop(**settings: Any) -> RunConfig:
+    """ConvNetSI of width 4 on scikit-learn's 8x8 digits."""
+    return RunConfig(out="", **settings)
+
+
+def small_images(**settings: Any) -> RunConfig:
+    """ConvNetSI of width 8 on 2,000 images of CIFAR-10 at 8x8 pixels: too many to learn at a high rate."""
+    usual: dict[str, Any] = {"dataset": "cifar10", "resize": 8, "use_data_size": 2000, "width": 8}
+    return RunConfig(out="", **(usual | settings))

@@ -1,0 +1,65 @@
+"""Small questions to the evidence of a run, shared by the experiments."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from periodic_jax.grid import AXES
+
+
+def configurations(found: xr.Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each configuration's position, and what every page tells of it: hyperparameters, regime, periods, results."""
+    for i in range(found.sizes["config"]):
+        one = {name: float(found[name].values[i]) for name in AXES}
+        one |= {
+            "product": one["lr"] * one["weight_decay"] / (1 - one["momentum"]),
+            "regime": str(found.regime.values[i]),
+            "jumps": int(found.destabilisations.values[i]),
+            "mean_period": float(found.mean_period.values[i]),
+            "onset_elr": median(found, "onset_effective_lr", i),
+            "lowest_train_loss": float(found.lowest_train_loss.values[i]),
+            "final_train_loss": float(found.final_train_loss.values[i]),
+            "lowest_test_error": float(found.lowest_test_error.values[i]),
+            "final_test_error": float(found.final_test_error.values[i]),
+            "weight_norm": float(found.late_weight_norm.values[i]),
+            "effective_lr": float(found.late_effective_lr.values[i]),
+            "effective_grad_norm": float(found.late_effective_grad_norm.values[i]),
+        }
+        yield i, one
+
+
+def of(found: xr.Dataset, name: str, i: int) -> np.ndarray:
+    """The known values of a quantity of one configuration, such as those of its destabilisations, in order."""
+    values = np.asarray(found[name].values[i], np.float64)
+    return values[np.isfinite(values)]
+
+
+def median(found: xr.Dataset, name: str, i: int) -> float:
+    """The median of `of`; NaN without any."""
+    values = of(found, name, i)
+    return float(np.median(values)) if len(values) else float("nan")
+
+
+def fit(logs: dict[str, np.ndarray], target: np.ndarray) -> dict[str, list[float]]:
+    """Least squares of ln y on several ln x and a constant.
+
+    Args:
+        logs: ln x by name, each ``(points,)``.
+        target: ln y ``(points,)``.
+
+    Returns:
+        For each name the coefficient and its standard error.
+
+    Example:
+        >>> x = np.array([0.0, 1.0, 2.0, 3.0])
+        >>> fit({"x": x}, 2 * x + 1)["x"][0].__round__(6)
+        2.0
+    """
+    matrix = np.stack([*logs.values(), np.ones_like(target)], axis=1)
+    solution, *_ = np.linalg.lstsq(matrix, target, rcond=None)
+    left = target - matrix @ solution
+    variance = left @ left / max(len(target) - matrix.shape[1], 1)
+    error = np.sqrt(np.maximum(np.diag(np.linalg.pinv(matrix.T @ matrix)) * variance, 0))
+    return {name: [float(solution[k]), float(error[k])] for k, name in enumerate(logs)}

@@ -1,0 +1,267 @@
+"""What the experiments declare, and that their pages say what is kept beside them."""
+
+import dataclasses
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from periodic_jax import config as config_module
+from periodic_jax import data, runtime
+from periodic_jax.data import Dataset
+from periodic_jax.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs" / "experiments"
+NAMES = (
+    "rate_and_decay", "one_period", "ablations", "product", "practice", "full_batch", "minima", "sphere", "theory"
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def experiment(name):
+    return importlib.import_module(f"experiments.{name}").EXPERIMENT
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Images of CIFAR's shape in place of CIFAR, which may not be on this machine."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (2048, 32, 32, 3), np.uint8), np.arange(2048, dtype=np.int32)
+    real = data.load
+
+    def load(name, **options):
+        if name == "digits":
+            return real(name, **options)
+        classes = {"cifar10": 10, "cifar100": 100}[name]
+        return Dataset(
+            name=name, images=images, labels=labels % classes, test_images=images[:128],
+            test_labels=labels[:128] % classes, mean=(0.5,) * 3, std=(0.2,) * 3, num_classes=classes, source="made up",
+        )  # fmt: skip
+
+    monkeypatch.setattr(data, "load", load)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scale", ["laptop", "paper"])
+def test_the_declared_runs_can_run(name, scale, stand_ins, tmp_path):
+    from experiments.declare import Branch, placed
+
+    declared = experiment(name)
+    assert declared.name == name
+    runs = placed(declared, scale, tmp_path, None)
+    assert runs
+    for run in runs.values():
+        if isinstance(run, Branch):
+            parent = runs[run.parent]
+            assert list(runs).index(run.parent) < list(runs.values()).index(run)
+            assert run.step % parent.keep_every == 0
+            assert run.step < (parent.steps or 390 * parent.epochs)  # 50,000 images in mini-batches of 128
+            config_module.check(dataclasses.replace(parent, **run.change))
+        else:
+            config_module.check(run)
+
+
+def test_the_grid_of_the_theory_is_large():
+    for runs in experiment("theory").runs.values():
+        assert sum(len(run.lr) * len(run.weight_decay) for run in runs.values()) >= 100
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pages_say_what_is_kept_beside_them(name, tmp_path):
+    from experiments.common import check
+
+    assert check(experiment(name), "laptop", tmp_path / "nothing", PAGES) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_kept_names_no_machine(name):
+    for file in (PAGES / name).glob("*/config.json"):
+        assert '"/' not in file.read_text()  # an absolute path
+    size = sum(file.stat().st_size for file in (PAGES / name).rglob("*"))
+    assert size < 700_000
+    assert all(file.stat().st_size < 150_000 for file in (PAGES / name).glob("*.png"))
+
+
+def without_periods(found):
+    """The evidence of a run in which nothing ever destabilised."""
+    words = found.regime.dtype.type("converging")
+    numbers = {name: array for name, array in found.data_vars.items() if array.dtype.kind == "f"}
+    emptied = {"destabilisation", "period", "fit"}
+    gone = {name: array.where(False) for name, array in numbers.items() if emptied & set(array.dims)}
+    return found.assign(
+        **gone, destabilisations=0 * found.destabilisations, regime=("config", [words] * found.sizes["config"])
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_can_be_written_whatever_the_runs_did(name):
+    from experiments import common, pages
+
+    declared = experiment(name)
+    found = common._evidence(PAGES / name)
+    nothing = {run: without_periods(part) if "regime" in part else part for run, part in found.items()}
+    if "networks" in nothing:
+        nothing["networks"] = nothing["networks"].isel(minimum=slice(0), pair=slice(0), ensemble=slice(0))
+    numbers = pages.numeric(common.plain(declared.measure(nothing)))
+    assert declared.tables(numbers)
+    assert any(not finding.holds for finding in declared.findings(numbers))
+    assert all(finding.claim and finding.measured for finding in declared.findings(numbers))
+
+
+@pytest.fixture
+def copied(tmp_path):
+    shutil.copytree(PAGES / "full_batch", tmp_path / "full_batch")
+    shutil.copy(PAGES / "full_batch.md", tmp_path / "full_batch.md")
+    return tmp_path
+
+
+def faults(pages):
+    from experiments.common import check
+
+    return check(experiment("full_batch"), "laptop", pages / "nothing", pages)
+
+
+def test_an_altered_record_is_found(copied):
+    assert faults(copied) == []
+    file = copied / "full_batch" / "record.json"
+    record = json.loads(file.read_text())
+    record["numbers"]["rows"][1]["jumps"] += 1
+    file.write_text(json.dumps(record))
+    found = faults(copied)
+    assert any("rows.1.jumps" in fault for fault in found)
+    assert any("not what its record says" in fault for fault in found)
+
+
+def test_an_altered_page_is_found(copied):
+    page = copied / "full_batch.md"
+    page.write_text(page.read_text().replace("0.01", "0.02", 1))
+    assert any("not what its record says" in fault for fault in faults(copied))
+
+
+def test_altered_evidence_is_found(copied):
+    from experiments import evidence
+
+    file = copied / "full_batch" / "run" / "evidence.npz"
+    found = evidence.load(file)
+    found["onset_effective_lr"] = found.onset_effective_lr * 2
+    evidence.save(found, file)
+    fault = faults(copied)
+    assert any("not as it was written" in one for one in fault)
+    assert any("onset_elr" in one for one in fault)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match="evidence"):
+        faults(copied)
+
+
+def test_a_missing_figure_is_found(copied):
+    (copied / "full_batch" / "run.png").unlink()
+    assert any("missing" in fault for fault in faults(copied))
+
+
+def test_evidence_comes_back_as_it_was_kept(tmp_path):
+    from experiments import evidence
+
+    found = evidence.load(PAGES / "full_batch" / "run" / "evidence.npz")
+    evidence.save(found, tmp_path / "again.npz")
+    assert (tmp_path / "again.npz").read_bytes() == (PAGES / "full_batch" / "run" / "evidence.npz").read_bytes()
+    assert evidence.differences(found, evidence.load(tmp_path / "again.npz")) == []
+    assert evidence.differences(found, found.assign(lr=found.lr + 1)) == ["lr"]
+    assert evidence.differences(found, found.drop_vars("late_loss")) == ["late_loss"]
+
+
+def test_a_run_from_start_to_page_to_check(tmp_path, monkeypatch, capsys):
+    from experiments import common, evidence
+    from experiments.declare import Branch, laptop
+
+    small = {
+        "run": laptop(lr=(1.0,), width=2, steps=40, eval_every=20, keep_every=20),
+        "branch": Branch("run", 20, change={"weight_decay": (0.0,)}),
+    }
+    base = experiment("full_batch")
+    tiny = dataclasses.replace(base, runs={"laptop": small, "paper": small})
+    monkeypatch.setattr(sys, "argv", ["tiny"])
+    for settled in ("use_cores_as_devices", "keep_compiled_programs"):  # for the process, which others share here
+        monkeypatch.setattr(runtime, settled, lambda: None)
+    arguments = ["--out", str(tmp_path / "runs"), "--pages", str(tmp_path / "pages")]
+    common.main(tiny, arguments)
+    kept = tmp_path / "pages" / "full_batch"
+    assert "branched from run at step 20" in (tmp_path / "pages" / "full_batch.md").read_text()
+    assert str(tmp_path) not in (kept / "branch" / "config.json").read_text().replace(str(tmp_path / "runs"), "")
+    common.main(tiny, arguments)
+    assert "run: finished before" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        common.main(tiny, [*arguments, "--check"])
+    assert ended.value.code == 0
+    assert "read again" in capsys.readouterr().out
+    # The same page, and another run in the place of the one it came from.
+    found = evidence.load(kept / "run" / "evidence.npz")
+    monkeypatch.setattr(evidence, "gather", lambda path: found.assign(late_loss=2 * found.late_loss))
+    assert "run: late_loss of its telemetry" in common.check(tiny, "laptop", tmp_path / "runs", tmp_path / "pages")
+    other = dataclasses.replace(tiny, runs={"laptop": {"run": laptop(lr=(0.2,), width=2, steps=40)}})
+    with pytest.raises(SystemExit) as ended:
+        common.main(other, arguments)
+    assert ended.value.code == 2
+
+
+def test_how_long_a_run_takes_is_estimated_from_a_step(monkeypatch, tmp_path):
+    from experiments import common
+    from experiments.declare import laptop
+    from periodic_jax import run, tuning
+
+    monkeypatch.setattr(tuning, "seconds_per_step", lambda train: 0.5)
+    monkeypatch.setattr(run, "build_sweep", lambda config: None)
+    config = dataclasses.replace(laptop(steps=100, eval_every=10, batch_size=100), out=tmp_path / "run")
+    seconds, per_step, left = common.estimate(config)
+    # 1,797 images are 17.97 forward passes of a third of a step, ten times.
+    assert (per_step, left) == (0.5, 100)
+    assert seconds == pytest.approx(50 + 10 * 17.97 * 0.5 / 3)
+
+
+def test_the_sphere_meets_the_decay_where_its_rotation_does():
+    from experiments.sphere import crossing
+
+    # g̃ = 0.3 η̃^-0.4, so η̃ = (√(ηλ(2-ηλ)) / 0.3)^(1/0.6)
+    rows = [{"elr": e, "strength": 0.3 * e**-0.4, "regime": "equilibrium"} for e in np.geomspace(1e-3, 1, 7)]
+    expected = (np.sqrt(1e-3 * (2 - 1e-3)) / 0.3) ** (1 / 0.6)
+    assert crossing(rows, 1e-3) == pytest.approx(expected)
+    assert crossing(rows, 0.5) is None
+    assert crossing([row | {"regime": "converging"} for row in rows], 1e-3) is None
+
+
+def test_two_slopes_are_fitted_together():
+    from experiments.reading import fit
+
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(2, 50))
+    found = fit({"x": x, "y": y}, -x + 0.5 * y + 3 + 1e-3 * rng.normal(size=50))
+    assert found["x"][0] == pytest.approx(-1, abs=5 * found["x"][1])
+    assert found["y"][0] == pytest.approx(0.5, abs=5 * found["y"][1])
+    assert 1e-5 < found["x"][1] < 1e-3
+
+
+def test_the_mean_of_earlier_falls_is_of_earlier_ones_only():
+    from experiments.theory import _mean_so_far
+
+    found = _mean_so_far(np.array([[2.0, 4.0, 9.0, np.nan], [5.0, np.nan, np.nan, np.nan]]))
+    np.testing.assert_array_equal(found, [[np.nan, 2, 3, np.nan], [np.nan] * 4])
+
+
+def test_numbers_are_plain_and_compared():
+    from experiments.common import plain, unequal
+
+    tree = plain({"a": np.array([1.0, np.nan]), "b": (np.int64(2), "x"), 3: np.float32(0.5)})
+    assert tree == {"a": [1.0, None], "b": [2, "x"], "3": 0.5}
+    assert unequal(tree, plain(tree)) == []
+    assert unequal({"a": 1.0}, {"a": 1.0005}) == []
+    assert unequal({"a": 1.0}, {"a": 1.002}) == ["a: 1.0 recorded, 1.002 derived"]
+    assert unequal({"a": 1}, {}) == ["a: 1 recorded, None derived"]
+    assert unequal({"a": None}, {"a": 1.0}) != []
