@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 RUN_AXES = tuple(name for name in AXES if name != "schedule_every")
 NOT_FOLLOWED = ("out", "data_dir", "download")  # of config.json: what leads out of the run directory
 FREE = ("keep", "keep_every", "checkpoint_seconds")  # what may change while a run is under way
+LATER = ("track_sharpness",)  # what the first run directories do not tell, and did not do
 MISSING = object()
 
 
@@ -242,8 +243,9 @@ def from_record(
 
     held, hints = record.get("config", {}), typing.get_type_hints(RunConfig)
     values: dict[str, Any] = {}
-    for name in (field.name for field in dataclasses.fields(RunConfig) if field.name not in NOT_FOLLOWED):
-        value = tuple(held[name]) if isinstance(held.get(name), list) else held.get(name, MISSING)
+    fields = (field for field in dataclasses.fields(RunConfig) if field.name not in NOT_FOLLOWED)
+    for name, default in ((field.name, field.default if field.name in LATER else MISSING) for field in fields):
+        value = tuple(held[name]) if isinstance(held.get(name), list) else held.get(name, default)
         if not _is(value, hints[name]):
             shown = "no value" if value is MISSING else repr(value)[:50]
             raise ConfigError("run directory", f"{shown} for {name} in {path / CONFIG_FILE}", "a whole configuration")

@@ -1,10 +1,13 @@
+import dataclasses
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from periodic_jax import ConfigError, RunConfig, dynamics, open_run, run_sweep
+from periodic_jax.config import LATER, from_record
 from periodic_jax.data import device
 from periodic_jax.results import read_config
 from periodic_jax.run import check, planned_steps
@@ -181,3 +184,14 @@ def test_variations_of_the_data_reach_the_training_and_the_record(tmp_path, monk
         np.testing.assert_allclose(parts, dataset[f"train_{name}"], rtol=1e-5)
         assert dataset[f"clean_train_{name}"].attrs["long_name"]
     assert augmented[0] == (64, 4, 4, 1)
+
+
+def test_a_run_directory_of_before_an_option_is_read_as_without_it():
+    config = RunConfig(out="x", steps=5)
+    held = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    for name in LATER:
+        del held[name]
+    assert from_record({"config": held}, Path("x")) == config
+    del held["width"]
+    with pytest.raises(ConfigError, match="no value for width"):
+        from_record({"config": held}, Path("x"))
