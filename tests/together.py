@@ -22,8 +22,8 @@ def start(out, count, steps, cache, patience=60, code=None, **changes):
     environment = {
         **os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
     }  # fmt: skip
+    # XLA_FLAGS are those of the tests: what is compiled in another way has other bits.
     processes = []
     for index in range(count):
         config = {**SETTINGS, "out": str(out), "steps": steps, **changes.get(f"process{index}", {})}
