@@ -1,6 +1,6 @@
 """Minima of different periods: their quality, how far apart they are, and what ensembles of them gain."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +155,10 @@ def _two(numbers: Numbers, seed: float) -> float:
 
 def tables(numbers: Numbers) -> str:
     """Minima, pairs, ensembles."""
-    whole = lambda row, count: [f"{value:.0f}" for value in row[:count]]  # noqa: E731
+
+    def whole(row: Sequence[float], count: int) -> list[str]:
+        return [f"{value:.0f}" for value in row[:count]]
+
     minima = [[*whole(row, 2), row[2], percent(row[3])] for row in numbers["minimum"]]
     pairs = [[*whole(row, 3), row[3], row[4], percent(row[5])] for row in numbers["pair"]]
     ensembles = [[*whole(row, 2), percent(row[2])] for row in numbers["ensemble"]]
