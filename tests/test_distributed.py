@@ -246,7 +246,7 @@ def test_one_is_killed_at_a_random_moment(tmp_path, cache, victim):
     long = 60
     expected = alone(tmp_path / "whole", long, checkpoint_seconds=10.0)
     out, wanted = tmp_path / "run", random.Random(victim).randrange(1, 40)
-    processes = start(out, 2, long, cache, patience=5)
+    processes = start(out, 2, long, cache, patience=15)
     begun = time.monotonic()
     while max(checkpoint_steps(out), default=0) < wanted:
         assert time.monotonic() - begun < 120
@@ -255,7 +255,7 @@ def test_one_is_killed_at_a_random_moment(tmp_path, cache, victim):
     processes[victim].kill()
     begun = time.monotonic()
     status, said = finish(processes)[1 - victim]
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 60
     assert status == 1, said
     assert f"process {victim} of 2" in said
     assert f"periodic-jax resume {out} goes on from there" in said
