@@ -1,15 +1,15 @@
 """The command line, ``periodic-jax COMMAND``: what each command calls and prints."""
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from periodic_jax import runtime
-from periodic_jax.distributed import ALONE, Team, joined, leave
+from periodic_jax.distributed import ALONE, leave
 from periodic_jax.errors import ConfigError, RunStopped
-from periodic_jax.grid import flag_of, parse_axis
+from periodic_jax.grid import parse_axis
+from periodic_jax.launching import claim, plan, show, team_of, tell_figures, train
 from periodic_jax.options import (
     Analyze,
     Branch,
@@ -18,7 +18,6 @@ from periodic_jax.options import (
     Info,
     Landscape,
     Plot,
-    Processes,
     Replay,
     Report,
     Resume,
@@ -28,8 +27,7 @@ from periodic_jax.parsing import parse, refuse, tell
 from periodic_jax.words import finite_number, free_folder, to_config, to_selection, whole_number, without_decay
 
 if TYPE_CHECKING:
-    from periodic_jax.run import RunConfig
-    from periodic_jax.sweep import Chunk
+    pass
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,15 +58,15 @@ def _sweep(options: Sweep) -> None:
 
     config = to_config(options)
     if options.dry_run:
-        _plan(config, options.processes)
+        plan(config, options.processes)
         return
     if options.processes.distributed and not options.out:
         raise ConfigError("--out", "none given with --distributed", "a folder that all processes share")
-    with _team(options.processes) as team:
-        _claim(config, team)
-        end = _train(config.out, run_sweep, config, team=team)
+    with team_of(options.processes) as team:
+        claim(config, team)
+        end = train(config.out, run_sweep, config, team=team)
     if team.first:
-        _tell_figures(_show(*end))
+        tell_figures(show(*end))
 
 
 def _demo(options: Demo) -> None:
@@ -79,12 +77,12 @@ def _demo(options: Demo) -> None:
         out=options.out or free_folder("demo"),
     )  # fmt: skip
     config = to_config(sweep)
-    _claim(config, ALONE)
+    claim(config, ALONE)
     print(
         f"ConvNetSI of width {config.width} on scikit-learn's digits: {len(config.lr)} learning rates x "
         f"{len(config.weight_decay)} weight decays, {config.steps} steps each."
     )
-    files = _show(*_train(config.out, run_sweep, config))
+    files = show(*train(config.out, run_sweep, config))
     print("Look at:")
     for file in files:
         print(f"  {file}")
@@ -94,13 +92,13 @@ def _resume(options: Resume) -> None:
     from periodic_jax.run import resume_run
 
     counts = {name: whole_number(name, getattr(options, name)) for name in ("steps", "epochs")}
-    with _team(options.processes) as team:
-        end = _train(
+    with team_of(options.processes) as team:
+        end = train(
             options.run, resume_run, options.run, dataset=options.dataset or None, data_dir=options.data_dir or None,
             truncate=options.truncate, team=team, **counts,
         )  # fmt: skip
     if team.first:
-        _tell_figures(_show(*end))
+        tell_figures(show(*end))
 
 
 def _replay(options: Replay) -> None:
@@ -201,12 +199,12 @@ def _branch(options: Branch) -> None:
     given = {name: getattr(options, name) for name in RUN_AXES if getattr(options, name)}
     change: dict[str, Any] = {name: parse_axis(name, without_decay(name, words)) for name, words in given.items()}
     out = options.out or free_folder("branch")
-    end = _train(
+    end = train(
         out, branch_run, options.run, out, step=whole_number("step", options.step), select=to_selection(options.select),
         change=change, steps=whole_number("steps", options.steps), dataset=options.dataset or None,
         data_dir=options.data_dir or None,
     )  # fmt: skip
-    _tell_figures(_show(*end))
+    tell_figures(show(*end))
 
 
 def _landscape(options: Landscape) -> None:
@@ -238,127 +236,6 @@ def _info(options: Info) -> None:
         print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
     if report.faults:
         sys.exit(1)
-
-
-@contextlib.contextmanager
-def _team(options: Processes) -> Iterator[Team]:
-    """The processes that train together: this one only, unless --distributed is given."""
-    count, index = (whole_number(name, getattr(options, name)) for name in ("num_processes", "process_id"))
-    patience = finite_number("patience", options.patience)
-    if not patience >= 1:
-        raise ConfigError("--patience", options.patience, "a number of seconds from 1")
-    if options.distributed:
-        runtime.use_cores_as_devices()
-        with joined(options.coordinator or None, count, index, patience) as team:
-            yield team
-        return
-    for name in ("coordinator", "num_processes", "process_id"):
-        if getattr(options, name):
-            raise ConfigError(flag_of(name), getattr(options, name), "--distributed with it")
-    yield ALONE
-
-
-def _plan(config: "RunConfig", options: Processes) -> None:
-    """Tell what a sweep would take; writes nothing."""
-    from periodic_jax import planning
-    from periodic_jax.run import check
-
-    processes = whole_number("num_processes", options.num_processes)
-    if processes is not None and processes < 1:
-        raise ConfigError("--num-processes", processes, "a whole number from 1")
-    config, said = planning.first_block(config)
-    check(config)
-    runtime.use_cores_as_devices()
-    runtime.keep_compiled_programs()
-    if said:
-        print(said)
-    for line in planning.describe(planning.plan(config, processes or 1), config, planning.device_memory()):
-        print(line)
-
-
-def _claim(config: "RunConfig", team: Team) -> None:
-    """Refuse what cannot run before anything is printed, compiled or written."""
-    from periodic_jax.results import claim_directory
-    from periodic_jax.run import check, standing
-
-    def claim() -> None:
-        if standing(config) is None:
-            claim_directory(Path(config.out))
-        else:
-            tell(f"{config.out} holds this run, unfinished: going on with it")
-
-    team.together(lambda: check(config))
-    team.once(claim)
-
-
-def _train(
-    out: str | Path, start: Callable[..., Path], *arguments: Any, team: Team = ALONE, **options: Any
-) -> tuple[Path, list[Any]]:
-    """Run with a progress bar; the run directory and, in process 0, its analysis."""
-    from periodic_jax.signals import Stop
-
-    runtime.use_cores_as_devices()
-    runtime.keep_compiled_programs()
-    if team is not ALONE:
-        options["team"] = team
-    found: list[Any] = []
-    with Stop() as stop, _progress(out, team) as report:
-        say = tell if team.first else _say_nothing
-        return start(*arguments, **options, progress=report, stop=stop, say=say, analysed=found.append), found
-
-
-def _say_nothing(line: str) -> None:
-    """What process 0 says too."""
-
-
-def _show(path: Path, found: list[Any]) -> list[Path]:
-    """Print the table and the summary, and draw the figures."""
-    from periodic_jax import plots, tables
-    from periodic_jax.results import open_run, read_config
-
-    print(tables.as_text(found[0]), end="")
-    summary = read_config(path)["summary"]
-    print(
-        f"{summary['config_steps']} config-steps in {summary['seconds']:.1f} s with compilation, "
-        f"{summary['ms_per_config_step'] or float('nan'):.3g} ms each after it; "
-        f"peak memory {summary['peak_rss_mb']:.0f} MB; in {path}"
-    )
-    return plots.save_all(open_run(path, flat=True), found[0], path / "figures")
-
-
-def _tell_figures(files: list[Path]) -> None:
-    print(f"figures: {', '.join(file.name for file in files)} in {files[0].parent}")
-
-
-@contextlib.contextmanager
-def _progress(out: str | Path, team: Team):
-    """A bar in config-steps, moved once a chunk; in a log file, where each state is a line, twice a minute."""
-    from tqdm import tqdm
-
-    from periodic_jax.results import read_config
-
-    pause = 0 if sys.stderr.isatty() else 30
-    with tqdm(
-        unit="config-step", unit_scale=True, desc="compiling", mininterval=pause, dynamic_ncols=True,
-        disable=not team.first,
-    ) as bar:  # fmt: skip
-
-        def report(chunk: "Chunk", configs: int) -> None:
-            if bar.disable:
-                return
-            if bar.total is None:
-                bar.total = read_config(out)["config"]["steps"] * configs
-                bar.initial = bar.n = chunk.first_step * configs
-            if chunk.steps:
-                bar.set_description("training", refresh=False)
-                bar.update(chunk.steps * configs)
-
-        try:
-            yield report
-        except ConfigError:  # refused before it began: no bar of nothing above the line that says so
-            bar.leave = False
-            bar.clear()
-            raise
 
 
 _ACTIONS: dict[type, Callable[[Any], None]] = {
