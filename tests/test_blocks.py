@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 
-from periodic_jax.models import blocks, convolution, layout
+from periodic_jax.models import blocks, convolution, layout, winograd
 from periodic_jax.models.input_patches import input_patches
 from periodic_jax.models.operations import Affine, BatchMoments
 
@@ -53,7 +53,7 @@ def agree(got, wanted):
 
 @pytest.mark.parametrize("pool", [True, False])
 @pytest.mark.parametrize("group_size", [12, 4])
-@pytest.mark.parametrize(("height", "channels_in", "channels_out"), [(2, 3, 5), (6, 4, 1)])
+@pytest.mark.parametrize(("height", "channels_in", "channels_out"), [(2, 3, 5), (6, 4, 1), (4, 16, 2)])
 def test_a_block_and_its_gradients_equal_the_plain_operations(
     float64, pool, group_size, height, channels_in, channels_out
 ):
@@ -170,22 +170,31 @@ def test_patches_and_their_transpose_are_adjoint(float64):
     np.testing.assert_allclose(forward, backward, rtol=1e-13)
 
 
-@pytest.mark.parametrize("form", [convolution.Patches, convolution.WholeMap])
-def test_each_form_of_a_convolution_is_the_plain_one_and_its_maps_are_adjoint(float64, form):
-    x, kernel, key = example(2, 3, 5)
+@pytest.mark.parametrize(
+    ("form", "height"),
+    [(convolution.Patches, 2), (convolution.Patches, 5), (convolution.WholeMap, 2), (winograd.Winograd, 2),
+     (winograd.Winograd, 6)],
+)  # fmt: skip
+def test_each_form_of_a_convolution_is_the_plain_one_and_its_maps_are_adjoint(float64, form, height):
+    x, kernel, key = example(height, 3, 5)
     laid_out = layout.to_activations(x)[0]
     form = form(laid_out.shape)
     matrix, columns = form.matrix(kernel), form.columns(laid_out)
-    np.testing.assert_allclose(
-        to_images(form.output(matrix @ columns)[None]), reference.convolve(x, kernel), atol=1e-12
-    )
-    a, b = (
+    product = matrix @ columns
+    y = form.output(product)
+    np.testing.assert_allclose(to_images(y[None]), reference.convolve(x, kernel), atol=1e-12)
+    a, b, c, d = (
         jax.random.normal(k, m.shape, jnp.float64)
-        for k, m in zip(jax.random.split(key), (matrix.T, columns), strict=True)
+        for k, m in zip(jax.random.split(key, 4), (matrix.mT, columns, product, y), strict=True)
     )
-    np.testing.assert_allclose(jnp.vdot(matrix.T, a), jnp.vdot(kernel, form.kernel(a)), rtol=1e-12)
-    np.testing.assert_allclose(jnp.vdot(columns, b), jnp.vdot(laid_out, form.image(b)), rtol=1e-12)
-    assert np.array_equal(form.rows(form.output(matrix @ columns)), matrix @ columns)
+    np.testing.assert_allclose(jnp.vdot(matrix.mT, a), jnp.vdot(kernel, form.kernel(a)), rtol=1e-11)
+    np.testing.assert_allclose(jnp.vdot(columns, b), jnp.vdot(laid_out, form.image(b)), rtol=1e-11)
+    np.testing.assert_allclose(jnp.vdot(form.output(c), d), jnp.vdot(c, form.rows(d)), rtol=1e-11)
+
+
+def test_the_form_follows_the_size_of_the_map_and_its_channels():
+    forms = {(3, 32, 32): "Patches", (16, 32, 32): "Winograd", (16, 5, 5): "Patches", (16, 2, 2): "WholeMap"}
+    assert {shape: type(convolution.form_of((*shape, 4))).__name__ for shape in forms} == forms
 
 
 def test_variance_keeps_its_digits_far_from_zero():

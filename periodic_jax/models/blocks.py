@@ -80,17 +80,16 @@ def _conv_bn_relu_forward(x: Array, kernel: Array, affine: Affine | None, pool: 
     var = (spreads.sum(0) + ((means - mean) ** 2).sum(0) * (height * width * lanes)) / count
     inv = lax.rsqrt(var + eps)
     z = jnp.maximum(normalise(peak, mean, inv, affine), 0)
-    return (z, BatchMoments(mean, var)), (x, kernel, affine, y, peak, mean, inv, columns)
+    return (z, BatchMoments(mean, var)), (x, w, affine, y, peak, mean, inv, columns)
 
 
 def _conv_bn_relu_backward(
     pool: bool, eps: float, residuals: Any, cotangents: Any
 ) -> tuple[Array, Array, Affine | None]:
     del eps
-    x, kernel, affine, y, peak, mean, inv, columns = residuals
+    x, w, affine, y, peak, mean, inv, columns = residuals
     groups, _, height, width, lanes = x.shape
     form = form_of(x.shape[1:])
-    w = form.matrix(kernel)
     count = groups * height * width * lanes
     normal = normalise(peak, mean, inv, None)
 
@@ -115,10 +114,10 @@ def _conv_bn_relu_backward(
         xg, yg, peak, g, *kept = group
         columns = kept[0] if kept else form.columns(xg)
         dy = form.rows(materialise(gradient_of_y, yg, peak, g, gain, inv, mean, mean_g, mean_gn))
-        dw = dw + materialise(lambda p, d: p @ d.T, columns, dy)
-        return dw, form.image(w.T @ dy)
+        dw = dw + materialise(lambda p, d: p @ d.mT, columns, dy)
+        return dw, form.image(w.mT @ dy)
 
-    dw, dx = scan_groups(one_group, jnp.zeros_like(w.T), (x, y, peak, g, *columns))
+    dw, dx = scan_groups(one_group, jnp.zeros_like(w.mT), (x, y, peak, g, *columns))
     return dx, form.kernel(dw), None if affine is None else Affine(sum_gn, sum_g)
 
 

@@ -1,19 +1,21 @@
-"""Convolution of one group as one matrix product, kernel x columns, in the form that suits the map's size.
+"""Convolution of one group as matrix products, kernel x columns, in the form that suits the map's size.
 
 A stack of kernels under ``vmap`` would make `jax.lax.conv` a grouped convolution, and inside a loop XLA's CPU
-backend computes its gradient 40 - 80 times slower than outside. Everything here is one (batched) matrix product
+backend computes its gradient 40 - 80 times slower than outside. Everything here is a (batched) matrix product
 instead, whatever transformation surrounds it.
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from periodic_jax.models.layout import Kernel, materialise
+from periodic_jax.models.winograd import Map, Winograd
 
-Map = Float[Array, "channels height width lanes"]
+FEWEST_CHANNELS = 16  # with which the products that `Winograd` saves are worth its transformations on CPU
 
 
 class Patches(NamedTuple):
@@ -99,10 +101,15 @@ class WholeMap(NamedTuple):
         return self.columns(y)
 
 
-def form_of(shape: tuple[int, ...]) -> Patches | WholeMap:
-    """The form that is fastest for an input ``(channels, height, width, lanes)``."""
+def form_of(shape: tuple[int, ...]) -> Patches | WholeMap | Winograd:
+    """The form that is fastest for an input ``(channels, height, width, lanes)``, as measured."""
     channels, height, width, lanes = shape
-    return (WholeMap if height == width == 2 else Patches)((channels, height, width, lanes))
+    form: type[Patches | WholeMap | Winograd] = Patches
+    if height == width == 2:
+        form = WholeMap
+    elif channels >= FEWEST_CHANNELS and height % 2 == width % 2 == 0 and jax.default_backend() == "cpu":
+        form = Winograd
+    return form((channels, height, width, lanes))
 
 
 def im2col(
