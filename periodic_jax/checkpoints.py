@@ -177,7 +177,7 @@ def _check_files(folder: Path, size: int) -> None:
     if (found := used(folder)) > 2 * size + FRAMING:
         raise DamagedCheckpoint(f"its files take {found} bytes, its arrays {size}")
     sealed = read_json(folder / CHECKSUMS)
-    if not is_whole(sealed) or SEAL not in sealed:
+    if not is_whole(sealed):
         raise DamagedCheckpoint(f"{CHECKSUMS} has another checksum")
     for name, crc in file_checksums(folder).items():
         if sealed.pop(name, None) != crc:

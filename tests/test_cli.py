@@ -164,21 +164,17 @@ def test_the_demo_uses_every_core_safely(demo):
 
 def test_commands_on_a_run(capsys, tmp_path, monkeypatch):
     """Figures, the report and an export of a short run, each named on standard output."""
-    import json
-
     import numpy as np
     from synthetic import trajectory, write_run
 
     from periodic_jax import plots
     from periodic_jax.grid import SweepGrid
+    from periodic_jax.results import read_config, write_config
 
     monkeypatch.setattr(plots, "CURVES", ("train_loss",))
     path = write_run(tmp_path / "run", SweepGrid.product(lr=1.0), {k: v[None] for k, v in trajectory(5).items()})
     assert "--in-epochs" in refuse(capsys, "plot", str(path), "--in-epochs")
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(
-        json.dumps(config | {"data": {"train_images": 10}, "config": {"batch_size": 4}, "summary": {}})
-    )
+    write_config(path, read_config(path) | {"data": {"train_images": 10}, "config": {"batch_size": 4}})
     main(["plot", str(path), "--in-epochs", "--log-steps", "--format", "pdf"])
     files = [path / "figures" / f"{name}.pdf" for name in ("train_loss", "phase_diagram", "regimes")]
     assert {str(file) for file in files} == set(capsys.readouterr().out.split())

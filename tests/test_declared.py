@@ -136,11 +136,15 @@ def test_a_pipe_and_a_file_without_end_are_not_read(run):
 
 
 @pytest.mark.parametrize(
-    "strange", [{"parent": []}, {"parent": {"step": "1"}}, {"ends": [10**30]}, {"ends": ["a"]}, {"sessions": 1}]
-)
-def test_a_record_of_other_kinds(run, strange):
+    ("strange", "named"),
+    [
+        ({"parent": []}, "parent is"), ({"parent": {"step": "1"}}, "step '1'"), ({"ends": [10**30]}, "step 1000000"),
+        ({"ends": ["a"]}, "step 'a'"), ({"sessions": 1}, "sessions is 1"),
+    ],
+)  # fmt: skip
+def test_a_record_of_other_kinds(run, strange, named):
     write_config(run, {**read_config(run), **strange})
-    with pytest.raises(ConfigError, match="a run of format 1"):
+    with pytest.raises(ConfigError, match=named):
         read_config(run)
 
 
