@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from periodic_jax import runtime
 from periodic_jax.distributed import ALONE, leave
@@ -23,11 +23,8 @@ from periodic_jax.options import (
     Resume,
     Sweep,
 )
-from periodic_jax.parsing import parse, refuse, tell
-from periodic_jax.words import finite_number, free_folder, to_config, to_selection, whole_number, without_decay
-
-if TYPE_CHECKING:
-    pass
+from periodic_jax.parsing import as_typed, parse, refuse, tell
+from periodic_jax.words import WHOLE, finite_number, free_folder, to_config, to_selection, whole_number, without_decay
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,13 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     SIGINT, 1 when something could not be written; with one line on stderr.
     """
     end: Callable[[int], Any] = sys.exit
+    command: Any = None
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
         if hasattr(command, "processes") and command.processes.distributed:
             end = leave  # threads that wait for processes which are lost would hold this one
         _ACTIONS[type(command)](command)
     except ConfigError as error:
-        end(refuse(str(error)))
+        end(refuse(str(as_typed(error, command))))
     except RunStopped as stopped:
         tell(str(stopped))
         end(stopped.status)
@@ -168,7 +166,7 @@ def _report(options: Report) -> None:
 
     port, every = (whole_number(name, getattr(options, name)) or 0 for name in ("port", "every"))
     if not 0 <= port < 2**16:
-        raise ConfigError("--port", port, "a whole number from 0 to 65535")
+        raise ConfigError("--port", port, WHOLE["port"])
     if every < 1:
         raise ConfigError("--every", every, "a whole number from 1")
     if not options.live:

@@ -326,3 +326,9 @@ class Demo:
     """Run directory, which must hold no run yet; runs/demo, runs/demo-2 ... if not given."""
     steps: Whole = "6000"
     """Updates to make."""
+
+
+COMMANDS: dict[str, type] = {
+    "demo": Demo, "sweep": Sweep, "resume": Resume, "branch": Branch, "info": Info, "replay": Replay,
+    "analyze": Analyze, "landscape": Landscape, "plot": Plot, "report": Report, "export": Export,
+}  # fmt: skip

@@ -115,7 +115,8 @@ def check_effort(effort: Effort) -> None:
     for name, smallest in least.items():
         value = getattr(effort, name)
         if value is not None and value < smallest:
-            raise ConfigError(f"--{name}", value, f"a whole number from {smallest}")
+            more = ", or all" if name == "images" else ""
+            raise ConfigError(f"--{name}", value, f"a whole number from {smallest}{more}")
     if not 0 <= effort.tolerance < math.inf:
         raise ConfigError("--tolerance", effort.tolerance, "a number from 0")
 
