@@ -183,11 +183,10 @@ def _export(options: Export) -> None:
 
     path = Path(options.run)
     out = Path(options.out) if options.out else path / "export" / (options.to + export.ENDINGS.get(options.to, ""))
-    print(export.export(open_run(path, flat=True), options.to, out))
-    if options.to in ("tensorboard", "wandb"):
-        print(
-            f"curves of more than {2 * export.BUCKETS} steps: the lowest and highest of each of {export.BUCKETS} parts"
-        )
+    dataset = open_run(path, flat=True)
+    print(export.export(dataset, options.to, out))
+    if options.to in ("tensorboard", "wandb") and dataset.sizes["step"] > 2 * export.BUCKETS:
+        print(f"curves: of {dataset.sizes['step']} steps, the lowest and highest of each of {export.BUCKETS} parts")
 
 
 def _branch(options: Branch) -> None:
@@ -208,11 +207,15 @@ def _branch(options: Branch) -> None:
 def _landscape(options: Landscape) -> None:
     from periodic_jax import tables
     from periodic_jax.plots import save_landscape
-    from periodic_jax.results import LANDSCAPE
+    from periodic_jax.results import LANDSCAPE, read_config
     from periodic_jax.survey import Effort, survey
 
     counts = {name: whole_number(name, getattr(options, name)) or 0 for name in ("probes", "eigenvalues", "iterations")}
     images = None if options.images == "all" else whole_number("images", options.images)
+    path = Path(options.run)
+    read_config(path)
+    if (path / LANDSCAPE).exists() and not options.overwrite:
+        raise ConfigError("run directory", path / LANDSCAPE, "none yet, or --overwrite to replace what was measured")
     effort = Effort(images, **counts, tolerance=finite_number("tolerance", options.tolerance))
     runtime.use_cores_as_devices()
     runtime.keep_compiled_programs()
@@ -221,7 +224,6 @@ def _landscape(options: Landscape) -> None:
         effort=effort, dataset=options.dataset or None, data_dir=options.data_dir or None, progress=tell,
     )  # fmt: skip
     print(tables.landscape_as_text(found), end="")
-    path = Path(options.run)
     written = [tables.write_store(found, path / LANDSCAPE), *save_landscape(found, path / "figures")]
     print(f"written: {', '.join(map(str, written))}")
 

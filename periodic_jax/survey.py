@@ -87,6 +87,7 @@ def survey(
             )
             for part in parts
         ]  # fmt: skip
+        progress(_looked_at(batches[0].labels.shape, len(run.config.data.images), effort.images))
         for i, step in enumerate(steps):
             states = load_states(run, step, rows)
             number = sum(leaf[0].size for leaf in jax.tree.leaves(states.params))
@@ -103,6 +104,14 @@ def survey(
                         dtype = object if blank == "" else np.float64
                         found.setdefault(name, np.full(shape, blank, dtype))[here, i, k] = values
     return _assembled(run, rows, steps, parts, found, weights, batches[0].labels.size)
+
+
+def _looked_at(batches: Sequence[int], there: int, asked: int | None) -> str:
+    """How many images are looked at, and how many were asked for where that is another number."""
+    count, more = math.prod(batches), ""
+    if asked not in (None, count):
+        more = f"; {asked} were asked for" if asked > there else f": whole mini-batches, where {asked} were asked for"
+    return f"looking at {count} of the {there} training images, in {batches[0]} mini-batches of {batches[1]}{more}"
 
 
 def check_effort(effort: Effort) -> None:

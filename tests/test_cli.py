@@ -209,3 +209,55 @@ def test_commands_on_a_run(capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().out.strip() == str(path / "export" / "npz.npz")
     assert np.load(path / "export" / "npz.npz")["loss"].shape == (1, 5)
     assert "--out" in refuse(capsys, "export", str(path), "--to", "npz")
+    assert "curves" not in capsys.readouterr().out
+    pytest.importorskip("tensorboardX")
+    main(["export", str(path), "--to", "tensorboard"])
+    assert capsys.readouterr().out.strip() == str(path / "export" / "tensorboard")
+
+
+def test_results_that_cannot_be_written_are_printed(capsys, tmp_path):
+    from synthetic import trajectory, write_run
+
+    from periodic_jax.grid import SweepGrid
+
+    path = write_run(tmp_path / "run", SweepGrid.product(lr=1.0), {k: v[None] for k, v in trajectory(5).items()})
+    (path / "analysis.zarr.partial").write_text("in the way")
+    with pytest.raises(SystemExit) as stop:
+        main(["analyze", str(path)])
+    said = capsys.readouterr()
+    assert stop.value.code == 2
+    assert "undecided" in said.out
+    assert said.err.startswith(
+        f"periodic-jax: not written: {path}/analysis.zarr is not accepted; expected a place that"
+    )
+    assert said.err.endswith("; what was there is unchanged\n")
+    assert not (path / "summary.csv").exists()
+
+
+@pytest.mark.parametrize("arguments", [("resume", "nope"), ("branch", "nope", "--lr", "0.1"), ("resume", "x" * 300)])
+def test_wrong_input_is_refused_before_compiling_is_shown(capsys, arguments):
+    refuse(capsys, *arguments)
+
+
+def test_an_error_in_training_is_on_a_line_of_its_own(capsys, tmp_path):
+    """Standard error as a log file has it."""
+    import numpy as np
+
+    from periodic_jax.errors import RunStopped
+    from periodic_jax.launching import train
+    from periodic_jax.results import write_config
+    from periodic_jax.sweep import Chunk
+
+    write_config(tmp_path, {"format": 1, "config": {"steps": 10}})
+
+    def start(progress, **options):
+        for steps in (0, 4):
+            progress(Chunk(0, {"loss": np.zeros((2, steps))}, None, np.zeros(2)), 2)
+        raise RunStopped("the disk is full", 1)
+
+    with pytest.raises(RunStopped):
+        train(tmp_path, start)
+    said = capsys.readouterr().err
+    assert "compiling" in said
+    assert "8.00/20.0" in said
+    assert said.endswith("\n")

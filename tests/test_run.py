@@ -79,6 +79,7 @@ def test_the_table_is_written(run):
 
 def test_progress_is_told_of_every_step_once(run):
     steps = [(chunk.first_step, chunk.steps) for chunk, configs in run[1] if configs == 4]
+    assert steps[0] == (0, 0)  # all is accepted
     assert sum(count for _, count in steps) == 25
     assert all(a[0] + a[1] == b[0] for a, b in itertools.pairwise(steps))
 
