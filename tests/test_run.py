@@ -127,7 +127,7 @@ def test_epochs_are_whole_mini_batches(tmp_path):
         ({"dataset": "mnist"}, "--dataset: mnist"),
         ({"batch_size": 1501}, "--batch-size: 1501"),
         ({"data_dir": "nowhere"}, "--data-dir: nowhere"),
-        ({"corrupt_train": 2.0}, "--corrupt-train: 2.0"),
+        ({"corrupt_train": 2.0}, "--corrupt-train: 2 "),
         ({"use_data_size": 100, "batch_size": 128}, "--batch-size: 128"),
         ({"augment": True, "full_batch": True}, "--augment"),
         ({"model": "VGG"}, "--model: VGG"),
