@@ -94,23 +94,24 @@ def metadata_damage(store: Path, lengths: Mapping[str, int]) -> Iterator[Damage]
         lengths: the most entries that config.json has room for, along each dimension.
     """
     for folder in (store, *sorted(path for path in store.iterdir() if path.is_dir())):
-        reason = _metadata_fault(folder / METADATA, lengths)
-        if reason:
-            yield Damage(os.fspath((folder / METADATA).relative_to(store)), None, reason)
+        if found := _metadata_fault(folder / METADATA, lengths):
+            file, reason = found
+            yield Damage(os.fspath(file.relative_to(store)), None, reason)
 
 
-def _metadata_fault(file: Path, lengths: Mapping[str, int]) -> str | None:
+def _metadata_fault(file: Path, lengths: Mapping[str, int]) -> tuple[Path, str] | None:
+    """The file that is at fault, metadata or the one chunk of an array along one dimension, and what is wrong."""
     try:
         content = read_json(file)
         if content != seal_metadata(content):
-            return "its checksum is another one" if SEAL in content["attributes"] else "it has no checksum"
+            return file, "its checksum is another one" if SEAL in content["attributes"] else "it has no checksum"
         if fault := metadata_fault(content, lengths):
-            return fault
+            return file, fault
         whole = file.with_name("c") / "0"  # of an array along one dimension, which is read as a whole
         if content["node_type"] == "array" and whole.is_file() and unfolded_bytes(whole) != chunk_bytes(content):
-            return f"its chunk does not unfold to {chunk_bytes(content)} bytes"
+            return whole, f"does not unfold to {chunk_bytes(content)} bytes"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        return _line(error)
+        return file, _line(error)
     return None
 
 

@@ -204,7 +204,7 @@ def run_session(
         ConfigError: no room, other images than before, or damaged telemetry.
         RunStopped: as `run_sweep`.
     """
-    from periodic_jax.checkpoints import settle_first
+    from periodic_jax.checkpointing import settle_first
     from periodic_jax.disk import check_room
     from periodic_jax.outline import states_of
     from periodic_jax.session import train

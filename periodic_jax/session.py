@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from periodic_jax import integrity
-from periodic_jax.checkpoints import Checkpoints, DamagedCheckpoint, read, verify
+from periodic_jax.checkpointing import Checkpoints
+from periodic_jax.checkpoints import DamagedCheckpoint, read, verify
 from periodic_jax.distributed import PeerLost
 from periodic_jax.errors import ConfigError
 from periodic_jax.results import TELEMETRY, checkpoint_steps
