@@ -152,7 +152,7 @@ def _begin(sweep: "Sweep", out: Path, states: dict[str, np.ndarray], step: int, 
     """Write the first checkpoint, from which the branch can always be resumed."""
     import jax
 
-    from periodic_jax.checkpoints import write_first
+    from periodic_jax.checkpointing import write_first
     from periodic_jax.train import state_of
 
     if new_sphere:
