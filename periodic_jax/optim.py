@@ -20,6 +20,7 @@ from periodic_jax.models.labels import leaf_labels
 
 Scalar = Float[Array, ""]
 LabelTree = Any  # a tree of words as `models.leaf_labels` takes it, or `Labels`
+LANES = 128  # of the rows in which `inner_products` sums
 
 
 class Dynamics(NamedTuple):
@@ -225,12 +226,13 @@ def measure(params: Any, grads: Any, updates: Any, hparams: HParams, labels: Lab
     if not any(labels):
         return _nothing_to_measure(params, grads)
     x, g, u = (_group(tree, labels) for tree in (params, grads, updates))
-    x_x, g_g, g_x, u_x = (
-        jnp.stack([jnp.vdot(a, b) for a, b in zip(p, q, strict=True)]) for p, q in ((x, x), (g, g), (g, x), (u, x))
-    )
-    norm_sq = x_x.sum()
-    norm, grad_norm, along = jnp.sqrt(norm_sq), jnp.sqrt(g_g.sum()), u_x.sum()
+    norm_sq, grad_norm_sq, g_x, along = inner_products((x, x), (g, g), (g, x), (u, x))
+    norm, grad_norm = jnp.sqrt(norm_sq), jnp.sqrt(grad_norm_sq)
     tangent = [b - a * (along / norm_sq).astype(a.dtype) for a, b in zip(x, u, strict=True)]
+    # Of each layer apart: dead code to the compiler where layers are not recorded.
+    x_x, g_g, u_x = (
+        jnp.stack([jnp.vdot(a, b) for a, b in zip(p, q, strict=True)]) for p, q in ((x, x), (g, g), (u, x))
+    )
     layer_tangent = [b - a * (c / d).astype(a.dtype) for a, b, c, d in zip(x, u, u_x, x_x, strict=True)]
     layer_norm, layer_grad_norm = jnp.sqrt(x_x), jnp.sqrt(g_g)
     layer_moved = jnp.stack([jnp.sqrt(jnp.vdot(t, t)) for t in layer_tangent])
@@ -242,7 +244,7 @@ def measure(params: Any, grads: Any, updates: Any, hparams: HParams, labels: Lab
         effective_grad_norm=norm * grad_norm,
         effective_lr=lr / norm_sq,
         angular_step=jnp.arctan2(global_norm(tangent), norm + along / norm),
-        radial_leak=jnp.abs(g_x.sum()) / jnp.maximum(norm * grad_norm, jnp.finfo(norm.dtype).tiny),
+        radial_leak=jnp.abs(g_x) / jnp.maximum(norm * grad_norm, jnp.finfo(norm.dtype).tiny),
         noninvariant_weight_norm=global_norm(_group(params, others)),
         noninvariant_grad_norm=global_norm(_group(grads, others)),
         layer_weight_norm=layer_norm,
@@ -278,7 +280,27 @@ def _map_group(function: Any, tree: Any, labels: LabelTree) -> Any:
 
 
 def global_norm(leaves: list[Array]) -> Scalar:
-    """Euclidean norm of all leaves as one vector; sums as dot products, which XLA:CPU computes rightly and fast."""
-    if not leaves:
-        return jnp.zeros(())
-    return jnp.sqrt(sum((jnp.vdot(leaf, leaf) for leaf in leaves), start=jnp.zeros((), leaves[0].dtype)))
+    """Euclidean norm of all leaves as one vector."""
+    return jnp.sqrt(inner_products((leaves, leaves))[0]) if leaves else jnp.zeros(())
+
+
+def inner_products(*pairs: tuple[list[Array], list[Array]]) -> Float[Array, "pairs"]:
+    """⟨p, q⟩ of each pair, the leaves of p and of q as one vector each.
+
+    The products of all pairs stand side by side in rows of `LANES`, and one matrix product with ones sums the rows:
+    XLA's CPU backend computes that rightly, half as long as a dot product of each pair of leaves, and as accurately.
+
+    Example:
+        >>> inner_products(([jnp.arange(3.0), jnp.ones(2)], [jnp.ones(3), jnp.ones(2)])).tolist()
+        [5.0]
+    """
+
+    def in_rows(leaves: list[Array]) -> Float[Array, "rows lanes"]:
+        size = sum(leaf.size for leaf in leaves)
+        padding = jnp.zeros(-size % LANES, leaves[0].dtype)
+        return jnp.concatenate([*(leaf.ravel() for leaf in leaves), padding]).reshape(-1, LANES)
+
+    products = jnp.stack([in_rows(p) * in_rows(q) for p, q in pairs], 1)
+    ones = jnp.ones((1, len(products)), products.dtype)
+    sums = jnp.matmul(ones, products.reshape(len(products), -1), precision="highest")
+    return sums.reshape(len(pairs), LANES).sum(1)
