@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from periodic_jax.grid import HParams
 from periodic_jax.models.labels import leaf_labels
+from periodic_jax.models.layout import materialise
 
 Scalar = Float[Array, ""]
 LabelTree = Any  # a tree of words as `models.leaf_labels` takes it, or `Labels`
@@ -300,7 +301,9 @@ def inner_products(*pairs: tuple[list[Array], list[Array]]) -> Float[Array, "pai
         padding = jnp.zeros(-size % LANES, leaves[0].dtype)
         return jnp.concatenate([*(leaf.ravel() for leaf in leaves), padding]).reshape(-1, LANES)
 
-    products = jnp.stack([in_rows(p) * in_rows(q) for p, q in pairs], 1)
+    # Each vector once, whatever computes its leaves: the products would compute them again and again.
+    vectors = {id(leaves): materialise(in_rows, leaves) for pair in pairs for leaves in pair}
+    products = jnp.stack([vectors[id(p)] * vectors[id(q)] for p, q in pairs], 1)
     ones = jnp.ones((1, len(products)), products.dtype)
     sums = jnp.matmul(ones, products.reshape(len(products), -1), precision="highest")
     return sums.reshape(len(pairs), LANES).sum(1)

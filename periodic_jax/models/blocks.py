@@ -73,7 +73,7 @@ def _conv_bn_relu_forward(x: Array, kernel: Array, affine: Affine | None, pool: 
         mean = lane_sums(y) / (height * width * lanes)
         spread = lane_sums((y - per_channel(mean)) ** 2)
         kept = (columns,) if groups == 1 else ()
-        return None, (y, mean, spread, window_max(y) if pool else y, *kept)
+        return None, (y, mean, spread, materialise(window_max, y) if pool else y, *kept)
 
     _, (y, means, spreads, peak, *columns) = scan_groups(one_group, None, x)
     mean = means.mean(0)
