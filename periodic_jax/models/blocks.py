@@ -114,7 +114,7 @@ def _conv_bn_relu_backward(
         xg, yg, peak, g, *kept = group
         columns = kept[0] if kept else form.columns(xg)
         dy = form.rows(materialise(gradient_of_y, yg, peak, g, gain, inv, mean, mean_g, mean_gn))
-        dw = dw + materialise(lambda p, d: p @ d.mT, columns, dy)
+        dw = dw + columns @ dy.mT
         return dw, form.image(w.mT @ dy)
 
     dw, dx = scan_groups(one_group, jnp.zeros_like(w.mT), (x, y, peak, g, *columns))
