@@ -93,11 +93,11 @@ def _conv_bn_relu_backward(
     count = groups * height * width * lanes
     normal = normalise(peak, mean, inv, None)
 
-    def through_relu(peak: Array, cotangent: Array, mean: Array, inv: Array, affine: Affine | None) -> Array:
-        return jnp.where(normalise(peak, mean, inv, affine) > 0, cotangent, 0)
+    def through_relu(peak: Array, cotangent: Array, mean: Array, inv: Array, *affine: Array) -> Array:
+        return jnp.where(normalise(peak, mean, inv, Affine(*affine) if affine else None) > 0, cotangent, 0)
 
     # Three readers follow: each would compute the end of the next layer's backward pass again.
-    g = materialise(through_relu, peak, cotangents[0], mean, inv, affine)
+    g = materialise(through_relu, peak, cotangents[0], mean, inv, *(affine or ()))
     # Gradients reach only the maxima, so both sums of the normalisation's backward pass run on the pooled tensor.
     sum_g, sum_gn = channel_sums(g), channel_sums(g * normal)
     mean_g, mean_gn = sum_g / count, sum_gn / count
