@@ -15,7 +15,6 @@ from periodic_jax.errors import ConfigError
 from periodic_jax.grid import SweepGrid, flag_of
 from periodic_jax.locks import locked
 from periodic_jax.period_minima import PREFIX, in_checkpoint
-from periodic_jax.periods_online import fresh
 from periodic_jax.run import Progress, run_session
 
 if TYPE_CHECKING:

@@ -74,9 +74,7 @@ class Networks:
 
         def train(params: Any, statistics: Any, images: Array, data: DeviceData) -> tuple[Array, Any]:
             variables = {"params": params, "batch_stats": jax.tree.map(jnp.zeros_like, statistics)}
-            logits, updated = task.model.apply(
-                variables, normalise(images, data), train=True, mutable=["batch_stats"]
-            )
+            logits, updated = task.model.apply(variables, normalise(images, data), train=True, mutable=["batch_stats"])
             # From zero, one update of the running statistics gives a known share of those of this one part.
             return logits, jax.tree.map(lambda s: s / (1 - BN_MOMENTUM), updated["batch_stats"])
 
@@ -188,7 +186,9 @@ def on_sphere(params: Params, labels: Labels, *, each: bool = False) -> Params:
         each: divide each leaf by its own norm instead. The same network only where each is scale-invariant by itself.
     """
     leaves, tree = jax.tree.flatten(jax.tree.map(np.asarray, params))
-    norms = [np.linalg.norm(leaf.astype(np.float64)) if mark else 0.0 for leaf, mark in zip(leaves, labels, strict=True)]
+    norms = [
+        np.linalg.norm(leaf.astype(np.float64)) if mark else 0.0 for leaf, mark in zip(leaves, labels, strict=True)
+    ]
     whole = np.sqrt(np.sum(np.square(norms)))
     return tree.unflatten([
         (leaf / (norm if each else whole)).astype(leaf.dtype) if mark else leaf

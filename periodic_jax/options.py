@@ -320,6 +320,30 @@ class Landscape:
 
 
 @dataclass(frozen=True)
+class Minima:
+    """Compare the minima of a run's periods: quality, angles, barriers between them, ensembles, weight averages.
+
+    Takes those that a sweep with --keep-period-minima kept, or else the last checkpoints before each onset. Statistics of
+    batch normalisation are re-estimated everywhere. Prints tables, writes minima.zarr and a figure.
+    """
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Run directory."""
+    select: Annotated[tuple[str, ...], tyro.conf.arg(metavar="AXIS=NUMBER ...", help_behavior_hint="(optional)")] = ()
+    """The configurations to look at, such as lr=0.1 weight_decay=1e-3,1e-2; all, if not given."""
+    last: Annotated[str, tyro.conf.arg(metavar="COUNT|all")] = "10"
+    """At most so many minima of each configuration, the last ones."""
+    images: Annotated[str, tyro.conf.arg(metavar="COUNT|all")] = "all"
+    """Training images from which statistics and training losses are taken."""
+    points: Whole = "11"
+    """Points of each path, ends included."""
+    dataset: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = ""
+    """The .npz file, where the run's data set is one: no path in a run directory is followed."""
+    data_dir: Folder = ""
+    """As for the sweep, which must be given again."""
+
+
+@dataclass(frozen=True)
 class Demo:
     """Show periodic training in a minute: ten configurations of a small network on 1,797 real digits, with a table and
     figures.

@@ -20,6 +20,7 @@ from periodic_jax.options import (
     Export,
     Info,
     Landscape,
+    Minima,
     Plot,
     Processes,
     Replay,
@@ -30,7 +31,7 @@ from periodic_jax.options import (
 
 COMMANDS: dict[str, Any] = {
     "demo": Demo, "sweep": Sweep, "resume": Resume, "branch": Branch, "info": Info, "replay": Replay,
-    "analyze": Analyze, "landscape": Landscape, "plot": Plot, "report": Report, "export": Export,
+    "analyze": Analyze, "landscape": Landscape, "minima": Minima, "plot": Plot, "report": Report, "export": Export,
 }  # fmt: skip
 ABOUT = "Periodic training of networks with batch normalisation and weight decay, a whole hyperparameter grid at once."
 

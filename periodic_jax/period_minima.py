@@ -136,7 +136,9 @@ def missing(path: Path, counts: np.ndarray, first: int = 0) -> list[str]:
         counts: found, of configurations from ``first`` on.
         first: number of the first of them.
     """
-    there = np.bincount([one.config for one in kept_minima(path) if one.ended is not None], minlength=first + len(counts))
+    there = np.bincount(
+        [one.config for one in kept_minima(path) if one.ended is not None], minlength=first + len(counts)
+    )
     return [
         f"{MINIMA}/{first + i}: {there[first + i]} of {count} minima are there"
         for i, count in enumerate(counts.tolist()) if there[first + i] < count

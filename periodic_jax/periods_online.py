@@ -80,9 +80,7 @@ def conclude(rule: Rule, end: int, alive: np.ndarray) -> Verdict:
         alive: which configurations have not diverged.
     """
     configs, every = rule["loss"].shape
-    before = Verdict(
-        np.zeros(configs, bool), np.zeros(configs, bool), rule["step"].copy(), rule["score"].copy()
-    )
+    before = Verdict(np.zeros(configs, bool), np.zeros(configs, bool), rule["step"].copy(), rule["score"].copy())
     rows = np.flatnonzero(alive & np.isfinite(rule["norm"][:, -1]) & (rule["norm"][:, -1] > 0))
     if len(rows):
         seen = _window(rule, rows, end)

@@ -104,7 +104,7 @@ def load_states(run: StoredRun, step: int, rows: Sequence[int] | None = None, fo
     Raises:
         ConfigError: a checkpoint that is damaged.
     """
-    template, configs = jax.eval_shape(lambda: _one_state(run.config)), len(run.grid)
+    template, configs = state_outline(run.config), len(run.grid)
     names = named_leaves(template)
     like = {name: np.zeros((configs, *leaf.shape), leaf.dtype) for name, leaf in names if leaf.size}
     if run.config.keep_period_minima:
@@ -120,6 +120,11 @@ def load_states(run: StoredRun, step: int, rows: Sequence[int] | None = None, fo
         for name, leaf in names
     ]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def state_outline(config: RunConfig) -> TrainState:
+    """Shapes and dtypes of one configuration's training state. Within the run's precision."""
+    return jax.eval_shape(lambda: _one_state(config))
 
 
 def _one_state(config: RunConfig) -> TrainState:

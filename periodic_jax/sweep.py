@@ -322,6 +322,10 @@ class Sweep:
         """
         self.states, self.step = self.place(arrays, self.states), step
 
+    def bytes_of_weights(self) -> int:
+        """Bytes of one configuration's parameters and running statistics."""
+        return sum(leaf.nbytes // self.hparams.lr.size for leaf in jax.tree.leaves(weights_of(self.states)))
+
     def place(self, arrays: Mapping[str, np.ndarray], like: Any) -> Any:
         """A tree such as ``like`` on the devices, of what `export` gave of one."""
         leaves = [
