@@ -15,6 +15,7 @@ from periodic_jax.errors import ConfigError
 from periodic_jax.grid import SweepGrid, flag_of
 from periodic_jax.locks import locked
 from periodic_jax.period_minima import PREFIX, in_checkpoint
+from periodic_jax.periods_online import fresh as nothing_known
 from periodic_jax.run import Progress, run_session
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def _begin(
         replaced = sweep.export(sweep.states.replace(opt_state=fresh(sweep.states.params)))
         states = states | {name: array for name, array in replaced.items() if "initial_norms" in name}
     if every:
-        states = states | in_checkpoint(states, fresh(len(sweep.grid), every, np.dtype(sweep.hparams.lr.dtype)))
+        states = states | in_checkpoint(states, nothing_known(len(sweep.grid), every, np.dtype(sweep.hparams.lr.dtype)))
     write_first(out, step, states)
 
 

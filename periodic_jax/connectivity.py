@@ -187,9 +187,10 @@ def on_sphere(params: Params, labels: Labels, *, each: bool = False) -> Params:
     """
     leaves, tree = jax.tree.flatten(jax.tree.map(np.asarray, params))
     norms = [
-        np.linalg.norm(leaf.astype(np.float64)) if mark else 0.0 for leaf, mark in zip(leaves, labels, strict=True)
+        float(np.linalg.norm(leaf.astype(np.float64))) if mark else 0.0
+        for leaf, mark in zip(leaves, labels, strict=True)
     ]
-    whole = np.sqrt(np.sum(np.square(norms)))
+    whole = np.sqrt(sum(norm**2 for norm in norms))
     return tree.unflatten([
         (leaf / (norm if each else whole)).astype(leaf.dtype) if mark else leaf
         for leaf, mark, norm in zip(leaves, labels, norms, strict=True)
@@ -246,7 +247,7 @@ PATHS = {"straight": straight, "layers": by_layers}
 
 
 def average(networks: Sequence[Params], labels: Labels) -> Params:
-    """The mean of several networks' directions, back on the unit sphere: Σ u_i / |Σ u_i|; of all other weights the mean.
+    """The mean of networks' directions, back on the unit sphere: Σ u_i / |Σ u_i|; of all other weights the mean.
 
     Args:
         networks: weights on the unit sphere.

@@ -323,8 +323,8 @@ class Landscape:
 class Minima:
     """Compare the minima of a run's periods: quality, angles, barriers between them, ensembles, weight averages.
 
-    Takes those that a sweep with --keep-period-minima kept, or else the last checkpoints before each onset. Statistics of
-    batch normalisation are re-estimated everywhere. Prints tables, writes minima.zarr and a figure.
+    Takes those that a sweep with --keep-period-minima kept, or else the last checkpoints before each onset. Statistics
+    of batch normalisation are re-estimated everywhere. Prints tables, writes minima.zarr and a figure.
     """
 
     run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]

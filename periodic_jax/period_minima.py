@@ -3,9 +3,9 @@
     DIR/minima/CONFIG/STEP-END.npz           the lowest point of a period that had ended after END updates
     DIR/minima/CONFIG/STEP-unfinished.npz    that of the last one, where the run ended before it
 
-A file holds plain arrays, uncompressed, by the names of a checkpoint (``params...``, ``batch_stats...``) and ``score``. It
-is written by the process that trains the configuration, whole or not at all; zip's own CRC-32 tells damage. Orbax would
-take a folder and 0.1 s for each. Nothing is unpickled.
+A file holds plain arrays, uncompressed, by the names of a checkpoint (``params...``, ``batch_stats...``) and ``score``.
+It is written by the process that trains the configuration, whole or not at all; zip's own CRC-32 tells damage. Orbax
+would take a folder and 0.1 s for each. Nothing is unpickled.
 """
 
 import os

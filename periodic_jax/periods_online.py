@@ -1,17 +1,17 @@
 """Periods told while they are trained, window by window of steps, and the lowest point of each. NumPy only.
 
-This is `periods.detect_periods` as it can be read without the future: a destabilisation is a minimum of the weight norm
-from which it grows by a tenth or more at once, while the loss rises beyond its noise. At the end of each window, of each
-configuration:
+This is `periods.detect_periods` as it can be read without the future: a destabilisation is a minimum of the weight
+norm from which it grows by a tenth or more at once, while the loss rises beyond its noise. At the end of each window,
+of each configuration:
 
 * Its end is a candidate for the lowest point, with a score: the median loss of the window, or the mean of its last
   `LAST` steps, if that is higher, as where a burst has just begun.
 * A fall begins when the norm is `GROWTH` times below its highest value since the last rise. (Only then can the next
   destabilisation come: that is the hysteresis.)
-* A rise ends the fall when the norm is `GROWTH` times above its lowest value since, and `NORM_NOISE` standard deviations
-  of its noise. The period has ended if the loss has meanwhile exceeded the lowest score by the factor `LOSS_RATIO` and by
-  `LOSS_NOISE` standard deviations of its noise, and if the rise took at most `SLOWEST_RISE` of the steps of the fall, or
-  a window. If not, it goes on.
+* A rise ends the fall when the norm is `GROWTH` times above its lowest value since, and `NORM_NOISE` standard
+  deviations of its noise. The period has ended if the loss has meanwhile exceeded the lowest score by the factor
+  `LOSS_RATIO` and by `LOSS_NOISE` standard deviations of its noise, and if the rise took at most `SLOWEST_RISE` of the
+  steps of the fall, or a window. If not, it goes on.
 
 The candidate of lowest score of a period that has ended is its minimum. What is shorter than a few windows is not told
 apart.

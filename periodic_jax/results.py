@@ -33,7 +33,8 @@ LANDSCAPE = "landscape.zarr"
 MINIMA = "minima"
 COMPARISON = "minima.zarr"
 OWN_FILES = (
-    CONFIG_FILE, TELEMETRY, CHECKPOINTS, "figures", "report.html", SUMMARY_FILE, ANALYSIS, LANDSCAPE, MINIMA, COMPARISON,
+    CONFIG_FILE, TELEMETRY, CHECKPOINTS, "figures", "report.html", SUMMARY_FILE, ANALYSIS, LANDSCAPE, MINIMA,
+    COMPARISON,
 )  # fmt: skip
 FORMAT = 1
 # What config.json holds beside its format, where it holds it.

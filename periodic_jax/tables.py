@@ -38,7 +38,8 @@ HEADS = {
     "forecast_expected": "expected", "checkpoint": "step", "gradient_norm": "gradient", "gradient_std_norm": "its std",
     "noise_scale": "noise scale", "hessian_trace": "tr H", "hessian_largest": "largest of H",
     "gauss_newton_trace": "tr G", "gauss_newton_largest": "largest of G", "sphere_sharpness": "sharpness",
-    "elr_times_sharpness": "x ELR", "ended": "ended by", "train_error": "train error", "test_loss": "test loss",
+    "elr_times_sharpness": "x ELR", "ended": "ended by",
+    "train_loss": "train loss", "test_error": "test error", "train_error": "train error", "test_loss": "test loss",
     "cosine_to_start": "cos to start", "cosine_before": "cos to last", "disagreement_before": "disagree",
     "barrier_straight": "barrier", "barrier_layers": "by layers", "ensemble_loss": "ensemble loss",
     "ensemble_error": "error", "average_train_loss": "average train loss", "average_test_loss": "test loss",
@@ -47,7 +48,8 @@ HEADS = {
     "seed_barrier_layers": "by layers",
 }  # fmt: skip
 WHOLE = (
-    "step", "ended", "mean_period", "diverged_at", "mean_fall_steps", "mean_predicted_fall_steps", "violations", *FORECASTS,
+    "step", "ended", "mean_period", "diverged_at", "mean_fall_steps", "mean_predicted_fall_steps", "violations",
+    *FORECASTS,
 )  # fmt: skip
 
 

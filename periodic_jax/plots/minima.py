@@ -6,6 +6,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from periodic_jax.plots import style
 from periodic_jax.plots.style import STYLE, colours, named
@@ -46,7 +47,9 @@ def barriers(ax: Axes, found: xr.Dataset, colour_by: str) -> Axes:
         colour = scale[float(found[colour_by].values[i])]
         cosines = np.diagonal(found.cosine.values[i], 1)[: found.sizes["pair"]]
         for path, marker in MARKERS.items():
-            ax.plot(cosines, found.barrier.sel(path=path).values[i], marker, color=colour, ms=4, mfc="none")
+            ax.plot(
+                cosines, found.barrier.sel(path=path).values[i], marker, color=colour, ms=4, mfc="none", clip_on=False
+            )
     ax.plot(found.seed_cosine.values, found.seed_barrier.sel(path="straight").values, "k+", ms=6)
     words = {"o": "straight", "x": "layer by layer", "+": "two seeds"}
     ax.legend([Line2D([], [], color="black", ls="", marker=m, mfc="none", ms=4) for m in words], list(words.values()))
@@ -88,7 +91,10 @@ def together(ax: Axes, found: xr.Dataset, colour_by: str) -> Axes:
     ax.legend([Line2D([], [], color="black", ls=KINDS[n][0], lw=1) for n in shown], [KINDS[n][1] for n in shown])
     style.say_if_empty(ax, found.ensemble_error.values)
     ax.set(xlabel="members", ylabel="test error [%]", title="together")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_yscale("symlog", linthresh=1)  # averages may be worse by far
+    ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     return ax
 
 
