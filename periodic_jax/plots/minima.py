@@ -74,9 +74,9 @@ def paths(ax: Axes, found: xr.Dataset, colour_by: str) -> Axes:
     style.fit_scale(ax, True, y=known)
     style.say_if_empty(ax, known)
     label = f"{named(colour_by)} {found[colour_by].values[i]:.3g}, seed {found.seed.values[i]}"
-    ax.set(xlabel="minimum", ylabel="training loss [nats]", title=f"paths from one to the next ({label})")
+    ax.set(xlabel="minimum", ylabel="training loss [nats]", title="paths from one to the next")
     if np.isfinite(known).any():
-        ax.legend()
+        ax.legend(title=label).set_in_layout(False)
     return ax
 
 
