@@ -38,7 +38,7 @@ def write_run(path: Path, grid: SweepGrid, steps: int, chunk: int = 1000) -> Non
     a, kind = 1 - lr * DECAY, np.arange(configs) % 4  # two of four periodic, one in equilibrium, one falls to its own
     period = rng.integers(400, 4000, configs)
     results.claim_directory(path)
-    results.write_json(path / results.CONFIG_FILE, {"format": results.FORMAT, "config": {"model": "synthetic"}})
+    results.write_config(path, {"format": results.FORMAT, "config": {"model": "synthetic"}})
     empty = {name: np.zeros((configs, 0), np.float32) for name in NAMES}
     evaluations = ("train_loss", "train_error", "test_loss", "test_error")
     writer = TelemetryWriter(path, grid, steps, sorted({*range(0, steps, chunk), steps}), empty, evaluations)

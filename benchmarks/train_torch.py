@@ -53,7 +53,7 @@ def one_by_one(options: argparse.Namespace, device: torch.device) -> Any:
     """One configuration after the other; each costs the same, so one is timed."""
     model = network(options.width, options.channels).to(device)
     if options.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(
         (p for p in model.parameters() if p.requires_grad), lr=0.01, weight_decay=1e-3, fused=True
     )
@@ -106,7 +106,7 @@ def stacked(options: argparse.Namespace, device: torch.device) -> Any:
     models = [
         network(options.width, options.channels, running_statistics=False).to(device) for _ in range(options.configs)
     ]
-    params, buffers = torch.func.stack_module_state(models)  # type: ignore[arg-type]
+    params, buffers = torch.func.stack_module_state(models)
     frozen = {name: p for name, p in params.items() if not p.requires_grad}
     params = {name: p.detach() for name, p in params.items() if p.requires_grad}
     data, base = Data(options, device), models[0]

@@ -158,7 +158,7 @@ def _begin(
     """Write the first checkpoint, from which the branch can always be resumed."""
     import jax
 
-    from periodic_jax.checkpoints import write_first
+    from periodic_jax.checkpointing import write_first
     from periodic_jax.train import state_of
 
     if new_sphere:

@@ -1,12 +1,12 @@
-"""Checkpoints of a run, in orbax's format: the states of all configurations at the end of a chunk.
+"""Checkpoints of a run, in orbax's format: the states of all configurations at the end of a chunk; read when whole.
 
     DIR/checkpoints/STEP/                  a flat tree of arrays, configurations first and in the grid's order
     DIR/checkpoints/STEP/checksums.json    of all other files there
 
 The order is the grid's, without padding but at the end, so that a run can go on with another number of devices or
-processes, each of which writes and reads its own configurations. Orbax writes a checkpoint beside its place and renames
-it; it counts when its checksums are there. They, and the shapes that are declared, are compared before orbax reads
-anything, since its readers do not bear damage well. Nothing in a checkpoint is unpickled or run.
+processes, each of which writes and reads its own configurations. Checksums, and the shapes that are declared, are
+compared before orbax reads anything, since its readers do not bear damage well. Nothing in a checkpoint is unpickled or
+run. `checkpointing` writes them.
 """
 
 import contextlib
@@ -16,11 +16,8 @@ import importlib.metadata
 import logging
 import math
 import os
-import shutil
-import time
 import zlib
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +26,11 @@ import numpy as np
 from periodic_jax.declared import read_json, used
 from periodic_jax.distributed import ALONE, Team
 from periodic_jax.errors import ConfigError
-from periodic_jax.integrity import SEAL, is_whole, seal, write_json
-from periodic_jax.results import CHECKPOINTS, CHECKSUMS, checkpoint_steps
+from periodic_jax.integrity import SEAL, is_whole
+from periodic_jax.results import CHECKPOINTS, CHECKSUMS
 
 Tree = Mapping[str, np.ndarray]
 ORBAX_V1 = ("orbax.checkpoint.v1", "orbax.checkpoint.experimental.v1")  # where it is bound for, and where it is
-DRAFT = f"{CHECKPOINTS}.partial"
 FRAMING = 2**24  # bytes, more than the files of a checkpoint take beside its arrays
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every file it writes
@@ -169,7 +165,7 @@ def _like(like: Tree, rows: int, parts: int) -> dict[str, Any]:
     def empty(dtype: Any, *shape: int) -> np.ndarray:
         return np.broadcast_to(np.zeros((), dtype), shape)
 
-    return _packed({n: empty(a.dtype, rows, *a.shape[1:]) for n, a in like.items()}, empty(np.uint32, parts, 3))
+    return packed({n: empty(a.dtype, rows, *a.shape[1:]) for n, a in like.items()}, empty(np.uint32, parts, 3))
 
 
 def _check_files(folder: Path, size: int) -> None:
@@ -177,7 +173,7 @@ def _check_files(folder: Path, size: int) -> None:
     if (found := used(folder)) > 2 * size + FRAMING:
         raise DamagedCheckpoint(f"its files take {found} bytes, its arrays {size}")
     sealed = read_json(folder / CHECKSUMS)
-    if not is_whole(sealed) or SEAL not in sealed:
+    if not is_whole(sealed):
         raise DamagedCheckpoint(f"{CHECKSUMS} has another checksum")
     for name, crc in file_checksums(folder).items():
         if sealed.pop(name, None) != crc:
@@ -225,130 +221,11 @@ def checksum(states: Tree) -> int:
     return crc
 
 
-class Checkpoints:
-    """Writes a run's checkpoints, in the background, and removes old ones.
+def packed(states: Tree, check: np.ndarray) -> dict[str, Any]:
+    """The tree of a checkpoint.
 
     Args:
-        path: the run directory.
-        keep: how many of the last to keep.
-        keep_every: keep all whose step is a multiple of it; None: only the last.
-        seconds: least time between two checkpoints; it grows so that writing takes at most a hundredth of the time. 0:
-            after every chunk.
-        first_step: of the run; a branch keeps its checkpoint there, which nothing could bring back.
-        team: the processes that write each checkpoint together.
-        share: configurations of each of them, but for the last, which may have fewer.
+        states: arrays, configurations first.
+        check: ``(processes, 3)``, of each that writes: the step, its number of configurations, and their checksum.
     """
-
-    def __init__(
-        self, path: Path, *, keep: int = 2, keep_every: int | None = None, seconds: float = 10.0, first_step: int = 0,
-        team: Team = ALONE, share: int | None = None,
-    ) -> None:  # fmt: skip
-        self._team, self._share = team, share
-        self._path, self._keep, self._keep_every, self._first_step = path, keep, keep_every, first_step
-        self._seconds, self._last, self._took = seconds, time.monotonic(), 0.0
-        self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._pending: Future[None] | None = None
-
-    def due(self, step: int) -> bool:
-        """Whether a checkpoint is wanted after ``step`` updates."""
-        marked = self._keep_every is not None and step % self._keep_every == 0
-        interval = max(self._seconds, 100 * self._took) if self._seconds else 0.0
-        return marked or time.monotonic() - self._last >= interval
-
-    def save(self, step: int, states: Tree) -> None:
-        """Begin to write a checkpoint of this process's configurations, as soon as the one before is written.
-
-        Raises:
-            OSError: the one before could not be written.
-        """
-        self.wait()
-        self._last = time.monotonic()
-        content = _packed(states, np.array([[step, _length(states), checksum(states)]], np.uint32))
-        if self._team.count > 1:
-            from periodic_jax.spread import spread
-
-            content = spread(content, self._team, self._share or 0)
-        self._pending = self._thread.submit(self._write, step, content)
-
-    def wait(self) -> None:
-        """Wait until the last checkpoint is written.
-
-        Raises:
-            OSError: it could not be written.
-        """
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            self._team.wait_for(pending)
-
-    def _write(self, step: int, content: dict[str, Any]) -> None:
-        """Write a checkpoint, then remove those that are no longer wanted."""
-        begun = time.monotonic()
-        folder = self._path / CHECKPOINTS / str(step)
-        if self._team.first:
-            self._drop(step)
-        try:
-            self._save(os.path.abspath(folder), content)
-        except OSError:
-            raise
-        except Exception as error:  # tensorstore's own words for a full disk and its like
-            raise OSError(None, str(error).partition("\n")[0] or type(error).__name__) from error
-        if not self._team.first:
-            return
-        write_json(folder / CHECKSUMS, seal(file_checksums(folder)))
-        for old in checkpoint_steps(self._path)[: -self._keep]:
-            if old != self._first_step and (self._keep_every is None or old % self._keep_every):
-                self._drop(old)
-        self._took = time.monotonic() - begun
-
-    def _save(self, folder: str, content: dict[str, Any]) -> None:
-        if self._team.count == 1:
-            orbax().save(folder, content)
-            return
-        from periodic_jax.spread import between_processes
-
-        with between_processes(orbax(), self._team):
-            orbax().save(folder, content)
-
-    def discard_after(self, step: int) -> None:
-        """Remove all later checkpoints, and what a killed process left half-written or half-removed."""
-        whole = checkpoint_steps(self._path)
-        for folder in (self._path / CHECKPOINTS).glob("*"):
-            if not folder.name.isdecimal():
-                shutil.rmtree(folder)
-            elif int(folder.name) > step or int(folder.name) not in whole:
-                self._drop(int(folder.name))
-
-    def _drop(self, step: int) -> None:
-        """Remove a checkpoint: under another name first, so that a half-removed one is not taken for whole."""
-        folder = self._path / CHECKPOINTS / str(step)
-        if folder.exists():
-            shutil.rmtree(folder.rename(folder.with_name(f"{step}.removed")))
-
-
-def write_first(path: Path, step: int, states: Tree) -> None:
-    """Write a branch's first checkpoint, beside its place: without a config.json it must not count.
-
-    Raises:
-        OSError: it could not be written.
-    """
-    checkpoints = Checkpoints(path / DRAFT, first_step=step)
-    checkpoints.save(step, states)
-    checkpoints.wait()
-
-
-def settle_first(path: Path, *, forget: bool) -> None:
-    """Put a branch's first checkpoint in its place, or forget what a killed process left of one.
-
-    Args:
-        path: the run directory, locked.
-        forget: no config.json belongs to it.
-    """
-    draft = path / DRAFT
-    if draft.exists():
-        if not forget and (draft / CHECKPOINTS).exists() and not (path / CHECKPOINTS).exists():
-            (draft / CHECKPOINTS).rename(path / CHECKPOINTS)
-        shutil.rmtree(draft)
-
-
-def _packed(states: Tree, check: np.ndarray) -> dict[str, Any]:
     return {"states": dict(states), "check": check}

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from periodic_jax import runtime
 from periodic_jax.distributed import ALONE, leave
@@ -24,11 +24,8 @@ from periodic_jax.options import (
     Resume,
     Sweep,
 )
-from periodic_jax.parsing import parse, refuse, tell
-from periodic_jax.words import finite_number, free_folder, to_config, to_selection, whole_number, without_decay
-
-if TYPE_CHECKING:
-    pass
+from periodic_jax.parsing import as_typed, parse, refuse, tell
+from periodic_jax.words import WHOLE, finite_number, free_folder, to_config, to_selection, whole_number, without_decay
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,13 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     SIGINT, 1 when something could not be written; with one line on stderr.
     """
     end: Callable[[int], Any] = sys.exit
+    command: Any = None
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
         if hasattr(command, "processes") and command.processes.distributed:
             end = leave  # threads that wait for processes which are lost would hold this one
         _ACTIONS[type(command)](command)
     except ConfigError as error:
-        end(refuse(str(error)))
+        end(refuse(str(as_typed(error, command))))
     except RunStopped as stopped:
         tell(str(stopped))
         end(stopped.status)
@@ -169,7 +167,7 @@ def _report(options: Report) -> None:
 
     port, every = (whole_number(name, getattr(options, name)) or 0 for name in ("port", "every"))
     if not 0 <= port < 2**16:
-        raise ConfigError("--port", port, "a whole number from 0 to 65535")
+        raise ConfigError("--port", port, WHOLE["port"])
     if every < 1:
         raise ConfigError("--every", every, "a whole number from 1")
     if not options.live:
@@ -186,11 +184,10 @@ def _export(options: Export) -> None:
 
     path = Path(options.run)
     out = Path(options.out) if options.out else path / "export" / (options.to + export.ENDINGS.get(options.to, ""))
-    print(export.export(open_run(path, flat=True), options.to, out))
-    if options.to in ("tensorboard", "wandb"):
-        print(
-            f"curves of more than {2 * export.BUCKETS} steps: the lowest and highest of each of {export.BUCKETS} parts"
-        )
+    dataset = open_run(path, flat=True)
+    print(export.export(dataset, options.to, out))
+    if options.to in ("tensorboard", "wandb") and dataset.sizes["step"] > 2 * export.BUCKETS:
+        print(f"curves: of {dataset.sizes['step']} steps, the lowest and highest of each of {export.BUCKETS} parts")
 
 
 def _branch(options: Branch) -> None:
@@ -211,11 +208,15 @@ def _branch(options: Branch) -> None:
 def _landscape(options: Landscape) -> None:
     from periodic_jax import tables
     from periodic_jax.plots import save_landscape
-    from periodic_jax.results import LANDSCAPE
+    from periodic_jax.results import LANDSCAPE, read_config
     from periodic_jax.survey import Effort, survey
 
     counts = {name: whole_number(name, getattr(options, name)) or 0 for name in ("probes", "eigenvalues", "iterations")}
     images = None if options.images == "all" else whole_number("images", options.images)
+    path = Path(options.run)
+    read_config(path)
+    if (path / LANDSCAPE).exists() and not options.overwrite:
+        raise ConfigError("run directory", path / LANDSCAPE, "none yet, or --overwrite to replace what was measured")
     effort = Effort(images, **counts, tolerance=finite_number("tolerance", options.tolerance))
     runtime.use_cores_as_devices()
     runtime.keep_compiled_programs()
@@ -224,7 +225,6 @@ def _landscape(options: Landscape) -> None:
         effort=effort, dataset=options.dataset or None, data_dir=options.data_dir or None, progress=tell,
     )  # fmt: skip
     print(tables.landscape_as_text(found), end="")
-    path = Path(options.run)
     written = [tables.write_store(found, path / LANDSCAPE), *save_landscape(found, path / "figures")]
     print(f"written: {', '.join(map(str, written))}")
 

@@ -116,13 +116,21 @@ def chunk_bytes(content: Mapping[str, Any]) -> int:
 
 
 def unfolded_bytes(file: Path) -> int | None:
-    """Bytes that a zstd file says it unfolds to, by RFC 8878, section 3.1.1.1; None where it does not say.
+    """Bytes that a zstd file says it unfolds to; None where it does not say.
 
     Raises:
         OSError: it cannot be read.
     """
     with file.open("rb") as opened:
-        head = opened.read(18)
+        return unfolds_to(opened.read(18))
+
+
+def unfolds_to(head: bytes) -> int | None:
+    """Bytes that zstd's content says it unfolds to, by RFC 8878, section 3.1.1.1; None where it does not say.
+
+    Args:
+        head: its first 18 bytes, or all of it.
+    """
     if len(head) < 6 or head[:4] != b"\x28\xb5\x2f\xfd":
         return None
     size_kind, single, dictionary = head[4] >> 6, head[4] >> 5 & 1, head[4] & 3

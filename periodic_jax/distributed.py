@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import Any, NoReturn, TypeVar
 
+from typing_extensions import override
+
 from periodic_jax.errors import ConfigError, RunStopped
 
 T = TypeVar("T")
@@ -115,7 +117,8 @@ class Distributed(Team):
         self.asking_since: float | None = None
         self.over = False  # whether all that was to be done together is done
 
-    def exchange(self, value: Any) -> list[Any]:  # noqa: D102 (as in Team, in all of these)
+    @override
+    def exchange(self, value: Any) -> list[Any]:
         place, begun = f"periodic_jax/{self._meetings}/", time.monotonic()
         limit, self.asking_since = max(self._patience, begun - self._met), begun
         self._client.key_value_set(f"{place}{self.index}", json.dumps(value))
@@ -139,7 +142,8 @@ class Distributed(Team):
         self._meetings, self._met, self.asking_since = self._meetings + 1, time.monotonic(), None
         return [json.loads(told[index]) for index in range(self.count)]
 
-    def together(self, action: Callable[[], T], kind: type[Exception] = ConfigError) -> T:  # noqa: D102
+    @override
+    def together(self, action: Callable[[], T], kind: type[Exception] = ConfigError) -> T:
         result, error = None, None
         try:
             result = action()
@@ -150,7 +154,8 @@ class Distributed(Team):
                 raise kind(*told)
         return result  # pyright: ignore[reportReturnType]
 
-    def once(self, action: Callable[[], T], kind: type[Exception] = ConfigError) -> T:  # noqa: D102
+    @override
+    def once(self, action: Callable[[], T], kind: type[Exception] = ConfigError) -> T:
         result, error = None, None
         try:
             result = action() if self.first else None
@@ -161,12 +166,14 @@ class Distributed(Team):
             raise kind(*error)
         return result  # pyright: ignore[reportReturnType]
 
-    def in_turn(self, action: Callable[[], T]) -> T:  # noqa: D102
+    @override
+    def in_turn(self, action: Callable[[], T]) -> T:
         mine: list[T] = []
         self.once(lambda: mine.append(action()))
         return mine[0] if self.first else action()
 
-    def wait_for(self, under_way: "Future[None]") -> None:  # noqa: D102
+    @override
+    def wait_for(self, under_way: "Future[None]") -> None:
         begun, place = time.monotonic(), f"periodic_jax/waiting/{self._waits}/"
         self._waits += 1
         self._client.key_value_set(f"{place}{self.index}", "")

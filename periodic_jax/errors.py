@@ -19,7 +19,8 @@ class ConfigError(ValueError):
         super().__init__(argument, value, accepted)
 
     def __str__(self) -> str:
-        text = f"{self.argument}: {self.value} is not accepted; expected {self.accepted}"
+        value = f"{self.value:.15g}" if isinstance(self.value, float) else self.value
+        text = f"{self.argument}: {value} is not accepted; expected {self.accepted}"
         # What was given may hold line breaks or terminal codes: shown as escapes, it stays one harmless line.
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

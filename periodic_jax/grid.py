@@ -162,7 +162,10 @@ def parse_axis(name: str, words: Sequence[str]) -> tuple[float, ...]:
         numbers = _expand(name, word, kind, rest) if ranged else [_number(name, word, wanted)]
         if name == "weight_decay" and 0 in numbers:
             raise ConfigError("--weight-decay", word, "numbers above 0, or the word none for training without decay")
-        values.extend(numbers)
+        try:
+            values.extend(_checked(name, numbers))
+        except ConfigError as error:
+            raise ConfigError(error.argument, word, error.accepted) from None
     return tuple(_checked(name, values))
 
 

@@ -16,7 +16,17 @@ from periodic_jax.errors import ConfigError
 from periodic_jax.grid import AXES
 from periodic_jax.locks import LOCK_FILE
 from periodic_jax.period_minima import PREFIX, WEIGHTS, kept_minima, missing, read_minimum
-from periodic_jax.results import MINIMA, TELEMETRY, checkpoint_steps, first_step, lengths, open_run, read, read_config
+from periodic_jax.results import (
+    MINIMA,
+    TELEMETRY,
+    checkpoint_steps,
+    first_step,
+    lengths,
+    open_run,
+    reached,
+    read,
+    read_config,
+)
 
 MOST_PIXELS = 2**16  # along a side, and classes
 BLOCK = 4000  # steps read at a time
@@ -48,7 +58,7 @@ def describe(path: str | Path, *, verify: bool = False) -> Report:
     steps = held.get("steps")
     if not isinstance(steps, int):
         raise ConfigError("run directory", path, "a run whose config.json tells the number of steps")
-    done = max((step for step in checkpoint_steps(path) if step <= steps), default=begun)
+    done = reached(path, record)
     lines = [
         f"{path}: {held.get('model')} of width {held.get('width')} and depth {held.get('depth')} on "
         f"{held.get('dataset')}, periodic_jax {record.get('version')}"
@@ -72,11 +82,15 @@ def describe(path: str | Path, *, verify: bool = False) -> Report:
         )
     if verify:
         found = list(_verify(path, record, done))
-        faults += [fault for fault in found if fault not in faults]
-        checked = f"every telemetry chunk up to step {done} and {len(checkpoint_steps(path))} checkpoints"
-        checked += f", and {len(minima)} minima" if minima else ""
-        lines.append(f"verified: {checked}")
+        # What was seen at first sight has its file and its reason here.
+        faults = found + [fault for fault in faults if not any(one.startswith(TELEMETRY) for one in found)]
+        if not faults:
+            checked = f"every telemetry chunk up to step {done} and {len(checkpoint_steps(path))} checkpoints"
+            checked += f", and {len(minima)} minima" if minima else ""
+            lines.append(f"verified: {checked}")
     lines += [f"damaged: {fault}" for fault in faults]
+    if any(TELEMETRY in fault for fault in faults):
+        lines.append(f"to mend the telemetry: periodic-jax resume {path} --truncate")
     if not faults:
         lines.append("consistent" if verify else "consistent as far as seen; --verify reads everything")
     return Report(lines, faults)
@@ -92,7 +106,7 @@ def _progress(path: Path, record: dict[str, Any], done: int, steps: int) -> str:
 def _look(path: Path, lines: list[str], recorded: int) -> list[str]:
     """Add what the telemetry says; returns what is wrong with it at first sight."""
     if not (path / TELEMETRY).exists():
-        return [f"{TELEMETRY}: missing"] if recorded else []
+        return [f"{TELEMETRY}: {integrity.MISSING}"] if recorded else []
     try:
         dataset = open_run(path, flat=True)
         diverged = dataset.diverged_at.values
@@ -114,7 +128,10 @@ def _verify(path: Path, record: dict[str, Any], done: int) -> Iterator[str]:
     from periodic_jax.checkpoints import DamagedCheckpoint, load
 
     store = path / TELEMETRY
-    if store.exists():
+    if not store.exists():
+        if done > first_step(record):
+            yield f"{TELEMETRY}: {integrity.MISSING}"
+    else:
         damaged = list(integrity.damage(store, first_step(record), done, lengths(record)))
         yield from (f"{TELEMETRY}/{one}" for one in damaged)
         if not damaged:

@@ -4,22 +4,26 @@ Array chunks carry a CRC32C of their own (zarr's codec), JSON files one in their
 every flipped byte.
 """
 
+import contextlib
 import itertools
 import json
-import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import google_crc32c
+import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
-from periodic_jax.declared import chunk_bytes, metadata_fault, read_json, unfolded_bytes
+from periodic_jax.declared import chunk_bytes, metadata_fault, read_json, unfolded_bytes, unfolds_to
 
 SEAL = "checksum"
 METADATA = "zarr.json"
+MISSING = "missing"
+FRAMING = 2**10  # bytes that a compressed chunk takes beside its content
 MOST_OF_ONE_ARRAY = 100  # damaged files that are told
 
 
@@ -35,21 +39,33 @@ class Damage(NamedTuple):
         return f"{self.file}{where}: {self.reason}"
 
 
+class Expected(NamedTuple):
+    """What must be there of one array of a store."""
+
+    counts: tuple[int, ...]  # chunks along each dimension
+    size: int  # bytes of a chunk, unfolded
+    steps: int | None  # in a chunk, of an array over steps
+
+    def holds(self, index: tuple[int, ...]) -> bool:
+        """Whether the chunk must be there."""
+        return len(index) == len(self.counts) and all(i < n for i, n in zip(index, self.counts, strict=True))
+
+
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON object with a checksum over everything else in it.
 
     Example:
         >>> sealed = seal({"a": 1})
         >>> is_whole(sealed), is_whole(sealed | {"a": 2}), is_whole({"a": 2})
-        (True, False, True)
+        (True, False, False)
     """
     rest = {key: value for key, value in content.items() if key != SEAL}
     return {**rest, SEAL: zlib.crc32(json.dumps(rest, sort_keys=True).encode())}
 
 
 def is_whole(content: Mapping[str, Any]) -> bool:
-    """Whether a JSON object is what was sealed; one without a checksum, as written by hand, counts as whole."""
-    return SEAL not in content or dict(content) == seal(content)
+    """Whether a JSON object is what was sealed; one without a checksum is not."""
+    return dict(content) == seal(content)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -78,23 +94,24 @@ def metadata_damage(store: Path, lengths: Mapping[str, int]) -> Iterator[Damage]
         lengths: the most entries that config.json has room for, along each dimension.
     """
     for folder in (store, *sorted(path for path in store.iterdir() if path.is_dir())):
-        reason = _metadata_fault(folder / METADATA, lengths)
-        if reason:
-            yield Damage(os.fspath((folder / METADATA).relative_to(store)), None, reason)
+        if found := _metadata_fault(folder / METADATA, lengths):
+            file, reason = found
+            yield Damage(os.fspath(file.relative_to(store)), None, reason)
 
 
-def _metadata_fault(file: Path, lengths: Mapping[str, int]) -> str | None:
+def _metadata_fault(file: Path, lengths: Mapping[str, int]) -> tuple[Path, str] | None:
+    """The file that is at fault, metadata or the one chunk of an array along one dimension, and what is wrong."""
     try:
         content = read_json(file)
-        if SEAL in content["attributes"] and content != seal_metadata(content):
-            return "its checksum is another one"
+        if content != seal_metadata(content):
+            return file, "its checksum is another one" if SEAL in content["attributes"] else "it has no checksum"
         if fault := metadata_fault(content, lengths):
-            return fault
+            return file, fault
         whole = file.with_name("c") / "0"  # of an array along one dimension, which is read as a whole
         if content["node_type"] == "array" and whole.is_file() and unfolded_bytes(whole) != chunk_bytes(content):
-            return f"its chunk does not unfold to {chunk_bytes(content)} bytes"
+            return whole, f"does not unfold to {chunk_bytes(content)} bytes"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        return _line(error)
+        return file, _line(error)
     return None
 
 
@@ -114,32 +131,77 @@ def damage(store: Path, first_step: int, step: int, lengths: Mapping[str, int]) 
     yield from broken
     if broken:
         return
-    group = zarr.open_group(LocalStore(store, read_only=True), mode="r", zarr_format=3, use_consolidated=False)
+    group = _opened(store)
+    for name, wanted in expected(store, first_step, step).items():
+        found = _array_damage(store, name, group[name], wanted, first_step)
+        yield from itertools.islice(found, MOST_OF_ONE_ARRAY)
+
+
+def expected(store: Path, first_step: int, step: int) -> dict[str, Expected]:
+    """What must be there of each array of a store, whose metadata are whole, when a run has come so far.
+
+    Args:
+        store, first_step, step: as for `damage`.
+    """
+    group = _opened(store)
+    evaluated = np.inf  # where the store does not tell, all must be there
+    with contextlib.suppress(Exception):  # a damaged chunk, which is found when the array's own turn comes
+        # The first evaluation is made when training begins: after the store is built.
+        made: Any = group["eval_step"]
+        evaluated = (made[:] <= step).sum() if step > first_step else 0
+    wanted = {}
     for name, array in sorted(group.arrays()):
-        yield from itertools.islice(_array_damage(store, name, array, first_step, step), MOST_OF_ONE_ARRAY)
+        content = read_json(store / name / METADATA)
+        dims, reached = content["dimension_names"], {"step": step - first_step, "eval_step": evaluated}
+        counts = [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
+        over = dims[1] if len(dims) > 1 else None
+        if over is not None:
+            counts[1] = int(min(counts[1], -(-reached[over] // array.chunks[1])))
+        wanted[name] = Expected(tuple(counts), chunk_bytes(content), array.chunks[1] if over == "step" else None)
+    return wanted
 
 
-def _array_damage(store: Path, name: str, array: zarr.Array, first_step: int, step: int) -> Iterator[Damage]:
-    per_step = array.ndim > 1 and "step" in (getattr(array.metadata, "dimension_names", None) or ())
-    counts = [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
-    if per_step:
-        counts[1] = min(counts[1], -(-(step - first_step) // array.chunks[1]))
-    for index in itertools.product(*map(range, counts)):
+def chunk_fault(chunk: bytes, wanted: Expected) -> str | None:
+    """What is wrong with the bytes of a chunk, in words; None for a whole one.
+
+    Args:
+        chunk: content of the file.
+        wanted: of its array.
+    """
+    if unfolds_to(chunk[:18]) != wanted.size:
+        return f"does not unfold to {wanted.size} bytes"
+    if google_crc32c.value(chunk[:-4]).to_bytes(4, "little") != chunk[-4:]:
+        return "its checksum is another one"
+    return None
+
+
+def too_long(file: Path, wanted: Expected) -> str | None:
+    """That a chunk's file is longer than compression could make it, in words; else None."""
+    with contextlib.suppress(OSError):
+        if (size := file.stat().st_size) > 2 * wanted.size + FRAMING:
+            return f"{size} bytes long"
+    return None
+
+
+def _opened(store: Path) -> zarr.Group:
+    return zarr.open_group(LocalStore(store, read_only=True), mode="r", zarr_format=3, use_consolidated=False)
+
+
+def _array_damage(store: Path, name: str, array: Any, wanted: Expected, first_step: int) -> Iterator[Damage]:
+    for index in itertools.product(*map(range, wanted.counts)):
         file = "/".join([name, "c", *map(str, index)])
-        reason = _chunk_fault(array, store / file, index)
-        if reason:
-            yield Damage(file, first_step + index[1] * array.chunks[1] if per_step else None, reason)
+        if reason := _file_fault(array, store / file, index, wanted):
+            yield Damage(file, first_step + index[1] * wanted.steps if wanted.steps else None, reason)
 
 
-def _chunk_fault(array: zarr.Array, file: Path, index: tuple[int, ...]) -> str | None:
+def _file_fault(array: Any, file: Path, index: tuple[int, ...], wanted: Expected) -> str | None:
     if not file.is_file():
-        return "missing"
+        return MISSING
     try:
-        wanted = math.prod(array.chunks) * array.dtype.itemsize
-        if unfolded_bytes(file) != wanted:
-            return f"does not unfold to {wanted} bytes"
+        if fault := too_long(file, wanted) or chunk_fault(file.read_bytes(), wanted):
+            return fault
         array.blocks[index]
-    except Exception as error:  # whatever a damaged chunk makes zarr or its codecs raise
+    except Exception as error:  # whatever a crafted chunk makes zarr or its codecs raise
         return _line(error)
     return None
 

@@ -112,30 +112,29 @@ def tell_figures(files: list[Path]) -> None:
 
 @contextlib.contextmanager
 def _progress(out: str | Path, team: Team):
-    """A bar in config-steps, moved once a chunk; in a log file, where each state is a line, twice a minute."""
+    """A bar in config-steps, from when all is accepted, moved once a chunk; in a log file, where each state is a line,
+    twice a minute.
+    """
     from tqdm import tqdm
 
     from periodic_jax.results import read_config
 
     pause = 0 if sys.stderr.isatty() else 30
-    with tqdm(
-        unit="config-step", unit_scale=True, desc="compiling", mininterval=pause, dynamic_ncols=True,
-        disable=not team.first,
-    ) as bar:  # fmt: skip
+    with contextlib.ExitStack() as shown:
+        bar: tqdm | None = None
 
         def report(chunk: "Chunk", configs: int) -> None:
-            if bar.disable:
+            nonlocal bar
+            if not team.first:
                 return
-            if bar.total is None:
-                bar.total = read_config(out)["config"]["steps"] * configs
-                bar.initial = bar.n = chunk.first_step * configs
+            if bar is None:
+                bar = tqdm(
+                    total=read_config(out)["config"]["steps"] * configs, initial=chunk.first_step * configs,
+                    unit="config-step", unit_scale=True, desc="compiling", mininterval=pause, dynamic_ncols=True,
+                )  # fmt: skip
+                shown.callback(bar.close)
             if chunk.steps:
                 bar.set_description("training", refresh=False)
                 bar.update(chunk.steps * configs)
 
-        try:
-            yield report
-        except ConfigError:  # refused before it began: no bar of nothing above the line that says so
-            bar.leave = False
-            bar.clear()
-            raise
+        yield report

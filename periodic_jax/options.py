@@ -304,7 +304,7 @@ class Landscape:
     weights: Word = "invariant"
     """invariant or all: the scale-invariant weights, on the unit sphere too, or all of them."""
     images: Annotated[str, tyro.conf.arg(metavar="COUNT|all")] = "1024"
-    """Training images, in whole mini-batches of the run's size."""
+    """Training images, in whole mini-batches of the run's size, as far as there are so many."""
     eigenvalues: Whole = "10"
     """Leading eigenvalues of each matrix; 0: none."""
     probes: Whole = "10"
@@ -317,6 +317,8 @@ class Landscape:
     """The .npz file, where the run's data set is one: no path in a run directory is followed."""
     data_dir: Folder = ""
     """As for the sweep, which must be given again."""
+    overwrite: bool = False
+    """Replace a landscape.zarr that is there."""
 
 
 @dataclass(frozen=True)
@@ -353,3 +355,9 @@ class Demo:
     """Run directory, which must hold no run yet; runs/demo, runs/demo-2 ... if not given."""
     steps: Whole = "6000"
     """Updates to make."""
+
+
+COMMANDS: dict[str, type] = {
+    "demo": Demo, "sweep": Sweep, "resume": Resume, "branch": Branch, "info": Info, "replay": Replay,
+    "analyze": Analyze, "landscape": Landscape, "minima": Minima, "plot": Plot, "report": Report, "export": Export,
+}  # fmt: skip

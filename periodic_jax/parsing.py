@@ -2,75 +2,115 @@
 
 import contextlib
 import dataclasses
+import difflib
 import io
 import itertools
 import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Union, get_type_hints
 
 import tyro
 
+from periodic_jax._version import __version__
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import flag_of
-from periodic_jax.options import (
-    Analyze,
-    Branch,
-    Demo,
-    Export,
-    Info,
-    Landscape,
-    Minima,
-    Plot,
-    Processes,
-    Replay,
-    Report,
-    Resume,
-    Sweep,
-)
+from periodic_jax.options import COMMANDS, Processes
 
-COMMANDS: dict[str, Any] = {
-    "demo": Demo, "sweep": Sweep, "resume": Resume, "branch": Branch, "info": Info, "replay": Replay,
-    "analyze": Analyze, "landscape": Landscape, "minima": Minima, "plot": Plot, "report": Report, "export": Export,
-}  # fmt: skip
-ABOUT = "Periodic training of networks with batch normalisation and weight decay, a whole hyperparameter grid at once."
+ABOUT = (
+    "Periodic training of networks with batch normalisation and weight decay, a whole hyperparameter grid at once. "
+    "periodic-jax --version tells the version."
+)
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """Parse with tyro; what it rejects becomes one line instead of its box."""
+    """The options of the command that the words name.
+
+    Raises:
+        ConfigError: words that make no command.
+        SystemExit: after the help, or the version, was printed.
+    """
+    if list(arguments) == ["--version"]:
+        print(f"periodic-jax {__version__}")
+        sys.exit(0)
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        sys.exit(refuse(str(ConfigError("command", arguments[0], "one of " + ", ".join(COMMANDS)))))
+        raise ConfigError("command", arguments[0], "one of " + ", ".join(COMMANDS))
     for flag, word in itertools.pairwise([*arguments, "--"]):
         name = flag.removesuffix("=")
         if name in ("--out", "--data-dir") and (flag != name or not word.strip()):
-            sys.exit(refuse(str(ConfigError(name, "an empty word", "a folder"))))
+            raise ConfigError(name, "an empty word", "a folder")
     said = io.StringIO()
     commands: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())]  # noqa: UP007 (built at run time)
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(commands, prog="periodic-jax", description=ABOUT, args=list(arguments))
+            options, unknown = tyro.cli(
+                commands, prog="periodic-jax", description=ABOUT, args=list(arguments), return_unknown_args=True
+            )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        message = _one_line(said.getvalue())
-        if arguments and arguments[0] in COMMANDS and "nrecognized" in message:
-            fields = [field.name for field in dataclasses.fields(COMMANDS[arguments[0]])]
-            if "processes" in fields:
-                fields[-1:] = [field.name for field in dataclasses.fields(Processes)]
-            known = " ".join(map(flag_of, fields))
-            message = f"{message} not accepted; expected among {known}"
-        sys.exit(refuse(message))
+        raise _rejected(arguments, said.getvalue()) from None
+    if unknown:
+        raise _unknown(arguments[0], unknown[0])
+    return options
 
 
-def _one_line(box: str) -> str:
-    """The first paragraph of tyro's error box, without its frame."""
-    lines = [re.sub(r"[\u2500-\u257f]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", line)).strip() for line in box.splitlines()]
-    kept: list[str] = []
-    for line in lines[1:]:
-        if not line and kept:
-            break
-        kept.append(line)
-    return " ".join(" ".join(kept).split()) or "unusable arguments; see periodic-jax --help"
+def _unknown(command: str, word: str) -> ConfigError:
+    """What to say of a word that the command has no use for."""
+    flags, name, told = _flags(COMMANDS[command]), word.partition("=")[0], f"what periodic-jax {command} --help tells"
+    if not word.startswith("--"):
+        return ConfigError(command, word, told)
+    near = difflib.get_close_matches(name.strip("-"), [flag.strip("-") for flag in flags], 3)
+    return ConfigError(command, name, f"{', '.join(map(flag_of, near))}, or {told}" if near else " ".join(flags))
+
+
+def _rejected(arguments: Sequence[str], said: str) -> ConfigError:
+    """What tyro says of words that it rejects, in ours."""
+    given = arguments[0] if arguments and arguments[0] in COMMANDS else ""
+    if flag := re.search(r"Missing value for argument '(--[\w-]+)", said):
+        return ConfigError(flag[1], "no value", "one after it")
+    if not given:
+        return ConfigError("command", " ".join(arguments) or "none", "one of " + ", ".join(COMMANDS))
+    if "Missing from" in said:
+        whole = ["periodic-jax", given, *_needed(COMMANDS[given])]
+        return ConfigError(given, "an incomplete command", " ".join(whole))
+    return ConfigError(given, " ".join(arguments[1:]), f"what periodic-jax {given} --help tells")
+
+
+def _flags(command: type) -> list[str]:
+    """The options of a command, as they are spelled."""
+    fields = dataclasses.fields(command)
+    kinds = (Processes if field.name == "processes" else None for field in fields)
+    listed = [(dataclasses.fields(kind) if kind else [field]) for kind, field in zip(kinds, fields, strict=True)]
+    return [flag_of(field.name) for group in listed for field in group if field.name not in _positional(command)]
+
+
+def _positional(command: type) -> dict[str, str]:
+    """The words of a command that have no option before them, and how its help calls them."""
+    hints = get_type_hints(command, include_extras=True)
+    extras = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {
+        name: next((extra.metavar for extra in held if getattr(extra, "metavar", None)), name.upper())
+        for name, held in extras.items()
+        if tyro.conf.Positional[str].__metadata__[0] in held  # pyright: ignore[reportAttributeAccessIssue]
+    }
+
+
+def _needed(command: type) -> list[str]:
+    """What cannot be left out of a command."""
+    places = _positional(command)
+    fields = [field.name for field in dataclasses.fields(command) if field.default is dataclasses.MISSING]
+    return [places.get(name) or f"{flag_of(name)} ..." for name in fields]
+
+
+def as_typed(error: ConfigError, options: Any) -> ConfigError:
+    """The error with the value as the user typed it, where it tells of a number that came from an option's word."""
+    word = getattr(options, error.argument.removeprefix("--").replace("-", "_"), None)
+    if isinstance(word, str) and isinstance(error.value, int | float):
+        with contextlib.suppress(ValueError):
+            if float(word) == error.value:
+                return ConfigError(error.argument, word, error.accepted)
+    return error
 
 
 def refuse(message: str) -> int:

@@ -132,10 +132,15 @@ def blocks(plan: Plan, device_memory: int | None = None) -> int:
         plan: of the whole sweep.
         device_memory: bytes, where they are known.
     """
+    return min(max(math.ceil(_parts(plan, device_memory)), 1), plan.configs)
+
+
+def _parts(plan: Plan, device_memory: int | None) -> float:
+    """How many times too large a sweep is for one run."""
     wanted = [plan.seconds / 3600 / MOST_HOURS, plan.telemetry_bytes / MOST_BYTES]
     if device_memory:
         wanted.append((plan.memory_bytes - plan.data_bytes) / max(0.8 * device_memory - plan.data_bytes, 1))
-    return min(max(math.ceil(max(wanted)), 1), plan.configs)
+    return max(wanted)
 
 
 def describe(plan: Plan, config: RunConfig, device_memory: int | None = None) -> list[str]:
@@ -160,14 +165,16 @@ def describe(plan: Plan, config: RunConfig, device_memory: int | None = None) ->
         return [*lines, "to split it: not needed"]
     name = max(RUN_AXES, key=lambda axis: len(getattr(config, axis)))
     values = len(getattr(config, name))
-    part = max(values // number, 1)
-    runs = -(-values // part)
+    most = max(int(values / _parts(plan, device_memory)), 1)
+    runs = -(-values // most)
+    fewest, rest = divmod(values, runs)
+    each = f"{fewest} or {fewest + 1}" if rest else f"{fewest}"
     more = "" if runs >= number else f"; that is not enough, so split a second axis into {-(-number // runs)} parts too"
+    limits = f"{MOST_HOURS:g} h, {words(MOST_BYTES)} and a device's memory"
     return [
         *lines,
-        f"to split it: {number} independent runs or more, of at most {MOST_HOURS:g} h and {words(MOST_BYTES)} each: "
-        f"{runs} runs with {part} of the {values} values of {flag_of(name)} each, and a folder of its own "
-        f"for each{more}",
+        f"to split it, so that no run takes more than {limits}: {runs} independent runs, each with {each} of the "
+        f"{values} values of {flag_of(name)} and a folder of its own{more}",
     ]
 
 

@@ -7,7 +7,7 @@ dict), and, to compare with, ``step/QUANTITY``, ``final/NAME`` and ``eval_logits
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -151,10 +151,10 @@ def save(result: Mapping[str, np.ndarray], path: str | Path) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    draft = Path(f"{path}.partial")
+    draft, arrays = Path(f"{path}.partial"), cast(dict[str, Any], result)
     try:
         with draft.open("wb") as file:
-            np.savez(file, **result)  # type: ignore[arg-type]
+            np.savez(file, **arrays)
         draft.replace(path)
     except OSError as error:
         raise ConfigError("--out", path, f"a file that can be written ({error.strerror})") from None

@@ -10,6 +10,7 @@ No pickle and no code is ever read from a run directory.
 """
 
 import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from zarr.storage import LocalStore
 from periodic_jax.declared import MOST_CONFIGS, MOST_LAYERS, MOST_STEPS, read_json, strange_file
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import AXES
-from periodic_jax.integrity import SEAL, is_whole, metadata_damage, seal, write_json
+from periodic_jax.intact import IntactStore, damaged_telemetry
+from periodic_jax.integrity import MISSING, SEAL, Damage, expected, is_whole, metadata_damage, seal, write_json
 
 CONFIG_FILE = "config.json"
 TELEMETRY = "telemetry.zarr"
@@ -149,12 +151,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
         content = read_json(file)
     except FileNotFoundError:
         raise ConfigError("run directory", path, f"a folder with a {CONFIG_FILE}") from None
+    except NotADirectoryError:
+        raise ConfigError("run directory", path, f"a folder with a {CONFIG_FILE}, not a file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError("run directory", file, f"a readable JSON file ({error})") from None
-    if isinstance(content, dict) and not is_whole(content):
-        raise ConfigError("run directory", file, "a file as it was written (its checksum is another one)")
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not _genuine(content):
-        raise ConfigError("run directory", file, f"a run of format {FORMAT}")
+    if fault := _fault(content):
+        raise ConfigError("run directory", file, f"the record of a run, as it was written ({fault})")
     return {key: value for key, value in content.items() if key != SEAL}
 
 
@@ -181,17 +183,38 @@ def lengths(record: Mapping[str, Any]) -> dict[str, int]:
     return {"config": min(configs, MOST_CONFIGS), "step": steps, "eval_step": evaluations, "layer": MOST_LAYERS}
 
 
-def _genuine(content: Mapping[str, Any]) -> bool:
-    """Whether what config.json holds is of the kinds that are written there."""
-    kinds = all(isinstance(content.get(name, kind()), kind) for name, kind in KINDS.items())
-    steps = [*content.get("ends", ()), content.get("parent", {}).get("step", 0)] if kinds else []
-    return kinds and all(type(step) is int and 0 <= step <= MOST_STEPS for step in steps)
+def _fault(content: Any) -> str | None:
+    """What the content of a config.json has that no run writes there, in words; None for a genuine one."""
+    if not isinstance(content, dict):
+        return f"it is no JSON object but {reprlib.repr(content)}"
+    if missing := [name for name in ("format", SEAL) if name not in content]:
+        return f"it has no {' and no '.join(missing)}"
+    if not is_whole(content):
+        return "its checksum is another one"
+    if content["format"] != FORMAT:
+        return f"its format is {reprlib.repr(content['format'])}, and {FORMAT} is what this version reads"
+    for name, kind in KINDS.items():
+        if not isinstance(content.get(name, kind()), kind):
+            return f"its {name} is {reprlib.repr(content[name])}, which is no {'object' if kind is dict else 'list'}"
+    for step in (*content.get("ends", ()), content.get("parent", {}).get("step", 0)):
+        if type(step) is not int or not 0 <= step <= MOST_STEPS:
+            return f"it tells of step {reprlib.repr(step)}"
+    return None
 
 
 def checkpoint_steps(path: Path) -> list[int]:
     """The steps of a run's complete checkpoints, ascending."""
     found = (folder for folder in (path / CHECKPOINTS).glob("*") if folder.name.isdecimal())
     return sorted(int(folder.name) for folder in found if (folder / CHECKSUMS).exists())
+
+
+def reached(path: Path, record: Mapping[str, Any]) -> int:
+    """The step up to which all telemetry must be there: of the last checkpoint, or of a finished run's end."""
+    steps = record.get("config", {}).get("steps")
+    planned = steps if type(steps) is int else MOST_STEPS
+    if "summary" in record and planned < MOST_STEPS:
+        return planned
+    return max((step for step in checkpoint_steps(path) if step <= planned), default=first_step(record))
 
 
 def steps_per_epoch(path: str | Path) -> int | None:
@@ -220,19 +243,24 @@ def open_run(path: str | Path, *, flat: bool = False) -> xr.Dataset:
         ``flat`` the quantities are read when they are used, and not before.
 
     Raises:
-        ConfigError: the folder holds no run, or a damaged one.
+        ConfigError: the folder holds no run, or a damaged one. A chunk that is damaged, or missing though the run had
+            reached it, is named when it is read, also where that is later.
     """
-    config = read_config(path)
-    store = Path(path) / TELEMETRY
+    path, config = Path(path), read_config(path)
+    store = path / TELEMETRY
     try:
+        begun, step = first_step(config), reached(path, config)
+        if not store.exists() and step > begun:
+            raise damaged_telemetry(path, Damage("", None, MISSING))
         for damaged in metadata_damage(store, lengths(config)):
-            raise ConfigError("run directory", store, f"metadata as they were written ({damaged})")
+            raise damaged_telemetry(path, damaged)
+        intact = IntactStore(LocalStore(store, read_only=True), path, expected(store, begun, step))
         # Version 3 only, the one that is written here: its codecs are few, and none of them unpickles.
-        dataset = xr.open_zarr(LocalStore(store, read_only=True), consolidated=False, zarr_format=3, chunks=None)
+        dataset = xr.open_zarr(intact, consolidated=False, zarr_format=3, chunks=None)
         for described in (dataset, *dataset.variables.values()):
             described.attrs.pop(SEAL, None)
         dataset = _named(dataset, store)
-        dataset.attrs.update(name=Path(path).resolve().name, model=str(config.get("config", {}).get("model", "")))
+        dataset.attrs.update(name=path.resolve().name, model=str(config.get("config", {}).get("model", "")))
         return dataset if flat else _unstacked(dataset)
     except ConfigError:
         raise
@@ -257,6 +285,8 @@ def read(dataset: xr.Dataset, name: str, **chosen: slice) -> np.ndarray:
         raise ConfigError("run directory", run, f"a telemetry store with {name}")
     try:
         return np.asarray(dataset[name].isel(chosen).values)
+    except ConfigError:
+        raise
     except Exception as error:  # whatever a damaged chunk makes zarr and its codecs raise
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ConfigError("run directory", run, f"a readable telemetry store, also of {name} ({reason})") from None

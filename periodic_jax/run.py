@@ -56,7 +56,8 @@ def run_sweep(
 
     Args:
         config: what to run.
-        progress: called after each chunk with the chunk and the number of configurations.
+        progress: called with a chunk and the number of configurations: with an empty chunk when all is accepted and
+            training begins, then after each chunk.
         stop: asked once a chunk; anything but 0 stops the run after a checkpoint, and is the `RunStopped`'s status.
         say: called with what the user should know, a line at a time.
         team: the processes that call this together; see `distributed.joined`.
@@ -203,7 +204,7 @@ def run_session(
         ConfigError: no room, other images than before, or damaged telemetry.
         RunStopped: as `run_sweep`.
     """
-    from periodic_jax.checkpoints import settle_first
+    from periodic_jax.checkpointing import settle_first
     from periodic_jax.disk import check_room
     from periodic_jax.outline import states_of
     from periodic_jax.session import train

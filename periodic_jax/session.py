@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from periodic_jax import integrity
-from periodic_jax.checkpoints import Checkpoints, DamagedCheckpoint, read, verify
+from periodic_jax.checkpointing import Checkpoints
+from periodic_jax.checkpoints import DamagedCheckpoint, read, verify
 from periodic_jax.distributed import PeerLost
 from periodic_jax.errors import ConfigError
 from periodic_jax.keeping import PeriodMinima
@@ -91,7 +92,7 @@ def train(
         sweep: freshly made.
         plan: what to do.
         truncate: go back to before damaged telemetry instead of refusing it.
-        progress: called with each chunk that was recorded.
+        progress: called with an empty chunk when all is accepted, then with each chunk that was recorded.
         stop: asked once a chunk; ends the session after a checkpoint.
         say: called with what the user should know.
 
@@ -127,6 +128,8 @@ def train(
         writer.write_diverged(start.states["diverged_at"])
         if minima:
             minima.restore(start.states, say)
+    empty = sweep.empty_telemetry()
+    progress(Chunk(start.step, empty, None, np.full(len(empty["loss"]), -1)))  # nothing can be refused from here on
 
     timed_from, timed_steps = 0.0, 0
     try:

@@ -87,6 +87,7 @@ def survey(
             )
             for part in parts
         ]  # fmt: skip
+        progress(_looked_at(batches[0].labels.shape, len(run.config.data.images), effort.images))
         for i, step in enumerate(steps):
             states = load_states(run, step, rows)
             number = sum(leaf[0].size for leaf in jax.tree.leaves(states.params))
@@ -105,6 +106,14 @@ def survey(
     return _assembled(run, rows, steps, parts, found, weights, batches[0].labels.size)
 
 
+def _looked_at(batches: Sequence[int], there: int, asked: int | None) -> str:
+    """How many images are looked at, and how many were asked for where that is another number."""
+    count, more = math.prod(batches), ""
+    if asked not in (None, count):
+        more = f"; {asked} were asked for" if asked > there else f": whole mini-batches, where {asked} were asked for"
+    return f"looking at {count} of the {there} training images, in {batches[0]} mini-batches of {batches[1]}{more}"
+
+
 def check_effort(effort: Effort) -> None:
     """Refuse numbers that nothing can be computed with.
 
@@ -115,7 +124,8 @@ def check_effort(effort: Effort) -> None:
     for name, smallest in least.items():
         value = getattr(effort, name)
         if value is not None and value < smallest:
-            raise ConfigError(f"--{name}", value, f"a whole number from {smallest}")
+            more = ", or all" if name == "images" else ""
+            raise ConfigError(f"--{name}", value, f"a whole number from {smallest}{more}")
     if not 0 <= effort.tolerance < math.inf:
         raise ConfigError("--tolerance", effort.tolerance, "a number from 0")
 

@@ -180,7 +180,7 @@ def to_csv(analysis: xr.Dataset, path: Path) -> None:
                 writer.writerow([i, *("" if c != c else c for c in cells)])
         draft.replace(path)
     except OSError as error:
-        raise ConfigError("run directory", path, f"a file that can be written ({error.strerror})") from None
+        raise _unwritten(path, error) from None
 
 
 def save(analysis: xr.Dataset, folder: Path) -> list[Path]:
@@ -211,10 +211,18 @@ def write_store(dataset: xr.Dataset, store: Path) -> Path:
         os.replace(draft, store)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise ConfigError("run directory", store.parent, f"a folder that can be written ({error.strerror})") from None
+        if old.exists() and not store.exists():
+            os.replace(old, store)
+        raise _unwritten(store, error) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return store
+
+
+def _unwritten(path: Path, error: OSError) -> ConfigError:
+    """What to say of a result that could not be written; drafts and renaming leave what was there as it was."""
+    reason = error.strerror or error
+    return ConfigError("not written", path, f"a place that can be written ({reason}); what was there is unchanged")
 
 
 def _numeric(dataset: xr.Dataset) -> xr.Dataset:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from periodic_jax.errors import ConfigError
-from periodic_jax.grid import flag_of, parse_axis
+from periodic_jax.grid import AXES, flag_of, parse_axis
 from periodic_jax.options import Sweep
 
 if TYPE_CHECKING:
@@ -28,6 +28,13 @@ OPTIONAL = (
     "process_id",
     "track_sharpness",
 )
+
+SELECTABLE = tuple(name for name in AXES if name != "schedule_every")
+# What options that are counts take, where that is not a whole number from 1.
+WHOLE = {
+    "split_classes": "0 or 1", "port": "a whole number from 0 to 65535", "images": "a whole number from 2, or all",
+    **dict.fromkeys(("eigenvalues", "probes", "process_id"), "a whole number from 0"),
+}  # fmt: skip
 
 
 def to_config(options: Sweep) -> "RunConfig":
@@ -98,9 +105,16 @@ def to_selection(words: Sequence[str]) -> dict[str, tuple[float, ...]]:
     for word in words:
         name, separator, numbers = word.partition("=")
         name = name.strip("-").replace("-", "_")
-        if not separator or name in selection:
-            raise ConfigError("--select", word, "AXIS=NUMBER, or AXIS=NUMBER,NUMBER ..., each axis once")
-        selection[name] = parse_axis(name, without_decay(name, numbers.split(",")))
+        if name not in SELECTABLE:
+            raise ConfigError("--select", word, f"AXIS=NUMBER with an axis among {', '.join(SELECTABLE)}")
+        if not separator:
+            raise ConfigError("--select", word, f"{name}=NUMBER, or {name}=NUMBER,NUMBER ...")
+        if name in selection:
+            raise ConfigError("--select", word, f"each axis once, as {name}=NUMBER,NUMBER ...")
+        try:
+            selection[name] = parse_axis(name, without_decay(name, numbers.split(",")))
+        except ConfigError as error:
+            raise ConfigError("--select", word, f"{name}= with {error.accepted}") from None
     return selection
 
 
@@ -116,7 +130,7 @@ def whole_number(name: str, word: str) -> int | None:
     try:
         return int(word)
     except ValueError:
-        accepted = "0 or 1" if name == "split_classes" else "a whole number from 1"
+        accepted = WHOLE.get(name, "a whole number from 1")
         raise ConfigError(flag_of(name), word or "an empty word", accepted) from None
 
 

@@ -97,7 +97,7 @@ def write_run(
         model: its name.
     """
     results.claim_directory(path)
-    results.write_json(path / results.CONFIG_FILE, {"format": results.FORMAT, "config": {"model": model}})
+    results.write_config(path, {"format": results.FORMAT, "config": {"model": model}})
     telemetry = {name: values.astype(np.float32) for name, values in telemetry.items()}
     steps = telemetry["loss"].shape[1]
     written = int(min(written, steps))

@@ -65,7 +65,10 @@ def test_a_block_and_its_gradients_equal_the_plain_operations(
 
     size = height // 2 if pool else height
     weights = jax.random.normal(key, (12, size, size, channels_out), jnp.float64)
-    plain = lambda x, kernel: reference.block(x, kernel, pool, EPS)  # noqa: E731
+
+    def plain(x, kernel):
+        return reference.block(x, kernel, pool, EPS)
+
     agree(outcome(fast, weights)(x, kernel), outcome(plain, weights)(x, kernel))
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from periodic_jax import ConfigError, RunConfig, checkpoints, open_run, results, run_sweep
+from periodic_jax import ConfigError, RunConfig, checkpointing, open_run, results, run_sweep
 from periodic_jax.branch import branch_run, branched_axes
 from periodic_jax.cli import main
 from periodic_jax.info import describe
@@ -52,7 +52,7 @@ def test_a_branch_that_changes_nothing_is_its_parent(parent, tmp_path):
 
 def test_a_branch_killed_in_its_set_up_is_begun_again_or_resumed(parent, tmp_path, monkeypatch):
     """Before config.json is there, and then before the first checkpoint is in its place."""
-    out, settle = tmp_path / "branch", checkpoints.settle_first
+    out, settle = tmp_path / "branch", checkpointing.settle_first
 
     class Killed(BaseException):
         pass
@@ -64,7 +64,7 @@ def test_a_branch_killed_in_its_set_up_is_begun_again_or_resumed(parent, tmp_pat
 
     for patched, name, left in (
         (results, "write_config", {"checkpoints.partial"}),
-        (checkpoints, "settle_first", {"checkpoints.partial", "config.json"}),
+        (checkpointing, "settle_first", {"checkpoints.partial", "config.json"}),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(patched, name, dies)

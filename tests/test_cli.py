@@ -5,7 +5,7 @@ import sys
 import pytest
 import tyro
 
-from periodic_jax import open_run
+from periodic_jax import __version__, open_run
 from periodic_jax.cli import main
 from periodic_jax.options import Sweep
 from periodic_jax.words import to_config
@@ -29,8 +29,14 @@ def refuse(capsys, *arguments):
         ("", "demo, sweep"),
         ("bogus", "command: bogus is not accepted; expected one of demo, sweep"),
         ("sweep", "--steps: neither"),
-        ("sweep --bogus 1", "--bogus"),
-        ("sweep --steps", "--steps"),
+        ("--bogus", "command: --bogus is not accepted; expected one of demo, sweep"),
+        ("sweep --bogus 1", "sweep: --bogus is not accepted; expected --lr --weight-decay"),
+        ("sweep --weightdecay 1", "sweep: --weightdecay is not accepted; expected --weight-decay, or what"),
+        ("sweep more", "sweep: more is not accepted; expected what periodic-jax sweep --help tells"),
+        ("analyze run more", "analyze: more is not accepted"),
+        ("analyze", "analyze: an incomplete command is not accepted; expected periodic-jax analyze DIR"),
+        ("replay x --out y", "expected periodic-jax replay FILE --images ... --out ..."),
+        ("sweep --steps", "--steps: no value is not accepted; expected one after it"),
         ("sweep --steps five", "--steps: five is not accepted; expected a whole number from 1"),
         ("sweep --steps 0", "--steps: 0 "),
         ("sweep --steps 1.5", "--steps: 1.5 "),
@@ -40,6 +46,16 @@ def refuse(capsys, *arguments):
         ("sweep --steps 5 --lr -0.1", "--lr: -0.1"),
         ("sweep --steps 5 --lr 0", "--lr: 0 "),
         ("sweep --steps 5 --lr inf", "--lr: inf"),
+        ("sweep --steps 5 --lr 1e400", "--lr: 1e400 is"),
+        ("sweep --steps 5 --lr linspace:-1:1:3", "--lr: linspace:-1:1:3 is"),
+        ("sweep --steps 5 --momentum 1.0", "--momentum: 1.0 is"),
+        ("sweep --steps 5 --corrupt-train 20e-1", "--corrupt-train: 20e-1 is not accepted; expected a fraction"),
+        ("sweep --steps 5 --checkpoint-seconds -1.0", "--checkpoint-seconds: -1.0 is"),
+        ("branch run --select foo=0.5", "--select: foo=0.5 is not accepted; expected AXIS=NUMBER with an axis among"),
+        ("branch run --select lr=abc", "--select: lr=abc is not accepted; expected lr= with finite numbers above 0"),
+        ("branch run --select lr", "--select: lr is not accepted; expected lr=NUMBER"),
+        ("branch run --select lr=1 lr=2", "--select: lr=2 is not accepted; expected each axis once"),
+        ("landscape run --images few", "--images: few is not accepted; expected a whole number from 2, or all"),
         ("sweep --steps 5 --lr nan", "--lr: nan"),
         ("sweep --steps 5 --lr 0.1 0.10", "--lr: 0.1 given twice"),
         ("sweep --steps 5 --lr logspace:1:2", "--lr: logspace:1:2"),
@@ -64,7 +80,7 @@ def refuse(capsys, *arguments):
         ("sweep --steps 5 --use-data-size 1501", "--use-data-size: 1501"),
         ("sweep --steps 5 --split-classes a", "--split-classes: a is not accepted; expected 0 or 1"),
         ("sweep --steps 5 --split-classes 1", "--split-classes: 1 of digits"),
-        ("sweep --steps 5 --corrupt-train 2", "--corrupt-train: 2.0"),
+        ("sweep --steps 5 --corrupt-train 2", "--corrupt-train: 2 is"),
         ("sweep --steps 5 --corrupt-train half", "--corrupt-train: half"),
         ("sweep --steps 5 --resize 3", "--resize: 3 "),
         ("sweep --steps 5 --augment --full-batch", "--augment: given with --full-batch"),
@@ -75,9 +91,10 @@ def refuse(capsys, *arguments):
         ("plot nowhere", "run directory: nowhere"),
         ("plot nowhere --format svg", "--format: svg is not accepted; expected png, pdf or both"),
         ("export nowhere --to csv", "run directory: nowhere"),
-        ("export nowhere", "--to"),
+        ("export nowhere", "export: an incomplete command is not accepted; expected periodic-jax export DIR --to ..."),
         ("report nowhere", "run directory: nowhere"),
-        ("report nowhere --live --port 70000", "--port: 70000"),
+        ("report nowhere --live --port 70000", "--port: 70000 is not accepted; expected a whole number from 0 to"),
+        ("report nowhere --live --port web", "--port: web is not accepted; expected a whole number from 0 to"),
         ("report nowhere --live --every 0", "--every: 0"),
     ],
 )  # fmt: skip
@@ -101,6 +118,13 @@ def test_help_exits_with_0(capsys, command):
         main(command)
     assert stop.value.code == 0
     assert "usage: periodic-jax" in capsys.readouterr().out
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"periodic-jax {__version__}\n"
 
 
 def test_words_become_numbers(tmp_path):
@@ -164,21 +188,17 @@ def test_the_demo_uses_every_core_safely(demo):
 
 def test_commands_on_a_run(capsys, tmp_path, monkeypatch):
     """Figures, the report and an export of a short run, each named on standard output."""
-    import json
-
     import numpy as np
     from synthetic import trajectory, write_run
 
     from periodic_jax import plots
     from periodic_jax.grid import SweepGrid
+    from periodic_jax.results import read_config, write_config
 
     monkeypatch.setattr(plots, "CURVES", ("train_loss",))
     path = write_run(tmp_path / "run", SweepGrid.product(lr=1.0), {k: v[None] for k, v in trajectory(5).items()})
     assert "--in-epochs" in refuse(capsys, "plot", str(path), "--in-epochs")
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(
-        json.dumps(config | {"data": {"train_images": 10}, "config": {"batch_size": 4}, "summary": {}})
-    )
+    write_config(path, read_config(path) | {"data": {"train_images": 10}, "config": {"batch_size": 4}})
     main(["plot", str(path), "--in-epochs", "--log-steps", "--format", "pdf"])
     files = [path / "figures" / f"{name}.pdf" for name in ("train_loss", "phase_diagram", "regimes")]
     assert {str(file) for file in files} == set(capsys.readouterr().out.split())
@@ -189,3 +209,55 @@ def test_commands_on_a_run(capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().out.strip() == str(path / "export" / "npz.npz")
     assert np.load(path / "export" / "npz.npz")["loss"].shape == (1, 5)
     assert "--out" in refuse(capsys, "export", str(path), "--to", "npz")
+    assert "curves" not in capsys.readouterr().out
+    pytest.importorskip("tensorboardX")
+    main(["export", str(path), "--to", "tensorboard"])
+    assert capsys.readouterr().out.strip() == str(path / "export" / "tensorboard")
+
+
+def test_results_that_cannot_be_written_are_printed(capsys, tmp_path):
+    from synthetic import trajectory, write_run
+
+    from periodic_jax.grid import SweepGrid
+
+    path = write_run(tmp_path / "run", SweepGrid.product(lr=1.0), {k: v[None] for k, v in trajectory(5).items()})
+    (path / "analysis.zarr.partial").write_text("in the way")
+    with pytest.raises(SystemExit) as stop:
+        main(["analyze", str(path)])
+    said = capsys.readouterr()
+    assert stop.value.code == 2
+    assert "undecided" in said.out
+    assert said.err.startswith(
+        f"periodic-jax: not written: {path}/analysis.zarr is not accepted; expected a place that"
+    )
+    assert said.err.endswith("; what was there is unchanged\n")
+    assert not (path / "summary.csv").exists()
+
+
+@pytest.mark.parametrize("arguments", [("resume", "nope"), ("branch", "nope", "--lr", "0.1"), ("resume", "x" * 300)])
+def test_wrong_input_is_refused_before_compiling_is_shown(capsys, arguments):
+    refuse(capsys, *arguments)
+
+
+def test_an_error_in_training_is_on_a_line_of_its_own(capsys, tmp_path):
+    """Standard error as a log file has it."""
+    import numpy as np
+
+    from periodic_jax.errors import RunStopped
+    from periodic_jax.launching import train
+    from periodic_jax.results import write_config
+    from periodic_jax.sweep import Chunk
+
+    write_config(tmp_path, {"format": 1, "config": {"steps": 10}})
+
+    def start(progress, **options):
+        for steps in (0, 4):
+            progress(Chunk(0, {"loss": np.zeros((2, steps))}, None, np.zeros(2)), 2)
+        raise RunStopped("the disk is full", 1)
+
+    with pytest.raises(RunStopped):
+        train(tmp_path, start)
+    said = capsys.readouterr().err
+    assert "compiling" in said
+    assert "8.00/20.0" in said
+    assert said.endswith("\n")

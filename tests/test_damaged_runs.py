@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -6,13 +7,20 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from run_files import refusal, written
 
+from periodic_jax.analysis import analyze
+from periodic_jax.errors import ConfigError
+from periodic_jax.export import export
 from periodic_jax.grid import AXES, SweepGrid
-from periodic_jax.integrity import seal_metadata
-from periodic_jax.results import open_run, read_config
+from periodic_jax.info import describe
+from periodic_jax.integrity import damage, seal, seal_metadata
+from periodic_jax.plots import save_all
+from periodic_jax.report import contents
+from periodic_jax.results import open_run, read_config, write_config
+from periodic_jax.telemetry import TelemetryWriter
 
 HOSTILE = "../../x\n\x1b[31m<script>alert(1)</script>{__import__('os')}%s'; DROP TABLE \u202e\U0001f600"
 
@@ -32,27 +40,34 @@ def test_hostile_strings_are_only_strings(tmp_path):
 
 
 CONFIGS = {
-    "empty": "",
-    "no JSON": "{",
-    "several lines": "{\n1\n}\n",
-    "deep": "[" * 100_000,
-    "a long number": "1" * 5000,
-    "a list": "[1]",
-    "a word": '"format"',
-    "no format": "{}",
-    "another format": '{"format": 2}',
-    "a hostile format": json.dumps({"format": HOSTILE}),
-    "config is no mapping": '{"format": 1, "config": [1]}',
+    "empty": ("", "readable JSON"),
+    "no JSON": ("{", "readable JSON"),
+    "several lines": ("{\n1\n}\n", "readable JSON"),
+    "deep": ("[" * 100_000, "readable JSON"),
+    "a long number": ("1" * 5000, "readable JSON"),
+    "a list": ("[1]", "(it is no JSON object but [1])"),
+    "a word": ('"format"', "(it is no JSON object but 'format')"),
+    "nothing known": ("{}", "(it has no format and no checksum)"),
+    "no format": (json.dumps(seal({"a": 1})), "(it has no format)"),
+    "no checksum": ('{"format": 1, "config": {}}', "(it has no checksum)"),
+    "changed": (json.dumps(seal({"format": 1}) | {"config": {}}), "(its checksum is another one)"),
+    "another format": (json.dumps(seal({"format": 2})), "(its format is 2, and 1 is what this version reads)"),
+    "a hostile format": (json.dumps(seal({"format": HOSTILE})), "(its format is '../../x"),
+    "config is no mapping": (json.dumps(seal({"format": 1, "config": [1]})), "(its config is [1], which is no object)"),
+    "sessions are no list": (json.dumps(seal({"format": 1, "sessions": 3})), "(its sessions is 3, which is no list)"),
+    "an end before all": (json.dumps(seal({"format": 1, "ends": [-1]})), "(it tells of step -1)"),
 }
 
 
 @pytest.mark.parametrize("content", CONFIGS)
 def test_damaged_or_foreign_config(tmp_path, content):
     path, _ = written(tmp_path, SweepGrid.product())
-    (path / "config.json").write_text(CONFIGS[content])
+    text, reason = CONFIGS[content]
+    (path / "config.json").write_text(text)
     for call in (read_config, open_run):
         message = refusal(call, path)
         assert message.startswith(f"run directory: {path / 'config.json'} ")
+        assert reason in message
 
 
 def test_config_that_is_not_text_or_not_a_file(tmp_path):
@@ -69,6 +84,12 @@ def test_no_run_there(tmp_path, monkeypatch, name):
     (tmp_path / "file").write_text("")
     for call in (read_config, open_run):
         assert refusal(call, name).startswith("run directory: ")
+
+
+def test_a_file_is_no_run_directory(tmp_path):
+    path, _ = written(tmp_path, SweepGrid.product())
+    message = refusal(open_run, path / "config.json")
+    assert message.endswith("config.json is not accepted; expected a folder with a config.json, not a file")
 
 
 @settings(deadline=None)
@@ -174,7 +195,7 @@ def test_damaged_or_foreign_store(run, damage):
     STORES[damage](run / "telemetry.zarr")
     for flat in (False, True):
         message = refusal(open_run, run, flat=flat)
-        assert message.startswith(f"run directory: {run / 'telemetry.zarr'} ")
+        assert message.startswith((f"run directory: {run / 'telemetry.zarr'} ", f"telemetry: {run / 'telemetry.zarr'}"))
 
 
 def test_swept_axes_that_are_no_product_are_left_flat(run):
@@ -184,9 +205,107 @@ def test_swept_axes_that_are_no_product_are_left_flat(run):
     assert open_run(run).loss.dims == ("config", "step")
 
 
+def mark(run, **record):
+    write_config(run, read_config(run) | record)
+
+
+def flip(file: Path):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+READERS = {
+    "open_run": lambda run, found: open_run(run),
+    "analyze": lambda run, found: analyze(open_run(run, flat=True)),
+    "plot": lambda run, found: save_all(open_run(run, flat=True), found, run / "figures", formats=()),
+    "report": lambda run, found: contents(open_run(run, flat=True), found),
+    "export to csv": lambda run, found: export(open_run(run, flat=True), "csv", run / "export"),
+    "export to npz": lambda run, found: export(open_run(run, flat=True), "npz", run / "export"),
+    "export to netcdf": lambda run, found: export(open_run(run, flat=True), "netcdf", run / "export"),
+    "by hand": lambda run, found: open_run(run, flat=True).weight_norm.values,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(("spoil", "reason"), [(flip, "its checksum is another one"), (Path.unlink, "missing")])
+def test_every_reader_names_a_damaged_or_missing_chunk(run, reader, spoil, reason):
+    mark(run, config={"steps": 120}, summary={})
+    found = analyze(open_run(run, flat=True))
+    file = run / "telemetry.zarr/weight_norm/c/0/0"
+    spoil(file)
+    message = refusal(READERS[reader], run, found)
+    assert message == (
+        f"telemetry: {file} is not accepted; expected what was written ({reason}); "
+        f"periodic-jax resume {run} --truncate computes it again"
+    )
+    assert not (run / "export").exists()
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_flipped_byte_of_telemetry_gives_another_result(intact, tmp_path, data):
+    before = open_run(intact, flat=True).load()
+    files = sorted(file for file in (intact / "telemetry.zarr").rglob("*") if file.is_file())
+    file = data.draw(st.sampled_from(files))
+    at, bit = data.draw(st.integers(0, file.stat().st_size - 1)), data.draw(st.integers(0, 7))
+    content = file.read_bytes()
+    try:
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
+        with contextlib.suppress(ConfigError):
+            assert open_run(intact, flat=True).load().identical(before)
+    finally:
+        file.write_bytes(content)
+
+
+def test_a_chunk_that_was_not_reached_is_not_missed(run):
+    """The last checkpoint, or the end of a finished run, tells what must be there; evaluations up to it too."""
+    for name in ("loss", "train_loss"):
+        (run / f"telemetry.zarr/{name}/c/0/0").unlink()
+    assert np.isnan(open_run(run).loss).all()
+    (run / "checkpoints/50").mkdir(parents=True)
+    (run / "checkpoints/50/checksums.json").touch()
+    assert "loss/c/0/0" in refusal(open_run, run)
+    mark(run, config={"steps": 120}, summary={})
+    shutil.rmtree(run / "telemetry.zarr")
+    assert "telemetry.zarr is not accepted; expected what was written (missing)" in refusal(open_run, run)
+
+
+def test_evaluations_that_are_still_to_come_are_no_damage(tmp_path):
+    """A store that is built and not yet written to, and one that is made longer, are whole."""
+    grid, shapes, store = SweepGrid.product(), {"loss": np.zeros((1, 0), np.float32)}, tmp_path / "telemetry.zarr"
+    longest = {"config": 1, "step": 300, "eval_step": 301, "layer": 1}
+    writer = TelemetryWriter(tmp_path, grid, 100, range(101), shapes, ["train_loss"])
+    assert list(damage(store, 0, 0, longest)) == []
+    writer.write(0, {"loss": np.zeros((1, 100), np.float32)})
+    for step in range(101):
+        writer.write_evaluation(step, {"train_loss": np.zeros(1, np.float32)})
+    TelemetryWriter(tmp_path, grid, 300, range(301), shapes, ["train_loss"]).truncate(100)
+    assert list(damage(store, 0, 100, longest)) == []
+    assert {one.file for one in damage(store, 0, 150, longest)} == {"train_loss/c/0/1"}
+
+
 def test_truncated_curves(run):
     """Several axes are unstacked, hence read, at once; a missing chunk is one that was not reached."""
     remove("effective_lr/c")(run / "telemetry.zarr")
     assert np.isnan(open_run(run).effective_lr).all()
     chunks("loss", lambda data: data[: len(data) // 2])(run / "telemetry.zarr")
-    assert "telemetry.zarr" in refusal(open_run, run)
+    assert "telemetry.zarr/loss/c/0/0" in refusal(open_run, run)
+
+
+def test_a_verified_run_is_called_so_only_where_it_is(run):
+    mark(run, config={"steps": 120}, summary={})
+    assert [line for line in describe(run, verify=True).lines if line.startswith("verified")] == [
+        "verified: every telemetry chunk up to step 120 and 0 checkpoints"
+    ]
+    flip(run / "telemetry.zarr/loss/c/0/0")
+    flip(run / "telemetry.zarr/lr/c/0")
+    lines = describe(run, verify=True).lines
+    assert not any(line.startswith(("verified", "consistent")) for line in lines)
+    assert lines[-3:] == [
+        "damaged: telemetry.zarr/loss/c/0/0 (from step 0): its checksum is another one",
+        "damaged: telemetry.zarr/lr/c/0: its checksum is another one",
+        f"to mend the telemetry: periodic-jax resume {run} --truncate",
+    ]
+    shutil.rmtree(run / "telemetry.zarr")
+    assert describe(run, verify=True).faults == ["telemetry.zarr: missing"]

@@ -15,7 +15,8 @@ from synthetic import stack, write_run
 
 from periodic_jax import ConfigError, SweepGrid, open_run
 from periodic_jax import checkpoints as checkpoints_module
-from periodic_jax.checkpoints import Checkpoints, DamagedCheckpoint, file_checksums, load
+from periodic_jax.checkpointing import Checkpoints
+from periodic_jax.checkpoints import DamagedCheckpoint, file_checksums, load
 from periodic_jax.declared import unfolded_bytes, used
 from periodic_jax.info import describe
 from periodic_jax.integrity import damage, seal, seal_metadata, write_json
@@ -86,8 +87,19 @@ def test_a_chunk_that_unfolds_to_gigabytes_is_not_unfolded(run):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         (found,) = damage(run / "telemetry.zarr", 0, 60, lengths(read_config(run)))
         assert "unfold to" in found.reason
+        with pytest.raises(ConfigError, match=rf"{name} .*unfold to"):
+            open_run(run, flat=True)[name.partition("/")[0]].load()
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
         file.write_bytes(kept)
+
+
+def test_a_chunk_without_end_is_not_read(run):
+    with (run / "telemetry.zarr/loss/c/0/0").open("w") as file:
+        file.truncate(10**13)
+    (found,) = damage(run / "telemetry.zarr", 0, 60, lengths(read_config(run)))
+    assert found.reason == "10000000000000 bytes long"
+    with pytest.raises(ConfigError, match=r"loss/c/0/0 .*10000000000000 bytes long"):
+        open_run(run, flat=True).loss.load()
 
 
 @given(st.integers(1, 300_000), st.integers(-5, 15))
@@ -136,11 +148,15 @@ def test_a_pipe_and_a_file_without_end_are_not_read(run):
 
 
 @pytest.mark.parametrize(
-    "strange", [{"parent": []}, {"parent": {"step": "1"}}, {"ends": [10**30]}, {"ends": ["a"]}, {"sessions": 1}]
-)
-def test_a_record_of_other_kinds(run, strange):
+    ("strange", "named"),
+    [
+        ({"parent": []}, "parent is"), ({"parent": {"step": "1"}}, "step '1'"), ({"ends": [10**30]}, "step 1000000"),
+        ({"ends": ["a"]}, "step 'a'"), ({"sessions": 1}, "sessions is 1"),
+    ],
+)  # fmt: skip
+def test_a_record_of_other_kinds(run, strange, named):
     write_config(run, {**read_config(run), **strange})
-    with pytest.raises(ConfigError, match="a run of format 1"):
+    with pytest.raises(ConfigError, match=named):
         read_config(run)
 
 

@@ -1,6 +1,5 @@
 """Several processes on this machine, with two devices each, against one."""
 
-import json
 import random
 import signal
 import threading
@@ -14,7 +13,7 @@ from together import SETTINGS, finish, start
 from periodic_jax import ConfigError, RunConfig, SweepGrid, open_run, run_sweep
 from periodic_jax.distributed import Distributed, PeerLost
 from periodic_jax.layouts import ROW_COST, Arrangement, device_shape
-from periodic_jax.results import checkpoint_steps, read_config
+from periodic_jax.results import checkpoint_steps, read_config, write_config
 from periodic_jax.run import resume_run
 from periodic_jax.telemetry import TelemetryWriter, shares
 
@@ -174,7 +173,7 @@ def test_each_process_writes_its_part_and_others_regroup_it(tmp_path):
     writer.write_diverged(np.arange(6))
     writer.write_evaluation(30, {"test_loss": np.arange(6.0)})
     for path in ("parts", "one"):
-        (tmp_path / path / "config.json").write_text(json.dumps({"format": 1}))
+        write_config(tmp_path / path, {"format": 1})
     parts, one = (open_run(tmp_path / name, flat=True).load() for name in ("parts", "one"))
     assert parts.drop_attrs().identical(one.drop_attrs())
     assert not list((tmp_path / "parts").glob("*.zarr.*"))

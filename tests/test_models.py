@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -212,7 +214,7 @@ def test_labels_of_a_users_network_are_checked():
     both = {"one": "scale_invariant", "two": "scale_invariant", "head": "other"}
     right = {"head/bias": "not", "head/kernel": "not", "one/kernel": "jointly", "two/kernel": "jointly"}
     assert models.verify_labels(model, variables, images, both) == right
-    apply = lambda variables, images: model.apply(variables, images, train=False)  # noqa: E731
+    apply = functools.partial(model.apply, train=False)
     assert models.verify_labels(apply, variables, images, both) == right
     wrong = {**both, "two": "other"}
     assert set(models.verify_labels(model, variables, images, wrong).values()) == {"not"}

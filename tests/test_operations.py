@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,8 +53,10 @@ def test_convolution_and_its_gradients_equal_lax(float64, size, stride, height, 
     def fast(images, kernel):
         return to_images(operations.conv(layout.to_activations(images, group_size), kernel, stride))
 
-    one = lambda kernel: value_and_vjp(fast, images, kernel, weights=weights)  # noqa: E731
-    convolve = lambda x, k: plain_conv(x, k, stride)  # noqa: E731
+    def one(kernel):
+        return value_and_vjp(fast, images, kernel, weights=weights)
+
+    convolve = functools.partial(plain_conv, stride=stride)
     plain = jax.jit(lambda ks: [value_and_vjp(convolve, images, k, weights=weights) for k in ks])(kernels)
     stacked, looped, single = jax.jit(lambda k: (jax.vmap(one)(k), lax.map(one, k), one(k[0])))(kernels)
     wanted = jax.tree.map(lambda *leaves: jnp.stack(leaves), *plain)
@@ -104,9 +108,11 @@ def first_maximum(images):
 def test_pooling_sends_the_gradient_to_the_first_maximum(group_size):
     """Of few values, so that most windows tie."""
     images = jnp.asarray(np.random.default_rng(0).integers(0, 3, (4, 4, 6, 3)).astype(np.float32))
-    laid_out = lambda images: layout.to_activations(images, group_size)  # noqa: E731
 
-    pooled, pull = jax.vjp(lambda x: to_images(operations.max_pool(laid_out(x))), images)
+    def pool(images):
+        return to_images(operations.max_pool(layout.to_activations(images, group_size)))
+
+    pooled, pull = jax.vjp(pool, images)
     weights = jnp.arange(1.0, 1 + pooled.size).reshape(pooled.shape)
     gradient = np.asarray(pull(weights)[0])
     for i in range(2):
@@ -116,7 +122,7 @@ def test_pooling_sends_the_gradient_to_the_first_maximum(group_size):
             expected = first_maximum(np.asarray(images[window])) * np.asarray(weights)[:, i, j][:, None, None]
             assert np.array_equal(gradient[window], expected)
 
-    features, pull = jax.vjp(lambda x: operations.global_max_pool(laid_out(x)), images)
+    features, pull = jax.vjp(lambda x: operations.global_max_pool(layout.to_activations(x, group_size)), images)
     assert np.array_equal(features.T, images.max((1, 2)))
     weights = jnp.arange(1.0, 13).reshape(3, 4)
     expected = first_maximum(np.asarray(images)) * np.asarray(weights).T[:, None, None]

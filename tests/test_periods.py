@@ -210,7 +210,10 @@ def test_no_destabilisation_in_a_thousand_noisy_curves_of_any_kind():
     rng = np.random.default_rng(0)
     draws, steps = 1000, 600
     t = np.arange(steps)
-    noise = lambda scale: np.exp(scale * rng.normal(size=(draws, steps)))  # noqa: E731
+
+    def noise(scale):
+        return np.exp(scale * rng.normal(size=(draws, steps)))
+
     scale = rng.uniform(0.01, 1, (draws, 1))
     decay = 10 ** rng.uniform(-5, -1.3, (draws, 1))
     equilibrium = np.ones((draws, steps))

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -45,9 +46,22 @@ def test_blocks_are_small_enough(small, planned):
     day = dataclasses.replace(small, lr=tuple(np.geomspace(0.01, 1, 64).tolist()))
     long = planned._replace(configs=128, seconds_per_config_step=86400 / planned.rows / planned.members / 120 * 3.5)
     assert blocks(long) == 4
-    assert "16 of the 64 values of --lr" in describe(long, day)[-1]
+    assert "4 independent runs, each with 16 of the 64 values of --lr and a folder" in describe(long, day)[-1]
     assert blocks(planned, device_memory=planned.data_bytes + planned.state_bytes) > 1
     assert blocks(planned._replace(telemetry_bytes=10**15)) == 6
+
+
+@pytest.mark.parametrize("days", [1.01, 2, 2.9, 3, 15.8, 999, 1000, 2500])
+def test_the_parts_of_a_split_make_the_whole_and_none_is_too_large(small, planned, days):
+    config = dataclasses.replace(small, lr=tuple(np.geomspace(0.01, 1, 1000).tolist()))
+    each = days * 86400 / planned.rows / planned.members / 120
+    long = planned._replace(configs=4000, seconds_per_config_step=each, seconds_per_config_evaluation=0.0)
+    said = describe(long, config)[-1]
+    runs, some, more = map(int, re.search(r": (\d+) independent runs, each with (\d+)(?: or (\d+))?", said).groups(0))
+    assert runs * some <= 1000 <= runs * max(some, more)
+    assert (more == 0) == (runs * some == 1000)
+    enough = max(some, more) / 1000 * days <= 1 + 1e-9
+    assert enough != ("split a second axis into 3 parts" in said)
 
 
 def test_more_configurations_than_a_run_may_have_are_planned_in_blocks(small):

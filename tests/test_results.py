@@ -115,7 +115,7 @@ def test_every_quantity_has_a_name_and_units(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_precision_is_kept(tmp_path, dtype):
-    results.write_json(tmp_path / results.CONFIG_FILE, {"format": results.FORMAT})
+    results.write_config(tmp_path, {"format": results.FORMAT})
     values = np.array([[1 / 3, np.pi * 1e-30, np.inf]], dtype)
     shapes = dict.fromkeys(("loss", "weight_norm"), values[:, :0])
     writer = TelemetryWriter(tmp_path, SweepGrid.product(), 3, [0, 3], shapes, ["test_loss"])
@@ -189,5 +189,5 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path):
     ],
 )
 def test_steps_per_epoch(tmp_path, record, expected):
-    (tmp_path / "config.json").write_text(json.dumps({"format": 1, **record}))
+    results.write_config(tmp_path, {"format": 1, **record})
     assert results.steps_per_epoch(tmp_path) == expected

@@ -12,7 +12,7 @@ import pytest
 from survival import STEPS, assert_same_run, configured, flip, started, wait_for
 
 from periodic_jax import ConfigError, open_run, run_sweep, signals
-from periodic_jax.checkpoints import Checkpoints
+from periodic_jax.checkpointing import Checkpoints
 from periodic_jax.cli import main
 from periodic_jax.config import difference, from_record, to_record
 from periodic_jax.disk import check_room

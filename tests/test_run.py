@@ -79,6 +79,7 @@ def test_the_table_is_written(run):
 
 def test_progress_is_told_of_every_step_once(run):
     steps = [(chunk.first_step, chunk.steps) for chunk, configs in run[1] if configs == 4]
+    assert steps[0] == (0, 0)  # all is accepted
     assert sum(count for _, count in steps) == 25
     assert all(a[0] + a[1] == b[0] for a, b in itertools.pairwise(steps))
 
@@ -126,7 +127,7 @@ def test_epochs_are_whole_mini_batches(tmp_path):
         ({"dataset": "mnist"}, "--dataset: mnist"),
         ({"batch_size": 1501}, "--batch-size: 1501"),
         ({"data_dir": "nowhere"}, "--data-dir: nowhere"),
-        ({"corrupt_train": 2.0}, "--corrupt-train: 2.0"),
+        ({"corrupt_train": 2.0}, "--corrupt-train: 2 "),
         ({"use_data_size": 100, "batch_size": 128}, "--batch-size: 128"),
         ({"augment": True, "full_batch": True}, "--augment"),
         ({"model": "VGG"}, "--model: VGG"),

@@ -1,5 +1,7 @@
 """A small run with tracked sharpness, its checkpoints measured, by the command line too."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -71,8 +73,12 @@ def test_numbers_of_the_sphere_follow_from_the_raw_ones(found):
 def test_the_command_prints_a_table_and_writes_a_store_and_a_figure(run, found, capsys):
     main(["landscape", str(run), "--checkpoints", "last", "--images", "128", "--probes", "3", "--eigenvalues", "2",
           "--iterations", "5", "--select", "lr=0.5"])  # fmt: skip
-    said = capsys.readouterr().out
+    said, told = capsys.readouterr()
     assert "sharpness" in said
+    assert re.search(r"looking at \d+ of the \d+ training images, in \d+ mini-batches of \d+", told)
+    with pytest.raises(SystemExit):
+        main(["landscape", str(run)])
+    assert "expected none yet, or --overwrite to replace what was measured" in capsys.readouterr().err
     assert (run / "figures/landscape.png").stat().st_size > 0
     stored = tables.read_store(run / LANDSCAPE, "a landscape")
     assert stored.sizes["config"] == 1

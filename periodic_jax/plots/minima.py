@@ -52,11 +52,13 @@ def barriers(ax: Axes, found: xr.Dataset, colour_by: str) -> Axes:
             )
     ax.plot(found.seed_cosine.values, found.seed_barrier.sel(path="straight").values, "k+", ms=6)
     words = {"o": "straight", "x": "layer by layer", "+": "two seeds"}
-    ax.legend([Line2D([], [], color="black", ls="", marker=m, mfc="none", ms=4) for m in words], list(words.values()))
+    handles = [Line2D([], [], color="black", ls="", marker=m, mfc="none", ms=4) for m in words]
+    ax.legend(handles, list(words.values())).set_in_layout(False)
     style.say_if_empty(ax, found.barrier.values)
     ax.set(xlabel="cosine", ylabel="barrier [nats]", title="successive minima")
-    ax.set_yscale("symlog", linthresh=1e-3)
-    ax.set_ylim(bottom=0)
+    if np.isfinite(found.barrier.values).any():
+        ax.set_yscale("symlog", linthresh=1e-3)
+        ax.set_ylim(bottom=0)
     return ax
 
 
@@ -88,7 +90,8 @@ def together(ax: Axes, found: xr.Dataset, colour_by: str) -> Axes:
             colour = scale[float(found[colour_by].values[i])]
             ax.plot(found.members.values, 100 * found[name].values[i], line, marker=".", color=colour, lw=1)
     shown = [name for name in KINDS if np.isfinite(found[name].values).any()]
-    ax.legend([Line2D([], [], color="black", ls=KINDS[n][0], lw=1) for n in shown], [KINDS[n][1] for n in shown])
+    handles = [Line2D([], [], color="black", ls=KINDS[name][0], lw=1) for name in shown]
+    ax.legend(handles, [KINDS[name][1] for name in shown]).set_in_layout(False)
     style.say_if_empty(ax, found.ensemble_error.values)
     ax.set(xlabel="members", ylabel="test error [%]", title="together")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
