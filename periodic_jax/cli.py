@@ -233,8 +233,12 @@ def _minima(options: Minima) -> None:
     from periodic_jax import minima_tables, tables
     from periodic_jax.minima import compare
     from periodic_jax.plots import save_minima
-    from periodic_jax.results import COMPARISON
+    from periodic_jax.results import COMPARISON, read_config
 
+    path = Path(options.run)
+    read_config(path)
+    if (path / COMPARISON).exists() and not options.overwrite:
+        raise ConfigError("run directory", path / COMPARISON, "none yet, or --overwrite to replace the comparison")
     counts = {
         n: None if getattr(options, n) == "all" else whole_number(n, getattr(options, n)) for n in ("last", "images")
     }
@@ -244,7 +248,6 @@ def _minima(options: Minima) -> None:
         dataset=options.dataset or None, data_dir=options.data_dir or None, progress=tell,
     )  # fmt: skip
     print(minima_tables.as_text(found), end="")
-    path = Path(options.run)
     written = [tables.write_store(found, path / COMPARISON), *save_minima(found, path / "figures")]
     print(f"written: {', '.join(map(str, written))}")
 

@@ -339,6 +339,8 @@ class Minima:
     """Training images from which statistics and training losses are taken."""
     points: Whole = "11"
     """Points of each path, ends included."""
+    overwrite: bool = False
+    """Replace the comparison that is there."""
     dataset: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = ""
     """The .npz file, where the run's data set is one: no path in a run directory is followed."""
     data_dir: Folder = ""

@@ -252,6 +252,10 @@ def test_the_command_prints_tables_and_writes_a_store_and_a_figure(whole, capsys
     assert stored.sizes["config"] == 2
     assert stored.reason.dtype.kind == "U"
     assert (whole / "figures/minima.png").stat().st_size > 0
+    with pytest.raises(SystemExit) as stop:
+        main(["minima", str(whole)])
+    assert stop.value.code == 2
+    assert "--overwrite" in capsys.readouterr().err
 
 
 def test_one_minimum_and_weights_that_are_not_finite_are_told(whole, tmp_path):

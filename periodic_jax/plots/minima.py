@@ -47,9 +47,7 @@ def barriers(ax: Axes, found: xr.Dataset, colour_by: str) -> Axes:
         colour = scale[float(found[colour_by].values[i])]
         cosines = np.diagonal(found.cosine.values[i], 1)[: found.sizes["pair"]]
         for path, marker in MARKERS.items():
-            ax.plot(
-                cosines, found.barrier.sel(path=path).values[i], marker, color=colour, ms=4, mfc="none", clip_on=False
-            )
+            ax.plot(cosines, found.barrier.sel(path=path).values[i], marker, color=colour, ms=4, mfc="none")
     ax.plot(found.seed_cosine.values, found.seed_barrier.sel(path="straight").values, "k+", ms=6)
     words = {"o": "straight", "x": "layer by layer", "+": "two seeds"}
     handles = [Line2D([], [], color="black", ls="", marker=m, mfc="none", ms=4) for m in words]
@@ -58,7 +56,7 @@ def barriers(ax: Axes, found: xr.Dataset, colour_by: str) -> Axes:
     ax.set(xlabel="cosine", ylabel="barrier [nats]", title="successive minima")
     if np.isfinite(found.barrier.values).any():
         ax.set_yscale("symlog", linthresh=1e-3)
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(bottom=-2e-4)  # so that points at 0 are whole
     return ax
 
 
