@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -14,6 +15,8 @@ from periodic_jax import analysis
 from periodic_jax.config import from_record
 from periodic_jax.results import checkpoint_steps, open_run, read_config
 
+AT_ONCE = 2**40  # pixels: all training images are normalised together
+POINTS = 11  # of a path
 MOST = 10  # minima of a seed that are compared, the last ones
 NOISE = 0.01  # two standard deviations of a test error near a half on 10,000 images
 SAME_MINIMUM = 0.9  # cosine above which two minima would be called one
@@ -37,13 +40,30 @@ COLUMNS = {
 
 def compare(paths: Mapping[str, Path]) -> dict[str, xr.Dataset]:
     """From the checkpoints: the last before each destabilisation of each seed, alone, in pairs and in ensembles."""
-    from experiments.connectivity import Networks, barrier, cosine, ensemble
+    import jax
+
+    from periodic_jax.connectivity import Networks, barrier, cosine, disagreement, on_sphere, straight
+    from periodic_jax.stored import StoredRun, load_states, state_outline
 
     path = paths["run"]
     # The data set may be a file that only this machine knows: the record tells where it was found.
     record = read_config(path)
     config = from_record(record, path, data_dir=record["config"]["data_dir"])
-    networks, found = Networks(config, path), analysis.analyze(open_run(path, flat=True))
+    run, found = StoredRun(path, config, config.grid()), analysis.analyze(open_run(path, flat=True))
+    task = state_outline(config).task
+    networks = Networks(task, config.data, most_pixels=AT_ONCE)
+
+    def weights_at(step: int, i: int) -> tuple[Any, Any]:
+        states = load_states(run, step, [i])
+        params, statistics = (
+            jax.tree.map(lambda leaf: np.asarray(leaf[0]), tree) for tree in (states.params, states.batch_stats)
+        )
+        return on_sphere(params, task.labels, each=True), statistics
+
+    def barrier_between(a: Any, b: Any, statistics: Any) -> float:
+        at = [straight(a, b, t, task.labels) for t in np.linspace(0, 1, POINTS)]
+        return barrier(np.array([networks.quality(params, statistics).train_loss for params in at]))
+
     steps = np.array(checkpoint_steps(path))
     minima, pairs, ensembles, last = [], [], [], []
     for i in range(found.sizes["config"]):
@@ -53,23 +73,25 @@ def compare(paths: Mapping[str, Path]) -> dict[str, xr.Dataset]:
         if not chosen:
             continue
         seed = float(found.seed.values[i])
-        weights = [networks.weights(int(step), i) for step in chosen]
-        told = [networks.test_log_probabilities(one) for one in weights]
-        for step, one, test in zip(chosen, weights, told, strict=True):
-            minima.append((seed, step, networks.train_loss(one), networks.test_error(test)))
+        loaded = [weights_at(int(step), i) for step in chosen]
+        weights, statistics = [params for params, _ in loaded], loaded[0][1]
+        qualities = [networks.quality(one, statistics) for one in weights]
+        told = [one.test_outputs for one in qualities]
+        for step, one in zip(chosen, qualities, strict=True):
+            minima.append((seed, step, one.train_loss, one.test_error))
         for k in range(len(chosen) - 1):
             a, b = weights[k : k + 2]
-            differ = float((told[k].argmax(1) != told[k + 1].argmax(1)).mean())
-            pairs.append((seed, chosen[k], chosen[k + 1], cosine(a, b), barrier(networks, a, b), differ))
+            differ = disagreement(told[k], told[k + 1])
+            rises = barrier_between(a, b, statistics)
+            pairs.append((seed, chosen[k], chosen[k + 1], cosine(a, b, task.labels), rises, differ))
         for k in range(1, len(chosen) + 1):
-            ensembles.append((seed, k, networks.test_error(ensemble(told[-k:]))))
-        last.append((weights[-1], told[-1]))
+            ensembles.append((seed, k, networks.together(told[-k:])[1]))
+        last.append((weights[-1], told[-1], statistics))
     seeds = [np.nan] * 4
     if len(last) > 1:
-        (a, told_a), (b, told_b) = last[:2]
-        differ = float((told_a.argmax(1) != told_b.argmax(1)).mean())
-        both = networks.test_error(ensemble([told_a, told_b]))
-        seeds = [cosine(a, b), barrier(networks, a, b), differ, both]
+        (a, told_a, statistics), (b, told_b, _) = last[:2]
+        differ, both = disagreement(told_a, told_b), networks.together([told_a, told_b])[1]
+        seeds = [cosine(a, b, task.labels), barrier_between(a, b, statistics), differ, both]
     tables = {"minimum": minima, "pair": pairs, "ensemble": ensembles}
     columns: dict[str, tuple[str, np.ndarray]] = {"seeds": ("between", np.array(seeds))}
     for (part, names), rows in zip(COLUMNS.items(), tables.values(), strict=True):

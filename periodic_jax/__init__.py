@@ -49,6 +49,7 @@ _MODULES = (
     "dynamics",
     "forecast",
     "grid",
+    "minima",
     "models",
     "optim",
     "periods",

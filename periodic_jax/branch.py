@@ -14,6 +14,8 @@ from periodic_jax.config import RUN_AXES, check, from_record, planned_steps
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import SweepGrid, flag_of
 from periodic_jax.locks import locked
+from periodic_jax.period_minima import PREFIX, in_checkpoint
+from periodic_jax.periods_online import fresh as nothing_known
 from periodic_jax.run import Progress, run_session
 
 if TYPE_CHECKING:
@@ -82,7 +84,9 @@ def branch_run(
     try:
         with runtime.precision(parent.precision):
             like = states_of(parent, parent.data.image_shape, parent.data.num_classes)
-            states = {name: array[source] for name, array in load(path, step, like).items()}
+            held = load(path, step, like)
+            # Where minima are kept, the branch's first period begins with the branch.
+            states = {name: array[source] for name, array in held.items() if not name.startswith(PREFIX)}
     except DamagedCheckpoint as error:
         raise ConfigError("--step", step, f"a whole checkpoint ({error})") from None
     results.claim_directory(out)
@@ -93,7 +97,7 @@ def branch_run(
     with locked(out), runtime.precision(config.precision):
         return run_session(
             config, {"parent": about}, progress=progress, stop=stop, say=say, analysed=analysed,
-            prepare=lambda sweep: _begin(sweep, out, states, step, "fixed_norm" in change),
+            prepare=lambda sweep: _begin(sweep, out, states, step, "fixed_norm" in change, config.keep_period_minima),
         )  # fmt: skip
 
 
@@ -148,7 +152,9 @@ def _nearest(name: str, wanted: float, values: Sequence[float]) -> float:
     raise ConfigError("--select", f"{name}={wanted:.15g}", "one of " + ", ".join(f"{v:.15g}" for v in set(values)))
 
 
-def _begin(sweep: "Sweep", out: Path, states: dict[str, np.ndarray], step: int, new_sphere: bool) -> None:
+def _begin(
+    sweep: "Sweep", out: Path, states: dict[str, np.ndarray], step: int, new_sphere: bool, every: int | None
+) -> None:
     """Write the first checkpoint, from which the branch can always be resumed."""
     import jax
 
@@ -161,6 +167,8 @@ def _begin(sweep: "Sweep", out: Path, states: dict[str, np.ndarray], step: int, 
         fresh = jax.jit(jax.vmap(jax.vmap(lambda params: state_of(task, {"params": params}).opt_state)))
         replaced = sweep.export(sweep.states.replace(opt_state=fresh(sweep.states.params)))
         states = states | {name: array for name, array in replaced.items() if "initial_norms" in name}
+    if every:
+        states = states | in_checkpoint(states, nothing_known(len(sweep.grid), every, np.dtype(sweep.hparams.lr.dtype)))
     write_first(out, step, states)
 
 

@@ -17,6 +17,7 @@ from periodic_jax.options import (
     Export,
     Info,
     Landscape,
+    Minima,
     Plot,
     Replay,
     Report,
@@ -228,6 +229,29 @@ def _landscape(options: Landscape) -> None:
     print(f"written: {', '.join(map(str, written))}")
 
 
+def _minima(options: Minima) -> None:
+    from periodic_jax import minima_tables, tables
+    from periodic_jax.minima import compare
+    from periodic_jax.plots import save_minima
+    from periodic_jax.results import COMPARISON, read_config
+
+    path = Path(options.run)
+    read_config(path)
+    if (path / COMPARISON).exists() and not options.overwrite:
+        raise ConfigError("run directory", path / COMPARISON, "none yet, or --overwrite to replace the comparison")
+    counts = {
+        n: None if getattr(options, n) == "all" else whole_number(n, getattr(options, n)) for n in ("last", "images")
+    }
+    runtime.keep_compiled_programs()
+    found = compare(
+        options.run, select=to_selection(options.select), **counts, points=whole_number("points", options.points) or 0,
+        dataset=options.dataset or None, data_dir=options.data_dir or None, progress=tell,
+    )  # fmt: skip
+    print(minima_tables.as_text(found), end="")
+    written = [tables.write_store(found, path / COMPARISON), *save_minima(found, path / "figures")]
+    print(f"written: {', '.join(map(str, written))}")
+
+
 def _info(options: Info) -> None:
     from periodic_jax.info import describe
 
@@ -240,7 +264,7 @@ def _info(options: Info) -> None:
 
 _ACTIONS: dict[type, Callable[[Any], None]] = {
     Sweep: _sweep, Demo: _demo, Resume: _resume, Branch: _branch, Info: _info, Replay: _replay, Analyze: _analyze,
-    Landscape: _landscape, Plot: _plot, Report: _report, Export: _export,
+    Landscape: _landscape, Minima: _minima, Plot: _plot, Report: _report, Export: _export,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 RUN_AXES = tuple(name for name in AXES if name != "schedule_every")
 NOT_FOLLOWED = ("out", "data_dir", "download")  # of config.json: what leads out of the run directory
 FREE = ("keep", "keep_every", "checkpoint_seconds")  # what may change while a run is under way
-LATER = ("track_sharpness",)  # what the first run directories do not tell, and did not do
+LATER = ("track_sharpness", "keep_period_minima")  # what the first run directories do not tell, and did not do
+LEAST_WINDOW, MOST_WINDOW = 10, 10**4  # steps between candidates for a minimum
 MISSING = object()
 
 
@@ -55,6 +56,8 @@ class RunConfig:
             output filter.
         full_batch: full-batch gradient descent: a step is an epoch.
         track_sharpness: steps between measurements of the sharpness; None: no measurements.
+        keep_period_minima: steps between the candidates for the lowest point of each period, which is kept; None: no
+            minima are kept.
         keep: how many of the last checkpoints to keep.
         keep_every: keep the checkpoints at all multiples of so many steps too.
         checkpoint_seconds: least time between checkpoints; there always is one at the end.
@@ -100,6 +103,7 @@ class RunConfig:
     norm_per: str = "total"
     full_batch: bool = False
     track_sharpness: int | None = None
+    keep_period_minima: int | None = None
     keep: int = 2
     keep_every: int | None = None
     checkpoint_seconds: float = 10.0
@@ -140,6 +144,9 @@ def check(config: RunConfig) -> None:
     for flag, value in {**counts, "--keep": config.keep, "--keep-every": config.keep_every}.items():
         if value is not None and not 1 <= value <= MOST_STEPS:
             raise ConfigError(flag, value, f"a whole number from 1 to {MOST_STEPS}")
+    every = config.keep_period_minima
+    if every is not None and not LEAST_WINDOW <= every <= MOST_WINDOW:
+        raise ConfigError("--keep-period-minima", every, f"a whole number from {LEAST_WINDOW} to {MOST_WINDOW}")
     if (config.steps is None) == (config.epochs is None):
         given = "neither" if config.steps is None else f"{config.steps} with --epochs {config.epochs}"
         raise ConfigError("--steps", given, "either --steps or --epochs")

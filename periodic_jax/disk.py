@@ -7,6 +7,10 @@ import numpy as np
 
 from periodic_jax.declared import used
 from periodic_jax.errors import ConfigError
+from periodic_jax.grid import SweepGrid
+from periodic_jax.periods_online import most_periods
+
+FRAMING = 2**15  # bytes of a minimum beside its weights
 
 if TYPE_CHECKING:
     from periodic_jax.session import Plan
@@ -26,7 +30,27 @@ def estimate(sweep: "Sweep", plan: "Plan") -> int:
     per_evaluation = shapes["loss"].dtype.itemsize * len(sweep.evaluations)
     state = configs * sweep.bytes_of_a_state()
     kept = plan.keep + 1 + (steps // plan.keep_every if plan.keep_every else 0)
-    return configs * (steps * per_step + len(plan.eval_steps) * per_evaluation) + kept * state
+    minima = 0
+    if every := plan.keep_period_minima:
+        minima = bytes_of_minima(sweep.grid, steps, every, sweep.bytes_of_weights())
+        state += configs * (sweep.bytes_of_weights() + 2 * every * shapes["loss"].dtype.itemsize)
+    return configs * (steps * per_step + len(plan.eval_steps) * per_evaluation) + kept * state + minima
+
+
+def bytes_of_minima(grid: SweepGrid, steps: int, every: int, size: int) -> int:
+    """The most that the minima of a run's periods can take; see `periods_online.most_periods`.
+
+    Args:
+        grid: the configurations.
+        steps: of the run.
+        every: steps between candidates.
+        size: bytes of one configuration's weights.
+    """
+    hparams = grid.hparams()
+    shrink = np.minimum(hparams.lr * hparams.weight_decay / (1 - hparams.momentum), 0.99)
+    # A fixed effective learning rate sets the rate by the norm: nothing but the windows bounds the periods there.
+    rate = np.where(hparams.elr > 0, np.inf, -np.log1p(-shrink))
+    return int((most_periods(steps, every, rate) + 1).sum()) * (size + FRAMING)
 
 
 def check_room(sweep: "Sweep", plan: "Plan") -> None:

@@ -15,7 +15,18 @@ from periodic_jax.disk import in_words
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import AXES
 from periodic_jax.locks import LOCK_FILE
-from periodic_jax.results import TELEMETRY, checkpoint_steps, first_step, lengths, open_run, reached, read, read_config
+from periodic_jax.period_minima import PREFIX, WEIGHTS, kept_minima, missing, read_minimum
+from periodic_jax.results import (
+    MINIMA,
+    TELEMETRY,
+    checkpoint_steps,
+    first_step,
+    lengths,
+    open_run,
+    reached,
+    read,
+    read_config,
+)
 
 MOST_PIXELS = 2**16  # along a side, and classes
 BLOCK = 4000  # steps read at a time
@@ -62,12 +73,20 @@ def describe(path: str | Path, *, verify: bool = False) -> Report:
         f"size: {in_words(used(path))}, of which telemetry {in_words(telemetry)} and "
         f"checkpoints {in_words(checkpoints)} (at {', '.join(map(str, checkpoint_steps(path))) or 'none'})"
     )
+    minima = kept_minima(path)
+    if minima:
+        unfinished = sum(one.ended is None for one in minima)
+        lines.append(
+            f"minima of periods: {len(minima)}, of which {unfinished} unfinished, of "
+            f"{len({one.config for one in minima})} configurations, {in_words(used(path / MINIMA))}"
+        )
     if verify:
         found = list(_verify(path, record, done))
         # What was seen at first sight has its file and its reason here.
         faults = found + [fault for fault in faults if not any(one.startswith(TELEMETRY) for one in found)]
         if not faults:
             checked = f"every telemetry chunk up to step {done} and {len(checkpoint_steps(path))} checkpoints"
+            checked += f", and {len(minima)} minima" if minima else ""
             lines.append(f"verified: {checked}")
     lines += [f"damaged: {fault}" for fault in faults]
     if any(TELEMETRY in fault for fault in faults):
@@ -118,12 +137,22 @@ def _verify(path: Path, record: dict[str, Any], done: int) -> Iterator[str]:
         if not damaged:
             yield from _missing_steps(path, first_step(record), done)
     steps = checkpoint_steps(path)
-    like = _states(path, record) if steps else {}
+    minima = kept_minima(path)
+    like = _states(path, record) if steps or minima else {}
+    counts = None
     for step in steps:
         try:
-            load(path, step, like)
+            counts = load(path, step, like).get(f"{PREFIX}found")
         except DamagedCheckpoint as error:
             yield f"checkpoints/{step}: {error}"
+    if counts is not None:
+        yield from missing(path, counts)
+    weights = {name: array[0] for name, array in like.items() if name.startswith(WEIGHTS)}
+    for one in minima:
+        try:
+            read_minimum(one, weights)
+        except ConfigError as error:
+            yield str(error)
 
 
 def _states(path: Path, record: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -123,6 +123,9 @@ class Sweep:
     """Record the dynamics of every layer too."""
     track_sharpness: Annotated[str, tyro.conf.arg(metavar="EVERY", help_behavior_hint="(optional)")] = ""
     """Record the sharpness of the mini-batch on the unit sphere every so many updates; at 50 it costs some 8 %."""
+    keep_period_minima: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[COUNT]")] = ("off",)
+    """Keep the lowest point of each period of each configuration, for periodic-jax minima. Candidates are COUNT steps
+    apart, 100 if not given: a small part of a period, such as an epoch."""
     keep: Whole = "2"
     """How many of the last checkpoints to keep."""
     keep_every: OptionalWhole = ""
@@ -319,6 +322,32 @@ class Landscape:
 
 
 @dataclass(frozen=True)
+class Minima:
+    """Compare the minima of a run's periods: quality, angles, barriers between them, ensembles, weight averages.
+
+    Takes those that a sweep with --keep-period-minima kept, or else the last checkpoints before each onset. Statistics
+    of batch normalisation are re-estimated everywhere. Prints tables, writes minima.zarr and a figure.
+    """
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Run directory."""
+    select: Annotated[tuple[str, ...], tyro.conf.arg(metavar="AXIS=NUMBER ...", help_behavior_hint="(optional)")] = ()
+    """The configurations to look at, such as lr=0.1 weight_decay=1e-3,1e-2; all, if not given."""
+    last: Annotated[str, tyro.conf.arg(metavar="COUNT|all")] = "10"
+    """At most so many minima of each configuration, the last ones."""
+    images: Annotated[str, tyro.conf.arg(metavar="COUNT|all")] = "all"
+    """Training images from which statistics and training losses are taken."""
+    points: Whole = "11"
+    """Points of each path, ends included."""
+    overwrite: bool = False
+    """Replace the comparison that is there."""
+    dataset: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = ""
+    """The .npz file, where the run's data set is one: no path in a run directory is followed."""
+    data_dir: Folder = ""
+    """As for the sweep, which must be given again."""
+
+
+@dataclass(frozen=True)
 class Demo:
     """Show periodic training in a minute: ten configurations of a small network on 1,797 real digits, with a table and
     figures.
@@ -332,5 +361,5 @@ class Demo:
 
 COMMANDS: dict[str, type] = {
     "demo": Demo, "sweep": Sweep, "resume": Resume, "branch": Branch, "info": Info, "replay": Replay,
-    "analyze": Analyze, "landscape": Landscape, "plot": Plot, "report": Report, "export": Export,
+    "analyze": Analyze, "landscape": Landscape, "minima": Minima, "plot": Plot, "report": Report, "export": Export,
 }  # fmt: skip

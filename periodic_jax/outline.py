@@ -9,6 +9,8 @@ import numpy as np
 from periodic_jax.config import RUN_AXES, RunConfig
 from periodic_jax.disk import in_words
 from periodic_jax.errors import ConfigError
+from periodic_jax.period_minima import in_checkpoint
+from periodic_jax.periods_online import fresh
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -70,6 +72,9 @@ def states_of(config: RunConfig, image_shape: Sequence[int], num_classes: int) -
         for path, leaf in leaves
         if leaf.size
     }
+    if config.keep_period_minima:
+        float_type = np.dtype(model.param_dtype)
+        states |= in_checkpoint(states, fresh(configs, config.keep_period_minima, float_type))
     _check_memory(config, states)
     return states
 

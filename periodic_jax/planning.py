@@ -35,12 +35,13 @@ class Plan(NamedTuple):
     members: int  # ... with so many configurations each, padding included
     layout: str
     data_bytes: int
-    state_bytes: int  # of training states, and their copy for a checkpoint
+    state_bytes: int  # of training states, their copy for a checkpoint, and candidates for minima
     record_bytes: int  # of what is recorded in a chunk, while the chunk before is fetched
     temporary_bytes: int  # of the program itself
     telemetry_bytes: int  # uncompressed
     telemetry_files: int
     checkpoint_bytes: int  # of all that are kept at a time
+    minima_bytes: int  # at most, of the kept minima; 0 where none are
     seconds_per_config_step: float  # of one device
     seconds_per_config_evaluation: float
     evaluations: int
@@ -87,14 +88,19 @@ def plan(config: RunConfig, processes: int = 1) -> Plan:
     files = sum(chunks * -(-steps // along_steps(per_chunk, number)) for number in numbers.values())
     files += chunks * (len(sweep.evaluations) * -(-evaluations // max(evaluations, 100)) + 1)
     kept = config.keep + 1 + (steps // config.keep_every if config.keep_every else 0)
+    one, weights, minima = sweep.bytes_of_a_state(), 0, 0
+    if every := config.keep_period_minima:
+        minima = disk.bytes_of_minima(grid, steps, every, sweep.bytes_of_weights())
+        weights = 2 * sweep.bytes_of_weights()  # of the lowest candidates, and the one that is looked at
+        one += weights // 2 + 2 * every * itemsize
     return Plan(
         configs=len(grid), steps=steps, processes=processes, devices=devices, rows=rows, members=members,
         layout=sweep.layout, data_bytes=sweep.bytes_of_data(),
-        state_bytes=2 * rows * members * sweep.bytes_of_a_state(),
+        state_bytes=rows * members * (2 * sweep.bytes_of_a_state() + weights),
         record_bytes=2 * rows * members * sweep.capacity * sum(numbers.values()) * itemsize,
         temporary_bytes=temporary * (rows * members // local if sweep.layout in ("vmap", "unroll") else 1),
         telemetry_bytes=len(grid) * itemsize * (steps * sum(numbers.values()) + evaluations * len(sweep.evaluations)),
-        telemetry_files=files, checkpoint_bytes=kept * len(grid) * sweep.bytes_of_a_state(),
+        telemetry_files=files, checkpoint_bytes=kept * len(grid) * one, minima_bytes=minima,
         seconds_per_config_step=pace, seconds_per_config_evaluation=evaluation, evaluations=evaluations,
     )  # fmt: skip
 
@@ -150,7 +156,8 @@ def describe(plan: Plan, config: RunConfig, device_memory: int | None = None) ->
         f"memory of a device: {words(plan.memory_bytes)}: training states {words(plan.state_bytes)}, records of a "
         f"chunk {words(plan.record_bytes)}, data {words(plan.data_bytes)}, temporaries {words(plan.temporary_bytes)}",
         f"disk: telemetry {words(plan.telemetry_bytes)} before compression, in {plan.telemetry_files} files; "
-        f"checkpoints {words(plan.checkpoint_bytes)}",
+        f"checkpoints {words(plan.checkpoint_bytes)}"
+        + (f", minima of periods at most {words(plan.minima_bytes)}" if plan.minima_bytes else ""),
         f"time: {_duration(plan.seconds)} with evaluations; {pace} with layout {plan.layout}",
     ]
     number = blocks(plan, device_memory)

@@ -4,6 +4,7 @@ Dataset.
     DIR/config.json      resolved configuration, versions, command, hardware, and the summary when the run has ended
        /telemetry.zarr   zarr v3 group, dims (config, step) and (config, eval_step), NaN where nothing was reached
        /checkpoints/     see `checkpoints`
+       /minima/          see `period_minima`
 
 No pickle and no code is ever read from a run directory.
 """
@@ -31,7 +32,12 @@ CHECKPOINTS = "checkpoints"
 CHECKSUMS = "checksums.json"  # the last file of a checkpoint to be written
 ANALYSIS = "analysis.zarr"
 LANDSCAPE = "landscape.zarr"
-OWN_FILES = (CONFIG_FILE, TELEMETRY, CHECKPOINTS, "figures", "report.html", SUMMARY_FILE, ANALYSIS, LANDSCAPE)
+MINIMA = "minima"
+COMPARISON = "minima.zarr"
+OWN_FILES = (
+    CONFIG_FILE, TELEMETRY, CHECKPOINTS, "figures", "report.html", SUMMARY_FILE, ANALYSIS, LANDSCAPE, MINIMA,
+    COMPARISON,
+)  # fmt: skip
 FORMAT = 1
 # What config.json holds beside its format, where it holds it.
 KINDS = {"config": dict, "data": dict, "parent": dict, "summary": dict, "sessions": list, "ends": list, "command": list}

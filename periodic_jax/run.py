@@ -274,6 +274,7 @@ def plan_of(config: RunConfig, record: dict[str, Any]) -> "Plan":
         Path(config.out), planned_steps(config), evaluated_every(config),
         first_step=results.first_step(record), ends=tuple(record.get("ends", ())), keep=config.keep,
         keep_every=config.keep_every, seconds=config.checkpoint_seconds,
+        keep_period_minima=config.keep_period_minima,
     )  # fmt: skip
 
 

@@ -19,6 +19,9 @@ from periodic_jax.checkpointing import Checkpoints
 from periodic_jax.checkpoints import DamagedCheckpoint, read, verify
 from periodic_jax.distributed import PeerLost
 from periodic_jax.errors import ConfigError
+from periodic_jax.keeping import PeriodMinima
+from periodic_jax.period_minima import discard_after, in_checkpoint
+from periodic_jax.periods_online import fresh
 from periodic_jax.results import TELEMETRY, checkpoint_steps
 from periodic_jax.sweep import Chunk, Sweep
 from periodic_jax.telemetry import TelemetryWriter
@@ -35,6 +38,7 @@ class Plan:
         first_step: number of the first step; not 0 for a branch.
         ends: the ends of former plans, after which evaluations were made.
         keep, keep_every, seconds: of the checkpoints; see `Checkpoints`.
+        keep_period_minima: steps between the candidates for the lowest point of each period; None: none are kept.
         per_chunk, share: configurations in a chunk of the telemetry and of each process; see `telemetry.shares`.
     """
 
@@ -46,6 +50,7 @@ class Plan:
     keep: int = 2
     keep_every: int | None = None
     seconds: float = 10.0
+    keep_period_minima: int | None = None
     per_chunk: int | None = None
     share: int | None = None
 
@@ -99,6 +104,7 @@ def train(
         OSError: something could not be written; all up to the last checkpoint is kept.
         PeerLost: another process has ended.
     """
+    minima = PeriodMinima(sweep, plan.path, plan.keep_period_minima) if plan.keep_period_minima else None
     start, team = find_start(sweep, plan, truncate, say), sweep.team
     checkpoints = Checkpoints(
         plan.path, keep=plan.keep, keep_every=plan.keep_every, seconds=plan.seconds, first_step=plan.first_step,
@@ -113,12 +119,15 @@ def train(
         if team.first:
             writer.truncate(start.step)
             checkpoints.discard_after(start.step)
+            discard_after(plan.path, start.step)
         return writer
 
     writer = team.in_turn(opened)
     if start.states is not None:
         sweep.restore(start.states, start.step)
         writer.write_diverged(start.states["diverged_at"])
+        if minima:
+            minima.restore(start.states, say)
     empty = sweep.empty_telemetry()
     progress(Chunk(start.step, empty, None, np.full(len(empty["loss"]), -1)))  # nothing can be refused from here on
 
@@ -126,16 +135,19 @@ def train(
     try:
         for chunk in sweep.chunks(
             plan.steps - start.step, eval_every=plan.eval_every, origin=plan.first_step, mark_every=plan.keep_every,
-            keep=checkpoints.due, stop=stop,
+            weights_every=plan.keep_period_minima, keep=checkpoints.due, stop=stop,
         ):  # fmt: skip
             writer.write(chunk.first_step, chunk.telemetry)
             end = chunk.first_step + chunk.steps
             if chunk.evaluation:
                 writer.write_evaluation(end, chunk.evaluation)
             writer.write_diverged(chunk.diverged_at)
+            if minima:
+                minima.see(chunk)
             if chunk.states is not None:
                 writer.commit()
-                checkpoints.save(end, sweep.export(chunk.states))
+                states = sweep.export(chunk.states)
+                checkpoints.save(end, {**states, **minima.export()} if minima else states)
             progress(chunk)
             if timed_from:
                 timed_steps += chunk.steps
@@ -147,6 +159,8 @@ def train(
         checkpoints.wait()
         raise
     checkpoints.wait()
+    if minima and sweep.step == plan.steps:
+        minima.write_unfinished()
     seconds = time.perf_counter() - timed_from if timed_from else 0.0
     return Outcome(sweep.step, seconds, timed_steps)
 
@@ -190,6 +204,9 @@ def find_start(sweep: Sweep, plan: Plan, truncate: bool, say: Callable[[str], No
 def newest(sweep: Sweep, plan: Plan, most: int, say: Callable[[str], None]) -> Start:
     """The newest whole checkpoint of at most ``most`` steps."""
     like, team = sweep.export(sweep.states), sweep.team
+    if plan.keep_period_minima:
+        rule = fresh(len(like["step"]), plan.keep_period_minima, sweep.hparams.lr.dtype)
+        like |= in_checkpoint(like, rule)
     for step in reversed(team.once(lambda: checkpoint_steps(plan.path))):
         if not plan.first_step <= step <= most:
             continue

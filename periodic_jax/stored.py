@@ -13,6 +13,8 @@ from periodic_jax.checkpoints import DamagedCheckpoint, load
 from periodic_jax.config import RunConfig, check_images, from_record
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import HParams, SweepGrid
+from periodic_jax.period_minima import in_checkpoint
+from periodic_jax.periods_online import fresh
 from periodic_jax.sweep import named_leaves
 from periodic_jax.train import TrainState, create_train_state
 
@@ -102,9 +104,12 @@ def load_states(run: StoredRun, step: int, rows: Sequence[int] | None = None, fo
     Raises:
         ConfigError: a checkpoint that is damaged.
     """
-    template, configs = jax.eval_shape(lambda: _one_state(run.config)), len(run.grid)
+    template, configs = state_outline(run.config), len(run.grid)
     names = named_leaves(template)
     like = {name: np.zeros((configs, *leaf.shape), leaf.dtype) for name, leaf in names if leaf.size}
+    if run.config.keep_period_minima:
+        dtype = like["params.head.kernel"].dtype
+        like |= in_checkpoint(like, fresh(configs, run.config.keep_period_minima, dtype))
     try:
         arrays = load(folder or run.path, step, like)
     except DamagedCheckpoint as error:
@@ -115,6 +120,11 @@ def load_states(run: StoredRun, step: int, rows: Sequence[int] | None = None, fo
         for name, leaf in names
     ]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def state_outline(config: RunConfig) -> TrainState:
+    """Shapes and dtypes of one configuration's training state. Within the run's precision."""
+    return jax.eval_shape(lambda: _one_state(config))
 
 
 def _one_state(config: RunConfig) -> TrainState:

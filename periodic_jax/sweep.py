@@ -44,6 +44,7 @@ class Chunk(NamedTuple):
     telemetry: dict[str, np.ndarray]  # (configs, steps), or (configs, steps, layers)
     evaluation: dict[str, np.ndarray] | None  # (configs,)
     diverged_at: np.ndarray  # (configs,) step, or -1
+    weights: Any = None  # parameters and running statistics at its end, on the device, where candidates were asked for
     states: TrainState | None = None  # at the end of the chunk, on the device, where they were asked for; see `export`
 
     @property
@@ -193,6 +194,7 @@ class Sweep:
         sharded = shard(chunk, in_specs=(over, over, over, P(), P(), P()), out_specs=results)
         self._run_chunk = jax.jit(sharded, donate_argnums=0)
         self._copy = jax.jit(lambda states: jax.tree.map(jnp.copy, states))
+        self._choose = jax.jit(chosen, donate_argnums=1)
         self._run_evaluation = jax.jit(shard(programs.evaluation, in_specs=(over, P()), out_specs=over))
 
     def chunks(
@@ -203,6 +205,7 @@ class Sweep:
         seconds: float = 1.0,
         origin: int = 0,
         mark_every: int | None = None,
+        weights_every: int | None = None,
         keep: Callable[[int], bool] = lambda step: False,
         stop: Callable[[], int] = lambda: 0,
     ) -> Iterator[Chunk]:
@@ -218,6 +221,7 @@ class Sweep:
             seconds: wanted duration of a chunk.
             origin: the run's first step.
             mark_every: chunks end at its multiples too.
+            weights_every: likewise, and there come with the parameters and running statistics.
             keep: asked before each chunk, with the number of updates made after it, whether the states there are
                 wanted. Those at the end of the last chunk come anyway.
             stop: asked before each chunk; anything but 0, in any process, ends the training early.
@@ -228,15 +232,15 @@ class Sweep:
         import time
 
         end, size = self.step + steps, min(16, self.capacity)
-        pending: tuple[int, Any, int, Any, Any, Any] | None = None
+        pending: tuple[int, Any, int, Any, Any, Any, Any] | None = None
         if self.step == origin and eval_every:
             first = self._fetch_evaluation(self._run_evaluation(self.states, self.data))
             yield Chunk(origin, self.empty_telemetry(), first, self._diverged())
         started, chunk_number = time.perf_counter(), 0
         while self.step < end:
             due = min((self.step // eval_every + 1) * eval_every, end) if eval_every else end
-            mark = min((self.step // mark_every + 1) * mark_every, due) if mark_every else due
-            count = min(size, mark - self.step)
+            marks = [(self.step // every + 1) * every for every in (mark_every, weights_every) if every]
+            count = min(size, min(due, *marks) - self.step if marks else due - self.step)
             # What depends on clocks and signals is agreed upon: process 0 decides, any may stop all.
             asked = self.team.exchange([count, bool(keep(self.step + count)), int(stop())])
             count, kept_here, _ = asked[0]
@@ -249,10 +253,13 @@ class Sweep:
             )
             evaluation = self._run_evaluation(self.states, self.data) if eval_every and self.step == due else None
             diverged = self._copy(self.states.diverged_at)
+            weights = None
+            if weights_every and self.step % weights_every == 0:
+                weights = self._copy(weights_of(self.states))
             kept = self._copy(self.states) if self.step < end and kept_here else None
             if pending:
                 yield self._fetch(*pending)
-            pending = (first_step, telemetry, count, evaluation, diverged, kept)
+            pending = (first_step, telemetry, count, evaluation, diverged, weights, kept)
             now = time.perf_counter()
             if chunk_number > 1 and count == size:  # the first one compiles
                 wanted = size * seconds / (now - started)
@@ -261,7 +268,17 @@ class Sweep:
         if pending:
             yield self._fetch(*pending)._replace(states=self.states)
 
-    def export(self, states: TrainState) -> dict[str, np.ndarray]:
+    def copied(self, tree: Any) -> Any:
+        """A copy on the devices, which the next chunk leaves alone."""
+        return self._copy(tree)
+
+    def choose(self, lower: np.ndarray, weights: Any, lowest: Any) -> Any:
+        """The first weights where ``lower`` is true of a configuration ``(configs,)``, the second ones, whose memory is
+        taken over, elsewhere. All processes call it alike.
+        """
+        return self._choose(self._placed(lower[self.arrangement.source]), weights, lowest)
+
+    def export(self, states: Any) -> dict[str, np.ndarray]:
         """States of this process's configurations as host arrays by name, ``(configs, ...)`` in the grid's order,
         whatever the number of devices.
 
@@ -303,12 +320,19 @@ class Sweep:
             arrays: of the names, shapes and dtypes of ``export(self.states)``.
             step: updates made so far.
         """
+        self.states, self.step = self.place(arrays, self.states), step
+
+    def bytes_of_weights(self) -> int:
+        """Bytes of one configuration's parameters and running statistics."""
+        return sum(leaf.nbytes // self.hparams.lr.size for leaf in jax.tree.leaves(weights_of(self.states)))
+
+    def place(self, arrays: Mapping[str, np.ndarray], like: Any) -> Any:
+        """A tree such as ``like`` on the devices, of what `export` gave of one."""
         leaves = [
             self._placed(arrays[name][self.arrangement.source]) if leaf.size else leaf
-            for name, leaf in named_leaves(self.states)
+            for name, leaf in named_leaves(like)
         ]
-        self.states = jax.tree.unflatten(jax.tree.structure(self.states), leaves)
-        self.step = step
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def empty_telemetry(self) -> dict[str, np.ndarray]:
         """No steps yet: for each recorded name an array ``(configs, 0)`` or ``(configs, 0, layers)`` of its dtype."""
@@ -356,7 +380,9 @@ class Sweep:
         shards = sorted(array.addressable_shards, key=lambda shard: shard.index[axis].start or 0)
         return self.arrangement.flatten(np.concatenate([shard.data for shard in shards], axis), axis)
 
-    def _fetch(self, first_step: int, telemetry: Any, count: int, evaluation: Any, diverged: Any, kept: Any) -> Chunk:
+    def _fetch(
+        self, first_step: int, telemetry: Any, count: int, evaluation: Any, diverged: Any, weights: Any, kept: Any
+    ) -> Chunk:
         arrays = {}
         for kind, buffer in telemetry.items():
             # Cut on the host: a slice on the device would be compiled again for each length.
@@ -364,7 +390,7 @@ class Sweep:
             for i, name in enumerate(self.programs.kinds()[kind]):
                 arrays[name] = np.moveaxis(flat[:, :, i], 0, 1)
         evaluated = evaluation and self._fetch_evaluation(evaluation)
-        return Chunk(first_step, arrays, evaluated, self._flat(diverged), kept)
+        return Chunk(first_step, arrays, evaluated, self._flat(diverged), weights, kept)
 
     def _fetch_evaluation(self, evaluation: dict[str, Any]) -> dict[str, np.ndarray]:
         return {name: self._flat(value) for name, value in evaluation.items()}
@@ -373,7 +399,21 @@ class Sweep:
         return self._flat(self.states.diverged_at)
 
 
-def named_leaves(states: TrainState) -> list[tuple[str, Any]]:
+def weights_of(states: TrainState) -> dict[str, Any]:
+    """Parameters and running statistics."""
+    return {"params": states.params, "batch_stats": states.batch_stats}
+
+
+def chosen(lower: Array, weights: Any, lowest: Any) -> Any:
+    """Of the configurations ``(rows, members)`` that ``lower`` marks the first weights, of the others the second."""
+
+    def of_leaf(new: Array, old: Array) -> Array:
+        return jnp.where(lower.reshape(*lower.shape, *[1] * (new.ndim - lower.ndim)), new, old)
+
+    return jax.tree.map(of_leaf, weights, lowest)
+
+
+def named_leaves(states: Any) -> list[tuple[str, Any]]:
     """Every leaf with a name such as ``params.conv0.kernel``."""
     paths = jax.tree_util.tree_leaves_with_path(states)
     return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in paths]

@@ -38,9 +38,19 @@ HEADS = {
     "forecast_expected": "expected", "checkpoint": "step", "gradient_norm": "gradient", "gradient_std_norm": "its std",
     "noise_scale": "noise scale", "hessian_trace": "tr H", "hessian_largest": "largest of H",
     "gauss_newton_trace": "tr G", "gauss_newton_largest": "largest of G", "sphere_sharpness": "sharpness",
-    "elr_times_sharpness": "x ELR",
+    "elr_times_sharpness": "x ELR", "ended": "ended by",
+    "train_loss": "train loss", "test_error": "test error", "train_error": "train error", "test_loss": "test loss",
+    "cosine_to_start": "cos to start", "cosine_before": "cos to last", "disagreement_before": "disagree",
+    "barrier_straight": "barrier", "barrier_layers": "by layers", "ensemble_loss": "ensemble loss",
+    "ensemble_error": "error", "average_train_loss": "average train loss", "average_test_loss": "test loss",
+    "average_test_error": "error", "seed_ensemble_error": "seeds error", "equal_cost_ensemble_error": "at same cost",
+    "seed_cosine": "cosine", "seed_disagreement": "disagree", "seed_barrier_straight": "barrier",
+    "seed_barrier_layers": "by layers",
 }  # fmt: skip
-WHOLE = ("mean_period", "diverged_at", "mean_fall_steps", "mean_predicted_fall_steps", "violations", *FORECASTS)
+WHOLE = (
+    "step", "ended", "mean_period", "diverged_at", "mean_fall_steps", "mean_predicted_fall_steps", "violations",
+    *FORECASTS,
+)  # fmt: skip
 
 
 def rows(analysis: xr.Dataset, columns: Sequence[str] = SHOWN) -> list[dict[str, Any]]:
@@ -272,7 +282,7 @@ def _cell(name: str, value: object) -> str:
     if isinstance(value, float):
         if value != value:
             return "-"
-        if name.endswith("_error"):
+        if name.endswith("_error") or name.startswith(("disagreement", "seed_disagreement")):
             return f"{100 * value:.1f} %"
         if name in WHOLE:
             return f"{value:.0f}"

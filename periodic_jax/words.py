@@ -13,6 +13,7 @@ from periodic_jax.options import Sweep
 if TYPE_CHECKING:
     from periodic_jax.run import RunConfig
 
+USUAL_WINDOW = 100  # steps between candidates for a minimum
 OPTIONAL = (
     "steps",
     "epochs",
@@ -58,6 +59,7 @@ def to_config(options: Sweep) -> "RunConfig":
     )  # fmt: skip
     whole: dict[str, Any] = {name: whole_number(name, getattr(options, name)) for name in counts}
     return RunConfig(
+        keep_period_minima=_window(options.keep_period_minima),
         out=options.out or free_folder("sweep"),
         **axes,
         **whole,
@@ -78,6 +80,15 @@ def to_config(options: Sweep) -> "RunConfig":
         norm_per=options.norm_per,
         full_batch=options.full_batch,
     )
+
+
+def _window(words: Sequence[str]) -> int | None:
+    """Steps between candidates for a minimum: 100 where the option stands alone, None where it is off."""
+    if tuple(words) == ("off",):
+        return None
+    if len(words) > 1:
+        raise ConfigError("--keep-period-minima", " ".join(words), "one number of steps, or none")
+    return whole_number("keep_period_minima", words[0]) if words else USUAL_WINDOW
 
 
 def to_selection(words: Sequence[str]) -> dict[str, tuple[float, ...]]:

@@ -23,14 +23,46 @@ from periodic_jax.plots.curvature import (
     thresholds,
 )
 from periodic_jax.plots.laws import equilibria, equilibrium, period_lengths, periods, regime_map, regimes
+from periodic_jax.plots.minima import barriers, minima, minima_errors, paths, together
 from periodic_jax.plots.style import REGIME_COLOURS, STYLE, STYLE_FILE, axis_roles, colours, fit_scale
 from periodic_jax.plots.trajectories import curves, in_panels, layer_norms, layers, phase_diagram
 
 __all__ = [
-    "REGIME_COLOURS", "STYLE", "STYLE_FILE", "against_checkpoints", "against_threshold", "at_onsets", "axis_roles",
-    "colours", "curves", "equilibria", "equilibrium", "figures", "fit_scale", "in_panels", "landscape",
-    "layer_norms", "layers", "one_period", "period_lengths", "periods", "phase_diagram", "phases",
-    "phases_of_clearest", "regime_map", "regimes", "save_all", "save_landscape", "spectra", "thresholds",
+    "REGIME_COLOURS",
+    "STYLE",
+    "STYLE_FILE",
+    "against_checkpoints",
+    "against_threshold",
+    "at_onsets",
+    "axis_roles",
+    "barriers",
+    "colours",
+    "curves",
+    "equilibria",
+    "equilibrium",
+    "figures",
+    "fit_scale",
+    "in_panels",
+    "landscape",
+    "layer_norms",
+    "layers",
+    "minima",
+    "minima_errors",
+    "one_period",
+    "paths",
+    "period_lengths",
+    "periods",
+    "phase_diagram",
+    "phases",
+    "phases_of_clearest",
+    "regime_map",
+    "regimes",
+    "save_all",
+    "save_landscape",
+    "save_minima",
+    "spectra",
+    "thresholds",
+    "together",
 ]  # fmt: skip
 CURVES = ("train_loss", "test_error", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
 # Nothing of the machine, the version or the time.
@@ -69,6 +101,11 @@ def save_all(
 def save_landscape(found: xr.Dataset, folder: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
     """Draw a landscape as `survey.survey` measures it, and write it; arguments as of `save_all`."""
     return save([("landscape", landscape(found))], folder, formats)
+
+
+def save_minima(found: xr.Dataset, folder: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
+    """Draw minima as `minima.compare` compares them, and write it; arguments as of `save_all`."""
+    return save([("minima", minima(found))], folder, formats)
 
 
 def save(drawn: Iterable[tuple[str, Figure]], folder: Path, formats: tuple[str, ...]) -> list[Path]:
