@@ -227,16 +227,15 @@ def measure(params: Any, grads: Any, updates: Any, hparams: HParams, labels: Lab
     if not any(labels):
         return _nothing_to_measure(params, grads)
     x, g, u = (_group(tree, labels) for tree in (params, grads, updates))
-    norm_sq, grad_norm_sq, g_x, along = inner_products((x, x), (g, g), (g, x), (u, x))
-    norm, grad_norm = jnp.sqrt(norm_sq), jnp.sqrt(grad_norm_sq)
-    tangent = [b - a * (along / norm_sq).astype(a.dtype) for a, b in zip(x, u, strict=True)]
-    # Of each layer apart: dead code to the compiler where layers are not recorded.
-    x_x, g_g, u_x = (
-        jnp.stack([jnp.vdot(a, b) for a, b in zip(p, q, strict=True)]) for p, q in ((x, x), (g, g), (u, x))
-    )
-    layer_tangent = [b - a * (c / d).astype(a.dtype) for a, b, c, d in zip(x, u, u_x, x_x, strict=True)]
-    layer_norm, layer_grad_norm = jnp.sqrt(x_x), jnp.sqrt(g_g)
-    layer_moved = jnp.stack([jnp.sqrt(jnp.vdot(t, t)) for t in layer_tangent])
+    x_x, g_g, g_x, u_x = inner_products((x, x), (g, g), (g, x), (u, x))
+    norm_sq, along = x_x.sum(), u_x.sum()
+    norm, grad_norm = jnp.sqrt(norm_sq), jnp.sqrt(g_g.sum())
+    shares = jnp.where(x_x > 0, u_x / x_x, 0)
+    tangents = [b - a * share.astype(a.dtype) for a, b, share in zip(x, u, shares, strict=True)]
+    moved_sq = inner_products((tangents, tangents))[0]
+    # u_t of all layers together: within a layer what is tangential there, and along x what its share differs by.
+    tangent_sq = (moved_sq + (shares - along / norm_sq) ** 2 * x_x).sum()
+    layer_norm, layer_grad_norm, layer_moved = jnp.sqrt(x_x), jnp.sqrt(g_g), jnp.sqrt(moved_sq)
     lr = learning_rate(hparams, norm)
     others = tuple(not marked for marked in labels)
     return Dynamics(
@@ -244,8 +243,8 @@ def measure(params: Any, grads: Any, updates: Any, hparams: HParams, labels: Lab
         grad_norm=grad_norm,
         effective_grad_norm=norm * grad_norm,
         effective_lr=lr / norm_sq,
-        angular_step=jnp.arctan2(global_norm(tangent), norm + along / norm),
-        radial_leak=jnp.abs(g_x) / jnp.maximum(norm * grad_norm, jnp.finfo(norm.dtype).tiny),
+        angular_step=jnp.arctan2(jnp.sqrt(tangent_sq), norm + along / norm),
+        radial_leak=jnp.abs(g_x.sum()) / jnp.maximum(norm * grad_norm, jnp.finfo(norm.dtype).tiny),
         noninvariant_weight_norm=global_norm(_group(params, others)),
         noninvariant_grad_norm=global_norm(_group(grads, others)),
         layer_weight_norm=layer_norm,
@@ -282,28 +281,32 @@ def _map_group(function: Any, tree: Any, labels: LabelTree) -> Any:
 
 def global_norm(leaves: list[Array]) -> Scalar:
     """Euclidean norm of all leaves as one vector."""
-    return jnp.sqrt(inner_products((leaves, leaves))[0]) if leaves else jnp.zeros(())
+    return jnp.sqrt(inner_products((leaves, leaves)).sum()) if leaves else jnp.zeros(())
 
 
-def inner_products(*pairs: tuple[list[Array], list[Array]]) -> Float[Array, "pairs"]:
-    """⟨p, q⟩ of each pair, the leaves of p and of q as one vector each.
+def inner_products(*pairs: tuple[list[Array], list[Array]]) -> Float[Array, "pairs leaves"]:
+    """⟨p, q⟩ of each leaf of each pair of lists.
 
-    The products of all pairs stand side by side in rows of `LANES`, and one matrix product with ones sums the rows:
-    XLA's CPU backend computes that rightly, half as long as a dot product of each pair of leaves, and as accurately.
+    On CPU the products of all pairs stand side by side in rows of `LANES`, and one matrix product sums the rows of each
+    leaf: XLA computes that rightly, in half the time of a dot product for each, and as accurately.
 
     Example:
         >>> inner_products(([jnp.arange(3.0), jnp.ones(2)], [jnp.ones(3), jnp.ones(2)])).tolist()
-        [5.0]
+        [[3.0, 2.0]]
     """
-
-    def in_rows(leaves: list[Array]) -> Float[Array, "rows lanes"]:
-        size = sum(leaf.size for leaf in leaves)
-        padding = jnp.zeros(-size % LANES, leaves[0].dtype)
-        return jnp.concatenate([*(leaf.ravel() for leaf in leaves), padding]).reshape(-1, LANES)
-
+    if jax.default_backend() != "cpu":
+        return jnp.stack([jnp.stack([jnp.vdot(a, b) for a, b in zip(p, q, strict=True)]) for p, q in pairs])
     # Each vector once, whatever computes its leaves: the products would compute them again and again.
-    vectors = {id(leaves): materialise(in_rows, leaves) for pair in pairs for leaves in pair}
-    products = jnp.stack([vectors[id(p)] * vectors[id(q)] for p, q in pairs], 1)
-    ones = jnp.ones((1, len(products)), products.dtype)
-    sums = jnp.matmul(ones, products.reshape(len(products), -1), precision="highest")
-    return sums.reshape(len(pairs), LANES).sum(1)
+    vectors = {id(leaves): materialise(_in_rows, leaves) for pair in pairs for leaves in pair}
+    products = jnp.concatenate([vectors[id(p)] * vectors[id(q)] for p, q in pairs], 1)
+    ends = jnp.cumsum(jnp.array([-(-leaf.size // LANES) for leaf in pairs[0][0]]))[:, None]
+    row = jnp.arange(len(products))
+    of_leaf = (row < ends) & (row >= jnp.pad(ends[:-1], ((1, 0), (0, 0))))
+    sums = jnp.matmul(of_leaf.astype(products.dtype), products, precision="highest")
+    return sums.reshape(len(ends), len(pairs), LANES).sum(2).T
+
+
+def _in_rows(leaves: list[Array]) -> Float[Array, "rows lanes"]:
+    """All leaves, each with zeros to the end of its last row."""
+    flat = [jnp.concatenate([leaf.ravel(), jnp.zeros(-leaf.size % LANES, leaf.dtype)]) for leaf in leaves]
+    return jnp.concatenate(flat).reshape(-1, LANES)
