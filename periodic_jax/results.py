@@ -252,6 +252,8 @@ def open_run(path: str | Path, *, flat: bool = False) -> xr.Dataset:
         begun, step = first_step(config), reached(path, config)
         if not store.exists() and step > begun:
             raise damaged_telemetry(path, Damage("", None, MISSING))
+        if not store.exists():
+            raise ConfigError("run directory", store, "the telemetry of a run that has recorded steps")
         for damaged in metadata_damage(store, lengths(config)):
             raise damaged_telemetry(path, damaged)
         intact = IntactStore(LocalStore(store, read_only=True), path, expected(store, begun, step))

@@ -208,7 +208,7 @@ class TelemetryWriter:
 
         def create(name: str, shape: Any, chunks: Any, dims: Sequence[str], dtype: Any) -> Any:
             long_name, units = ATTRIBUTES[name]
-            fill = np.nan if np.issubdtype(dtype, np.floating) else 0
+            fill = {"f": np.nan, "i": -1}.get(np.dtype(dtype).kind, 0)  # no step is NaN or -1: they are written always
             return group.create_array(
                 name, shape=shape, chunks=tuple(max(c, 1) for c in chunks), dtype=dtype, fill_value=fill,
                 compressors=[ZstdCodec(), Crc32cCodec()], dimension_names=dims, config={"write_empty_chunks": True},

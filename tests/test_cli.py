@@ -147,7 +147,7 @@ def test_every_option_of_the_command_reaches_the_run():
         "init_scale": "3", "loss": "squared", "schedule": "cosine", "schedule_per": "epoch", "norm_per": "filter",
         "full_batch": True, "batch_size": "64", "steps": "6", "epochs": "2", "eval_every": "3", "layout": "vmap",
         "keep": "3", "keep_every": "4", "checkpoint_seconds": "60", "precision": "float64",
-        "per_layer": True, "track_sharpness": "50", "out": "y",
+        "per_layer": True, "track_sharpness": "50", "keep_period_minima": ("2",), "out": "y",
     }  # fmt: skip
     assert set(changes) == set(Sweep.__dataclass_fields__) - {"dry_run", "processes"}
     for name, value in changes.items():

@@ -104,6 +104,12 @@ def test_a_diverging_configuration_is_recorded_as_such(tmp_path):
     assert "diverged" in (tmp_path / "run" / "summary.csv").read_text()
 
 
+def test_a_run_of_one_step_is_whole(tmp_path):
+    """Of its steps only number 0 is written, which must not be taken for nothing."""
+    config = RunConfig(out=tmp_path / "run", lr=(0.1,), steps=1, width=2, depth=1)
+    np.testing.assert_array_equal(open_run(run_sweep(config)).step, [0])
+
+
 def test_epochs_are_whole_mini_batches(tmp_path):
     assert planned_steps(RunConfig(out=tmp_path, epochs=3, batch_size=128)) == 3 * 11
     assert planned_steps(RunConfig(out=tmp_path, epochs=3, batch_size=1500)) == 3
