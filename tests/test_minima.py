@@ -166,29 +166,22 @@ def test_statistics_quality_and_ensembles_are_those_of_plain_sums(whole, found):
     assert loss == pytest.approx(-np.log(chances[np.arange(len(logits)), data.test_labels]).mean(), rel=1e-5)
     assert error == pytest.approx((chances.argmax(1) != data.test_labels).mean())
     np.testing.assert_array_equal(combined([logits, other], "squared"), (logits + other) / 2)
-    _against_torch(states.task.model, {"params": params, "batch_stats": quality.statistics}, data, quality)
 
 
-def _against_torch(model, variables, data, quality):
-    """The test loss of the same weights in PyTorch, where there is one."""
-    torch = pytest.importorskip("torch")
-    from periodic_jax.models import to_torch
+def test_quality_is_that_of_pytorch(whole):
+    """Of the same weights and re-estimated statistics, by PyTorch's kernels."""
+    import torch_oracle
 
-    arrays = {name: torch.as_tensor(np.array(a)) for name, a in to_torch(model, variables).items()}
-    x = torch.as_tensor(
-        ((data.test_images / 255 - np.array(data.mean)) / np.array(data.std)).transpose(0, 3, 1, 2)
-    ).float()
-    kernels = [a for a in arrays.values() if a.ndim == 4]
-    means, variances = ([a for n, a in arrays.items() if n.endswith(end)] for end in ("running_mean", "running_var"))
-    pools = [pool for _, pool in model.stages()]
-    for kernel, mean, var, pool in zip(kernels, means, variances, pools, strict=True):
-        x = torch.nn.functional.conv2d(x, kernel, padding=1)
-        x = torch.relu(torch.nn.functional.batch_norm(x, mean, var, eps=1e-5))
-        x = torch.nn.functional.max_pool2d(x, 2) if pool else x
-    x = x.amax((2, 3)) if x.shape[2] > 1 else x.flatten(1)
-    logits = torch.nn.functional.linear(x, arrays["linear_layers.2.weight"], arrays["linear_layers.2.bias"])
-    loss = torch.nn.functional.cross_entropy(logits, torch.as_tensor(data.test_labels).long())
-    assert quality.test_loss == pytest.approx(float(loss), rel=1e-4)
+    run, one = open_stored(whole), kept_minima(whole)[0]
+    states, data = load_states(run, one.step, [one.config]), run.config.data
+    take = lambda tree: jax.tree.map(lambda leaf: np.asarray(leaf[0]), tree)  # noqa: E731
+    params = on_sphere(take(states.params), states.task.labels)
+    quality, model = Networks(states.task, data).quality(params, take(states.batch_stats)), states.task.model
+    state = torch_oracle.state_dict(model, {"params": params, "batch_stats": quality.statistics})
+    logits = torch_oracle.convnet(model, state, torch_oracle.normalised(data.test_images, data, "float32"), train=False)
+    np.testing.assert_allclose(quality.test_outputs, logits.numpy(), rtol=1e-4, atol=1e-4)
+    loss = torch_oracle.F.cross_entropy(logits, torch_oracle.torch.as_tensor(data.test_labels).long())
+    assert quality.test_loss == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_angles_paths_and_averages_are_those_of_plain_vectors():
