@@ -294,12 +294,13 @@ def inner_products(*pairs: tuple[list[Array], list[Array]]) -> Float[Array, "pai
         >>> inner_products(([jnp.arange(3.0), jnp.ones(2)], [jnp.ones(3), jnp.ones(2)])).tolist()
         [[3.0, 2.0]]
     """
-    if jax.default_backend() != "cpu":
+    rows = [-(-leaf.size // LANES) for leaf in pairs[0][0]]
+    if jax.default_backend() != "cpu" or sum(rows) > jnp.iinfo(jnp.int32).max:
         return jnp.stack([jnp.stack([jnp.vdot(a, b) for a, b in zip(p, q, strict=True)]) for p, q in pairs])
     # Each vector once, whatever computes its leaves: the products would compute them again and again.
     vectors = {id(leaves): materialise(_in_rows, leaves) for pair in pairs for leaves in pair}
     products = jnp.concatenate([vectors[id(p)] * vectors[id(q)] for p, q in pairs], 1)
-    ends = jnp.cumsum(jnp.array([-(-leaf.size // LANES) for leaf in pairs[0][0]]))[:, None]
+    ends = jnp.cumsum(jnp.array(rows))[:, None]
     row = jnp.arange(len(products))
     of_leaf = (row < ends) & (row >= jnp.pad(ends[:-1], ((1, 0), (0, 0))))
     sums = jnp.matmul(of_leaf.astype(products.dtype), products, precision="highest")

@@ -166,7 +166,7 @@ def most_periods(steps: int, every: int, rate: np.ndarray) -> np.ndarray:
 
     Example:
         >>> most_periods(10000, 100, np.array([1e-3, 1e-5, 0.0])).tolist()
-        [50, 0, 0]
+        [50, 1, 0]
     """
     fall = np.divide(math.log(GROWTH), rate, out=np.full(np.shape(rate), np.inf), where=np.asarray(rate) > 0)
     return (steps / np.maximum(2 * every, fall)).astype(np.int64)
