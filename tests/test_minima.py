@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from survival import flip
+from together import FICKLE, finish, start
 
 import periodic_jax as pj
 from periodic_jax import ConfigError, connectivity, minima, minima_tables, periods_online, tables
@@ -28,18 +29,20 @@ EVERY, STEPS = 10, 60
 def _fickle():
     """So few steps have no periods: here small fluctuations of the norm end some."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("GROWTH", 1.0005), ("LOSS_RATIO", 0.01), ("LOSS_NOISE", 0.0), ("NORM_NOISE", 0.0)):
+        for name, value in FICKLE.items():
             patch.setattr(periods_online, name, value)
         yield
 
 
+SETTINGS = {
+    "lr": (0.5,), "weight_decay": (0.1,), "noninvariant_lr": (0.0, 1e30), "seed": (0, 1), "width": 2, "depth": 1,
+    "steps": STEPS, "eval_every": 20, "checkpoint_seconds": 0.0, "keep_every": EVERY, "layout": "map",
+    "use_data_size": 64, "batch_size": 32, "keep_period_minima": EVERY, "momentum": (0.0,),
+}  # fmt: skip
+
+
 def configured(out, **changes):
-    settings = {
-        "lr": (0.5,), "weight_decay": (0.1,), "noninvariant_lr": (0.0, 1e30), "seed": (0, 1), "width": 2, "depth": 1,
-        "steps": STEPS, "eval_every": 20, "checkpoint_seconds": 0.0, "keep_every": EVERY, "layout": "map",
-        "use_data_size": 64, "batch_size": 32, "keep_period_minima": EVERY,
-    }  # fmt: skip
-    return pj.RunConfig(**{"out": out, **settings, **changes})
+    return pj.RunConfig(**{"out": out, **SETTINGS, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,18 @@ def test_a_stopped_run_goes_on_to_the_same_minima_and_training_does_not_notice(w
     a, b = (open_run(path, flat=True).load().drop_attrs() for path in (whole, plain))
     assert a.identical(b)
     assert not (plain / "minima").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_keep_what_one_keeps_and_one_goes_on_with_it(tmp_path):
+    settings = {**SETTINGS, "lr": (0.5, 0.7), "noninvariant_lr": (0.0,)}
+    whole = pj.run_sweep(pj.RunConfig(**settings, out=tmp_path / "whole"))
+    out, half = tmp_path / "run", {**settings, "steps": STEPS // 2}
+    assert finish(start(out, 2, STEPS // 2, tmp_path / "c", process0=half, process1=half)) == [(0, "finished")] * 2
+    assert {one.config for one in kept_minima(out)} == {0, 1, 2, 3}
+    resume_run(out, steps=STEPS)
+    assert sum(one.ended is not None for one in kept_minima(whole)) >= 4
+    assert_same_minima(out, whole)
 
 
 def test_a_branch_begins_a_period_of_its_own_and_an_extended_run_forgets_unfinished_ones(whole, tmp_path):
