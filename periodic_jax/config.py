@@ -45,7 +45,7 @@ class RunConfig:
         batch_size: images in a mini-batch.
         steps: updates; or None, and ``epochs`` counts passes over the training set.
         epochs: see ``steps``.
-        eval_every: updates between evaluations; None: a hundredth of the run.
+        eval_every: updates between evaluations; None: a hundredth of the run, or more; see `evaluated_every`.
         layout: see `layouts`.
         precision: ``float32``, ``tf32``, ``bf16`` or ``float64``.
         per_layer: record the dynamics of every layer too.
@@ -205,8 +205,16 @@ def steps_of_epoch(config: RunConfig) -> int:
 
 
 def evaluated_every(config: RunConfig) -> int:
-    """Updates between evaluations."""
-    return config.eval_every or max(planned_steps(config) // 100, 1)
+    """Updates between evaluations.
+
+    If not given, a hundredth of the run, but at least as many as an evaluation has mini-batches: forward only, it takes
+    a third of the time of so many updates, and so all evaluations take at most a quarter of the run's.
+    """
+    if config.eval_every:
+        return config.eval_every
+    images = len(config.data.images) + len(config.data.test_images)
+    in_a_step = len(config.data.images) if config.full_batch else config.batch_size
+    return max(planned_steps(config) // 100, -(-images // in_a_step))
 
 
 def to_record(config: RunConfig, layout: str) -> dict[str, Any]:

@@ -102,7 +102,8 @@ class Sweep:
     epochs: OptionalWhole = ""
     """Passes over the whole mini-batches of the training set: this or --steps."""
     eval_every: OptionalWhole = ""
-    """Updates between evaluations; a hundredth of the run if not given."""
+    """Updates between evaluations; if not given a hundredth of the run, or as many as take three times as long as an
+    evaluation."""
     layout: Word = "auto"
     """How configurations are laid out: auto, vmap, unroll, map, or map:K for blocks of K."""
     precision: Word = "float32"
