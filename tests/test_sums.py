@@ -24,7 +24,7 @@ def test_products_of_each_leaf_are_those_of_numpy(dtype, how):
         a, b = trees(dtype)
 
         def products(a, b):
-            x, y = in_groups(a), in_groups(b)
+            x, y = in_groups(a, b)
             third = [
                 (i + 1) * (p * q).sum() for i, (p, q) in enumerate(zip(of_leaves(x, a), of_leaves(y, a), strict=True))
             ]
@@ -45,7 +45,7 @@ def test_products_of_each_leaf_are_those_of_numpy(dtype, how):
 
 def test_a_leaf_that_is_not_finite_leaves_the_others_alone():
     leaves = [jnp.ones(3), jnp.full(2, jnp.inf), jnp.ones((30, 50))]
-    vector = in_groups(leaves)
+    (vector,) = in_groups(leaves)
     assert over_leaves(leaves, vector)[0].tolist() == [3.0, jnp.inf, 1500.0]
 
 
