@@ -36,7 +36,7 @@ def main() -> None:
     lr = tuple(float(rate) for rate in np.geomspace(0.01, 1, options.configs))
     config = RunConfig(out="unused", lr=lr, width=options.width, steps=options.steps)
     sweep = build_sweep(config)
-    initial = sweep.export(sweep.states)
+    initial = sweep.placement.fetch(sweep.states)
     timed(sweep, initial, options.steps, 1e9)  # compiles
     clocks = ("wall", "cpu")
     costs: dict[str, list[float]] = {clock: [] for clock in clocks}

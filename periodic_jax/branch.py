@@ -165,7 +165,7 @@ def _begin(
         sweep.restore(states, step)
         task = sweep.states.task
         fresh = jax.jit(jax.vmap(jax.vmap(lambda params: state_of(task, {"params": params}).opt_state)))
-        replaced = sweep.export(sweep.states.replace(opt_state=fresh(sweep.states.params)))
+        replaced = sweep.placement.fetch(sweep.states.replace(opt_state=fresh(sweep.states.params)))
         states = states | {name: array for name, array in replaced.items() if "initial_norms" in name}
     if every:
         states = states | in_checkpoint(states, nothing_known(len(sweep.grid), every, np.dtype(sweep.hparams.lr.dtype)))

@@ -7,7 +7,8 @@ import numpy as np
 
 from periodic_jax.period_minima import PREFIX, WEIGHTS, missing, write_minimum
 from periodic_jax.periods_online import Rule, collect, conclude, fresh
-from periodic_jax.sweep import Chunk, Sweep, weights_of
+from periodic_jax.placement import weights_of
+from periodic_jax.sweep import Chunk, Sweep
 
 
 class PeriodMinima:
@@ -20,15 +21,16 @@ class PeriodMinima:
     """
 
     def __init__(self, sweep: Sweep, path: Path, every: int) -> None:
-        self._sweep, self._path, self._first = sweep, path, sweep.own.start
-        configs = sweep.own.stop - sweep.own.start
+        own = sweep.placement.own
+        self._sweep, self._path, self._first = sweep, path, own.start
+        configs = own.stop - own.start
         self._rule: Rule = fresh(configs, every, np.dtype(sweep.hparams.lr.dtype))
         self._lowest = sweep.copied(weights_of(sweep.states))
 
     def restore(self, arrays: Mapping[str, np.ndarray], say: Callable[[str], None]) -> None:
         """Go on from what a checkpoint holds."""
         own = {name.removeprefix(PREFIX): array for name, array in arrays.items() if name.startswith(PREFIX)}
-        self._lowest = self._sweep.place(own, self._lowest)
+        self._lowest = self._sweep.placement.put(own, self._lowest)
         self._rule = {name: np.array(own[name]) for name in self._rule}
         for line in missing(self._path, self._rule["found"], self._first):
             say(line)
@@ -46,7 +48,10 @@ class PeriodMinima:
 
     def export(self) -> dict[str, np.ndarray]:
         """What a checkpoint is to hold of it; see `period_minima.in_checkpoint`."""
-        own = {**self._sweep.export(self._lowest), **{name: array.copy() for name, array in self._rule.items()}}
+        own = {
+            **self._sweep.placement.fetch(self._lowest),
+            **{name: array.copy() for name, array in self._rule.items()},
+        }
         return {f"{PREFIX}{name}": array for name, array in own.items()}
 
     def write_unfinished(self) -> None:
@@ -56,7 +61,7 @@ class PeriodMinima:
             self._write(known, self._rule["step"], self._rule["score"], None)
 
     def _write(self, rows: np.ndarray, steps: np.ndarray, scores: np.ndarray, ended: int | None) -> None:
-        weights = self._sweep.export(self._lowest)
+        weights = self._sweep.placement.fetch(self._lowest)
         assert all(name.startswith(WEIGHTS) for name in weights)
         for i in rows.tolist():
             arrays = {name: array[i] for name, array in weights.items()}

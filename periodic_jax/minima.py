@@ -30,9 +30,9 @@ from periodic_jax.errors import ConfigError
 from periodic_jax.grid import AXES
 from periodic_jax.models import has_scale_invariant
 from periodic_jax.period_minima import kept_minima, read_minimum
+from periodic_jax.placement import named_leaves, weights_of
 from periodic_jax.results import ATTRIBUTES, checkpoint_steps, first_step, open_run, read_config
 from periodic_jax.stored import StoredRun, chosen_rows, load_states, open_stored, state_outline
-from periodic_jax.sweep import named_leaves, weights_of
 from periodic_jax.train import Task, create_train_state
 
 SOURCES = {

@@ -76,10 +76,10 @@ def plan(config: RunConfig, processes: int = 1) -> Plan:
         )
     with runtime.precision(config.precision):
         sweep = build_sweep(dataclasses.replace(config, **_few(config, len(grid), processes)))
-        local = -(-len(sweep.grid) // len(sweep.devices))
+        local = -(-len(sweep.grid) // len(sweep.placement.devices))
         pace, evaluation = sweep.seconds_per_step() / local, sweep.seconds_per_evaluation() / local
         temporary = sweep.bytes_of_temporaries()
-    devices = min(share, len(sweep.devices))
+    devices = min(share, len(sweep.placement.devices))
     rows, members = device_shape([grid.seeds[k : k + share] for k in range(0, len(grid), share)], devices)
     evaluations = -(-steps // evaluated_every(config)) + 1
     shapes = sweep.empty_telemetry()

@@ -41,9 +41,9 @@ def provenance(sweep: "Sweep") -> dict[str, Any]:
             "machine": platform.machine(),
             "system": platform.system(),
             "cpus": os.cpu_count(),
-            "backend": sweep.devices[0].platform,
-            "device": sweep.devices[0].device_kind,
-            "devices": len(sweep.devices),
+            "backend": sweep.placement.devices[0].platform,
+            "device": sweep.placement.devices[0].device_kind,
+            "devices": len(sweep.placement.devices),
             "processes": sweep.team.count,
         },
     }

@@ -114,7 +114,7 @@ def train(
     def opened() -> TelemetryWriter:
         writer = TelemetryWriter(
             plan.path, sweep.grid, plan.steps, plan.eval_steps, sweep.empty_telemetry(), sweep.evaluations,
-            sweep.layer_names(), plan.first_step, sweep.own, plan.per_chunk,
+            sweep.layer_names(), plan.first_step, sweep.placement.own, plan.per_chunk,
         )  # fmt: skip
         if team.first:
             writer.truncate(start.step)
@@ -146,7 +146,7 @@ def train(
                 minima.see(chunk)
             if chunk.states is not None:
                 writer.commit()
-                states = sweep.export(chunk.states)
+                states = sweep.placement.fetch(chunk.states)
                 checkpoints.save(end, {**states, **minima.export()} if minima else states)
             progress(chunk)
             if timed_from:
@@ -203,7 +203,7 @@ def find_start(sweep: Sweep, plan: Plan, truncate: bool, say: Callable[[str], No
 
 def newest(sweep: Sweep, plan: Plan, most: int, say: Callable[[str], None]) -> Start:
     """The newest whole checkpoint of at most ``most`` steps."""
-    like, team = sweep.export(sweep.states), sweep.team
+    like, team = sweep.placement.fetch(sweep.states), sweep.team
     if plan.keep_period_minima:
         rule = fresh(len(like["step"]), plan.keep_period_minima, sweep.hparams.lr.dtype)
         like |= in_checkpoint(like, rule)

@@ -15,7 +15,7 @@ from periodic_jax.errors import ConfigError
 from periodic_jax.grid import HParams, SweepGrid
 from periodic_jax.period_minima import in_checkpoint
 from periodic_jax.periods_online import fresh
-from periodic_jax.sweep import named_leaves
+from periodic_jax.placement import named_leaves
 from periodic_jax.train import TrainState, create_train_state
 
 

@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
@@ -21,7 +20,8 @@ from periodic_jax.distributed import ALONE, Team
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import HParams, SweepGrid
 from periodic_jax.landscape.online import SHARPNESS
-from periodic_jax.layouts import Arrangement, check_layout, device_shape
+from periodic_jax.layouts import check_layout
+from periodic_jax.placement import Placement, chosen, weights_of
 from periodic_jax.programs import CORRUPTION, EVALUATIONS, PER_LAYER, SCALARS, Programs
 from periodic_jax.train import TrainState, create_train_state
 
@@ -45,7 +45,7 @@ class Chunk(NamedTuple):
     evaluation: dict[str, np.ndarray] | None  # (configs,)
     diverged_at: np.ndarray  # (configs,) step, or -1
     weights: Any = None  # parameters and running statistics at its end, on the device, where candidates were asked for
-    states: TrainState | None = None  # at the end of the chunk, on the device, where they were asked for; see `export`
+    states: TrainState | None = None  # at the end of the chunk, on the device, where they were asked for
 
     @property
     def steps(self) -> int:
@@ -76,8 +76,7 @@ class Sweep:
         share: configurations of each process but the last, which has the rest.
 
     Attributes:
-        own: the configurations of this process, which are all if it is alone. Results, and states on the host, are
-            theirs.
+        placement: which configurations are this process's, whose results are given out, and where they are.
         evaluations: names of what is evaluated; of corrupted and clean labels apart where the data set has corrupted
             ones.
         states: the training state of all configurations, stacked ``(rows, members, ...)``. The compiled chunk takes
@@ -114,26 +113,16 @@ class Sweep:
         self.grid, self.batch_size, self.capacity = grid, batch_size, capacity
         self.recorded = SCALARS + (SHARPNESS if track_sharpness else ()) + (PER_LAYER if per_layer else ())
         self.evaluations = EVALUATIONS + (() if dataset.corrupted is None else CORRUPTION)
-        self.team, share = team, share or -(-len(grid) // team.count)
-        shares = [slice(k * share, min((k + 1) * share, len(grid))) for k in range(team.count)]
-        if shares[-1].start >= len(grid):
-            most = -(-len(grid) // share)
-            raise ConfigError("--num-processes", team.count, f"at most {most} for {len(grid)} configurations")
-        self.own = shares[team.index]
-        held = [[d for d in devices or jax.devices() if d.process_index == host] for host in team.hosts]
-        each = min(shares[0].stop, *(len(local) for local in held))
-        self.devices = [device for local in held for device in local[:each]]
-        self.mesh = Mesh(np.array(self.devices), ("device",))
-        seeds = [grid.seeds[part] for part in shares]
-        self.arrangement = Arrangement.of(seeds[team.index], each, device_shape(seeds, each))
+        self.team = team
+        self.placement = placed = Placement.of(grid.seeds, devices or jax.devices(), team, share)
         self.compilations = 0
         self.step, self.stopped = 0, 0
 
         dtype = getattr(model, "param_dtype", jnp.float32)
-        self.data = jax.tree.map(self._everywhere, data_module.to_device(dataset, dtype))
-        self.seeds = self._placed(self.arrangement.seeds.astype(np.uint32))
-        shown = self.own.start + self.arrangement.source
-        self.hparams = HParams(*(self._placed(h[shown].astype(dtype)) for h in grid.hparams()))
+        self.data = jax.tree.map(placed.everywhere, data_module.to_device(dataset, dtype))
+        self.seeds = placed.rows(placed.arrangement.seeds.astype(np.uint32))
+        shown = placed.own.start + placed.arrangement.source
+        self.hparams = HParams(*(placed.rows(h[shown].astype(dtype)) for h in grid.hparams()))
         shape = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), dtype)
         create = partial(create_train_state, loss=loss, schedule=schedule, per_filter=per_filter)
         self._fresh_states = self._initialiser(create, model, shape)
@@ -141,11 +130,12 @@ class Sweep:
             Programs, batch_size=batch_size, images=len(dataset.images), capacity=capacity, recorded=self.recorded,
             full_batch=full_batch, augment=augment, track_sharpness=track_sharpness,
         )  # fmt: skip
-        about = (jax.__version__, self.devices[0].device_kind, len(self.devices), self.arrangement.source.shape, model)
+        kind, shown = placed.devices[0].device_kind, placed.arrangement.source.shape
+        about = (jax.__version__, kind, len(placed.devices), shown, model)
         about += (shape, per_layer, loss, schedule, per_filter, full_batch, augment, track_sharpness)
         about += (jax.config.values["jax_default_matmul_precision"],)
-        members = self.arrangement.source.shape[1]
-        layouts = tuning.candidates(self.devices[0].platform, members) if layout == "auto" else [layout]
+        members = placed.arrangement.source.shape[1]
+        layouts = tuning.candidates(placed.devices[0].platform, members) if layout == "auto" else [layout]
         self._settle(tuning.fastest(layouts, self._time, about, self._first_says), members)
         team.check_same({"--layout": self.layout})
 
@@ -188,7 +178,7 @@ class Sweep:
             self.compilations += 1
             return programs.chunk(*arguments)
 
-        shard = partial(jax.shard_map, mesh=self.mesh, check_vma=False)
+        shard = partial(jax.shard_map, mesh=self.placement.mesh, check_vma=False)
         over = P("device")
         results = (over, P(None, "device"))
         sharded = shard(chunk, in_specs=(over, over, over, P(), P(), P()), out_specs=results)
@@ -276,15 +266,7 @@ class Sweep:
         """The first weights where ``lower`` is true of a configuration ``(configs,)``, the second ones, whose memory is
         taken over, elsewhere. All processes call it alike.
         """
-        return self._choose(self._placed(lower[self.arrangement.source]), weights, lowest)
-
-    def export(self, states: Any) -> dict[str, np.ndarray]:
-        """States of this process's configurations as host arrays by name, ``(configs, ...)`` in the grid's order,
-        whatever the number of devices.
-
-        Leaves without elements are left out.
-        """
-        return {name: self._flat(leaf) for name, leaf in named_leaves(states) if leaf.size}
+        return self._choose(self.placement.spread(lower), weights, lowest)
 
     def seconds_per_step(self) -> float:
         """Time of a step of all configurations, measured from the start; afterwards the sweep is at no step."""
@@ -314,25 +296,17 @@ class Sweep:
         return sum(leaf.nbytes // self.hparams.lr.size for leaf in jax.tree.leaves(self.states))
 
     def restore(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
-        """Continue from what `export` gave, after ``step`` updates.
+        """Continue from what `Placement.fetch` gave, after ``step`` updates.
 
         Args:
-            arrays: of the names, shapes and dtypes of ``export(self.states)``.
+            arrays: of the names, shapes and dtypes of ``placement.fetch(sweep.states)``.
             step: updates made so far.
         """
-        self.states, self.step = self.place(arrays, self.states), step
+        self.states, self.step = self.placement.put(arrays, self.states), step
 
     def bytes_of_weights(self) -> int:
         """Bytes of one configuration's parameters and running statistics."""
         return sum(leaf.nbytes // self.hparams.lr.size for leaf in jax.tree.leaves(weights_of(self.states)))
-
-    def place(self, arrays: Mapping[str, np.ndarray], like: Any) -> Any:
-        """A tree such as ``like`` on the devices, of what `export` gave of one."""
-        leaves = [
-            self._placed(arrays[name][self.arrangement.source]) if leaf.size else leaf
-            for name, leaf in named_leaves(like)
-        ]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def empty_telemetry(self) -> dict[str, np.ndarray]:
         """No steps yet: for each recorded name an array ``(configs, 0)`` or ``(configs, 0, layers)`` of its dtype."""
@@ -354,7 +328,7 @@ class Sweep:
             key = data_module.purpose_key(seed, data_module.INITIALISATION)
             return create(model, model.labels(), key, jnp.zeros(images.shape, images.dtype))
 
-        members = self.arrangement.source.shape[1]
+        members = self.placement.arrangement.source.shape[1]
 
         def spread(leaf: Array) -> Array:
             return jnp.repeat(leaf[:, None], members, axis=1)
@@ -364,21 +338,8 @@ class Sweep:
             return jax.tree.map(spread, jax.lax.map(of_seed, seeds))
 
         over = P("device")
-        sharded = jax.shard_map(initialise, mesh=self.mesh, in_specs=over, out_specs=over, check_vma=False)
+        sharded = jax.shard_map(initialise, mesh=self.placement.mesh, in_specs=over, out_specs=over, check_vma=False)
         return partial(jax.jit(sharded), self.seeds)
-
-    def _placed(self, rows: Any) -> Array:
-        """Rows of this process on its devices."""
-        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, P("device")), np.asarray(rows))
-
-    def _everywhere(self, array: Any) -> Array:
-        """What all devices are to hold."""
-        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, P()), np.asarray(array))
-
-    def _flat(self, array: Array, axis: int = 0) -> np.ndarray:
-        """This process's configurations, on the host, of an array whose axis ``axis`` are the rows."""
-        shards = sorted(array.addressable_shards, key=lambda shard: shard.index[axis].start or 0)
-        return self.arrangement.flatten(np.concatenate([shard.data for shard in shards], axis), axis)
 
     def _fetch(
         self, first_step: int, telemetry: Any, count: int, evaluation: Any, diverged: Any, weights: Any, kept: Any
@@ -386,34 +347,14 @@ class Sweep:
         arrays = {}
         for kind, buffer in telemetry.items():
             # Cut on the host: a slice on the device would be compiled again for each length.
-            flat = self._flat(buffer, axis=1)[:count]  # (steps, configs, names, ...)
+            flat = self.placement.flat(buffer, axis=1)[:count]  # (steps, configs, names, ...)
             for i, name in enumerate(self.programs.kinds()[kind]):
                 arrays[name] = np.moveaxis(flat[:, :, i], 0, 1)
         evaluated = evaluation and self._fetch_evaluation(evaluation)
-        return Chunk(first_step, arrays, evaluated, self._flat(diverged), weights, kept)
+        return Chunk(first_step, arrays, evaluated, self.placement.flat(diverged), weights, kept)
 
     def _fetch_evaluation(self, evaluation: dict[str, Any]) -> dict[str, np.ndarray]:
-        return {name: self._flat(value) for name, value in evaluation.items()}
+        return {name: self.placement.flat(value) for name, value in evaluation.items()}
 
     def _diverged(self) -> np.ndarray:
-        return self._flat(self.states.diverged_at)
-
-
-def weights_of(states: TrainState) -> dict[str, Any]:
-    """Parameters and running statistics."""
-    return {"params": states.params, "batch_stats": states.batch_stats}
-
-
-def chosen(lower: Array, weights: Any, lowest: Any) -> Any:
-    """Of the configurations ``(rows, members)`` that ``lower`` marks the first weights, of the others the second."""
-
-    def of_leaf(new: Array, old: Array) -> Array:
-        return jnp.where(lower.reshape(*lower.shape, *[1] * (new.ndim - lower.ndim)), new, old)
-
-    return jax.tree.map(of_leaf, weights, lowest)
-
-
-def named_leaves(states: Any) -> list[tuple[str, Any]]:
-    """Every leaf with a name such as ``params.conv0.kernel``."""
-    paths = jax.tree_util.tree_leaves_with_path(states)
-    return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in paths]
+        return self.placement.flat(self.states.diverged_at)

@@ -95,7 +95,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(sweep, cut):
     start = find_start(sweep, Plan(cut, STEPS, 10), False, told.append)
     assert start.step == 20
     assert told[0].startswith("checkpoint 30 is damaged")
-    assert start.states.keys() == sweep.export(sweep.states).keys()
+    assert start.states.keys() == sweep.placement.fetch(sweep.states).keys()
 
 
 def test_damaged_telemetry_is_named_and_computed_again_on_request(whole, sweep, cut):

@@ -50,7 +50,7 @@ def alone(model, dataset, lr, weight_decay, seed, steps, batch_size):
 def test_a_configuration_in_a_grid_equals_the_same_alone(float64, tiny, layout, devices):
     model = network()
     sweep = Sweep(model, tiny, GRID, batch_size=12, layout=layout, devices=jax.devices()[:devices])
-    assert len(sweep.devices) == devices
+    assert len(sweep.placement.devices) == devices
     telemetry, _ = collect(sweep, 20)
     for i in (0, 3, 6):
         expected = alone(
@@ -78,13 +78,13 @@ def test_a_nan_configuration_changes_no_other_by_one_bit(tiny, model, layout):
     def run(poisoned):
         sweep = Sweep(model, tiny, grid, batch_size=12, layout=layout)
         if poisoned is not None:
-            place = (sweep.arrangement.row[poisoned], sweep.arrangement.column[poisoned])
+            place = (sweep.placement.arrangement.row[poisoned], sweep.placement.arrangement.column[poisoned])
             params = jax.tree.map(lambda leaf: leaf.at[place].set(jnp.nan), sweep.states.params)
             sweep.states = sweep.states.replace(
                 params=jax.device_put(params, jax.tree.map(lambda p: p.sharding, sweep.states.params))
             )
         telemetry, evaluations = collect(sweep, 20)
-        return {**telemetry, **evaluations}, sweep.arrangement.flatten(sweep.states.diverged_at)
+        return {**telemetry, **evaluations}, sweep.placement.arrangement.flatten(sweep.states.diverged_at)
 
     sound, marks = run(None)
     assert (marks == -1).all()
@@ -139,7 +139,7 @@ def test_evaluation_counts_every_image_once(float64, tiny, batch_size):
         logits, _ = model.apply(variables, data.normalise(images, on_device), train=train, mutable=["batch_stats"])
         return -jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels], logits.argmax(1) != labels
 
-    config = int(sweep.arrangement.source[0, 0])
+    config = int(sweep.placement.arrangement.source[0, 0])
     losses, errors = np.full(40, np.nan), np.full(40, np.nan)
     for stop in (*range(batch_size, 40, batch_size), 40):
         whole = slice(stop - batch_size, stop)  # the last mini-batch is filled up with images from before it
