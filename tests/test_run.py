@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from periodic_jax import ConfigError, RunConfig, dynamics, open_run, run_sweep
-from periodic_jax.config import LATER, from_record
+from periodic_jax.config import LATER, evaluated_every, from_record
 from periodic_jax.data import device
 from periodic_jax.results import read_config
 from periodic_jax.run import check, planned_steps
@@ -110,6 +110,14 @@ def test_a_run_of_one_step_is_whole(tmp_path):
     np.testing.assert_array_equal(open_run(run_sweep(config)).step, [0])
 
 
+def test_evaluations_take_a_quarter_of_the_time_at_most(tmp_path):
+    """An evaluation of the 1,500 and 297 images costs a third of a step for each of their mini-batches."""
+    every = lambda **changes: evaluated_every(RunConfig(out=tmp_path, **changes))  # noqa: E731
+    assert [every(steps=steps) for steps in (10, 1500, 10000)] == [15, 15, 100]
+    assert every(steps=10, batch_size=1500) == every(steps=10, full_batch=True) == 2
+    assert every(steps=10, eval_every=1) == 1
+
+
 def test_epochs_are_whole_mini_batches(tmp_path):
     assert planned_steps(RunConfig(out=tmp_path, epochs=3, batch_size=128)) == 3 * 11
     assert planned_steps(RunConfig(out=tmp_path, epochs=3, batch_size=1500)) == 3
@@ -160,7 +168,7 @@ def test_schedules_full_batches_and_fixed_norms_reach_the_training(tmp_path):
         depth=1, precision="float64",
     )  # fmt: skip
     dataset = open_run(run_sweep(config))
-    assert dict(dataset.sizes) == {"fixed_norm": 2, "schedule_end": 2, "step": 8, "eval_step": 9}
+    assert dict(dataset.sizes) == {"fixed_norm": 2, "schedule_end": 2, "step": 8, "eval_step": 5}
     np.testing.assert_allclose(
         dataset.weight_norm[:, :, 1:], dataset.fixed_norm.broadcast_like(dataset.weight_norm)[:, :, 1:]
     )
