@@ -7,6 +7,7 @@ devices. A process that does not answer is named, and the others end.
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from periodic_jax.errors import ConfigError, RunStopped
 
 T = TypeVar("T")
 POLL = 1.0  # seconds between looks for processes that have given up
+DONE = "done"  # what a process says of a wait of which it needs no more
 FAREWELL = 5.0  # seconds for which process 0, whose end ends the others, waits for them at the end
 
 
@@ -176,17 +178,25 @@ class Distributed(Team):
     def wait_for(self, under_way: "Future[None]") -> None:
         begun, place = time.monotonic(), f"periodic_jax/waiting/{self._waits}/"
         self._waits += 1
-        self._client.key_value_set(f"{place}{self.index}", "")
+        heard: dict[int, tuple[str, float]] = dict.fromkeys(range(self.count), ("", begun))
+        beats = itertools.count()
         while not wait([under_way], POLL).done:
-            # Who lives comes to wait here too, or for us at the next meeting.
+            self._client.key_value_set(f"{place}{self.index}", str(next(beats)), allow_overwrite=True)
+            # Who lives comes to wait here too, and says so again and again, until it is done or waits for us at the
+            # next meeting.
             here = [*self._client.key_value_dir_get(place)]
-            here += self._client.key_value_dir_get(f"periodic_jax/{self._meetings}/")
-            missing = set(range(self.count)) - {int(key.rpartition("/")[2]) for key, _ in here}
-            waited = time.monotonic() - begun
+            here += [(key, DONE) for key, _ in self._client.key_value_dir_get(f"periodic_jax/{self._meetings}/")]
+            now = time.monotonic()
+            for key, said in here:
+                index = int(key.rpartition("/")[2])
+                if said == DONE or heard[index][0] != said:
+                    heard[index] = (said, now)
             for index, reason in sorted(self._gone().items()):
                 raise PeerLost(f"process {index} of {self.count} has ended ({reason})")
-            if missing and waited > self._patience:
-                raise PeerLost(f"process {min(missing)} of {self.count} has not answered for {waited:.0f} s")
+            silent, index = max((now - at, -index) for index, (_, at) in heard.items())
+            if silent > self._patience:
+                raise PeerLost(f"process {-index} of {self.count} has not answered for {silent:.0f} s")
+        self._client.key_value_set(f"{place}{self.index}", DONE, allow_overwrite=True)
         under_way.result()
 
     def part(self, reason: str) -> None:
@@ -236,7 +246,7 @@ def joined(
             coordinator, count, index, initialization_timeout=int(patience), shutdown_timeout_seconds=int(patience),
             heartbeat_timeout_seconds=max(int(patience), 10),
         )  # fmt: skip
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         wanted = "HOST:PORT of process 0, with --num-processes and --process-id, where no cluster tells them"
         raise ConfigError("--coordinator", coordinator or "none given", f"{wanted} ({_line(error)})") from None
     except RuntimeError as error:

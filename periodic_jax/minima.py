@@ -84,7 +84,7 @@ def compare(
         last: at most so many minima of each configuration, the last ones; None: all.
         images: training images from which statistics and training losses are taken, random but always the same; None:
             all.
-        points: of each path, ends included.
+        points: of each path, ends included; at least 3.
         dataset, data_dir: as for `resume_run`.
         progress: told what is done.
 
@@ -101,7 +101,7 @@ def compare(
     """
     run = open_stored(path, dataset=dataset, data_dir=data_dir)
     rows = chosen_rows(run, select or {})
-    for name, value, least in (("last", last, 1), ("images", images, 2), ("points", points, 2)):
+    for name, value, least in (("last", last, 1), ("images", images, 2), ("points", points, 3)):
         if value is not None and value < least:
             raise ConfigError(f"--{name}", value, f"a whole number from {least}")
     with runtime.precision(run.config.precision):
@@ -150,10 +150,11 @@ def _found(run: StoredRun, rows: Sequence[int], outline: Any) -> tuple[str, list
     if not len(steps):
         raise ConfigError("run directory", run.path, f"{accepted} (it has no checkpoint either)")
     onsets = analysis.analyze(open_run(run.path, flat=True)).onset_step.values
-    before = {
-        i: {int(steps[steps <= at].max()): int(at) for at in onsets[i][np.isfinite(onsets[i])] if (steps <= at).any()}
-        for i in rows
-    }
+    before: dict[int, dict[int, int]] = {i: {} for i in rows}
+    for i in rows:
+        for at in onsets[i][np.isfinite(onsets[i])]:
+            if (steps <= at).any():  # several periods may have ended since: the first is the one that it was in
+                before[i].setdefault(int(steps[steps <= at].max()), int(at))
     if not any(before.values()):
         raise ConfigError(
             "run directory", run.path, f"{accepted} (it has no checkpoint before a destabilisation either)"

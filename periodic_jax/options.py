@@ -339,7 +339,7 @@ class Minima:
     images: Annotated[str, tyro.conf.arg(metavar="COUNT|all")] = "all"
     """Training images from which statistics and training losses are taken."""
     points: Whole = "11"
-    """Points of each path, ends included."""
+    """Points of each path, ends included; at least 3."""
     overwrite: bool = False
     """Replace the comparison that is there."""
     dataset: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = ""

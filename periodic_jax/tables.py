@@ -245,7 +245,7 @@ def open_analysis(path: str | Path) -> xr.Dataset:
     return read_store(Path(path) / ANALYSIS, "an analysis, as periodic-jax analyze writes it")
 
 
-def read_store(store: Path, accepted: str) -> xr.Dataset:
+def read_store(store: str | Path, accepted: str = "a store of results, as this package writes it") -> xr.Dataset:
     """Read what `write_store` wrote, with its words.
 
     Args:

@@ -4,13 +4,14 @@ import random
 import signal
 import threading
 import time
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 from survival import states_at
 from together import SETTINGS, finish, start
 
-from periodic_jax import ConfigError, RunConfig, SweepGrid, open_run, run_sweep
+from periodic_jax import ConfigError, RunConfig, SweepGrid, distributed, open_run, run_sweep
 from periodic_jax.distributed import Distributed, PeerLost
 from periodic_jax.layouts import ROW_COST, Arrangement, device_shape
 from periodic_jax.results import checkpoint_steps, read_config, write_config
@@ -26,8 +27,8 @@ class Store:
     def __init__(self):
         self.values = {}
 
-    def key_value_set(self, key, value):
-        assert key not in self.values
+    def key_value_set(self, key, value, allow_overwrite=False):
+        assert allow_overwrite or key not in self.values
         self.values[key] = value
 
     def key_value_dir_get(self, place):
@@ -113,6 +114,32 @@ def test_a_process_that_is_missing_or_gives_up_is_named():
     ends = each(3, give_up)
     assert [type(ends[0]), type(ends[2])] == [PeerLost, PeerLost]
     assert str(ends[0]) == "process 1 of 3 has ended ([Errno 28] No space left)"
+
+
+def test_who_is_killed_while_it_waits_is_named(monkeypatch):
+    """It had come to wait, and says so no more."""
+    monkeypatch.setattr(distributed, "POLL", 0.01)
+
+    def wait(team):
+        if team.index == 1:
+            return team._client.key_value_set("periodic_jax/waiting/0/1", "3")
+        return team.wait_for(Future())
+
+    ends = each(3, wait, patience=0.2)
+    assert [str(end) for end in ends[::2]] == ["process 1 of 3 has not answered for 0 s"] * 2
+
+
+def test_who_waits_or_is_done_is_waited_for(monkeypatch):
+    monkeypatch.setattr(distributed, "POLL", 0.01)
+
+    def work(team):
+        future = Future()
+        timer = threading.Timer((2.5, 1.3, 0.05)[team.index], future.set_result, [None])
+        timer.start()
+        team.wait_for(future)
+        return timer.join()
+
+    assert each(3, work, patience=1.0) == [None] * 3
 
 
 def test_who_took_long_waits_long():

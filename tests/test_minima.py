@@ -252,11 +252,11 @@ def test_the_comparison_agrees_with_loops(whole, found):
 
 
 def test_the_command_prints_tables_and_writes_a_store_and_a_figure(whole, capsys):
-    main(["minima", str(whole), "--select", "seed=0", "--last", "1", "--points", "2"])
+    main(["minima", str(whole), "--select", "seed=0", "--last", "1", "--points", "3"])
     said = capsys.readouterr().out
     assert "kept while training" in said
     assert "earlier minima are left out" in said
-    stored = tables.read_store(whole / COMPARISON, "a comparison")
+    stored = tables.read_store(str(whole / COMPARISON))
     assert stored.sizes["config"] == 2
     assert stored.reason.dtype.kind == "U"
     assert (whole / "figures/minima.png").stat().st_size > 0
@@ -273,11 +273,11 @@ def test_one_minimum_and_weights_that_are_not_finite_are_told(whole, tmp_path):
         one.file.unlink()
     with np.load(first.file) as arrays:
         changed = {name: np.full_like(a, np.nan) if "conv0.kernel" in name else a for name, a in arrays.items()}
-    alone = minima.compare(cut, select={"seed": (0,)}, points=2)
+    alone = minima.compare(cut, select={"seed": (0,)}, points=3)
     assert alone.sizes["pair"] == 0
     assert np.isfinite(alone.ensemble_error.values[0]).all()
     np.savez(first.file, **changed)
-    broken = minima.compare(cut, select={"seed": (0,)}, points=2)
+    broken = minima.compare(cut, select={"seed": (0,)}, points=3)
     assert broken.reason.values[0, 0] == "weights are not finite"
     assert np.isnan(broken.train_loss.values).all()
     for one in (alone, broken):
@@ -290,22 +290,23 @@ def test_without_kept_minima_the_last_checkpoints_before_the_onsets_do(whole, tm
     shutil.rmtree(cut / "minima")
     with pytest.raises(ConfigError, match="--keep-period-minima"):
         minima.compare(cut)
-    nothing = Periods(*[np.full((4, 2), np.nan)] * len(Periods._fields))
+    nothing = Periods(*[np.full((4, 3), np.nan)] * len(Periods._fields))
     onset = nothing.onset.copy()
-    onset[0] = [35, 52]
+    onset[0] = [35, 38, 52]
 
     class Analysed:
         onset_step = pj.analysis.xr.DataArray(onset)
 
     monkeypatch.setattr(minima.analysis, "analyze", lambda run: Analysed)
-    found = minima.compare(cut, points=2)
+    found = minima.compare(cut, points=3)
     assert found.step.values[0].tolist() == [30, 50]
+    assert found.ended.values[0].tolist() == [35, 52]
     assert found.attrs["source"].startswith("the last kept checkpoints")
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"last": 0}, "--last: 0"), ({"images": 1}, "--images: 1"), ({"points": 1}, "--points: 1"),
+    [({"last": 0}, "--last: 0"), ({"images": 1}, "--images: 1"), ({"points": 2}, "--points: 2"),
      ({"select": {"lr": (7.0,)}}, "--select: lr=7")],
 )  # fmt: skip
 def test_unusable_requests_are_refused(whole, options, named):
