@@ -181,12 +181,13 @@ class Distributed(Team):
         heard: dict[int, tuple[str, float]] = dict.fromkeys(range(self.count), ("", begun))
         beats = itertools.count()
         while not wait([under_way], POLL).done:
+            self.asking_since = time.monotonic()
             self._client.key_value_set(f"{place}{self.index}", str(next(beats)), allow_overwrite=True)
             # Who lives comes to wait here too, and says so again and again, until it is done or waits for us at the
             # next meeting.
             here = [*self._client.key_value_dir_get(place)]
             here += [(key, DONE) for key, _ in self._client.key_value_dir_get(f"periodic_jax/{self._meetings}/")]
-            now = time.monotonic()
+            now, self.asking_since = time.monotonic(), None
             for key, said in here:
                 index = int(key.rpartition("/")[2])
                 if said == DONE or heard[index][0] != said:
@@ -196,7 +197,9 @@ class Distributed(Team):
             silent, index = max((now - at, -index) for index, (_, at) in heard.items())
             if silent > self._patience:
                 raise PeerLost(f"process {-index} of {self.count} has not answered for {silent:.0f} s")
+        self.asking_since = time.monotonic()
         self._client.key_value_set(f"{place}{self.index}", DONE, allow_overwrite=True)
+        self.asking_since = None
         under_way.result()
 
     def part(self, reason: str) -> None:
