@@ -50,7 +50,7 @@ def compare(paths: Mapping[str, Path]) -> dict[str, xr.Dataset]:
     record = read_config(path)
     config = from_record(record, path, data_dir=record["config"]["data_dir"])
     run, found = StoredRun(path, config, config.grid()), analysis.analyze(open_run(path, flat=True))
-    task = state_outline(config).task
+    task = state_outline(run).task
     networks = Networks(task, config.data, most_pixels=AT_ONCE)
 
     def weights_at(step: int, i: int) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ from periodic_jax.disk import in_words
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import AXES
 from periodic_jax.locks import LOCK_FILE
-from periodic_jax.period_minima import PREFIX, WEIGHTS, kept_minima, missing, read_minimum
+from periodic_jax.period_minima import PREFIX, WEIGHTS, kept_minima, miscounted, read_minimum
 from periodic_jax.results import (
     MINIMA,
     TELEMETRY,
@@ -89,8 +89,8 @@ def describe(path: str | Path, *, verify: bool = False) -> Report:
             checked += f", and {len(minima)} minima" if minima else ""
             lines.append(f"verified: {checked}")
     lines += [f"damaged: {fault}" for fault in faults]
-    if any(TELEMETRY in fault for fault in faults):
-        lines.append(f"to mend the telemetry: periodic-jax resume {path} --truncate")
+    if any(TELEMETRY in fault or MINIMA in fault for fault in faults):
+        lines.append(f"to mend it: periodic-jax resume {path} --truncate")
     if not faults:
         lines.append("consistent" if verify else "consistent as far as seen; --verify reads everything")
     return Report(lines, faults)
@@ -139,14 +139,15 @@ def _verify(path: Path, record: dict[str, Any], done: int) -> Iterator[str]:
     steps = checkpoint_steps(path)
     minima = kept_minima(path)
     like = _states(path, record) if steps or minima else {}
-    counts = None
+    newest: dict[str, np.ndarray] = {}
     for step in steps:
         try:
-            counts = load(path, step, like).get(f"{PREFIX}found")
+            newest = load(path, step, like)
         except DamagedCheckpoint as error:
+            newest = {}
             yield f"checkpoints/{step}: {error}"
-    if counts is not None:
-        yield from missing(path, counts)
+    if f"{PREFIX}found" in newest:
+        yield from miscounted(path, newest, steps[-1], finished="summary" in record).values()
     weights = {name: array[0] for name, array in like.items() if name.startswith(WEIGHTS)}
     for one in minima:
         try:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from periodic_jax.period_minima import PREFIX, WEIGHTS, missing, write_minimum
+from periodic_jax.period_minima import PREFIX, WEIGHTS, miscounted, write_minimum
 from periodic_jax.periods_online import Rule, collect, conclude, fresh
 from periodic_jax.placement import weights_of
 from periodic_jax.sweep import Chunk, Sweep
@@ -32,8 +32,8 @@ class PeriodMinima:
         own = {name.removeprefix(PREFIX): array for name, array in arrays.items() if name.startswith(PREFIX)}
         self._lowest = self._sweep.placement.put(own, self._lowest)
         self._rule = {name: np.array(own[name]) for name in self._rule}
-        for line in missing(self._path, self._rule["found"], self._first):
-            say(line)
+        for words in miscounted(self._path, arrays, self._sweep.step, first=self._first).values():
+            say(f"{words}; periodic-jax resume {self._path} --truncate finds them again")
 
     def see(self, chunk: Chunk) -> None:
         """Read a chunk, which does not go beyond a multiple of the steps between candidates, and keep what it ends."""

@@ -97,10 +97,11 @@ def show(path: Path, found: list[Any]) -> list[Path]:
 
     print(tables.as_text(found[0]), end="")
     summary = read_config(path)["summary"]
+    pace = summary["ms_per_config_step"]  # None: not more than one chunk was trained
     print(
         f"{summary['config_steps']} config-steps in {summary['seconds']:.1f} s with compilation, "
-        f"{summary['ms_per_config_step'] or float('nan'):.3g} ms each after it; "
-        f"peak memory {summary['peak_rss_mb']:.0f} MB; in {path}"
+        + (f"{pace:.3g} ms each after it; " if pace else "")
+        + f"peak memory {summary['peak_rss_mb']:.0f} MB; in {path}"
     )
     return plots.save_all(open_run(path, flat=True), found[0], path / "figures")
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from periodic_jax import analysis, runtime
+from periodic_jax import runtime
 from periodic_jax.connectivity import (
     PATHS,
     Networks,
@@ -25,20 +24,13 @@ from periodic_jax.connectivity import (
     disagreement,
     on_sphere,
 )
-from periodic_jax.data import INITIALISATION, purpose_key
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import AXES
 from periodic_jax.models import has_scale_invariant
-from periodic_jax.period_minima import kept_minima, read_minimum
-from periodic_jax.placement import named_leaves, weights_of
-from periodic_jax.results import ATTRIBUTES, checkpoint_steps, first_step, open_run, read_config
-from periodic_jax.stored import StoredRun, chosen_rows, load_states, open_stored, state_outline
-from periodic_jax.train import Task, create_train_state
+from periodic_jax.results import ATTRIBUTES, first_step, read_config
+from periodic_jax.stored import StoredRun, chosen_rows, open_stored, state_outline
+from periodic_jax.stored_minima import minima_of, start_of
 
-SOURCES = {
-    "minima": "kept while training, by --keep-period-minima",
-    "checkpoints": "the last kept checkpoints before each onset; a sweep with --keep-period-minima keeps the minima",
-}
 DIMS = {
     "cosine": ("config", "minimum", "other_minimum"),
     "disagreement": ("config", "minimum", "other_minimum"),
@@ -106,10 +98,10 @@ def compare(
             raise ConfigError(f"--{name}", value, f"a whole number from {least}")
     with runtime.precision(run.config.precision):
         runtime.check_reductions()
-        outline = state_outline(run.config)
+        outline = state_outline(run)
         if not has_scale_invariant(outline.task.model):
             raise ConfigError("run directory", path, "a network with scale-invariant weights")
-        source, found = _found(run, rows, outline)
+        source, found = minima_of(run, rows, outline)
         networks = Networks(outline.task, run.config.data, images=images)
         kept: list[list[Measured]] = []
         for i, mine in zip(rows, found, strict=True):
@@ -118,71 +110,16 @@ def compare(
             )
             kept.append([_measured(networks, *one) for one in mine[-(last or len(mine) or 1) :]])
         columns = [
-            _of_config(networks, mine, _start(run, i, outline.task), points) for i, mine in zip(rows, kept, strict=True)
+            _of_config(networks, mine, start_of(run, i, outline), points) for i, mine in zip(rows, kept, strict=True)
         ]
         for group in _groups(run, rows):
             _between_seeds(networks, group, kept, columns, points, first_step(read_config(path)))
         number = networks.images
     attributes = {
-        "run": run.path.resolve().name, "source": SOURCES[source], "images": number, "loss": run.config.loss,
+        "run": run.path.resolve().name, "source": source, "images": number, "loss": run.config.loss,
         "statistics": f"re-estimated over {number} of {len(run.config.data.labels)} training images",
     }  # fmt: skip
     return _assembled(run, rows, [len(mine) for mine in found], columns, points, attributes)
-
-
-Found = tuple[int, int | None, Params, Any]  # step, ended, weights, statistics
-
-
-def _found(run: StoredRun, rows: Sequence[int], outline: Any) -> tuple[str, list[list[Found]]]:
-    """The minima that there are of each configuration, or the last checkpoints before each onset."""
-    everything = [one for one in kept_minima(run.path) if one.config in set(rows)]
-    names = named_leaves(weights_of(outline))
-    like = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in names}
-    tree = jax.tree.structure(weights_of(outline))
-    if everything:
-        of: dict[int, list[Found]] = {i: [] for i in rows}
-        for one in everything:
-            arrays = read_minimum(one, like)
-            weights = tree.unflatten([arrays[name] for name, _ in names])
-            of[one.config].append((one.step, one.ended, weights["params"], weights["batch_stats"]))
-        return "minima", [of[i] for i in rows]
-    steps, accepted = np.array(checkpoint_steps(run.path)), "a run with minima: a sweep with --keep-period-minima"
-    if not len(steps):
-        raise ConfigError("run directory", run.path, f"{accepted} (it has no checkpoint either)")
-    onsets = analysis.analyze(open_run(run.path, flat=True)).onset_step.values
-    before: dict[int, dict[int, int]] = {i: {} for i in rows}
-    for i in rows:
-        for at in onsets[i][np.isfinite(onsets[i])]:
-            if (steps <= at).any():  # several periods may have ended since: the first is the one that it was in
-                before[i].setdefault(int(steps[steps <= at].max()), int(at))
-    if not any(before.values()):
-        raise ConfigError(
-            "run directory", run.path, f"{accepted} (it has no checkpoint before a destabilisation either)"
-        )
-    of = {i: [] for i in rows}
-    for step in sorted({step for mine in before.values() for step in mine}):
-        here = [i for i in rows if step in before[i]]
-        states = load_states(run, step, here)
-        for k, i in enumerate(here):
-            params, statistics = (
-                jax.tree.map(lambda leaf, k=k: np.asarray(leaf[k]), tree)
-                for tree in (states.params, states.batch_stats)
-            )
-            of[i].append((step, before[i][step], params, statistics))
-    return "checkpoints", [of[i] for i in rows]
-
-
-def _start(run: StoredRun, i: int, task: Task) -> Params | None:
-    """The weights with which a configuration began: of its seed, or those at a branch."""
-    record = read_config(run.path)
-    if begun := first_step(record):
-        if begun not in checkpoint_steps(run.path):
-            return None
-        return jax.tree.map(lambda leaf: np.asarray(leaf[0]), load_states(run, begun, [i]).params)
-    config, dtype = run.config, getattr(task.model, "param_dtype", jnp.float32)
-    key = purpose_key(jnp.uint32(run.grid.seeds[i]), INITIALISATION)
-    images = jnp.zeros((config.batch_size, *config.data.image_shape), dtype)
-    return jax.tree.map(np.asarray, create_train_state(task.model, task.labels, key, images).params)
 
 
 def _measured(networks: Networks, step: int, ended: int | None, params: Params, statistics: Any) -> Measured:

@@ -15,6 +15,8 @@ from periodic_jax.periods_online import fresh
 if TYPE_CHECKING:
     import flax.linen as nn
 
+    from periodic_jax.train import TrainState
+
 
 def network(config: RunConfig, num_classes: int) -> "nn.Module":
     """The network of a configuration."""
@@ -28,13 +30,34 @@ def network(config: RunConfig, num_classes: int) -> "nn.Module":
     )  # fmt: skip
 
 
-def states_of(config: RunConfig, image_shape: Sequence[int], num_classes: int) -> dict[str, np.ndarray]:
-    """What a checkpoint of a run holds. Within its `runtime.precision`.
+def state_outline(config: RunConfig, image_shape: Sequence[int], num_classes: int) -> "TrainState":
+    """Shapes and dtypes of one configuration's training state. Within the run's `runtime.precision`.
 
     Args:
         config: of the run.
         image_shape: (height, width, channels).
         num_classes: of the data set.
+    """
+    import jax
+
+    from periodic_jax.train import create_train_state
+
+    model: Any = network(config, num_classes)
+
+    def create(images: jax.Array) -> Any:
+        return create_train_state(
+            model, model.labels(), jax.random.key(0), images, loss=config.loss, schedule=config.schedule,
+            per_filter=config.norm_per == "filter",
+        )  # fmt: skip
+
+    return jax.eval_shape(create, jax.ShapeDtypeStruct((2, *image_shape), model.param_dtype))
+
+
+def states_of(config: RunConfig, image_shape: Sequence[int], num_classes: int) -> dict[str, np.ndarray]:
+    """What a checkpoint of a run holds. Within its `runtime.precision`.
+
+    Args:
+        config, image_shape, num_classes: as for `state_outline`.
 
     Returns:
         Arrays of the names, shapes and dtypes that `Sweep.export` gives; all their elements are one, which takes no
@@ -48,32 +71,17 @@ def states_of(config: RunConfig, image_shape: Sequence[int], num_classes: int) -
         >>> states["params.conv0.kernel"].shape
         (2, 3, 3, 1, 8)
     """
-    import jax
-    import jax.numpy as jnp
+    from periodic_jax.placement import named_leaves
 
-    from periodic_jax.train import create_train_state
-
-    model: Any = network(config, num_classes)
-    images = jax.ShapeDtypeStruct((2, *image_shape), model.param_dtype)
-
-    def create(images: jax.Array) -> Any:
-        per_filter = config.norm_per == "filter"
-        return create_train_state(
-            model, model.labels(), jax.random.key(0), images, loss=config.loss, schedule=config.schedule,
-            per_filter=per_filter,
-        )  # fmt: skip
-
-    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(create, images))
+    outline = state_outline(config, image_shape, num_classes)
     configs = int(np.prod([len(getattr(config, name)) for name in RUN_AXES]))
     states = {
-        jax.tree_util.keystr(path, simple=True, separator="."): np.broadcast_to(
-            np.zeros((), jnp.dtype(leaf.dtype)), (configs, *leaf.shape)
-        )
-        for path, leaf in leaves
+        name: np.broadcast_to(np.zeros((), np.dtype(leaf.dtype)), (configs, *leaf.shape))
+        for name, leaf in named_leaves(outline)
         if leaf.size
     }
     if config.keep_period_minima:
-        float_type = np.dtype(model.param_dtype)
+        float_type: Any = outline.params["head"]["kernel"].dtype
         states |= in_checkpoint(states, fresh(configs, config.keep_period_minima, float_type))
     _check_memory(config, states)
     return states

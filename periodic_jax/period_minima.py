@@ -3,9 +3,10 @@
     DIR/minima/CONFIG/STEP-END.npz           the lowest point of a period that had ended after END updates
     DIR/minima/CONFIG/STEP-unfinished.npz    that of the last one, where the run ended before it
 
-A file holds plain arrays, uncompressed, by the names of a checkpoint (``params...``, ``batch_stats...``) and ``score``.
-It is written by the process that trains the configuration, whole or not at all; zip's own CRC-32 tells damage. Orbax
-would take a folder and 0.1 s for each. Nothing is unpickled.
+A file holds plain arrays, uncompressed, by the names of a checkpoint (``params...``, ``batch_stats...``), ``score`` and
+``which``: what its name says, (CONFIG, STEP, END or -1). It is written by the process that trains the configuration,
+whole or not at all; zip's own CRC-32 tells damage, ``which`` a file in another's place, and the last checkpoint how
+many there must be. Orbax would take a folder and 0.1 s for each. Nothing is unpickled.
 """
 
 import os
@@ -54,14 +55,17 @@ def write_minimum(path: Path, config: int, step: int, ended: int | None, arrays:
     Args:
         path: the run directory.
         config, step, ended: see `Minimum`.
-        arrays: of that configuration.
+        arrays: of that configuration: weights, statistics and ``score``.
     """
     folder = path / MINIMA / str(config)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{step}-{UNFINISHED if ended is None else ended}.npz"
     draft = file.with_name(file.name + ".partial")
     with draft.open("wb") as opened:
-        np.savez(opened, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
+        with zipfile.ZipFile(opened, "w") as archive:
+            for name, array in {**arrays, "which": _which(config, step, ended)}.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
         opened.flush()
         os.fsync(opened.fileno())
     draft.replace(file)
@@ -80,15 +84,23 @@ def read_minimum(one: Minimum, like: Mapping[str, np.ndarray]) -> dict[str, np.n
         like: arrays of the names, shapes and dtypes of one configuration's weights and statistics.
 
     Raises:
-        ConfigError: a damaged file, or one of other arrays.
+        ConfigError: a damaged file, one of other arrays, or another's in its place.
     """
-    wanted = {**like, "score": np.zeros((), next(iter(like.values())).dtype)}
+    named = _which(*one[:3])
+    wanted = {**like, "score": np.zeros((), next(iter(like.values())).dtype), "which": named}
     try:
         with zipfile.ZipFile(one.file) as archive:
-            return {name: _member(archive, name, array) for name, array in _matched(archive, wanted).items()}
+            arrays = {name: _member(archive, name, array) for name, array in _matched(archive, wanted).items()}
+        if (held := arrays["which"]).tolist() != named.tolist():
+            raise ValueError("it is that of configuration {}, step {}, end {}".format(*held))
+        return arrays
     except Exception as error:  # whatever a damaged or foreign file makes zipfile and NumPy raise
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise ConfigError("run directory", one.file, f"a minimum as it was written ({reason})") from None
+
+
+def _which(config: int, step: int, ended: int | None) -> np.ndarray:
+    return np.array([config, step, -1 if ended is None else ended], np.int64)
 
 
 def _matched(archive: zipfile.ZipFile, wanted: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -128,21 +140,49 @@ def discard_after(path: Path, step: int) -> None:
             shutil.rmtree(folder)
 
 
-def missing(path: Path, counts: np.ndarray, first: int = 0) -> list[str]:
-    """The configurations that have fewer finished minima than were found, in words.
+def discard_unsound(path: Path, like: Mapping[str, np.ndarray]) -> list[str]:
+    """Remove what is not as it was written.
 
     Args:
         path: the run directory.
-        counts: found, of configurations from ``first`` on.
-        first: number of the first of them.
+        like: as for `read_minimum`.
+
+    Returns:
+        What was wrong with each.
     """
-    there = np.bincount(
-        [one.config for one in kept_minima(path) if one.ended is not None], minlength=first + len(counts)
-    )
-    return [
-        f"{MINIMA}/{first + i}: {there[first + i]} of {count} minima are there"
-        for i, count in enumerate(counts.tolist()) if there[first + i] < count
-    ]  # fmt: skip
+    faults = []
+    for one in kept_minima(path):
+        try:
+            read_minimum(one, like)
+        except ConfigError as error:
+            one.file.unlink()
+            faults.append(str(error))
+    return faults
+
+
+def miscounted(
+    path: Path, checkpoint: Mapping[str, np.ndarray], step: int, *, first: int = 0, finished: bool = False
+) -> dict[int, str]:
+    """The configurations that have not the minima that a checkpoint tells of, and how many there are, in words.
+
+    Args:
+        path: the run directory.
+        checkpoint: what it holds of configurations from ``first`` on.
+        step: its step. Later minima are not counted.
+        first: number of the first of them.
+        finished: whether the run ended there, so that there must be unfinished ones too.
+    """
+    found, last = checkpoint[f"{PREFIX}found"], checkpoint[f"{PREFIX}step"]
+    wanted = found + (last >= 0 if finished else 0)
+    there = np.zeros(len(found), np.int64)
+    for one in kept_minima(path):
+        counted = finished if one.ended is None else one.ended <= step
+        if counted and 0 <= one.config - first < len(found):
+            there[one.config - first] += 1
+    return {
+        first + i: f"{MINIMA}/{first + i}: {there[i]} of {wanted[i]} minima are there"
+        for i in np.flatnonzero(there != wanted).tolist()
+    }
 
 
 def in_checkpoint(states: Mapping[str, np.ndarray], rule: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from periodic_jax.checkpoints import DamagedCheckpoint, read, verify
 from periodic_jax.distributed import PeerLost
 from periodic_jax.errors import ConfigError
 from periodic_jax.keeping import PeriodMinima
-from periodic_jax.period_minima import discard_after, in_checkpoint
+from periodic_jax.period_minima import WEIGHTS, discard_after, discard_unsound, in_checkpoint, miscounted
 from periodic_jax.periods_online import fresh
 from periodic_jax.results import TELEMETRY, checkpoint_steps
 from periodic_jax.sweep import Chunk, Sweep
@@ -91,7 +91,7 @@ def train(
     Args:
         sweep: freshly made.
         plan: what to do.
-        truncate: go back to before damaged telemetry instead of refusing it.
+        truncate: go back to before damaged telemetry, and before kept minima that are damaged or missing.
         progress: called with an empty chunk when all is accepted, then with each chunk that was recorded.
         stop: asked once a chunk; ends the session after a checkpoint.
         say: called with what the user should know.
@@ -168,11 +168,16 @@ def train(
 def find_start(sweep: Sweep, plan: Plan, truncate: bool, say: Callable[[str], None]) -> Start:
     """The newest checkpoint that is whole, before which all telemetry is; the first step, where there is none.
 
+    Without ``truncate``, kept minima are not looked at: nothing that is still to come depends on them.
+
     Raises:
         ConfigError: damaged telemetry, and ``truncate`` is not set.
     """
     store, team = plan.path / TELEMETRY, sweep.team
-    start = newest(sweep, plan, plan.steps, say)
+    if truncate and plan.keep_period_minima:
+        for fault in team.once(partial(discard_unsound, plan.path, _one_minimum(sweep))):
+            say(f"removed, to be found again: {fault}")
+    start = newest(sweep, plan, plan.steps, say, with_minima=truncate)
 
     def look() -> list[integrity.Damage]:
         if not store.exists():
@@ -184,43 +189,57 @@ def find_start(sweep: Sweep, plan: Plan, truncate: bool, say: Callable[[str], No
         return list(integrity.damage(store, plan.first_step, start.step, lengths))
 
     damaged = [integrity.Damage(*one) for one in team.once(look)]
-    if not damaged:
-        return start
-    if not truncate:
+    if damaged and not truncate:
         more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
         raise ConfigError(
             "telemetry", f"{store / damaged[0].file}{more}",
             f"what was written ({damaged[0].reason}); periodic-jax resume {plan.path} --truncate computes it again "
             f"from {_place(sweep, plan, damaged)}",
         )  # fmt: skip
-    steps = [plan.first_step if one.first_step is None else one.first_step for one in damaged]
-    start = newest(sweep, plan, min(steps), say)
-    if start.step == plan.first_step:
-        team.once(lambda: shutil.rmtree(store, ignore_errors=True))
-    say(f"damaged telemetry: going back to step {start.step}")
+    if damaged:
+        steps = [plan.first_step if one.first_step is None else one.first_step for one in damaged]
+        start = newest(sweep, plan, min(steps), say, with_minima=True)
+        if start.step == plan.first_step:
+            team.once(lambda: shutil.rmtree(store, ignore_errors=True))
+    if truncate:
+        say(f"damaged files of telemetry: {len(damaged)}; going on from step {start.step}")
     return start
 
 
-def newest(sweep: Sweep, plan: Plan, most: int, say: Callable[[str], None]) -> Start:
-    """The newest whole checkpoint of at most ``most`` steps."""
+def newest(
+    sweep: Sweep, plan: Plan, most: int, say: Callable[[str], None], *, with_minima: bool = False
+) -> Start:  # fmt: skip
+    """The newest whole checkpoint of at most ``most`` steps; ``with_minima``: all found by then must be there too."""
     like, team = sweep.placement.fetch(sweep.states), sweep.team
     if plan.keep_period_minima:
         rule = fresh(len(like["step"]), plan.keep_period_minima, sweep.hparams.lr.dtype)
         like |= in_checkpoint(like, rule)
+
+    def read_here(step: int) -> dict[str, np.ndarray]:
+        states = read(plan.path, step, like, team, plan.share)
+        if with_minima and plan.keep_period_minima:
+            for words in miscounted(plan.path, states, step, first=sweep.placement.own.start).values():
+                raise DamagedCheckpoint(words)
+        return states
+
     for step in reversed(team.once(lambda: checkpoint_steps(plan.path))):
         if not plan.first_step <= step <= most:
             continue
         try:
             team.once(partial(verify, plan.path, step, like, team, plan.share), DamagedCheckpoint)
-            read_here = partial(read, plan.path, step, like, team, plan.share)
-            return Start(step, team.together(read_here, DamagedCheckpoint))
+            return Start(step, team.together(partial(read_here, step), DamagedCheckpoint))
         except DamagedCheckpoint as error:
-            say(f"checkpoint {step} is damaged ({error}): falling back to the one before it")
+            say(f"checkpoint {step} cannot be gone on from ({error}): falling back to the one before it")
     if plan.first_step:
         raise ConfigError(
             "run directory", plan.path, f"a whole checkpoint at step {plan.first_step}, where this run was branched"
         )
     return Start(0, None)
+
+
+def _one_minimum(sweep: Sweep) -> dict[str, np.ndarray]:
+    """Arrays of the names, shapes and dtypes of a kept minimum."""
+    return {name: array[0] for name, array in sweep.placement.fetch(sweep.states).items() if name.startswith(WEIGHTS)}
 
 
 def _place(sweep: Sweep, plan: Plan, damaged: list[integrity.Damage]) -> str:

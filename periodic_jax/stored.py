@@ -8,15 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from periodic_jax import models, results
+from periodic_jax import outline, results
 from periodic_jax.checkpoints import DamagedCheckpoint, load
 from periodic_jax.config import RunConfig, check_images, from_record
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import HParams, SweepGrid
-from periodic_jax.period_minima import in_checkpoint
-from periodic_jax.periods_online import fresh
 from periodic_jax.placement import named_leaves
-from periodic_jax.train import TrainState, create_train_state
+from periodic_jax.train import TrainState
 
 
 class StoredRun(NamedTuple):
@@ -104,37 +102,28 @@ def load_states(run: StoredRun, step: int, rows: Sequence[int] | None = None, fo
     Raises:
         ConfigError: a checkpoint that is damaged.
     """
-    template, configs = state_outline(run.config), len(run.grid)
-    names = named_leaves(template)
-    like = {name: np.zeros((configs, *leaf.shape), leaf.dtype) for name, leaf in names if leaf.size}
-    if run.config.keep_period_minima:
-        dtype = like["params.head.kernel"].dtype
-        like |= in_checkpoint(like, fresh(configs, run.config.keep_period_minima, dtype))
-    try:
-        arrays = load(folder or run.path, step, like)
-    except DamagedCheckpoint as error:
-        raise ConfigError("run directory", f"checkpoint {step} of {run.path}", f"a whole one ({error})") from None
-    kept = np.arange(configs) if rows is None else np.asarray(rows)
+    template, arrays = state_outline(run), load_arrays(run, step, folder)
+    kept = np.arange(len(run.grid)) if rows is None else np.asarray(rows)
     leaves = [
         jnp.asarray(arrays[name][kept]) if leaf.size else jnp.zeros((len(kept), *leaf.shape), leaf.dtype)
-        for name, leaf in names
+        for name, leaf in named_leaves(template)
     ]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def state_outline(config: RunConfig) -> TrainState:
+def load_arrays(run: StoredRun, step: int, folder: Path | None = None) -> dict[str, np.ndarray]:
+    """All that a checkpoint holds, configurations first; arguments as for `load_states`.
+
+    Raises:
+        ConfigError: a checkpoint that is damaged.
+    """
+    data = run.config.data
+    try:
+        return load(folder or run.path, step, outline.states_of(run.config, data.image_shape, data.num_classes))
+    except DamagedCheckpoint as error:
+        raise ConfigError("run directory", f"checkpoint {step} of {run.path}", f"a whole one ({error})") from None
+
+
+def state_outline(run: StoredRun) -> TrainState:
     """Shapes and dtypes of one configuration's training state. Within the run's precision."""
-    return jax.eval_shape(lambda: _one_state(config))
-
-
-def _one_state(config: RunConfig) -> TrainState:
-    dtype = jnp.float64 if config.precision == "float64" else jnp.float32
-    model = models.build(
-        config.model, width=config.width, depth=config.depth, num_classes=config.data.num_classes,
-        init_scale=config.init_scale, param_dtype=dtype,
-    )  # fmt: skip
-    images = jnp.zeros((config.batch_size, *config.data.image_shape), dtype)
-    return create_train_state(
-        model, model.labels(), jax.random.key(0), images, loss=config.loss, schedule=config.schedule,
-        per_filter=config.norm_per == "filter",
-    )  # fmt: skip
+    return outline.state_outline(run.config, run.config.data.image_shape, run.config.data.num_classes)

@@ -305,7 +305,7 @@ def test_a_verified_run_is_called_so_only_where_it_is(run):
     assert lines[-3:] == [
         "damaged: telemetry.zarr/loss/c/0/0 (from step 0): its checksum is another one",
         "damaged: telemetry.zarr/lr/c/0: its checksum is another one",
-        f"to mend the telemetry: periodic-jax resume {run} --truncate",
+        f"to mend it: periodic-jax resume {run} --truncate",
     ]
     shutil.rmtree(run / "telemetry.zarr")
     assert describe(run, verify=True).faults == ["telemetry.zarr: missing"]

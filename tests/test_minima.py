@@ -10,7 +10,7 @@ from survival import flip
 from together import FICKLE, finish, start
 
 import periodic_jax as pj
-from periodic_jax import ConfigError, connectivity, minima, minima_tables, periods_online, tables
+from periodic_jax import ConfigError, connectivity, minima, minima_tables, periods_online, stored_minima, tables
 from periodic_jax.cli import main
 from periodic_jax.connectivity import Networks, average, barrier, by_layers, combined, cosine, on_sphere, straight
 from periodic_jax.errors import RunStopped
@@ -54,6 +54,11 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(whole):
     return minima.compare(whole, points=3)
+
+
+def first(tree):
+    """The first configuration's leaves."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf[0]), tree)
 
 
 def contents(path):
@@ -130,16 +135,63 @@ def test_a_branch_begins_a_period_of_its_own_and_an_extended_run_forgets_unfinis
     assert sum(one[2] is None for one in after) == 2
 
 
-def test_damaged_and_missing_minima_are_named(whole, tmp_path):
+def ended_of(path):
+    return [one for one in kept_minima(path) if one.ended is not None]
+
+
+def damage(path):
+    flip(ended_of(path)[0].file)
+
+
+def lose(path):
+    ended_of(path)[0].file.unlink()
+
+
+def copy_another(path):
+    one = ended_of(path)[-1]
+    shutil.copy(one.file, ended_of(path)[0].file)
+
+
+def add_another(path):
+    one = ended_of(path)[0]
+    shutil.copy(one.file, one.file.with_name(f"{one.step + 1}-{one.ended}.npz"))
+
+
+@pytest.mark.parametrize(
+    ("do", "said"),
+    [(damage, "a minimum as it was written"), (lose, "minima are there"), (copy_another, "it is that of configuration"),
+     (add_another, "minima are there")],
+)  # fmt: skip
+def test_minima_that_are_not_those_kept_are_named_refused_and_found_again(whole, tmp_path, do, said):
     cut = shutil.copytree(whole, tmp_path / "run")
-    ended = [one for one in kept_minima(cut) if one.ended is not None]
-    assert any("minima of periods" in line for line in describe(cut).lines)
-    flip(ended[0].file)
-    assert any(ended[0].file.name in fault for fault in describe(cut, verify=True).faults)
-    with pytest.raises(ConfigError, match="a minimum as it was written"):
+    do(cut)
+    report = describe(cut, verify=True)
+    assert any(said in fault for fault in report.faults)
+    assert f"to mend it: periodic-jax resume {cut} --truncate" in report.lines
+    with pytest.raises(ConfigError, match=said):
         minima.compare(cut)
-    ended[0].file.unlink()
-    assert any("minima are there" in fault for fault in describe(cut, verify=True).faults)
+    heard: list[str] = []
+    resume_run(cut, truncate=True, say=heard.append)
+    assert any("damaged files of telemetry: 0; going on from step" in line for line in heard)
+    assert_same_minima(cut, whole)
+    assert describe(cut, verify=True).faults == []
+    a, b = (open_run(path, flat=True).load().drop_attrs() for path in (whole, cut))
+    assert a.identical(b)
+
+
+def test_a_run_that_is_whole_is_left_so_by_truncation(whole, tmp_path):
+    assert any("minima of periods" in line for line in describe(whole).lines)
+    cut = shutil.copytree(whole, tmp_path / "run")
+    heard: list[str] = []
+    resume_run(cut, truncate=True, say=heard.append)
+    assert heard[0] == f"damaged files of telemetry: 0; going on from step {STEPS}"
+    assert_same_minima(cut, whole)
+
+
+def test_a_run_that_kept_none_yet_says_what_it_keeps(tmp_path):
+    path = pj.run_sweep(configured(tmp_path / "run", steps=EVERY - 1, seed=(0,), noninvariant_lr=(0.0,)))
+    with pytest.raises(ConfigError, match=f"each is the lowest of every {EVERY} steps"):
+        minima.compare(path)
 
 
 def test_statistics_quality_and_ensembles_are_those_of_plain_sums(whole, found):
@@ -159,8 +211,7 @@ def test_statistics_quality_and_ensembles_are_those_of_plain_sums(whole, found):
     outputs = patches @ (kernel / total).reshape(9, -1)
     states = load_states(run, one.step, [one.config])
     labels = states.task.labels
-    take = lambda tree: jax.tree.map(lambda leaf: np.asarray(leaf[0]), tree)  # noqa: E731
-    params, statistics = on_sphere(take(states.params), labels), take(states.batch_stats)
+    params, statistics = on_sphere(first(states.params), labels), first(states.batch_stats)
     networks = Networks(states.task, data)
     quality = networks.quality(params, statistics)
     np.testing.assert_allclose(quality.statistics["conv0"]["mean"], outputs.mean((0, 1, 2)), atol=1e-6)
@@ -189,9 +240,8 @@ def test_quality_is_that_of_pytorch(whole):
 
     run, one = open_stored(whole), kept_minima(whole)[0]
     states, data = load_states(run, one.step, [one.config]), run.config.data
-    take = lambda tree: jax.tree.map(lambda leaf: np.asarray(leaf[0]), tree)  # noqa: E731
-    params = on_sphere(take(states.params), states.task.labels)
-    quality, model = Networks(states.task, data).quality(params, take(states.batch_stats)), states.task.model
+    params = on_sphere(first(states.params), states.task.labels)
+    quality, model = Networks(states.task, data).quality(params, first(states.batch_stats)), states.task.model
     state = torch_oracle.state_dict(model, {"params": params, "batch_stats": quality.statistics})
     logits = torch_oracle.convnet(model, state, torch_oracle.normalised(data.test_images, data, "float32"), train=False)
     np.testing.assert_allclose(quality.test_outputs, logits.numpy(), rtol=1e-4, atol=1e-4)
@@ -235,10 +285,9 @@ def test_the_comparison_agrees_with_loops(whole, found):
     run = open_stored(whole)
     states = load_states(run, int(found.step[0, 0]), [0])
     networks, labels = Networks(states.task, run.config.data), states.task.labels
-    take = lambda tree: jax.tree.map(lambda leaf: np.asarray(leaf[0]), tree)  # noqa: E731
     chosen = [load_states(run, int(found.step[0, k]), [0]) for k in (0, 1)]
-    units = [on_sphere(take(one.params), labels) for one in chosen]
-    losses = [networks.quality(straight(*units, t, labels), take(states.batch_stats)).train_loss for t in (0, 0.5, 1)]
+    units = [on_sphere(first(one.params), labels) for one in chosen]
+    losses = [networks.quality(straight(*units, t, labels), first(states.batch_stats)).train_loss for t in (0, 0.5, 1)]
     np.testing.assert_allclose(found.path_train_loss.values[0, 0, 0], losses, rtol=1e-5)
     assert found.barrier.values[0, 0, 0] == pytest.approx(max(0, losses[1] - (losses[0] + losses[2]) / 2), abs=1e-6)
     assert found.cosine.values[0, 0, 1] == pytest.approx(cosine(*units, labels), rel=1e-6)
@@ -268,15 +317,16 @@ def test_the_command_prints_tables_and_writes_a_store_and_a_figure(whole, capsys
 
 def test_one_minimum_and_weights_that_are_not_finite_are_told(whole, tmp_path):
     cut = shutil.copytree(whole, tmp_path / "run")
-    first, *rest = [one for one in kept_minima(cut) if one.config == 0]
+    shutil.rmtree(cut / "checkpoints")  # which would tell that more were kept
+    lowest, *rest = [one for one in kept_minima(cut) if one.config == 0]
     for one in rest:
         one.file.unlink()
-    with np.load(first.file) as arrays:
+    with np.load(lowest.file) as arrays:
         changed = {name: np.full_like(a, np.nan) if "conv0.kernel" in name else a for name, a in arrays.items()}
     alone = minima.compare(cut, select={"seed": (0,)}, points=3)
     assert alone.sizes["pair"] == 0
     assert np.isfinite(alone.ensemble_error.values[0]).all()
-    np.savez(first.file, **changed)
+    np.savez(lowest.file, **changed)
     broken = minima.compare(cut, select={"seed": (0,)}, points=3)
     assert broken.reason.values[0, 0] == "weights are not finite"
     assert np.isnan(broken.train_loss.values).all()
@@ -285,9 +335,8 @@ def test_one_minimum_and_weights_that_are_not_finite_are_told(whole, tmp_path):
         draw(one)
 
 
-def test_without_kept_minima_the_last_checkpoints_before_the_onsets_do(whole, tmp_path, monkeypatch):
-    cut = shutil.copytree(whole, tmp_path / "run")
-    shutil.rmtree(cut / "minima")
+def test_without_kept_minima_the_last_checkpoints_before_the_onsets_do(tmp_path, monkeypatch):
+    cut = pj.run_sweep(configured(tmp_path / "run", keep_period_minima=None))
     with pytest.raises(ConfigError, match="--keep-period-minima"):
         minima.compare(cut)
     nothing = Periods(*[np.full((4, 3), np.nan)] * len(Periods._fields))
@@ -297,7 +346,7 @@ def test_without_kept_minima_the_last_checkpoints_before_the_onsets_do(whole, tm
     class Analysed:
         onset_step = pj.analysis.xr.DataArray(onset)
 
-    monkeypatch.setattr(minima.analysis, "analyze", lambda run: Analysed)
+    monkeypatch.setattr(stored_minima.analysis, "analyze", lambda run: Analysed)
     found = minima.compare(cut, points=3)
     assert found.step.values[0].tolist() == [30, 50]
     assert found.ended.values[0].tolist() == [35, 52]

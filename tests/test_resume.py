@@ -94,7 +94,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(sweep, cut):
     told = []
     start = find_start(sweep, Plan(cut, STEPS, 10), False, told.append)
     assert start.step == 20
-    assert told[0].startswith("checkpoint 30 is damaged")
+    assert told[0].startswith("checkpoint 30 cannot be gone on from (")
     assert start.states.keys() == sweep.placement.fetch(sweep.states).keys()
 
 
