@@ -32,6 +32,7 @@ def against_checkpoints(ax: Axes, found: xr.Dataset, name: str, colour_by: str, 
         ax.plot(found.checkpoint.values, values[i], line, color=colour, marker="o", ms=3, lw=0.8)
     style.fit_scale(ax, True, y=values)
     style.say_if_empty(ax, values)
+    ax.locator_params("x", integer=True)
     ax.set_xlabel("step")
     ax.set_ylabel(style.label(name))
     return ax
@@ -48,6 +49,7 @@ def spectra(ax: Axes, found: xr.Dataset, name: str, colour_by: str, dash_by: str
         ax.plot(ranks, row, line, color=scale[float(found[colour_by].values[i])], marker="o", ms=3, lw=0.8)
     style.fit_scale(ax, True, y=values)
     style.say_if_empty(ax, values)
+    ax.locator_params("x", integer=True)
     ax.set_xlabel(f"rank, at step {int(found.checkpoint.values[-1])}")
     ax.set_ylabel(style.label(name))
     return ax
@@ -107,12 +109,17 @@ def at_onsets(found: xr.Dataset) -> Figure | None:
         ):
             ax.hist(values, bins, color=colour, alpha=0.6, label=f"{words}: median {np.median(values):.2f}")
         ax.axvline(1, color="black", lw=1, ls="--", label="threshold")
-        ax.set(xscale="log", xlabel="effective learning rate x sharpness / threshold", ylabel="destabilisations")
-        ax.legend()
+        style.fit_scale(ax, True, x=together)
+        ax.set(xlabel="effective learning rate x sharpness / threshold", ylabel="destabilisations")
+        ax.locator_params("y", integer=True)
+        figure.legend(loc="outside upper center", ncols=3)  # over the bars it would hide some
         return figure
 
 
 def thresholds(ax: Axes, dataset: xr.Dataset) -> None:
     """Lines at 2(1+μ), where minima of that sharpness are left."""
     for momentum in np.unique(dataset.momentum.values):
-        ax.axhline(2 * (1 + float(momentum)), color="black", lw=1, ls="--")
+        at = 2 * (1 + float(momentum))
+        ax.axhline(at, color="black", lw=1, ls="--")
+        low, high = ax.get_ylim()  # which may have been fitted to the curves alone
+        ax.set_ylim(min(low, at / 1.1), max(high, at * 1.1))
