@@ -96,7 +96,8 @@ def survey(
                 here = slice(first, min(first + block, len(rows)))
                 chosen = jax.tree.map(lambda leaf, here=here: leaf[here], states)
                 for k, part in enumerate(parts):
-                    progress(f"checkpoint {step}, configurations {here.start + 1}-{here.stop}, {part} images")
+                    of = f"configurations {here.start + 1}-{here.stop} of {len(rows)}"
+                    progress(f"checkpoint {step}, {of}, {part} images")
                     measured = _measured(run, rows[here], chosen, batches[k], weights, effort)
                     for name, values in measured.items():
                         blank = "" if values.dtype.kind == "U" else np.nan
