@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 from survival import flip
 from together import FICKLE, finish, start
 
@@ -369,3 +370,14 @@ def test_unusable_windows_are_refused(words, capsys):
         main(["sweep", "--steps", "5", "--out", "unused", "--keep-period-minima", *words])
     assert stop.value.code == 2
     assert "--keep-period-minima" in capsys.readouterr().err
+
+
+def test_the_figure_tells_all_configurations_apart(found):
+    figure = draw(found)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["0, 0", "0, 1", "1e+30, 0", "1e+30, 1"]
+    assert figure.legends[0].get_title().get_text() == "learning rate of the others,\nseed"
+    errors, _, paths, _ = figure.axes
+    assert len({line.get_color() for line in errors.lines}) == 4
+    assert "seed" in paths.get_title()
+    many = draw(xr.concat([found] * 3, "config"))  # more than a legend has room for: a colour for each learning rate
+    assert [text.get_text() for text in many.legends[0].get_texts()] == ["0", "1e+30"]

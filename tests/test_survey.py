@@ -86,6 +86,9 @@ def test_the_command_prints_a_table_and_writes_a_store_and_a_figure(run, found, 
     for name in ("hessian_trace", "sphere_hessian_eigenvalue", "gradient_norm"):
         np.testing.assert_allclose(stored[name][0, 0], found[name][0, 1], rtol=1e-5)
     assert "diverged at step" in tables.landscape_as_text(found)
+    ax = landscape(found.isel(config=slice(0, 1), checkpoint=slice(0, 1))).axes[0]
+    assert ax.get_ylabel() == "effective learning rate x sharpness"
+    assert ax.get_ylim()[1] > 2  # one number alone: the threshold is in view all the same
     assert len(landscape(found).axes) >= 4
 
 
