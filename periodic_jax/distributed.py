@@ -6,12 +6,9 @@ devices. A process that does not answer is named, and the others end.
 """
 
 import contextlib
-import ctypes
 import itertools
 import json
 import os
-import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 from typing_extensions import override
 
+from periodic_jax.arrival import arriving, check_place, listens, on_abort
 from periodic_jax.errors import ConfigError, RunStopped
 
 T = TypeVar("T")
@@ -240,15 +238,18 @@ def joined(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of errors JAX tells in Python too
     import jax
 
-    # Its handler of SIGTERM would take the place of ours. And who is lost is found out by asking, see `exchange`: JAX
-    # would abort this process.
-    jax.config.update("jax_enable_preemption_service", False)
-    jax.config.update("jax_enable_recoverability", True)
     try:
-        jax.distributed.initialize(
-            coordinator, count, index, initialization_timeout=int(patience), shutdown_timeout_seconds=int(patience),
-            heartbeat_timeout_seconds=max(int(patience), 10),
-        )  # fmt: skip
+        if coordinator is not None:
+            check_place(coordinator, first=index == 0)
+        # Its handler of SIGTERM would take the place of ours. And who is lost is found out by asking, see `exchange`:
+        # JAX would abort this process.
+        jax.config.update("jax_enable_preemption_service", False)
+        jax.config.update("jax_enable_recoverability", True)
+        with arriving(patience):
+            jax.distributed.initialize(
+                coordinator, count, index, initialization_timeout=int(patience), shutdown_timeout_seconds=int(patience),
+                heartbeat_timeout_seconds=max(int(patience), 10),
+            )  # fmt: skip
     except (ValueError, TypeError, LookupError) as error:
         wanted = "HOST:PORT of process 0, with --num-processes and --process-id, where no cluster tells them"
         raise ConfigError("--coordinator", coordinator or "none given", f"{wanted} ({_line(error)})") from None
@@ -271,34 +272,26 @@ def joined(
     jax.distributed.shutdown()
 
 
-_handlers: list[Any] = []  # kept alive
-
-
 def _name_the_first_if_it_dies(coordinator: str, team: Distributed, patience: float) -> None:
     """Say so in one line when process 0, which holds the service, is gone or hangs: then JAX aborts this process.
 
     JAX calls abort() in a thread of its own and lets no Python code hear of it (its callback fails with std::bad_cast,
     jaxlib 0.10.2), hence a handler in C's terms.
     """
-    host, _, port = coordinator.rpartition(":")
 
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
-    def aborted(number: int) -> None:
+    def aborted() -> None:
         if team.over:
             os._exit(0)
         fault = None
         if team.asking_since and time.monotonic() - team.asking_since > patience / 2:
             fault = f"has not answered for {time.monotonic() - team.asking_since:.0f} s"
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), 2).close()
-        except OSError:
+        if not listens(coordinator):
             fault = "has ended"
         if fault:  # otherwise something else is wrong, and JAX says what
             os.write(2, f"\nperiodic-jax: process 0 of {team.count} {fault}; {team.advice}\n".encode())
             os._exit(1)
 
-    _handlers.append(aborted)
-    ctypes.CDLL(None).signal(signal.SIGABRT, aborted)
+    on_abort(aborted)
 
 
 def leave(status: int) -> NoReturn:

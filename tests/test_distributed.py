@@ -1,7 +1,12 @@
 """Several processes on this machine, with two devices each, against one."""
 
+import os
 import random
+import re
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -12,7 +17,7 @@ from survival import states_at
 from together import SETTINGS, finish, start
 
 from periodic_jax import ConfigError, RunConfig, SweepGrid, distributed, open_run, run_sweep
-from periodic_jax.distributed import Distributed, PeerLost
+from periodic_jax.distributed import Distributed, PeerLost, joined
 from periodic_jax.layouts import ROW_COST, Arrangement, device_shape
 from periodic_jax.results import checkpoint_steps, read_config, write_config
 from periodic_jax.run import resume_run
@@ -326,6 +331,42 @@ def test_one_that_hangs_is_named(tmp_path, cache, victim):
     assert processes[1 - victim].returncode == 1
     assert f"process {victim} of 2 has not answered for" in said
     assert f"periodic-jax resume {out}" in said
+
+
+def sweep_at(coordinator, count, index):
+    """One of several processes, alone, from the command line: its status and what it says."""
+    words = f"sweep --distributed --coordinator {coordinator} --num-processes {count} --process-id {index} --patience 2"
+    command = [sys.executable, "-m", "periodic_jax.cli", *words.split(), "--steps", "5", "--out", os.devnull]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    return ended.returncode, ended.stderr.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "index", "who"),
+    [(2, 0, "process 1 of 2"), (3, 0, "at least one of processes 1 - 2 of 3"), (3, 1, "process 0 of 3")],
+)
+def test_who_never_comes_is_named(count, index, who):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+    status, said = sweep_at(coordinator, count, index)
+    assert (status, said.splitlines()) == (1, [
+        f"periodic-jax: {who} did not come within 2 s; all need the same --coordinator and --num-processes"
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["127.0.0.1", "127.0.0.1:x", "127.0.0.1:0", ":2000", "127.0.0.1:65536"])
+def test_a_place_without_a_port_is_refused(place):
+    with pytest.raises(ConfigError, match=re.escape(f"--coordinator: {place} is not accepted; expected HOST:PORT")):
+        joined(place, 2, 1).__enter__()
+
+
+def test_a_port_in_use_is_refused():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(ConfigError, match="nothing can listen there: Address already in use"),
+    ):
+        joined(f"127.0.0.1:{taken.getsockname()[1]}", 2, 0).__enter__()
 
 
 @pytest.mark.slow
