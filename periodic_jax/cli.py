@@ -1,5 +1,7 @@
 """The command line, ``periodic-jax COMMAND``: what each command calls and prints."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,8 +32,21 @@ from periodic_jax.words import WHOLE, finite_number, free_folder, to_config, to_
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``periodic-jax``: exits with 0, 2 for unusable input, 143 or 130 when stopped by SIGTERM or
-    SIGINT, 1 when something could not be written; with one line on stderr.
+    SIGINT, 1 when something could not be written; with one line on stderr. And as other programs do, with 141 and
+    nothing said, when who reads its output has gone: all files are written by then.
     """
+    try:
+        try:
+            _do(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python, which flushes at its end
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _do(arguments: Sequence[str] | None) -> None:
+    """What the words ask for."""
     end: Callable[[int], Any] = sys.exit
     command: Any = None
     try:
@@ -47,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         tell("interrupted")
         end(130)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         tell(f"{error.filename or 'error'}: {error.strerror or error}")
         end(1)
@@ -128,13 +145,14 @@ def _analyze(options: Analyze) -> None:
     path = Path(options.run)
     dataset = open_run(path, flat=True)
     found = analysis.analyze(dataset, predict=options.predict)
+    written = tables.save(found, path)
     print(tables.as_text(found))
     print(tables.as_text(found, ("because",)))
     print(tables.as_text(found, ("mean_fall_steps", "mean_predicted_fall_steps", *tables.THEORY)))
     if options.predict:
         print(tables.as_text(found, tables.FORECASTS))
     print(tables.findings(found), end="")
-    print(f"written: {', '.join(map(str, tables.save(found, path)))}")
+    print(f"written: {', '.join(map(str, written))}")
 
 
 def _plot(options: Plot) -> None:
@@ -224,8 +242,8 @@ def _landscape(options: Landscape) -> None:
         options.run, checkpoints=options.checkpoints, select=to_selection(options.select), weights=options.weights,
         effort=effort, dataset=options.dataset or None, data_dir=options.data_dir or None, progress=tell,
     )  # fmt: skip
-    print(tables.landscape_as_text(found), end="")
     written = [tables.write_store(found, path / LANDSCAPE), *save_landscape(found, path / "figures")]
+    print(tables.landscape_as_text(found), end="")
     print(f"written: {', '.join(map(str, written))}")
 
 
@@ -247,8 +265,8 @@ def _minima(options: Minima) -> None:
         options.run, select=to_selection(options.select), **counts, points=whole_number("points", options.points) or 0,
         dataset=options.dataset or None, data_dir=options.data_dir or None, progress=tell,
     )  # fmt: skip
-    print(minima_tables.as_text(found), end="")
     written = [tables.write_store(found, path / COMPARISON), *save_minima(found, path / "figures")]
+    print(minima_tables.as_text(found), end="")
     print(f"written: {', '.join(map(str, written))}")
 
 

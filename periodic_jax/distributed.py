@@ -296,8 +296,9 @@ def _name_the_first_if_it_dies(coordinator: str, team: Distributed, patience: fl
 
 def leave(status: int) -> NoReturn:
     """End this process at once: threads that wait for lost processes must not hold it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # nobody may read them any more
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)
 
 

@@ -91,10 +91,11 @@ def _say_nothing(line: str) -> None:
 
 
 def show(path: Path, found: list[Any]) -> list[Path]:
-    """Print the table and the summary, and draw the figures."""
+    """Draw the figures, and print the table and the summary."""
     from periodic_jax import plots, tables
     from periodic_jax.results import open_run, read_config
 
+    files = plots.save_all(open_run(path, flat=True), found[0], path / "figures")
     print(tables.as_text(found[0]), end="")
     summary = read_config(path)["summary"]
     pace = summary["ms_per_config_step"]  # None: not more than one chunk was trained
@@ -103,7 +104,7 @@ def show(path: Path, found: list[Any]) -> list[Path]:
         + (f"{pace:.3g} ms each after it; " if pace else "")
         + f"peak memory {summary['peak_rss_mb']:.0f} MB; in {path}"
     )
-    return plots.save_all(open_run(path, flat=True), found[0], path / "figures")
+    return files
 
 
 def tell_figures(files: list[Path]) -> None:

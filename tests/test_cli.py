@@ -261,3 +261,17 @@ def test_an_error_in_training_is_on_a_line_of_its_own(capsys, tmp_path):
     assert "compiling" in said
     assert "8.00/20.0" in said
     assert said.endswith("\n")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["analyze", "--help"], ["analyze", "RUN"], ["info", "RUN"]])
+def test_who_reads_the_output_may_go(demo, words):
+    """As with ``| head -1``: no word of it, and all files are written."""
+    run = demo[0] / "runs" / "demo"
+    (run / "summary.csv").unlink(missing_ok=True)
+    read, write = os.pipe()
+    os.close(read)
+    program = [sys.executable, "-m", "periodic_jax.cli", *(str(run) if word == "RUN" else word for word in words)]
+    done = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, text=True, timeout=100)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+    assert (run / "summary.csv").exists() == (words == ["analyze", "RUN"])
