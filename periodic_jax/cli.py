@@ -145,14 +145,19 @@ def _analyze(options: Analyze) -> None:
     path = Path(options.run)
     dataset = open_run(path, flat=True)
     found = analysis.analyze(dataset, predict=options.predict)
-    written = tables.save(found, path)
-    print(tables.as_text(found))
-    print(tables.as_text(found, ("because",)))
-    print(tables.as_text(found, ("mean_fall_steps", "mean_predicted_fall_steps", *tables.THEORY)))
-    if options.predict:
-        print(tables.as_text(found, tables.FORECASTS))
-    print(tables.findings(found), end="")
-    print(f"written: {', '.join(map(str, written))}")
+    shown = [tables.SHOWN, ("because",), ("mean_fall_steps", "mean_predicted_fall_steps", *tables.THEORY)]
+    shown += [tables.FORECASTS] if options.predict else []
+    said = "\n".join([*(tables.as_text(found, names) for names in shown), tables.findings(found)])
+    _write(lambda: tables.save(found, path), said)
+
+
+def _write(write: Callable[[], list[Path]], said: str) -> None:
+    """Write files, print what they hold and name them; what cannot be written can be read at least."""
+    try:
+        files = write()
+    finally:
+        print(said, end="")
+    print(f"written: {', '.join(map(str, files))}")
 
 
 def _plot(options: Plot) -> None:
@@ -242,9 +247,10 @@ def _landscape(options: Landscape) -> None:
         options.run, checkpoints=options.checkpoints, select=to_selection(options.select), weights=options.weights,
         effort=effort, dataset=options.dataset or None, data_dir=options.data_dir or None, progress=tell,
     )  # fmt: skip
-    written = [tables.write_store(found, path / LANDSCAPE), *save_landscape(found, path / "figures")]
-    print(tables.landscape_as_text(found), end="")
-    print(f"written: {', '.join(map(str, written))}")
+    _write(
+        lambda: [tables.write_store(found, path / LANDSCAPE), *save_landscape(found, path / "figures")],
+        tables.landscape_as_text(found),
+    )
 
 
 def _minima(options: Minima) -> None:
@@ -265,9 +271,10 @@ def _minima(options: Minima) -> None:
         options.run, select=to_selection(options.select), **counts, points=whole_number("points", options.points) or 0,
         dataset=options.dataset or None, data_dir=options.data_dir or None, progress=tell,
     )  # fmt: skip
-    written = [tables.write_store(found, path / COMPARISON), *save_minima(found, path / "figures")]
-    print(minima_tables.as_text(found), end="")
-    print(f"written: {', '.join(map(str, written))}")
+    _write(
+        lambda: [tables.write_store(found, path / COMPARISON), *save_minima(found, path / "figures")],
+        minima_tables.as_text(found),
+    )
 
 
 def _info(options: Info) -> None:
