@@ -227,14 +227,14 @@ def measure(params: Any, grads: Any, updates: Any, hparams: HParams, labels: Lab
     if not any(marks):
         return _nothing_to_measure(params, grads)
     x, g, u = in_groups(*map(jax.tree.leaves, (params, grads, updates)))
-    products = over_leaves(leaves, x * x, g * g, g * x, u * x)
+    products = over_leaves(leaves, (x, x), (g, g), (g, x), (u, x))
     x_x, g_g, g_x, u_x = products[:, marks]
     norm_sq, along = x_x.sum(), u_x.sum()
     norm, grad_norm = jnp.sqrt(norm_sq), jnp.sqrt(g_g.sum())
     shares = jnp.where(x_x > 0, u_x / x_x, 0)
     of_layers = [[own for own, mark in zip(of_leaves(v, leaves), marks, strict=True) if mark] for v in (x, u)]
     tangents = [b - a * share for a, b, share in zip(*of_layers, shares, strict=True)]
-    moved_sq = over_groups([jnp.square(tangent).sum(1) for tangent in tangents])[0]
+    moved_sq = over_groups([jnp.square(tangent) for tangent in tangents])
     # u_t of all layers together: within a layer what is tangential there, and along x what its share differs by.
     tangent_sq = (moved_sq + (shares - along / norm_sq) ** 2 * x_x).sum()
     layer_norm, layer_grad_norm, layer_moved = jnp.sqrt(x_x), jnp.sqrt(g_g), jnp.sqrt(moved_sq)

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from periodic_jax.sums import LANES, ROWS, global_norm, in_groups, of_leaves, over_leaves
+from periodic_jax.sums import FEW, LANES, global_norm, in_groups, of_leaves, over_leaves
 
-SHAPES = [(1,), (ROWS * LANES,), (3, 3, 8, 16), (), (ROWS * LANES + 1,), (2, 5)]
+# Among the small; in groups of 8 and of 9 rows as they lie in memory; and large with zeros at its end.
+SHAPES = [(1,), (8 * LANES,), (3, 3, 8, 16), (), (8 * LANES + 1,), (3, 3, 32, 64), (2, 5), (FEW + 1, LANES - 1), (0, 2)]
 
 
 def trees(dtype, shapes=SHAPES, seed=0):
@@ -28,7 +29,7 @@ def test_products_of_each_leaf_are_those_of_numpy(dtype, how):
             third = [
                 (i + 1) * (p * q).sum() for i, (p, q) in enumerate(zip(of_leaves(x, a), of_leaves(y, a), strict=True))
             ]
-            return jnp.concatenate([over_leaves(a, x * x, x * y), jnp.stack(third)[None]])
+            return jnp.concatenate([over_leaves(a, (x, x), (x, y)), jnp.stack(third)[None]])
 
         if how == "vmap":
             both = jax.tree.map(lambda leaf: jnp.stack([leaf * 2, leaf]), a)
@@ -44,13 +45,17 @@ def test_products_of_each_leaf_are_those_of_numpy(dtype, how):
 
 
 def test_a_leaf_that_is_not_finite_leaves_the_others_alone():
-    leaves = [jnp.ones(3), jnp.full(2, jnp.inf), jnp.ones((30, 50))]
-    (vector,) = in_groups(leaves)
-    assert over_leaves(leaves, vector)[0].tolist() == [3.0, jnp.inf, 1500.0]
+    leaves = [jnp.ones(3), jnp.full(2, jnp.inf), jnp.ones((30, 50)), jnp.ones((9, 1024))]
+    x, ones = in_groups(leaves, jax.tree.map(jnp.ones_like, leaves))
+    assert over_leaves(leaves, (x, ones))[0].tolist() == [3.0, jnp.inf, 1500.0, 9216.0]
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.integers(1, 3000), min_size=1, max_size=3))
+@given(
+    st.lists(
+        st.one_of(st.integers(1, 6000), st.sampled_from([1024, 1152, 4608, 9216, 100_000])), min_size=1, max_size=3
+    )
+)
 def test_the_norm_of_any_leaves(sizes):
     leaves = trees("float32", [(size,) for size in sizes], seed=sum(sizes))[0]
     wanted = np.linalg.norm(np.concatenate([np.asarray(leaf, np.float64) for leaf in leaves]))
