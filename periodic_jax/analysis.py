@@ -99,7 +99,8 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
     coords = {**{name: dataset[name] for name in AXES}, "check": list(CHECKS), "fit": list(FITS)}
     if predict:
         now = Standing(*_stacked([part[4] for part in parts]))
-        variables |= _forecasts(now, found, hyper, decay)
+        gone = np.isfinite(read(dataset, "diverged_at"))
+        variables |= _forecasts(now, found, hyper, decay, gone)
     return xr.Dataset(variables, coords, {"run": dataset.attrs.get("name", ""), "burn_in": BURN_IN})
 
 
@@ -243,11 +244,14 @@ def _lowest_between(dataset: xr.Dataset, name: str, found: Periods) -> np.ndarra
     return lowest
 
 
-def _forecasts(now: Standing, found: Periods, hyper: dict[str, np.ndarray], decay: np.ndarray) -> dict[str, Any]:
-    """The forecast for the next destabilisation, and those of the recorded ones for a back-test."""
+def _forecasts(
+    now: Standing, found: Periods, hyper: dict[str, np.ndarray], decay: np.ndarray, gone: np.ndarray
+) -> dict[str, Any]:
+    """The forecast for the next destabilisation of what has not diverged, and of recorded ones for a back-test."""
     ahead: Forecast = forecast(now, references(found.onset_effective_lr), decay, hyper["momentum"], decay > 0)
     names = ("origin", "soonest", "latest", "expected")
-    variables: dict[str, Any] = {f"forecast_{n}": ("config", getattr(ahead, n)[:, -1]) for n in names}
+    last = {name: np.where(gone, np.nan, getattr(ahead, name)[:, -1]) for name in names}
+    variables: dict[str, Any] = {f"forecast_{name}": ("config", values) for name, values in last.items()}
     dims = ("config", "destabilisation")
     variables |= {f"backtest_{n}": (dims, getattr(ahead, n)[:, :-1]) for n in names}
     variables["backtest_next_jump"] = (dims, now.next_jump[:, :-1])

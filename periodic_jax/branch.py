@@ -73,8 +73,10 @@ def branch_run(
     at = results.checkpoint_steps(path)
     if step is None and at:
         step = at[-1]
+    if not at:
+        raise ConfigError("run directory", path, "one with checkpoints to branch from")
     if step not in at:
-        raise ConfigError("--step", step, f"a checkpoint of {path}: {', '.join(map(str, at)) or 'it has none'}")
+        raise ConfigError("--step", step, f"a checkpoint of {path}: {', '.join(map(str, at))}")
     axes = branched_axes({name: getattr(parent, name) for name in RUN_AXES}, select, change)
     config = dataclasses.replace(parent, out=out, steps=steps or planned_steps(parent), **axes)
     if planned_steps(config) <= step:
@@ -149,7 +151,9 @@ def _nearest(name: str, wanted: float, values: Sequence[float]) -> float:
     for value in values:
         if np.isclose(wanted, value, rtol=1e-9, atol=0):
             return value
-    raise ConfigError("--select", f"{name}={wanted:.15g}", "one of " + ", ".join(f"{v:.15g}" for v in set(values)))
+    raise ConfigError(
+        "--select", f"{name}={wanted:.15g}", "one of " + ", ".join(f"{v:.15g}" for v in sorted(set(values)))
+    )
 
 
 def _begin(

@@ -10,7 +10,7 @@ from typing import Any
 from periodic_jax import runtime
 from periodic_jax.distributed import ALONE, leave
 from periodic_jax.errors import ConfigError, RunStopped
-from periodic_jax.grid import parse_axis
+from periodic_jax.grid import counted, parse_axis
 from periodic_jax.launching import claim, plan, show, team_of, tell_figures, train
 from periodic_jax.options import (
     Analyze,
@@ -96,7 +96,7 @@ def _demo(options: Demo) -> None:
     claim(config, ALONE)
     print(
         f"ConvNetSI of width {config.width} on scikit-learn's digits: {len(config.lr)} learning rates x "
-        f"{len(config.weight_decay)} weight decays, {config.steps} steps each."
+        f"{len(config.weight_decay)} weight decays, {counted(config.steps or 0, 'step')} each."
     )
     files = show(*train(config.out, run_sweep, config))
     print("Look at:")

@@ -181,6 +181,16 @@ def short_numbers(values: Iterable[float]) -> list[str]:
     return next(words for words in texts if len(set(words)) == len(set(values)))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> counted(1, "step"), counted(2000, "step")
+        ('1 step', '2000 steps')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def flag_of(name: str) -> str:
     """The command-line spelling of a setting: ``weight_decay`` is ``--weight-decay``."""
     return "--" + name.replace("_", "-")

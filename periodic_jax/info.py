@@ -1,7 +1,5 @@
 """What a run directory holds: what ran, how far it came, what diverged, its size, and whether it is as written."""
 
-import fcntl
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +11,8 @@ from periodic_jax.config import from_record
 from periodic_jax.declared import used
 from periodic_jax.disk import in_words
 from periodic_jax.errors import ConfigError
-from periodic_jax.grid import AXES
-from periodic_jax.locks import LOCK_FILE
+from periodic_jax.grid import AXES, counted
+from periodic_jax.locks import is_locked
 from periodic_jax.period_minima import PREFIX, WEIGHTS, kept_minima, miscounted, read_minimum
 from periodic_jax.results import (
     MINIMA,
@@ -98,9 +96,10 @@ def describe(path: str | Path, *, verify: bool = False) -> Report:
 
 def _progress(path: Path, record: dict[str, Any], done: int, steps: int) -> str:
     if "summary" in record:
-        return f"finished: {steps} steps in {len(record.get('sessions', ())) + 1} sessions"
-    now = "running now" if _is_locked(path) else f"to go on: periodic-jax resume {path}"
-    return f"unfinished: {done} of {steps} steps, {steps - done} left; {now}"
+        sessions = counted(len(record.get("sessions", ())) + 1, "session")
+        return f"finished: {counted(steps, 'step')} in {sessions}"
+    now = "running now" if is_locked(path) else f"to go on: periodic-jax resume {path}"
+    return f"unfinished: {done} of {counted(steps, 'step')}, {steps - done} left; {now}"
 
 
 def _look(path: Path, lines: list[str], recorded: int) -> list[str]:
@@ -113,7 +112,7 @@ def _look(path: Path, lines: list[str], recorded: int) -> list[str]:
     except (ConfigError, ValueError) as error:
         return [str(error)]
     swept = [name for name in AXES if len(np.unique(dataset[name])) > 1]
-    lines.append(f"{dataset.sizes['config']} configurations" + (f" over {', '.join(swept)}" if swept else ""))
+    lines.append(counted(dataset.sizes["config"], "configuration") + (f" over {', '.join(swept)}" if swept else ""))
     gone = np.flatnonzero(np.isfinite(diverged))
     for i in gone[:20]:
         where = " ".join(f"{name}={dataset[name].values[i]:.15g}" for name in swept or ("lr", "weight_decay"))
@@ -186,18 +185,3 @@ def _missing_steps(path: Path, begun: int, done: int) -> Iterator[str]:
         absent = np.isnan(read(dataset, "loss", step=part)) & (steps[part] < ends[:, None])
         for i in np.flatnonzero(absent.any(1)):
             yield f"{TELEMETRY}/loss: no step {steps[part][absent[i].argmax()]} of configuration {i}"
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process is writing to a run directory."""
-    try:
-        handle = os.open(path / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False

@@ -10,6 +10,7 @@ from periodic_jax import runtime
 from periodic_jax.distributed import ALONE, Team, joined
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import flag_of
+from periodic_jax.locks import FREE, is_locked
 from periodic_jax.options import Processes
 from periodic_jax.parsing import tell
 from periodic_jax.words import finite_number, whole_number
@@ -63,6 +64,8 @@ def claim(config: "RunConfig", team: Team) -> None:
     def take() -> None:
         if standing(config) is None:
             claim_directory(Path(config.out))
+        elif is_locked(Path(config.out)):
+            raise ConfigError("run directory", config.out, FREE)
         else:
             tell(f"{config.out} holds this run, unfinished: going on with it")
 

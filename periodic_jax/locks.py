@@ -9,6 +9,7 @@ from pathlib import Path
 from periodic_jax.errors import ConfigError
 
 LOCK_FILE = ".lock"
+FREE = "one that no other process is writing to"  # what a run directory must be
 
 
 @contextlib.contextmanager
@@ -36,7 +37,22 @@ def locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConfigError("run directory", path, "one that no other process is writing to") from None
+            raise ConfigError("run directory", path, FREE) from None
         yield
     finally:
         os.close(handle)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process is writing to a run directory."""
+    try:
+        handle = os.open(path / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False

@@ -126,7 +126,7 @@ class Sweep:
     """Record the sharpness of the mini-batch on the unit sphere every so many updates; at 50 it costs some 8 %."""
     keep_period_minima: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[COUNT]")] = ("off",)
     """Keep the lowest point of each period of each configuration, for periodic-jax minima. Candidates are COUNT steps
-    apart, 100 if not given: a small part of a period, such as an epoch."""
+    apart (10 to 10000), 100 if not given: a small part of a period, such as an epoch."""
     keep: Whole = "2"
     """How many of the last checkpoints to keep."""
     keep_every: OptionalWhole = ""

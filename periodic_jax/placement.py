@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from periodic_jax.distributed import Team
 from periodic_jax.errors import ConfigError
+from periodic_jax.grid import counted
 from periodic_jax.layouts import Arrangement, device_shape
 from periodic_jax.train import TrainState
 
@@ -47,7 +48,7 @@ class Placement:
         count, share = len(seeds), share or -(-len(seeds) // team.count)
         shares = [slice(k * share, min((k + 1) * share, count)) for k in range(team.count)]
         if shares[-1].start >= count:
-            accepted = f"at most {-(-count // share)} for {count} configurations"
+            accepted = f"at most {-(-count // share)} for {counted(count, 'configuration')}"
             raise ConfigError("--num-processes", team.count, accepted)
         held = [[d for d in devices if d.process_index == host] for host in team.hosts]
         each = min(shares[0].stop, *(len(local) for local in held))

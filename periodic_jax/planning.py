@@ -14,7 +14,7 @@ from periodic_jax import disk, runtime
 from periodic_jax.config import RUN_AXES, RunConfig, evaluated_every, planned_steps
 from periodic_jax.declared import MOST_CONFIGS
 from periodic_jax.errors import ConfigError
-from periodic_jax.grid import flag_of
+from periodic_jax.grid import counted, flag_of
 from periodic_jax.layouts import device_shape
 from periodic_jax.run import build_sweep
 from periodic_jax.telemetry import along_steps, regular_shares
@@ -72,7 +72,7 @@ def plan(config: RunConfig, processes: int = 1) -> Plan:
     per_chunk, share = regular_shares(len(grid), processes)
     if (processes - 1) * share >= len(grid):
         raise ConfigError(
-            "--num-processes", processes, f"at most {-(-len(grid) // share)} for {len(grid)} configurations"
+            "--num-processes", processes, f"at most {-(-len(grid) // share)} for {counted(len(grid), 'configuration')}"
         )
     with runtime.precision(config.precision):
         sweep = build_sweep(dataclasses.replace(config, **_few(config, len(grid), processes)))
@@ -150,7 +150,8 @@ def describe(plan: Plan, config: RunConfig, device_memory: int | None = None) ->
     padding = plan.processes * plan.devices * each - plan.configs
     pace = f"{1e3 * plan.seconds_per_config_step:.3g} ms a config-step of one device, just measured"
     lines = [
-        f"{plan.configs} configurations of {plan.steps} steps: {plan.configs * plan.steps:.3g} config-steps",
+        f"{counted(plan.configs, 'configuration')} of {counted(plan.steps, 'step')}: "
+        f"{plan.configs * plan.steps:.3g} config-steps",
         f"{plan.devices} devices in each of {plan.processes} processes: {each} configurations a device, in {plan.rows} "
         f"rows of one seed; {padding} in all are padding",
         f"memory of a device: {words(plan.memory_bytes)}: training states {words(plan.state_bytes)}, records of a "

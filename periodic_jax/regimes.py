@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from periodic_jax import segments
+from periodic_jax.grid import counted
 from periodic_jax.periods import LOSS_NOISE, MOST_AT_ONCE, Periods, detect_periods, rotation
 
 REGIMES = ("converging", "periodic", "equilibrium", "diverged", "undecided")
@@ -174,11 +175,11 @@ def _words(
     at = f" at step {diverged_at:.0f}" if np.isfinite(diverged_at) else ""
     keeps = f"rotation at {pace:.2f} of the decay's pace" if decays else "no decay sets a pace"
     level_text = f"loss x {level:.2f} from the middle third to the last"
-    jumps = f"{count} destabilisation{'s' if count != 1 else ''}"
+    jumps = counted(count, "destabilisation")
     held = f", which hold {burst_share:.0%} of the rotation" if burst_share > 0 else ""
     return (
         f"not finite{at}",
-        f"only {reached} steps",
+        f"only {counted(reached, 'step')}",
         f"loss {loss_ratio:.3g} times the first",
         f"a step turns by {np.degrees(turn):.0f} degrees, a random walk",
         f"{keeps}, {level_text}",

@@ -26,6 +26,7 @@ from periodic_jax.config import (
 )  # fmt: skip
 from periodic_jax.distributed import ALONE, PeerLost, Team
 from periodic_jax.errors import ConfigError, RunStopped
+from periodic_jax.grid import counted
 from periodic_jax.locks import locked
 from periodic_jax.provenance import code_digest, peak_rss_mb, provenance, versions
 from periodic_jax.results import checkpoint_steps, open_run
@@ -247,7 +248,8 @@ def run_session(
             raise RunStopped(message, 1) from error
     if outcome.step < plan.steps:
         raise RunStopped(
-            f"stopped after {outcome.step} of {plan.steps} steps; to go on: periodic-jax resume {path}", sweep.stopped
+            f"stopped after {outcome.step} of {counted(plan.steps, 'step')}; to go on: periodic-jax resume {path}",
+            sweep.stopped,
         )
     return path
 

@@ -53,6 +53,9 @@ WHOLE = (
 )  # fmt: skip
 
 
+FARTHEST = 1e9  # steps that are written out: a network that hardly moves has forecasts beyond any run
+
+
 def rows(analysis: xr.Dataset, columns: Sequence[str] = SHOWN) -> list[dict[str, Any]]:
     """The analysis as plain rows: lr and weight decay, the hyperparameters that differ or are in force, then the
     columns.
@@ -284,7 +287,7 @@ def _cell(name: str, value: object) -> str:
             return "-"
         if name.endswith("_error") or name.startswith(("disagreement", "seed_disagreement")):
             return f"{100 * value:.1f} %"
-        if name in WHOLE:
+        if name in WHOLE and abs(value) < FARTHEST:
             return f"{value:.0f}"
         return f"{value:.2f}" if name == "confidence" else f"{value:.3g}"
     return str(value)

@@ -124,7 +124,7 @@ def test_info_tells_how_the_run_stands(parent, capsys):
     main(["info", str(parent), "--verify"])
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"{parent}: ConvNetSI of width 2 and depth 1 on digits")
-    assert "finished: 30 steps in 1 sessions" in said
+    assert "finished: 30 steps in 1 session" in said
     assert "4 configurations over lr, weight_decay" in said
     assert said[-1] == "consistent"
     assert checkpoint_steps(parent) == [10, 20, 30]

@@ -376,5 +376,5 @@ def test_processes_that_differ_are_refused(tmp_path, cache):
     ends = finish(start(tmp_path / "other", 2, 5, cache, code={0: "abc", 1: "def"}))
     assert ends == [(2, "periodic_jax's code: def in process 1 is not accepted; expected abc, as in process 0")] * 2
     ends = finish(start(tmp_path / "few", 2, 5, cache, **{f"process{k}": {"lr": [0.1], "seed": [0]} for k in range(2)}))
-    assert ends == [(2, "--num-processes: 2 is not accepted; expected at most 1 for 1 configurations")] * 2
+    assert ends == [(2, "--num-processes: 2 is not accepted; expected at most 1 for 1 configuration")] * 2
     assert not list(tmp_path.glob("*/telemetry.zarr"))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from synthetic import cut, stack, trajectory
 
+from periodic_jax.grid import counted
 from periodic_jax.periods import detect_periods
 from periodic_jax.regimes import LEAST_STEPS, REGIMES, Regimes, classify_regimes, rotation_pace
 
@@ -80,7 +81,7 @@ def test_a_short_run_is_not_judged(steps, recwarn):
     found = classify_regimes(cut(trajectory(2 * LEAST_STEPS), steps), 1.0, 1e-3)
     assert found.regime == "undecided"
     assert found.confidence == 0
-    assert str(found.because) == f"only {steps} steps"
+    assert str(found.because) == f"only {counted(steps, 'step')}"
     assert classify_regimes({**cut(trajectory(200), steps), "diverged_at": 0.0}, 1.0, 1e-3).regime == "diverged"
     assert not recwarn.list
 

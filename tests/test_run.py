@@ -112,7 +112,10 @@ def test_a_run_of_one_step_is_whole(tmp_path):
 
 def test_evaluations_take_a_quarter_of_the_time_at_most(tmp_path):
     """An evaluation of the 1,500 and 297 images costs a third of a step for each of their mini-batches."""
-    every = lambda **changes: evaluated_every(RunConfig(out=tmp_path, **changes))  # noqa: E731
+
+    def every(**changes):
+        return evaluated_every(RunConfig(out=tmp_path, **changes))
+
     assert [every(steps=steps) for steps in (10, 1500, 10000)] == [15, 15, 100]
     assert every(steps=10, batch_size=1500) == every(steps=10, full_batch=True) == 2
     assert every(steps=10, eval_every=1) == 1
