@@ -16,6 +16,23 @@ Number = Annotated[str, tyro.conf.arg(metavar="NUMBER")]
 Word = Annotated[str, tyro.conf.arg(metavar="NAME")]
 File = Annotated[str, tyro.conf.arg(metavar="FILE")]
 Folder = Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(optional)")]
+Pairs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="AXIS=NUMBER ...", help_behavior_hint="(optional)")]
+
+# Options that several commands have.
+Run = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR", help="Run directory.")]]
+Selected = Annotated[
+    Pairs,
+    tyro.conf.arg(help="The configurations to look at, such as lr=0.1 weight_decay=1e-3,1e-2; all, if not given."),
+]
+DatasetFile = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="FILE",
+        help_behavior_hint="(optional)",
+        help="The .npz file, where the run's data set is one: no path in a run directory is followed.",
+    ),
+]
+DataFolder = Annotated[Folder, tyro.conf.arg(help="As for the sweep, which must be given again.")]
 
 
 @dataclass(frozen=True)
@@ -47,8 +64,7 @@ class Sweep:
     """Learning rates, above 0."""
     weight_decay: OptionalNumbers = ("default",)
     """Weight decays (coupled, L2), above 0, with lr x decay below 1; the word none for training without. 1e-3 if not
-    given,
-    none where every --elr is above 0."""
+    given, none where every --elr is above 0."""
     momentum: Numbers = ("0",)
     """Momenta, from 0 to below 1."""
     noninvariant_lr: Numbers = ("0",)
@@ -67,8 +83,8 @@ class Sweep:
     """digits (1,797 real 8x8 scans, embedded), cifar10, cifar100 or svhn (looked for on this machine), synthetic
     (made-up 32x32 images), or the path of an .npz file with images, labels, test_images and test_labels."""
     data_dir: Folder = ""
-    """Folder with the official files (CIFAR: cifar-10-batches-py or the .tar.gz; SVHN: the .mat files)
-    or a data set prepared by TFDS. After it come ~/datasets/NAME and ~/tensorflow_datasets."""
+    """Folder with the official files (CIFAR: cifar-10-batches-py or the .tar.gz; SVHN: the .mat files) or a data set
+    prepared by TFDS. After it come ~/datasets/NAME and ~/tensorflow_datasets."""
     download: bool = False
     """Let TFDS download the data set if it is found nowhere; needs the extra tfds. Nothing else uses the network."""
     augment: bool = False
@@ -87,8 +103,7 @@ class Sweep:
     """Height in pixels to shrink the images to, by averaging over square blocks; 16 for small machines."""
     model: Word = "ConvNetSI"
     """ConvNetSI, ConvNetSIAf, ConvNet, ResNet18SI, ResNet18SIAf or ResNet18; SI: all but the head scale-invariant; Af:
-    with
-    affine batch normalisation."""
+    with affine batch normalisation."""
     width: Whole = "4"
     """Channels of the first layer."""
     depth: Whole = "3"
@@ -112,8 +127,7 @@ class Sweep:
     """cross_entropy or squared."""
     schedule: Word = "constant"
     """Of the learning rate: constant, cosine, c (flat for a quarter, then linear to lr/p), d (divided by p at each
-    quarter)
-    or default (flat for a half, then linear to 1 % at 90 %)."""
+    quarter) or default (flat for a half, then linear to 1 % at 90 %)."""
     schedule_per: Word = "step"
     """step or epoch: how often the schedule changes the rate."""
     norm_per: Word = "total"
@@ -146,16 +160,13 @@ class Sweep:
 class Resume:
     """Continue a run that was stopped, from its last checkpoint and to the same bits, or extend a finished one."""
 
-    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
-    """Run directory."""
+    run: Run
     steps: OptionalWhole = ""
     """A new number of the last update, to extend the run; a schedule keeps its end."""
     epochs: OptionalWhole = ""
     """The same in epochs."""
-    dataset: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = ""
-    """The .npz file, where the run's data set is one: no path in a run directory is followed."""
-    data_dir: Folder = ""
-    """As for the sweep, which must be given again."""
+    dataset: DatasetFile = ""
+    data_dir: DataFolder = ""
     truncate: bool = False
     """Where telemetry is damaged, go back to the checkpoint before it and compute it again."""
     processes: tyro.conf.OmitArgPrefixes[Processes] = Processes()
@@ -170,7 +181,7 @@ class Branch:
 
     run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
     """Run directory of the parent."""
-    select: Annotated[tuple[str, ...], tyro.conf.arg(metavar="AXIS=NUMBER ...", help_behavior_hint="(optional)")] = ()
+    select: Pairs = ()
     """The configurations to take, such as lr=0.1 weight_decay=1e-3,1e-2; all, if not given. One value of each axis that
     is changed."""
     step: OptionalWhole = ""
@@ -195,10 +206,8 @@ class Branch:
     """Likewise: another order of the data, with the parent's weights."""
     steps: OptionalWhole = ""
     """Number of the last update, counted from the parent's start; the parent's, if not given."""
-    dataset: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = ""
-    """The .npz file, where the run's data set is one: no path in a run directory is followed."""
-    data_dir: Folder = ""
-    """As for the sweep, which must be given again."""
+    dataset: DatasetFile = ""
+    data_dir: DataFolder = ""
     out: Folder = ""
     """Run directory, which must hold no run yet; runs/branch, runs/branch-2 ... if not given."""
 
@@ -207,8 +216,7 @@ class Branch:
 class Info:
     """Tell what a run directory holds, how far the run came, and whether it is as written."""
 
-    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
-    """Run directory."""
+    run: Run
     verify: bool = False
     """Read every telemetry chunk and checkpoint, and compare the checksums."""
 
@@ -238,20 +246,17 @@ class Analyze:
     Prints tables and writes summary.csv and analysis.zarr into the run directory. The run may still be going on.
     """
 
-    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
-    """Run directory."""
+    run: Run
     predict: bool = False
     """Also say when the next destabilisation can come and is to be expected, and test such forecasts on those that
-    came.
-    """
+    came."""
 
 
 @dataclass(frozen=True)
 class Plot:
     """Draw all figures that apply to a run into DIR/figures. The run may still be going on."""
 
-    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
-    """Run directory."""
+    run: Run
     format: Annotated[tuple[str, ...], tyro.conf.arg(metavar="png|pdf ...")] = ("png", "pdf")
     """Files to write: png, pdf (vector graphics) or both."""
     in_epochs: bool = False
@@ -266,8 +271,7 @@ class Report:
     on.
     """
 
-    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
-    """Run directory."""
+    run: Run
     live: bool = False
     """Serve the report on this machine (127.0.0.1) instead, and refresh it until interrupted."""
     port: Annotated[str, tyro.conf.arg(metavar="NUMBER")] = "8000"
@@ -280,8 +284,7 @@ class Report:
 class Export:
     """Write a run in the format of another tool. Nothing is sent anywhere."""
 
-    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
-    """Run directory."""
+    run: Run
     to: Word
     """tensorboard, wandb (offline runs), csv, netcdf or npz."""
     out: Folder = ""
@@ -295,13 +298,11 @@ class Landscape:
     On the same mini-batches in train mode for all configurations. Prints a table, writes landscape.zarr and a figure.
     """
 
-    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
-    """Run directory."""
+    run: Run
     checkpoints: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COUNT|all|last ...")] = ("all",)
     """Checkpoints to look at, by their number of updates; all that were kept, or the last. See --keep-every of the
     sweep."""
-    select: Annotated[tuple[str, ...], tyro.conf.arg(metavar="AXIS=NUMBER ...", help_behavior_hint="(optional)")] = ()
-    """The configurations to look at, such as lr=0.1 weight_decay=1e-3,1e-2; all, if not given."""
+    select: Selected = ()
     weights: Word = "invariant"
     """invariant or all: the scale-invariant weights, on the unit sphere too, or all of them."""
     images: Annotated[str, tyro.conf.arg(metavar="COUNT|all")] = "1024"
@@ -314,10 +315,8 @@ class Landscape:
     """Most Lanczos iterations."""
     tolerance: Number = "1e-3"
     """Residual at which an eigenvalue has converged, relative to the largest in size."""
-    dataset: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = ""
-    """The .npz file, where the run's data set is one: no path in a run directory is followed."""
-    data_dir: Folder = ""
-    """As for the sweep, which must be given again."""
+    dataset: DatasetFile = ""
+    data_dir: DataFolder = ""
     overwrite: bool = False
     """Replace a landscape.zarr that is there."""
 
@@ -330,10 +329,8 @@ class Minima:
     of batch normalisation are re-estimated everywhere. Prints tables, writes minima.zarr and a figure.
     """
 
-    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
-    """Run directory."""
-    select: Annotated[tuple[str, ...], tyro.conf.arg(metavar="AXIS=NUMBER ...", help_behavior_hint="(optional)")] = ()
-    """The configurations to look at, such as lr=0.1 weight_decay=1e-3,1e-2; all, if not given."""
+    run: Run
+    select: Selected = ()
     last: Annotated[str, tyro.conf.arg(metavar="COUNT|all")] = "10"
     """At most so many minima of each configuration, the last ones."""
     images: Annotated[str, tyro.conf.arg(metavar="COUNT|all")] = "all"
@@ -342,10 +339,8 @@ class Minima:
     """Points of each path, ends included; at least 3."""
     overwrite: bool = False
     """Replace the comparison that is there."""
-    dataset: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = ""
-    """The .npz file, where the run's data set is one: no path in a run directory is followed."""
-    data_dir: Folder = ""
-    """As for the sweep, which must be given again."""
+    dataset: DatasetFile = ""
+    data_dir: DataFolder = ""
 
 
 @dataclass(frozen=True)

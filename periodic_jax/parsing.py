@@ -1,17 +1,21 @@
 """Parses the command line; whatever is not accepted becomes one line and exit status 2."""
 
+import ast
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import io
 import itertools
 import re
 import sys
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, Union, get_type_hints
 
 import tyro
 
+from periodic_jax import options as options_module
 from periodic_jax._version import __version__
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import flag_of
@@ -39,6 +43,8 @@ def parse(arguments: Sequence[str]) -> Any:
         name = flag.removesuffix("=")
         if name in ("--out", "--data-dir") and (flag != name or not word.strip()):
             raise ConfigError(name, "an empty word", "a folder")
+    if {"-h", "--help"}.intersection(arguments):
+        _flow_help()
     said = io.StringIO()
     commands: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())]  # noqa: UP007 (built at run time)
     try:
@@ -53,6 +59,17 @@ def parse(arguments: Sequence[str]) -> Any:
     if unknown:
         raise _unknown(arguments[0], unknown[0])
     return options
+
+
+def _flow_help() -> None:
+    """Give tyro the options' docstrings as single lines: it would break its help where the source's lines end."""
+    for node in ast.parse(inspect.getsource(options_module)).body:
+        if isinstance(node, ast.ClassDef):
+            fields = {field.name: field for field in dataclasses.fields(getattr(options_module, node.name))}
+            for pair in itertools.pairwise(node.body):
+                match pair:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        fields[name].metadata = MappingProxyType({"help": " ".join(text.split())})
 
 
 def _unknown(command: str, word: str) -> ConfigError:

@@ -1,3 +1,4 @@
+import itertools
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import tyro
 
 from periodic_jax import __version__, open_run
 from periodic_jax.cli import main
-from periodic_jax.options import Sweep
+from periodic_jax.options import COMMANDS, Sweep
 from periodic_jax.words import to_config
 
 
@@ -118,6 +119,17 @@ def test_help_exits_with_0(capsys, command):
         main(command)
     assert stop.value.code == 0
     assert "usage: periodic-jax" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_lines_of_help_are_full(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = [line.replace("│", " ").rstrip() for line in capsys.readouterr().out.splitlines()]
+    for line, following in itertools.pairwise(lines):
+        if following.startswith(" " * 10) and "  " in line[2:]:  # the text goes on in the next line
+            assert len(f"{line} {following.split()[0]}") > 78, line
 
 
 def test_the_version_is_told(capsys):
