@@ -4,8 +4,7 @@ goes.
     sphere_sgd = track_dynamics(chain(add_decayed_weights, trace, scale_by_group_lr, project_to_sphere))
 
 State is arrays only, so chains of different hyperparameters stack and ``vmap``; an optimiser object must not outlive
-the traced
-numbers that it closes over: build it, update, and drop it inside the step.
+the traced numbers that it closes over: build it, update, and drop it inside the step.
 """
 
 from typing import Any, NamedTuple
