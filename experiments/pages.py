@@ -135,11 +135,13 @@ def _settings(name: str, run: str, record: Mapping[str, Any]) -> str:
 def _made(run: str, record: Mapping[str, Any]) -> str:
     hardware, summary, versions = record["hardware"], record["summary"], record["versions"]
     sessions = len(record.get("sessions", ())) + 1
-    more = f" (the last of {sessions} sessions)" if sessions > 1 else ""
+    took = f"{summary['seconds']:.0f} s"
+    if sessions > 1:
+        took = f"{sessions} sessions, the last of which took {took}"
     return (
         f"- `{run}`: {hardware['devices']} x {hardware['device']} ({hardware['machine']}, {hardware['cpus']} cores, "
         f"shared with other work), {record['config']['precision']}, {summary['config_steps']:,} config-steps in "
-        f"{summary['seconds']:.0f} s{more}; jax {versions['jax']}, commit {(record['git_commit'] or 'unknown')[:10]}"
+        f"{took}; jax {versions['jax']}, commit {(record['git_commit'] or 'unknown')[:10]}"
     )
 
 

@@ -102,8 +102,10 @@ def show(path: Path, found: list[Any]) -> list[Path]:
     print(tables.as_text(found[0]), end="")
     summary = read_config(path)["summary"]
     pace = summary["ms_per_config_step"]  # None: not more than one chunk was trained
+    steps, here = summary["config_steps"], summary["session_config_steps"]
     print(
-        f"{summary['config_steps']} config-steps in {summary['seconds']:.1f} s with compilation, "
+        (f"{steps}" if here == steps else f"{here} of {steps}")
+        + f" config-steps in {summary['seconds']:.1f} s with compilation, "
         + (f"{pace:.3g} ms each after it; " if pace else "")
         + f"peak memory {summary['peak_rss_mb']:.0f} MB; in {path}"
     )

@@ -27,6 +27,7 @@ from periodic_jax.config import (
 from periodic_jax.distributed import ALONE, PeerLost, Team
 from periodic_jax.errors import ConfigError, RunStopped
 from periodic_jax.grid import counted
+from periodic_jax.info import describe
 from periodic_jax.locks import locked
 from periodic_jax.provenance import code_digest, peak_rss_mb, provenance, versions
 from periodic_jax.results import checkpoint_steps, open_run
@@ -116,7 +117,8 @@ def resume_run(
         epochs: the same in epochs.
         dataset: the npz file, where the data set is one: paths in config.json are not followed.
         data_dir: as for `RunConfig`.
-        truncate: where telemetry is damaged, go back to the checkpoint before it, and compute it again.
+        truncate: where telemetry is damaged, go back to the checkpoint before it, and compute it again. Refused of a
+            finished run that is whole.
         progress, stop, say, team, analysed: as for `run_sweep`.
 
     Returns:
@@ -145,12 +147,24 @@ def resume_run(
             if after < before:
                 raise ConfigError("--steps", after, f"at least the {before} steps of the run")
             config = dataclasses.replace(config, steps=after)
-        if planned_steps(config) == before and "summary" in record and not truncate:
-            raise ConfigError("run directory", path, f"an unfinished run, or --steps above {before} to extend it")
+        if planned_steps(config) == before and "summary" in record:
+            if not truncate:
+                raise ConfigError("run directory", path, f"an unfinished run, or --steps above {before} to extend it")
+            team.once(lambda: _check_damaged(path))
         team.together(lambda: check(config))
         return run_session(
             config, record, truncate=truncate, progress=progress, stop=stop, say=say, team=team, analysed=analysed
         )
+
+
+def _check_damaged(path: Path) -> None:
+    """Refuse to mend a finished run that is whole.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if not describe(path, verify=True).faults:
+        raise ConfigError("--truncate", path, "a damaged run; this one is finished and all as it was written")
 
 
 def standing(config: RunConfig) -> dict[str, Any] | None:
@@ -306,9 +320,10 @@ def _summarise(path: Path, record: dict[str, Any], sweep: "Sweep", outcome: Any,
     configs, pace = len(sweep.grid), None
     if outcome.steps:
         pace = round(outcome.seconds / outcome.steps / configs * 1e3, 4)
-    first_step = results.first_step(record)
     summary = {
-        "config_steps": (outcome.step - first_step) * configs, "ms_per_config_step": pace,
+        "config_steps": (outcome.step - results.first_step(record)) * configs,
+        # All that follows is of this session alone.
+        "session_config_steps": (outcome.step - outcome.begun) * configs, "ms_per_config_step": pace,
         "compilations": sweep.compilations, "seconds": round(time.perf_counter() - started, 3),
         "peak_rss_mb": round(peak_rss_mb(), 1),
     }  # fmt: skip

@@ -72,7 +72,8 @@ class Start(NamedTuple):
 class Outcome(NamedTuple):
     """How a session ended."""
 
-    step: int  # updates made
+    begun: int  # updates made before
+    step: int  # and now
     seconds: float  # from the end of the first chunk, whose program is compiled
     steps: int  # made in that time
 
@@ -162,7 +163,7 @@ def train(
     if minima and sweep.step == plan.steps:
         minima.write_unfinished()
     seconds = time.perf_counter() - timed_from if timed_from else 0.0
-    return Outcome(sweep.step, seconds, timed_steps)
+    return Outcome(start.step, sweep.step, seconds, timed_steps)
 
 
 def find_start(sweep: Sweep, plan: Plan, truncate: bool, say: Callable[[str], None]) -> Start:

@@ -166,9 +166,11 @@ class Sweep:
 
     def _train_from_start(self, count: int) -> None:
         """``count`` steps from fresh states, which are the sweep's after none; none take as much memory as many."""
-        count = min(count, self.capacity)
-        data = (self.hparams, self.seeds, self.data, np.int32(0), np.int32(count))
-        self.states, _ = jax.block_until_ready(self._run_chunk(self._fresh_states(), *data))
+        self.states = self._fresh_states()
+        for first in range(0, max(count, 1), self.capacity):
+            part = np.int32(first), np.int32(min(count - first, self.capacity))
+            self.states, _ = self._run_chunk(self.states, self.hparams, self.seeds, self.data, *part)
+        jax.block_until_ready(self.states)
 
     def _lay_out_programs(self, layout: str) -> None:
         self.layout, self.compilations = layout, 0

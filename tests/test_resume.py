@@ -71,6 +71,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(whole, cut):
     record = read_config(cut)
     assert len(record["sessions"]) == 1
     assert record["summary"]["config_steps"] == 6 * STEPS
+    assert record["summary"]["session_config_steps"] == 6 * (STEPS - 30)
     assert (cut / "summary.csv").read_bytes() == (whole / "summary.csv").read_bytes()
 
 

@@ -105,6 +105,25 @@ def test_candidates_are_timed_on_the_sweeps_own_program(tiny, model, monkeypatch
     assert len(list(cache.iterdir())) == 1
 
 
+def test_a_step_of_a_short_run_is_timed_too(tiny, model, monkeypatch):
+    """A chunk of two steps may take less than any timing: as many chunks follow as are needed."""
+    sweep, asked = Sweep(model, tiny, GRID, batch_size=12, capacity=2), []
+    timed = tuning.seconds_per_step
+
+    def heard(train):
+        def train_and_count(count):
+            train(count)
+            asked.append((count, sweep.states.step.tolist()))
+
+        return timed(train_and_count)
+
+    monkeypatch.setattr(tuning, "seconds_per_step", heard)
+    assert 1e-6 < sweep.seconds_per_step() < 1
+    assert asked[-1][0] > 2
+    assert all(np.all(np.array(steps) == count) for count, steps in asked)
+    assert sweep.compilations == 1
+
+
 def test_compiled_programs_are_kept_unless_the_user_has_a_place(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = jax.config.values["jax_compilation_cache_dir"]
