@@ -251,6 +251,8 @@ def _forecasts(
     ahead: Forecast = forecast(now, references(found.onset_effective_lr), decay, hyper["momentum"], decay > 0)
     names = ("origin", "soonest", "latest", "expected")
     last = {name: np.where(gone, np.nan, getattr(ahead, name)[:, -1]) for name in names}
+    for name in names[1:]:  # what is to come comes after the last step
+        last[name] = np.maximum(last[name], last["origin"] + 1)
     variables: dict[str, Any] = {f"forecast_{name}": ("config", values) for name, values in last.items()}
     dims = ("config", "destabilisation")
     variables |= {f"backtest_{n}": (dims, getattr(ahead, n)[:, :-1]) for n in names}

@@ -37,6 +37,15 @@ def check_place(coordinator: str, *, first: bool) -> None:
             raise ValueError(f"nothing can listen there: {os.strerror(error.errno or 0)}") from None
 
 
+def is_known(coordinator: str) -> bool:
+    """Whether the host of a ``HOST:PORT`` has an address."""
+    try:
+        socket.getaddrinfo(coordinator.rpartition(":")[0].strip("[]"), None)
+    except (OSError, UnicodeError):
+        return False
+    return True
+
+
 def listens(coordinator: str) -> bool:
     """Whether there is a process 0 at its ``HOST:PORT``."""
     host, _, port = coordinator.rpartition(":")
@@ -74,12 +83,15 @@ def arriving(patience: float) -> Iterator[None]:
                 return
             index, count = int(global_state.process_id), int(global_state.num_processes)
             others = [i for i in range(1, count) if i != index]  # process 0 cannot tell which of them has come
-            if not others or not listens(str(global_state.coordinator_address)):
+            coordinator = str(global_state.coordinator_address)
+            if not others or not listens(coordinator):
                 others = [0]
             who = f"process {others[0]} of {count}"
             if len(others) > 1:
                 who = f"at least one of processes {others[0]} - {others[-1]} of {count}"
             line = f"{who} did not come within {patience:.0f} s; all need the same --coordinator and --num-processes"
+            if not is_known(coordinator):
+                line += f"; {coordinator.rpartition(':')[0]} has no address here"
             os.write(stderr, f"periodic-jax: {line}\n".encode())
             os._exit(1)
 

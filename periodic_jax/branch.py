@@ -79,8 +79,10 @@ def branch_run(
         raise ConfigError("--step", step, f"a checkpoint of {path}: {', '.join(map(str, at))}")
     axes = branched_axes({name: getattr(parent, name) for name in RUN_AXES}, select, change)
     config = dataclasses.replace(parent, out=out, steps=steps or planned_steps(parent), **axes)
+    if planned_steps(config) <= step and steps is None:
+        raise ConfigError("--step", step, f"one below the parent's end, {planned_steps(config)}, or --steps above it")
     if planned_steps(config) <= step:
-        raise ConfigError("--steps", planned_steps(config), f"above {step}, where the branch begins")
+        raise ConfigError("--steps", steps, f"above {step}, where the branch begins")
     check(config)
     source = parents(parent.grid(), config.grid(), select, change)
     try:
@@ -121,7 +123,8 @@ def branched_axes(parent: Axes, select: Axes, change: Axes) -> dict[str, tuple[f
         chosen = tuple(_nearest(name, wanted, values) for wanted in select.get(name, values))
         if name in change and len(chosen) > 1:
             wanted = f"one value in --select, since {flag_of(name)} is changed: {' '.join(f'{v:g}' for v in values)}"
-            raise ConfigError("--select", f"no {name}", wanted)
+            given = ",".join(f"{v:g}" for v in select.get(name, ()))
+            raise ConfigError("--select", f"{name}={given}" if given else f"no {name}", wanted)
         axes[name] = tuple(change[name]) if name in change else chosen
     return axes
 

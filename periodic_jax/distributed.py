@@ -233,11 +233,13 @@ def joined(
         The processes.
 
     Raises:
-        ConfigError: they cannot be joined.
+        ConfigError: they cannot be joined, or there are not so many.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of errors JAX tells in Python too
     import jax
 
+    if index is not None and count is not None and not 0 <= index < count:
+        raise ConfigError("--process-id", index, f"a whole number from 0, below --num-processes {count}")
     try:
         if coordinator is not None:
             check_place(coordinator, first=index == 0)

@@ -2,35 +2,33 @@
 
 import contextlib
 import dataclasses
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from periodic_jax import analysis, results, runtime, tables
+from periodic_jax import results, runtime
 from periodic_jax.config import (
     RUN_AXES,
     RunConfig,
     check,
-    check_images,
     difference,
     evaluated_every,
     from_record,
     planned_steps,
     steps_of_epoch,
-    to_record,
     what_determines,
 )  # fmt: skip
 from periodic_jax.distributed import ALONE, PeerLost, Team
 from periodic_jax.errors import ConfigError, RunStopped
 from periodic_jax.grid import counted
 from periodic_jax.info import describe
-from periodic_jax.locks import locked
-from periodic_jax.provenance import code_digest, peak_rss_mb, provenance, versions
-from periodic_jax.results import checkpoint_steps, open_run
+from periodic_jax.locks import LOCK_FILE, locked
+from periodic_jax.provenance import code_digest, versions
+from periodic_jax.records import next_record, summarise
+from periodic_jax.results import checkpoint_steps
 from periodic_jax.telemetry import shares
 
 if TYPE_CHECKING:
@@ -228,13 +226,13 @@ def run_session(
     team.advice = f"all up to the last checkpoint is kept: periodic-jax resume {path} goes on from there"
     if team.count > 1:
         team.check_same({**what_determines(config), **versions(), "periodic_jax's code": code_digest()})
-    with runtime.precision(config.precision):
+    with runtime.precision(config.precision), _without_a_trace(path):
         team.together(runtime.check_reductions)
         if team.count == 1:
             states_of(config, config.data.image_shape, config.data.num_classes)  # refused here, where they do not fit
         per_chunk, share = team.once(lambda: shares(path, len(config.grid()), team.count))
         sweep = build_sweep(config, team, share)
-        new, record = "config" not in (record or {}), _next_record(config, record, sweep)
+        new, record = "config" not in (record or {}), next_record(config, record, sweep)
         plan = dataclasses.replace(plan_of(config, record), per_chunk=per_chunk, share=share)
         check_room(sweep, plan)
         try:
@@ -252,7 +250,7 @@ def run_session(
             )  # fmt: skip
             team.exchange("written")
             if outcome.step == plan.steps and team.first:
-                analysed(_summarise(path, record, sweep, outcome, started))
+                analysed(summarise(path, record, sweep, outcome, started))
         except PeerLost as lost:
             raise PeerLost(f"{lost}; {team.advice}") from None
         except OSError as error:
@@ -266,6 +264,19 @@ def run_session(
             sweep.stopped,
         )
     return path
+
+
+@contextlib.contextmanager
+def _without_a_trace(path: Path) -> Iterator[None]:
+    """Leave no folder behind where a new run is refused."""
+    try:
+        yield
+    except ConfigError:
+        if not (path / results.CONFIG_FILE).exists():
+            with contextlib.suppress(OSError):  # there is something else in it
+                (path / LOCK_FILE).unlink()
+                path.rmdir()
+        raise
 
 
 def build_sweep(config: RunConfig, team: Team = ALONE, share: int | None = None) -> "Sweep":
@@ -292,40 +303,3 @@ def plan_of(config: RunConfig, record: dict[str, Any]) -> "Plan":
         keep_every=config.keep_every, seconds=config.checkpoint_seconds,
         keep_period_minima=config.keep_period_minima,
     )  # fmt: skip
-
-
-def _next_record(config: RunConfig, record: dict[str, Any] | None, sweep: "Sweep") -> dict[str, Any]:
-    """What config.json is to hold while this session runs.
-
-    Raises:
-        ConfigError: the images are not those that the run began with.
-    """
-    data = json.loads(json.dumps(config.data.described()))
-    held = {"config": to_record(config, sweep.layout), "data": data}
-    if record is None or "config" not in record:
-        return {"format": results.FORMAT, **(record or {}), **held, **provenance(sweep)}
-    check_images(config, record)
-    ends = list(record.get("ends", ()))
-    if "summary" in record and planned_steps(config) > record["config"]["steps"]:
-        ends.append(record["config"]["steps"])
-    sessions = [*record.get("sessions", ()), provenance(sweep)]
-    kept = {name: value for name, value in record.items() if name != "summary"}
-    return {**kept, **held, "ends": ends, "sessions": sessions}
-
-
-def _summarise(path: Path, record: dict[str, Any], sweep: "Sweep", outcome: Any, started: float) -> xr.Dataset:
-    """Write the table, and that the run has ended; gives the analysis."""
-    found = analysis.analyze(open_run(path, flat=True))
-    tables.to_csv(found, path / results.SUMMARY_FILE)
-    configs, pace = len(sweep.grid), None
-    if outcome.steps:
-        pace = round(outcome.seconds / outcome.steps / configs * 1e3, 4)
-    summary = {
-        "config_steps": (outcome.step - results.first_step(record)) * configs,
-        # All that follows is of this session alone.
-        "session_config_steps": (outcome.step - outcome.begun) * configs, "ms_per_config_step": pace,
-        "compilations": sweep.compilations, "seconds": round(time.perf_counter() - started, 3),
-        "peak_rss_mb": round(peak_rss_mb(), 1),
-    }  # fmt: skip
-    results.write_config(path, {**record, "summary": summary})
-    return found

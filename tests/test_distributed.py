@@ -17,6 +17,7 @@ from survival import states_at
 from together import SETTINGS, finish, start
 
 from periodic_jax import ConfigError, RunConfig, SweepGrid, distributed, open_run, run_sweep
+from periodic_jax.arrival import is_known
 from periodic_jax.distributed import Distributed, PeerLost, joined
 from periodic_jax.layouts import ROW_COST, Arrangement, device_shape
 from periodic_jax.results import checkpoint_steps, read_config, write_config
@@ -359,6 +360,21 @@ def test_who_never_comes_is_named(count, index, who):
 def test_a_place_without_a_port_is_refused(place):
     with pytest.raises(ConfigError, match=re.escape(f"--coordinator: {place} is not accepted; expected HOST:PORT")):
         joined(place, 2, 1).__enter__()
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_a_process_too_many_is_refused(index):
+    with pytest.raises(
+        ConfigError, match=f"--process-id: {index} is not accepted; expected .* below --num-processes 2"
+    ):
+        joined("127.0.0.1:2000", 2, index).__enter__()
+
+
+def test_hosts_are_known_or_not():
+    assert is_known("127.0.0.1:2000")
+    assert is_known("[::1]:2000")
+    assert not is_known("no-such-host.invalid:2000")
+    assert not is_known("x" * 100 + ":2000")
 
 
 def test_a_port_in_use_is_refused():

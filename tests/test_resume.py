@@ -204,6 +204,14 @@ def test_no_room_is_said(sweep, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(ConfigError, match=r"--out: .* MB free, which the run may take \(there are 1 kB\)"):
         check_room(sweep, Plan(tmp_path, 10**5, 10))
+    with pytest.raises(ConfigError, match="free, which the run may take"):
+        run_sweep(configured(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="free, which the run may take"):
+        run_sweep(configured(tmp_path / "mine"))
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
 def test_a_network_beyond_the_memory_is_refused_before_anything_is_written(tmp_path):
