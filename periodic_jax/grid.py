@@ -181,14 +181,19 @@ def short_numbers(values: Iterable[float]) -> list[str]:
     return next(words for words in texts if len(set(words)) == len(set(values)))
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str = "") -> str:
     """A number of things.
 
+    Args:
+        number: how many.
+        noun: one of them.
+        plural: several of them; the noun with an s, if not given.
+
     Example:
-        >>> counted(1, "step"), counted(2000, "step")
-        ('1 step', '2000 steps')
+        >>> counted(1, "step"), counted(2000, "step"), counted(2, "minimum", "minima")
+        ('1 step', '2000 steps', '2 minima')
     """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def flag_of(name: str) -> str:

@@ -42,7 +42,7 @@ def describe(path: str | Path, *, verify: bool = False) -> Report:
 
     Args:
         path: the run directory.
-        verify: read every telemetry chunk and every checkpoint, and compare their checksums.
+        verify: read every telemetry chunk, checkpoint and kept minimum, and compare their checksums.
 
     Returns:
         Lines for the reader, and the faults that were found.
@@ -83,8 +83,10 @@ def describe(path: str | Path, *, verify: bool = False) -> Report:
         # What was seen at first sight has its file and its reason here.
         faults = found + [fault for fault in faults if not any(one.startswith(TELEMETRY) for one in found)]
         if not faults:
-            checked = f"every telemetry chunk up to step {done} and {len(checkpoint_steps(path))} checkpoints"
-            checked += f", and {len(minima)} minima" if minima else ""
+            checked = (
+                f"every telemetry chunk up to step {done} and {counted(len(checkpoint_steps(path)), 'checkpoint')}"
+            )
+            checked += f", and {counted(len(minima), 'minimum', 'minima')}" if minima else ""
             lines.append(f"verified: {checked}")
     lines += [f"damaged: {fault}" for fault in faults]
     if any(TELEMETRY in fault or MINIMA in fault for fault in faults):

@@ -218,7 +218,7 @@ class Info:
 
     run: Run
     verify: bool = False
-    """Read every telemetry chunk and checkpoint, and compare the checksums."""
+    """Read every telemetry chunk, checkpoint and kept minimum, and compare the checksums."""
 
 
 @dataclass(frozen=True)

@@ -152,8 +152,9 @@ def describe(plan: Plan, config: RunConfig, device_memory: int | None = None) ->
     lines = [
         f"{counted(plan.configs, 'configuration')} of {counted(plan.steps, 'step')}: "
         f"{plan.configs * plan.steps:.3g} config-steps",
-        f"{plan.devices} devices in each of {plan.processes} processes: {each} configurations a device, in {plan.rows} "
-        f"rows of one seed; {padding} in all are padding",
+        f"{counted(plan.devices, 'device')} in each of {counted(plan.processes, 'process', 'processes')}: "
+        f"{counted(each, 'configuration')} a device, in {counted(plan.rows, 'row')} of one seed; {padding} in all are "
+        "padding",
         f"memory of a device: {words(plan.memory_bytes)}: training states {words(plan.state_bytes)}, records of a "
         f"chunk {words(plan.record_bytes)}, data {words(plan.data_bytes)}, temporaries {words(plan.temporary_bytes)}",
         f"disk: telemetry {words(plan.telemetry_bytes)} before compression, in {plan.telemetry_files} files; "

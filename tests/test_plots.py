@@ -7,6 +7,7 @@ from synthetic import EVALUATIONS, cut, open_flat, stack, trajectory
 
 from periodic_jax import analysis, plots
 from periodic_jax.grid import SweepGrid
+from periodic_jax.plots.curvature import against_threshold
 
 CURVES = ["train_loss", "test_error", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step"]
 PERIODIC = ["period_length", "equilibrium", "one_period", "phases"]
@@ -361,6 +362,21 @@ def test_scales_suit_the_numbers(values, scale, limits):
     assert ax.yaxis.get_offset_text().get_text() == ""
     if limits:
         assert ax.get_ylim() == pytest.approx(limits)
+
+
+@pytest.mark.parametrize("peaks", [(1.0, 1.0), (1.0, 100.0), (100.0, 1.0), (0.01, 0.01)])
+def test_beside_the_threshold_every_panel_shows_its_peaks(run, peaks):
+    """The panels share their scale, which the first one must not settle."""
+    dataset = run("two axes")
+    scale = np.where(dataset.weight_decay.values == 1e-3, *peaks)[:, None]
+    noise = np.random.default_rng(0).lognormal(size=dataset.loss.shape)
+    dataset = dataset.assign(elr_times_sharpness=(("config", "step"), noise * scale))
+    figure = plots.in_panels(dataset, against_threshold, "elr_times_sharpness")
+    assert len(figure.axes) == 2
+    for ax in figure.axes:
+        low, high = ax.get_ylim()
+        for line in ax.lines:
+            assert low <= np.min(line.get_ydata()) <= np.max(line.get_ydata()) <= high
 
 
 def test_long_curves_keep_their_extremes(run):

@@ -103,11 +103,13 @@ def at_onsets(found: xr.Dataset) -> Figure | None:
         figure = Figure(figsize=(6, 4))
         ax = figure.subplots()
         together = np.concatenate(known)
-        bins = np.geomspace(together.min(), together.max() * (1 + 1e-9), 31)
-        for values, colour, words in zip(
-            known, (PHASE_A, PHASE_B), ("first half of the fall", "before the onset"), strict=True
-        ):
-            ax.hist(values, bins, color=colour, alpha=0.6, label=f"{words}: median {np.median(values):.2f}")
+        number = np.clip(int(2 * np.sqrt(len(known[1]))), 8, 30)
+        bins = np.geomspace(together.min(), together.max() * (1 + 1e-9), number + 1)
+        words = [
+            f"{where}: median {np.median(values):.2f}"
+            for where, values in zip(("first half of the fall", "before the onset"), known, strict=True)
+        ]
+        ax.hist(known, bins, color=[PHASE_A, PHASE_B], label=words)  # side by side
         ax.axvline(1, color="black", lw=1, ls="--", label="threshold")
         style.fit_scale(ax, True, x=together)
         ax.set(xlabel="effective learning rate x sharpness / threshold", ylabel="destabilisations")
@@ -121,5 +123,10 @@ def thresholds(ax: Axes, dataset: xr.Dataset) -> None:
     for momentum in np.unique(dataset.momentum.values):
         at = 2 * (1 + float(momentum))
         ax.axhline(at, color="black", lw=1, ls="--")
-        low, high = ax.get_ylim()  # which may have been fitted to the curves alone
-        ax.set_ylim(min(low, at / 1.1), max(high, at * 1.1))
+        ax.text(
+            0.99, at * 1.03, "threshold", transform=ax.get_yaxis_transform(), ha="right", va="bottom", fontsize=7,
+            bbox={"color": "white", "alpha": 0.8, "pad": 0.5},
+        )  # fmt: skip
+        if not ax.get_autoscaley_on():  # fitted to what was measured alone; otherwise the limits include all lines
+            low, high = ax.get_ylim()
+            ax.set_ylim(min(low, at / 1.1), max(high, at * 1.1))

@@ -176,7 +176,8 @@ def equilibria(found: xr.Dataset) -> Figure:
             equilibrium(ax, found, name)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper")
-        figure.suptitle("converging configurations have not come to their equilibrium yet", fontsize=9)
+        if (found.regime.values == "converging").any():
+            figure.suptitle("converging configurations have not come to their equilibrium yet", fontsize=9)
         return figure
 
 
