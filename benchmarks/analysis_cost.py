@@ -1,6 +1,6 @@
 """How long `periodic-jax analyze` takes, and how much memory, on a large run.
 
-    python benchmarks/analysis_cost.py --configs 1000 --steps 100000 --json analysis_cost.json
+    python -m benchmarks.analysis_cost --configs 1000 --steps 100000
 
 Writes the telemetry of a synthetic run (sawtooth periods, equilibria, slow descents, with noise; float32, as a sweep
 would write it) into a temporary folder, which is deleted afterwards, and analyses it in a process of its own.
@@ -8,18 +8,16 @@ would write it) into a temporary folder, which is deleted afterwards, and analys
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.common import save
 from periodic_jax import results
 from periodic_jax.grid import SweepGrid
 from periodic_jax.telemetry import TelemetryWriter
@@ -91,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--configs", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=100_000)
-    parser.add_argument("--json", default="", help="file to write")
+    parser.add_argument("--out", help="folder for the JSON file")
     parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -104,18 +102,12 @@ def main() -> None:
         write_run(path, grid, options.steps)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
         print(f"{size:.0f} MB of telemetry written in {time.perf_counter() - started:.0f} s", file=sys.stderr)
-        command = [sys.executable, __file__, "--measure", str(path)]
+        command = [sys.executable, "-m", "benchmarks.analysis_cost", "--measure", str(path)]
         measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    versions = {name: metadata.version(name) for name in ("numpy", "scipy", "xarray", "zarr")}
-    report = {
-        "configs": options.configs, "steps": options.steps, "store_mb": round(size), **measured,
-        "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()},
-        "versions": {"python": platform.python_version(), **versions},
-    }  # fmt: skip
+    report = {"configs": options.configs, "steps": options.steps, "store_mb": round(size), **measured}
     for name, value in report.items():
         print(f"{name:18s} {value}")
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=2) + "\n")
+    print(save("analysis-cost", report, options.out))
 
 
 if __name__ == "__main__":
