@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from periodic_jax.checkpoints import Tree, checksum, file_checksums, orbax, packed
-from periodic_jax.distributed import ALONE, Team
 from periodic_jax.integrity import seal, write_json
 from periodic_jax.results import CHECKPOINTS, CHECKSUMS, checkpoint_steps
 
@@ -31,15 +30,11 @@ class Checkpoints:
         seconds: least time between two checkpoints; it grows so that writing takes at most a hundredth of the time. 0:
             after every chunk.
         first_step: of the run; a branch keeps its checkpoint there, which nothing could bring back.
-        team: the processes that write each checkpoint together.
-        share: configurations of each of them, but for the last, which may have fewer.
     """
 
     def __init__(
         self, path: Path, *, keep: int = 2, keep_every: int | None = None, seconds: float = 10.0, first_step: int = 0,
-        team: Team = ALONE, share: int | None = None,
     ) -> None:  # fmt: skip
-        self._team, self._share = team, share
         self._path, self._keep, self._keep_every, self._first_step = path, keep, keep_every, first_step
         self._seconds, self._last, self._took = seconds, time.monotonic(), 0.0
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -52,7 +47,7 @@ class Checkpoints:
         return marked or time.monotonic() - self._last >= interval
 
     def save(self, step: int, states: Tree) -> None:
-        """Begin to write a checkpoint of this process's configurations, as soon as the one before is written.
+        """Begin to write a checkpoint, as soon as the one before is written.
 
         Raises:
             OSError: the one before could not be written.
@@ -60,10 +55,6 @@ class Checkpoints:
         self.wait()
         self._last = time.monotonic()
         content = packed(states, np.array([[step, len(next(iter(states.values()))), checksum(states)]], np.uint32))
-        if self._team.count > 1:
-            from periodic_jax.spread import spread
-
-            content = spread(content, self._team, self._share or 0)
         self._pending = self._thread.submit(self._write, step, content)
 
     def wait(self) -> None:
@@ -74,36 +65,24 @@ class Checkpoints:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            self._team.wait_for(pending)
+            pending.result()
 
     def _write(self, step: int, content: dict[str, Any]) -> None:
         """Write a checkpoint, then remove those that are no longer wanted."""
         begun = time.monotonic()
         folder = self._path / CHECKPOINTS / str(step)
-        if self._team.first:
-            self._drop(step)
+        self._drop(step)
         try:
-            self._save(os.path.abspath(folder), content)
+            orbax().save(os.path.abspath(folder), content)
         except OSError:
             raise
         except Exception as error:  # tensorstore's own words for a full disk and its like
             raise OSError(None, str(error).partition("\n")[0] or type(error).__name__) from error
-        if not self._team.first:
-            return
         write_json(folder / CHECKSUMS, seal(file_checksums(folder)))
         for old in checkpoint_steps(self._path)[: -self._keep]:
             if old != self._first_step and (self._keep_every is None or old % self._keep_every):
                 self._drop(old)
         self._took = time.monotonic() - begun
-
-    def _save(self, folder: str, content: dict[str, Any]) -> None:
-        if self._team.count == 1:
-            orbax().save(folder, content)
-            return
-        from periodic_jax.spread import between_processes
-
-        with between_processes(orbax(), self._team):
-            orbax().save(folder, content)
 
     def discard_after(self, step: int) -> None:
         """Remove all later checkpoints, and what a killed process left half-written or half-removed."""

@@ -3,10 +3,10 @@
     DIR/checkpoints/STEP/                  a flat tree of arrays, configurations first and in the grid's order
     DIR/checkpoints/STEP/checksums.json    of all other files there
 
-The order is the grid's, without padding but at the end, so that a run can go on with another number of devices or
-processes, each of which writes and reads its own configurations. Checksums, and the shapes that are declared, are
-compared before orbax reads anything, since its readers do not bear damage well. Nothing in a checkpoint is unpickled or
-run. `checkpointing` writes them.
+The order is the grid's, so that a run can go on with another number of devices. Earlier versions could share a grid
+among processes: what these wrote has a part for each, with a row of ``check``, and padding behind the last
+configuration, which is cut off. Checksums, and the shapes that are declared, are compared before orbax reads anything,
+since its readers do not bear damage well. Nothing in a checkpoint is unpickled or run. `checkpointing` writes them.
 """
 
 import contextlib
@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from periodic_jax.declared import read_json, used
-from periodic_jax.distributed import ALONE, Team
 from periodic_jax.errors import ConfigError
 from periodic_jax.integrity import SEAL, is_whole
 from periodic_jax.results import CHECKPOINTS, CHECKSUMS
@@ -72,68 +71,26 @@ def load(path: Path, step: int, like: Tree) -> dict[str, np.ndarray]:
     Raises:
         DamagedCheckpoint: anything else than what was written, or other arrays than ``like``.
     """
-    verify(path, step, like)
-    return read(path, step, like)
-
-
-def verify(path: Path, step: int, like: Tree, team: Team = ALONE, share: int | None = None) -> None:
-    """Compare the checksums of a checkpoint's files, and what it declares.
-
-    Args:
-        path, step, like: as for `load`; ``like`` of this process's configurations.
-        team: the processes that are going to read it, of which one needs to look.
-        share: configurations of each.
-
-    Raises:
-        DamagedCheckpoint: they are not as they were written, or not as wanted.
-    """
-    folder = path / CHECKPOINTS / str(step)
-    configs = team.count * (share or _length(like))
+    folder, configs = path / CHECKPOINTS / str(step), _length(like)
     with _told_as_damage():
-        _check_files(folder, sum(array.nbytes for array in like.values()) // max(_length(like), 1) * configs)
+        _check_files(folder, sum(array.nbytes for array in like.values()))
         declared = _outline(orbax().metadata(os.path.abspath(folder)).metadata)
         parts, rows = _parts_and_rows(declared, like)
-        # Padding behind each process's configurations is less than all there are.
+        # Padding behind the configurations is less than all there are.
         if not (0 < parts <= rows <= 2 * configs and rows % parts == 0):
             rows, parts = configs, 1
-        _check_outline(declared, _outline(_like(like, rows, parts)))
-
-
-def read(path: Path, step: int, like: Tree, team: Team = ALONE, share: int | None = None) -> dict[str, np.ndarray]:
-    """Read a checkpoint that is verified.
-
-    Args:
-        path, step, like, team, share: as for `verify`; all processes read side by side.
-
-    Returns:
-        The arrays, this process's configurations first.
-
-    Raises:
-        DamagedCheckpoint: as `load`.
-    """
-    folder = os.path.abspath(path / CHECKPOINTS / str(step))
-    with _told_as_damage():
-        declared = _outline(orbax().metadata(folder).metadata)
-        parts, rows = _parts_and_rows(declared, like)
         wanted = _like(like, rows, parts)
-        if team.count > 1:
-            from periodic_jax.spread import between_processes, shares_of
-
-            with between_processes(orbax(), team, padding=True):
-                content = orbax().load(folder, {**wanted, "states": shares_of(like, team, share or 0)})
-            # Its parts may be those of other processes: the files were verified, and that must do.
-            local = {name: np.asarray(array.addressable_shards[0].data) for name, array in content["states"].items()}
-            return {name: array[: len(like[name])] for name, array in local.items()}
-        content = orbax().load(folder, wanted)
+        _check_outline(declared, _outline(wanted))
+        content = orbax().load(os.path.abspath(folder), wanted)
         stored = {name: np.asarray(array) for name, array in content["states"].items()}
         pieces = []
-        for k, (written, configs, crc) in enumerate(np.asarray(content["check"]).tolist()):
-            piece = {name: array[k * (rows // parts) :][:configs] for name, array in stored.items()}
+        for k, (written, held, crc) in enumerate(np.asarray(content["check"]).tolist()):
+            piece = {name: array[k * (rows // parts) :][:held] for name, array in stored.items()}
             if (written, crc) != (step, checksum(piece)):
                 raise DamagedCheckpoint("its arrays have another checksum")
             pieces.append(piece)
         states = {name: np.concatenate([piece[name] for piece in pieces]) for name in stored}
-        if {len(array) for array in states.values()} != {_length(like)}:
+        if {len(array) for array in states.values()} != {configs}:
             raise DamagedCheckpoint("it is of other configurations")
         return states
 
@@ -150,7 +107,7 @@ def _told_as_damage() -> Iterator[None]:
 
 
 def _parts_and_rows(declared: Mapping[str, tuple[Any, ...]], like: Tree) -> tuple[int, int]:
-    """How many processes wrote a checkpoint, and of how many configurations, padding included."""
+    """Of how many parts a checkpoint is, and of how many configurations, padding included."""
     shapes = [declared.get(name, ((0,),))[0] for name in ("check", f"states.{min(like)}")]
     return tuple(shape[0] if shape else 0 for shape in shapes)  # pyright: ignore[reportReturnType]
 
@@ -226,6 +183,6 @@ def packed(states: Tree, check: np.ndarray) -> dict[str, Any]:
 
     Args:
         states: arrays, configurations first.
-        check: ``(processes, 3)``, of each that writes: the step, its number of configurations, and their checksum.
+        check: ``(parts, 3)``, of each part: the step, its number of configurations, and their checksum.
     """
     return {"states": dict(states), "check": check}

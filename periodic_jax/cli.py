@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from periodic_jax import runtime
-from periodic_jax.distributed import ALONE, leave
 from periodic_jax.errors import ConfigError, RunStopped
 from periodic_jax.grid import counted, parse_axis
-from periodic_jax.launching import claim, plan, show, team_of, tell_figures, train
+from periodic_jax.launching import claim, plan, show, tell_figures, train
 from periodic_jax.options import (
     Analyze,
     Branch,
@@ -47,26 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _do(arguments: Sequence[str] | None) -> None:
     """What the words ask for."""
-    end: Callable[[int], Any] = sys.exit
     command: Any = None
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
-        if hasattr(command, "processes") and command.processes.distributed:
-            end = leave  # threads that wait for processes which are lost would hold this one
         _ACTIONS[type(command)](command)
     except ConfigError as error:
-        end(refuse(str(as_typed(error, command))))
+        sys.exit(refuse(str(as_typed(error, command))))
     except RunStopped as stopped:
         tell(str(stopped))
-        end(stopped.status)
+        sys.exit(stopped.status)
     except KeyboardInterrupt:
         tell("interrupted")
-        end(130)
+        sys.exit(130)
     except BrokenPipeError:
         raise
     except OSError as error:
         tell(f"{error.filename or 'error'}: {error.strerror or error}")
-        end(1)
+        sys.exit(1)
 
 
 def _sweep(options: Sweep) -> None:
@@ -74,15 +70,10 @@ def _sweep(options: Sweep) -> None:
 
     config = to_config(options)
     if options.dry_run:
-        plan(config, options.processes)
+        plan(config)
         return
-    if options.processes.distributed and not options.out:
-        raise ConfigError("--out", "none given with --distributed", "a folder that all processes share")
-    with team_of(options.processes) as team:
-        claim(config, team)
-        end = train(config.out, run_sweep, config, team=team)
-    if team.first:
-        tell_figures(show(*end))
+    claim(config)
+    tell_figures(show(*train(config.out, run_sweep, config)))
 
 
 def _demo(options: Demo) -> None:
@@ -93,7 +84,7 @@ def _demo(options: Demo) -> None:
         out=options.out or free_folder("demo"),
     )  # fmt: skip
     config = to_config(sweep)
-    claim(config, ALONE)
+    claim(config)
     print(
         f"ConvNetSI of width {config.width} on scikit-learn's digits: {len(config.lr)} learning rates x "
         f"{len(config.weight_decay)} weight decays, {counted(config.steps or 0, 'step')} each."
@@ -108,13 +99,11 @@ def _resume(options: Resume) -> None:
     from periodic_jax.run import resume_run
 
     counts = {name: whole_number(name, getattr(options, name)) for name in ("steps", "epochs")}
-    with team_of(options.processes) as team:
-        end = train(
-            options.run, resume_run, options.run, dataset=options.dataset or None, data_dir=options.data_dir or None,
-            truncate=options.truncate, team=team, **counts,
-        )  # fmt: skip
-    if team.first:
-        tell_figures(show(*end))
+    end = train(
+        options.run, resume_run, options.run, dataset=options.dataset or None, data_dir=options.data_dir or None,
+        truncate=options.truncate, **counts,
+    )  # fmt: skip
+    tell_figures(show(*end))
 
 
 def _replay(options: Replay) -> None:

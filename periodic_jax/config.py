@@ -232,12 +232,6 @@ def to_record(config: RunConfig, layout: str) -> dict[str, Any]:
     return {**rest, **axes}
 
 
-def what_determines(config: RunConfig) -> dict[str, Any]:
-    """All that several processes must have been told alike, by the names that the user knows."""
-    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_FOLLOWED[1:]}
-    return {**{flag_of(k): str(v) for k, v in fields.items()}, "images (CRC-32)": config.data.described()["crc32"]}
-
-
 def from_record(
     record: Mapping[str, Any], path: Path, *, dataset: str | None = None, data_dir: str | None = None
 ) -> RunConfig:

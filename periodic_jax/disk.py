@@ -59,15 +59,10 @@ def check_room(sweep: "Sweep", plan: "Plan") -> None:
     Raises:
         ConfigError: the estimate, less what is there already, is above the free space.
     """
-    total = estimate(sweep, plan)
-
-    def compare() -> None:
-        wanted, free = total - used(plan.path), shutil.disk_usage(plan.path).free
-        if wanted > free:
-            room = f"with {in_words(wanted)} free, which the run may take (there are {in_words(free)})"
-            raise ConfigError("--out", plan.path, f"a folder {room}")
-
-    sweep.team.once(compare)
+    wanted, free = estimate(sweep, plan) - used(plan.path), shutil.disk_usage(plan.path).free
+    if wanted > free:
+        room = f"with {in_words(wanted)} free, which the run may take (there are {in_words(free)})"
+        raise ConfigError("--out", plan.path, f"a folder {room}")
 
 
 def in_words(size: float) -> str:

@@ -21,10 +21,8 @@ class PeriodMinima:
     """
 
     def __init__(self, sweep: Sweep, path: Path, every: int) -> None:
-        own = sweep.placement.own
-        self._sweep, self._path, self._first = sweep, path, own.start
-        configs = own.stop - own.start
-        self._rule: Rule = fresh(configs, every, np.dtype(sweep.hparams.lr.dtype))
+        self._sweep, self._path = sweep, path
+        self._rule: Rule = fresh(len(sweep.grid), every, np.dtype(sweep.hparams.lr.dtype))
         self._lowest = sweep.copied(weights_of(sweep.states))
 
     def restore(self, arrays: Mapping[str, np.ndarray], say: Callable[[str], None]) -> None:
@@ -32,7 +30,7 @@ class PeriodMinima:
         own = {name.removeprefix(PREFIX): array for name, array in arrays.items() if name.startswith(PREFIX)}
         self._lowest = self._sweep.placement.put(own, self._lowest)
         self._rule = {name: np.array(own[name]) for name in self._rule}
-        for words in miscounted(self._path, arrays, self._sweep.step, first=self._first).values():
+        for words in miscounted(self._path, arrays, self._sweep.step).values():
             say(f"{words}; periodic-jax resume {self._path} --truncate finds them again")
 
     def see(self, chunk: Chunk) -> None:
@@ -65,4 +63,4 @@ class PeriodMinima:
         assert all(name.startswith(WEIGHTS) for name in weights)
         for i in rows.tolist():
             arrays = {name: array[i] for name, array in weights.items()}
-            write_minimum(self._path, self._first + i, int(steps[i]), ended, {**arrays, "score": scores[i]})
+            write_minimum(self._path, i, int(steps[i]), ended, {**arrays, "score": scores[i]})

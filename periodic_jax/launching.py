@@ -1,96 +1,59 @@
-"""What the commands that train share: the processes, the claim on a folder, the progress, the end."""
+"""What the commands that train share: the claim on a folder, the progress, the end."""
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from periodic_jax import runtime
-from periodic_jax.distributed import ALONE, Team, joined
 from periodic_jax.errors import ConfigError
-from periodic_jax.grid import flag_of
 from periodic_jax.locks import FREE, is_locked
-from periodic_jax.options import Processes
 from periodic_jax.parsing import tell
-from periodic_jax.words import finite_number, whole_number
 
 if TYPE_CHECKING:
     from periodic_jax.run import RunConfig
     from periodic_jax.sweep import Chunk
 
 
-@contextlib.contextmanager
-def team_of(options: Processes) -> Iterator[Team]:
-    """The processes that train together: this one only, unless --distributed is given."""
-    count, index = (whole_number(name, getattr(options, name)) for name in ("num_processes", "process_id"))
-    patience = finite_number("patience", options.patience)
-    if not patience >= 1:
-        raise ConfigError("--patience", options.patience, "a number of seconds from 1")
-    if options.distributed:
-        runtime.use_cores_as_devices()
-        with joined(options.coordinator or None, count, index, patience) as team:
-            yield team
-        return
-    for name in ("coordinator", "num_processes", "process_id"):
-        if getattr(options, name):
-            raise ConfigError(flag_of(name), getattr(options, name), "--distributed with it")
-    yield ALONE
-
-
-def plan(config: "RunConfig", options: Processes) -> None:
+def plan(config: "RunConfig") -> None:
     """Tell what a sweep would take; writes nothing."""
     from periodic_jax import planning
     from periodic_jax.run import check
 
-    processes = whole_number("num_processes", options.num_processes)
-    if processes is not None and processes < 1:
-        raise ConfigError("--num-processes", processes, "a whole number from 1")
     config, said = planning.first_block(config)
     check(config)
     runtime.use_cores_as_devices()
     runtime.keep_compiled_programs()
     if said:
         print(said)
-    for line in planning.describe(planning.plan(config, processes or 1), config, planning.device_memory()):
+    for line in planning.describe(planning.plan(config), config, planning.device_memory()):
         print(line)
 
 
-def claim(config: "RunConfig", team: Team) -> None:
+def claim(config: "RunConfig") -> None:
     """Refuse what cannot run before anything is printed, compiled or written."""
     from periodic_jax.results import claim_directory
     from periodic_jax.run import check, standing
 
-    def take() -> None:
-        if standing(config) is None:
-            claim_directory(Path(config.out))
-        elif is_locked(Path(config.out)):
-            raise ConfigError("run directory", config.out, FREE)
-        else:
-            tell(f"{config.out} holds this run, unfinished: going on with it")
-
-    team.together(lambda: check(config))
-    team.once(take)
+    check(config)
+    if standing(config) is None:
+        claim_directory(Path(config.out))
+    elif is_locked(Path(config.out)):
+        raise ConfigError("run directory", config.out, FREE)
+    else:
+        tell(f"{config.out} holds this run, unfinished: going on with it")
 
 
-def train(
-    out: str | Path, start: Callable[..., Path], *arguments: Any, team: Team = ALONE, **options: Any
-) -> tuple[Path, list[Any]]:
-    """Run with a progress bar; the run directory and, in process 0, its analysis."""
+def train(out: str | Path, start: Callable[..., Path], *arguments: Any, **options: Any) -> tuple[Path, list[Any]]:
+    """Run with a progress bar; the run directory and its analysis."""
     from periodic_jax.signals import Stop
 
     runtime.use_cores_as_devices()
     runtime.keep_compiled_programs()
-    if team is not ALONE:
-        options["team"] = team
     found: list[Any] = []
-    with Stop() as stop, _progress(out, team) as report:
-        say = tell if team.first else _say_nothing
-        return start(*arguments, **options, progress=report, stop=stop, say=say, analysed=found.append), found
-
-
-def _say_nothing(line: str) -> None:
-    """What process 0 says too."""
+    with Stop() as stop, _progress(out) as report:
+        return start(*arguments, **options, progress=report, stop=stop, say=tell, analysed=found.append), found
 
 
 def show(path: Path, found: list[Any]) -> list[Path]:
@@ -118,7 +81,7 @@ def tell_figures(files: list[Path]) -> None:
 
 
 @contextlib.contextmanager
-def _progress(out: str | Path, team: Team):
+def _progress(out: str | Path):
     """A bar in config-steps, from when all is accepted, moved once a chunk; in a log file, where each state is a line,
     twice a minute.
     """
@@ -132,8 +95,6 @@ def _progress(out: str | Path, team: Team):
 
         def report(chunk: "Chunk", configs: int) -> None:
             nonlocal bar
-            if not team.first:
-                return
             if bar is None:
                 bar = tqdm(
                     total=read_config(out)["config"]["steps"] * configs, initial=chunk.first_step * configs,

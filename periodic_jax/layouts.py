@@ -13,7 +13,7 @@ No layout changes what is computed.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -105,15 +105,14 @@ class Arrangement(NamedTuple):
     column: np.ndarray  # (configs,) ... and its member
 
     @staticmethod
-    def of(seeds: np.ndarray, devices: int, shape: tuple[int, int] | None = None) -> "Arrangement":
+    def of(seeds: np.ndarray, devices: int) -> "Arrangement":
         """Cut the groups of one seed into rows, in the shape that leaves each device the least to do.
 
         Args:
             seeds: of each configuration.
             devices: among which the rows are divided.
-            shape: rows of a device and members of a row; `device_shape` of these configurations, if None.
         """
-        rows, members = shape or device_shape([seeds], devices)
+        rows, members = device_shape(seeds, devices)
         groups = [np.flatnonzero(seeds == seed) for seed in np.unique(seeds)]
         cut = [group[k : k + members] for group in groups for k in range(0, len(group), members)]
         row, column = np.zeros(len(seeds), int), np.zeros(len(seeds), int)
@@ -131,21 +130,19 @@ class Arrangement(NamedTuple):
         return np.asarray(array)[index]
 
 
-def device_shape(shares: Sequence[np.ndarray], devices: int) -> tuple[int, int]:
-    """The number of rows of a device, and of members of a row, that serve several processes alike: what leaves each
-    device the least to do.
+def device_shape(seeds: np.ndarray, devices: int) -> tuple[int, int]:
+    """The number of rows of a device, and of members of a row, that leave each device the least to do.
 
     Args:
-        shares: the seeds of each process's configurations.
-        devices: of each process.
+        seeds: of each configuration.
+        devices: among which the rows are divided.
 
     Example:
-        >>> device_shape([np.array([0, 0, 0, 0, 0])], 2), device_shape([np.array([0, 0, 1, 1])], 2)
+        >>> device_shape(np.array([0, 0, 0, 0, 0]), 2), device_shape(np.array([0, 0, 1, 1]), 2)
         ((1, 3), (1, 2))
     """
-    sizes = [np.unique(seeds, return_counts=True)[1] for seeds in shares]
-    lengths = np.unique(np.concatenate(sizes))
-    candidates = {-(-int(length) // parts) for length in lengths for parts in range(1, int(length) + 1)}
-    rows = {m: max(-(-int((-(-size // m)).sum()) // devices) for size in sizes) for m in candidates}
+    sizes = np.unique(seeds, return_counts=True)[1]
+    candidates = {-(-int(size) // parts) for size in np.unique(sizes) for parts in range(1, int(size) + 1)}
+    rows = {m: -(-int((-(-sizes // m)).sum()) // devices) for m in candidates}
     members = min(candidates, key=lambda m: (rows[m] * (m + ROW_COST), rows[m]))
     return rows[members], members

@@ -36,23 +36,6 @@ DataFolder = Annotated[Folder, tyro.conf.arg(help="As for the sweep, which must 
 
 
 @dataclass(frozen=True)
-class Processes:
-    """Several processes, on one machine or many, that train one grid together."""
-
-    distributed: bool = False
-    """Train together with other processes, each of which is started with the same command. Slurm, Open MPI, Kubernetes
-    and Cloud TPU tell them of each other; elsewhere the next three options do."""
-    coordinator: Annotated[str, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="(optional)")] = ""
-    """Where process 0 listens."""
-    num_processes: OptionalWhole = ""
-    """Number of processes."""
-    process_id: OptionalWhole = ""
-    """Number of this process, from 0."""
-    patience: Annotated[str, tyro.conf.arg(metavar="SECONDS")] = "120"
-    """Time after which a process that does not answer counts as lost, and the others end."""
-
-
-@dataclass(frozen=True)
 class Sweep:
     """Train a grid of hyperparameters side by side and record every step.
 
@@ -151,9 +134,7 @@ class Sweep:
     """Run directory: a new one, or that of this very run, unfinished, which then goes on; runs/sweep, runs/sweep-2 ...
     if not given."""
     dry_run: bool = False
-    """Only tell what the sweep would take: configurations of each device, memory, disk, time, and how to split it; for
-    --num-processes with as many devices as this machine has."""
-    processes: tyro.conf.OmitArgPrefixes[Processes] = Processes()
+    """Only tell what the sweep would take: configurations of each device, memory, disk, time, and how to split it."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +150,6 @@ class Resume:
     data_dir: DataFolder = ""
     truncate: bool = False
     """Where telemetry is damaged, go back to the checkpoint before it and compute it again."""
-    processes: tyro.conf.OmitArgPrefixes[Processes] = Processes()
 
 
 @dataclass(frozen=True)

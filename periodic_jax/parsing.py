@@ -19,7 +19,7 @@ from periodic_jax import options as options_module
 from periodic_jax._version import __version__
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import flag_of
-from periodic_jax.options import COMMANDS, Processes
+from periodic_jax.options import COMMANDS
 
 ABOUT = (
     "Periodic training of networks with batch normalisation and weight decay, a whole hyperparameter grid at once. "
@@ -96,10 +96,8 @@ def _rejected(arguments: Sequence[str], said: str) -> ConfigError:
 
 def _flags(command: type) -> list[str]:
     """The options of a command, as they are spelled."""
-    fields = dataclasses.fields(command)
-    kinds = (Processes if field.name == "processes" else None for field in fields)
-    listed = [(dataclasses.fields(kind) if kind else [field]) for kind, field in zip(kinds, fields, strict=True)]
-    return [flag_of(field.name) for group in listed for field in group if field.name not in _positional(command)]
+    positional = _positional(command)
+    return [flag_of(field.name) for field in dataclasses.fields(command) if field.name not in positional]
 
 
 def _positional(command: type) -> dict[str, str]:

@@ -4,7 +4,7 @@
     DIR/minima/CONFIG/STEP-unfinished.npz    that of the last one, where the run ended before it
 
 A file holds plain arrays, uncompressed, by the names of a checkpoint (``params...``, ``batch_stats...``), ``score`` and
-``which``: what its name says, (CONFIG, STEP, END or -1). It is written by the process that trains the configuration,
+``which``: what its name says, (CONFIG, STEP, END or -1). It is written while the configuration is trained,
 whole or not at all; zip's own CRC-32 tells damage, ``which`` a file in another's place, and the last checkpoint how
 many there must be. Orbax would take a folder and 0.1 s for each. Nothing is unpickled.
 """
@@ -161,15 +161,14 @@ def discard_unsound(path: Path, like: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def miscounted(
-    path: Path, checkpoint: Mapping[str, np.ndarray], step: int, *, first: int = 0, finished: bool = False
+    path: Path, checkpoint: Mapping[str, np.ndarray], step: int, *, finished: bool = False
 ) -> dict[int, str]:
     """The configurations that have not the minima that a checkpoint tells of, and how many there are, in words.
 
     Args:
         path: the run directory.
-        checkpoint: what it holds of configurations from ``first`` on.
+        checkpoint: what it holds.
         step: its step. Later minima are not counted.
-        first: number of the first of them.
         finished: whether the run ended there, so that there must be unfinished ones too.
     """
     found, last = checkpoint[f"{PREFIX}found"], checkpoint[f"{PREFIX}step"]
@@ -177,11 +176,10 @@ def miscounted(
     there = np.zeros(len(found), np.int64)
     for one in kept_minima(path):
         counted = finished if one.ended is None else one.ended <= step
-        if counted and 0 <= one.config - first < len(found):
-            there[one.config - first] += 1
+        if counted and one.config < len(found):
+            there[one.config] += 1
     return {
-        first + i: f"{MINIMA}/{first + i}: {there[i]} of {wanted[i]} minima are there"
-        for i in np.flatnonzero(there != wanted).tolist()
+        i: f"{MINIMA}/{i}: {there[i]} of {wanted[i]} minima are there" for i in np.flatnonzero(there != wanted).tolist()
     }
 
 

@@ -11,77 +11,58 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from periodic_jax.distributed import Team
-from periodic_jax.errors import ConfigError
-from periodic_jax.grid import counted
-from periodic_jax.layouts import Arrangement, device_shape
+from periodic_jax.layouts import Arrangement
 from periodic_jax.train import TrainState
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The configurations of a grid among processes, and those of this process among its devices.
+    """The configurations of a grid among devices.
 
     Attributes:
-        own: the configurations of this process, which are all if it is alone.
-        arrangement: of these, in rows.
-        mesh: of the devices of all processes.
+        arrangement: of the configurations, in rows.
+        mesh: of the devices.
     """
 
-    own: slice
     arrangement: Arrangement
     mesh: Mesh
 
     @staticmethod
-    def of(seeds: np.ndarray, devices: Sequence[Any], team: Team, share: int | None = None) -> "Placement":
+    def of(seeds: np.ndarray, devices: Sequence[Any]) -> "Placement":
         """Share the configurations out.
 
         Args:
             seeds: of each configuration.
-            devices: of all processes.
-            team: the processes.
-            share: configurations of each process but the last, which has the rest; None: as even as can be.
-
-        Raises:
-            ConfigError: a process is left without any.
+            devices: all that may be used; none is left without a configuration.
         """
-        count, share = len(seeds), share or -(-len(seeds) // team.count)
-        shares = [slice(k * share, min((k + 1) * share, count)) for k in range(team.count)]
-        if shares[-1].start >= count:
-            accepted = f"at most {-(-count // share)} for {counted(count, 'configuration')}"
-            raise ConfigError("--num-processes", team.count, accepted)
-        held = [[d for d in devices if d.process_index == host] for host in team.hosts]
-        each = min(shares[0].stop, *(len(local) for local in held))
-        mesh = Mesh(np.array([device for local in held for device in local[:each]]), ("device",))
-        of_shares = [seeds[part] for part in shares]
-        arrangement = Arrangement.of(of_shares[team.index], each, device_shape(of_shares, each))
-        return Placement(shares[team.index], arrangement, mesh)
+        used = devices[: len(seeds)]
+        return Placement(Arrangement.of(seeds, len(used)), Mesh(np.array(used), ("device",)))
 
     @property
     def devices(self) -> list[Any]:
-        """The devices of all processes, in the order of the mesh."""
+        """The devices, in the order of the mesh."""
         return list(self.mesh.devices.flat)
 
     def rows(self, rows: Any) -> Array:
-        """Rows of this process ``(rows, members, ...)`` on its devices."""
-        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, P("device")), np.asarray(rows))
+        """Rows ``(rows, members, ...)`` on the devices."""
+        return jax.device_put(np.asarray(rows), NamedSharding(self.mesh, P("device")))
 
     def spread(self, values: np.ndarray) -> Array:
-        """Values of this process's configurations ``(configs, ...)`` on its devices."""
+        """Values of configurations ``(configs, ...)`` on the devices."""
         return self.rows(values[self.arrangement.source])
 
     def everywhere(self, array: Any) -> Array:
         """What all devices are to hold."""
-        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, P()), np.asarray(array))
+        return jax.device_put(np.asarray(array), NamedSharding(self.mesh, P()))
 
     def flat(self, array: Array, axis: int = 0) -> np.ndarray:
-        """This process's configurations, on the host, of an array whose axis ``axis`` are the rows."""
+        """The configurations, on the host, of an array whose axis ``axis`` are the rows."""
         shards = sorted(array.addressable_shards, key=lambda shard: shard.index[axis].start or 0)
         return self.arrangement.flatten(np.concatenate([shard.data for shard in shards], axis), axis)
 
     def fetch(self, states: Any) -> dict[str, np.ndarray]:
-        """States of this process's configurations as host arrays by name, ``(configs, ...)`` in the grid's order,
-        whatever the number of devices.
+        """States of all configurations as host arrays by name, ``(configs, ...)`` in the grid's order, whatever the
+        number of devices.
 
         Leaves without elements are left out.
         """

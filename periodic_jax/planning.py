@@ -13,11 +13,10 @@ import numpy as np
 from periodic_jax import disk, runtime
 from periodic_jax.config import RUN_AXES, RunConfig, evaluated_every, planned_steps
 from periodic_jax.declared import MOST_CONFIGS
-from periodic_jax.errors import ConfigError
 from periodic_jax.grid import counted, flag_of
 from periodic_jax.layouts import device_shape
 from periodic_jax.run import build_sweep
-from periodic_jax.telemetry import along_steps, regular_shares
+from periodic_jax.telemetry import along_steps, regular_chunk
 
 MOST_HOURS = 24.0  # of a block, so that it fits a batch system's queue, and little is lost with one
 MOST_BYTES = 10**12  # of a block's telemetry
@@ -29,8 +28,7 @@ class Plan(NamedTuple):
 
     configs: int
     steps: int
-    processes: int
-    devices: int  # of each process
+    devices: int
     rows: int  # of each device ...
     members: int  # ... with so many configurations each, padding included
     layout: str
@@ -58,29 +56,21 @@ class Plan(NamedTuple):
         return self.rows * self.members * one
 
 
-def plan(config: RunConfig, processes: int = 1) -> Plan:
-    """What a sweep takes on machines like this one.
+def plan(config: RunConfig) -> Plan:
+    """What a sweep takes on a machine like this one.
 
     Args:
         config: what to run, checked.
-        processes: that train it together, each with as many devices as this machine has.
-
-    Raises:
-        ConfigError: more processes than configurations.
     """
     grid, steps = config.grid(), planned_steps(config)
-    per_chunk, share = regular_shares(len(grid), processes)
-    if (processes - 1) * share >= len(grid):
-        raise ConfigError(
-            "--num-processes", processes, f"at most {-(-len(grid) // share)} for {counted(len(grid), 'configuration')}"
-        )
+    per_chunk = regular_chunk(len(grid))
     with runtime.precision(config.precision):
-        sweep = build_sweep(dataclasses.replace(config, **_few(config, len(grid), processes)))
+        sweep = build_sweep(dataclasses.replace(config, **_few(config, len(grid))))
         local = -(-len(sweep.grid) // len(sweep.placement.devices))
         pace, evaluation = sweep.seconds_per_step() / local, sweep.seconds_per_evaluation() / local
         temporary = sweep.bytes_of_temporaries()
-    devices = min(share, len(sweep.placement.devices))
-    rows, members = device_shape([grid.seeds[k : k + share] for k in range(0, len(grid), share)], devices)
+    devices = len(sweep.placement.devices)
+    rows, members = device_shape(grid.seeds, devices)
     evaluations = -(-steps // evaluated_every(config)) + 1
     shapes = sweep.empty_telemetry()
     numbers = {name: math.prod(empty.shape[2:]) for name, empty in shapes.items()}
@@ -94,7 +84,7 @@ def plan(config: RunConfig, processes: int = 1) -> Plan:
         weights = 2 * sweep.bytes_of_weights()  # of the lowest candidates, and the one that is looked at
         one += weights // 2 + 2 * every * itemsize
     return Plan(
-        configs=len(grid), steps=steps, processes=processes, devices=devices, rows=rows, members=members,
+        configs=len(grid), steps=steps, devices=devices, rows=rows, members=members,
         layout=sweep.layout, data_bytes=sweep.bytes_of_data(),
         state_bytes=rows * members * (2 * sweep.bytes_of_a_state() + weights),
         record_bytes=2 * rows * members * sweep.capacity * sum(numbers.values()) * itemsize,
@@ -147,14 +137,13 @@ def describe(plan: Plan, config: RunConfig, device_memory: int | None = None) ->
     """A plan in words."""
     words = disk.in_words
     each = plan.rows * plan.members
-    padding = plan.processes * plan.devices * each - plan.configs
+    padding = plan.devices * each - plan.configs
     pace = f"{1e3 * plan.seconds_per_config_step:.3g} ms a config-step of one device, just measured"
     lines = [
         f"{counted(plan.configs, 'configuration')} of {counted(plan.steps, 'step')}: "
         f"{plan.configs * plan.steps:.3g} config-steps",
-        f"{counted(plan.devices, 'device')} in each of {counted(plan.processes, 'process', 'processes')}: "
-        f"{counted(each, 'configuration')} a device, in {counted(plan.rows, 'row')} of one seed; {padding} in all are "
-        "padding",
+        f"{counted(plan.devices, 'device')}: {counted(each, 'configuration')} a device, in "
+        f"{counted(plan.rows, 'row')} of one seed; {padding} in all are padding",
         f"memory of a device: {words(plan.memory_bytes)}: training states {words(plan.state_bytes)}, records of a "
         f"chunk {words(plan.record_bytes)}, data {words(plan.data_bytes)}, temporaries {words(plan.temporary_bytes)}",
         f"disk: telemetry {words(plan.telemetry_bytes)} before compression, in {plan.telemetry_files} files; "
@@ -195,14 +184,14 @@ def device_memory() -> int | None:
         return None
 
 
-def _few(config: RunConfig, configs: int, processes: int) -> dict[str, tuple[float, ...]]:
+def _few(config: RunConfig, configs: int) -> dict[str, tuple[float, ...]]:
     """Axes of as many configurations as tell the pace: one value of each, but of the learning rate some that are all
     but equal.
     """
     import jax
 
-    devices = min(jax.local_device_count(), -(-configs // processes))
-    each = 1 if jax.default_backend() == "cpu" else min(AT_ONCE, -(-configs // processes // devices))
+    devices = min(jax.local_device_count(), configs)
+    each = 1 if jax.default_backend() == "cpu" else min(AT_ONCE, -(-configs // devices))
     lr = tuple(config.lr[0] * (1 - 1e-6 * np.arange(max(devices * each, 1))))
     return {**{name: getattr(config, name)[:1] for name in RUN_AXES}, "lr": lr}
 

@@ -1,6 +1,5 @@
 """With what a run was made: versions, command, code and hardware."""
 
-import hashlib
 import os
 import platform
 import resource
@@ -22,14 +21,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
 
 
-def code_digest() -> str:
-    """SHA-256 of all modules of this package."""
-    digest, here = hashlib.sha256(), Path(__file__).resolve().parent
-    for file in sorted(here.rglob("*.py")):
-        digest.update(f"{file.relative_to(here).as_posix()}\0".encode() + file.read_bytes())
-    return digest.hexdigest()
-
-
 def provenance(sweep: "Sweep") -> dict[str, Any]:
     """Versions, command, code commit and hardware, for config.json."""
     return {
@@ -44,7 +35,6 @@ def provenance(sweep: "Sweep") -> dict[str, Any]:
             "backend": sweep.placement.devices[0].platform,
             "device": sweep.placement.devices[0].device_kind,
             "devices": len(sweep.placement.devices),
-            "processes": sweep.team.count,
         },
     }
 

@@ -19,17 +19,14 @@ from periodic_jax.config import (
     from_record,
     planned_steps,
     steps_of_epoch,
-    what_determines,
 )  # fmt: skip
-from periodic_jax.distributed import ALONE, PeerLost, Team
 from periodic_jax.errors import ConfigError, RunStopped
 from periodic_jax.grid import counted
 from periodic_jax.info import describe
 from periodic_jax.locks import LOCK_FILE, locked
-from periodic_jax.provenance import code_digest, versions
 from periodic_jax.records import next_record, summarise
 from periodic_jax.results import checkpoint_steps
-from periodic_jax.telemetry import shares
+from periodic_jax.telemetry import settle_store
 
 if TYPE_CHECKING:
     from periodic_jax.session import Plan
@@ -46,7 +43,6 @@ def run_sweep(
     progress: Progress | None = None,
     stop: Callable[[], int] = lambda: 0,
     say: Callable[[str], None] = print,
-    team: Team = ALONE,
     analysed: Callable[[xr.Dataset], None] = lambda found: None,
 ) -> Path:
     """Train all configurations and record every step in a run directory.
@@ -60,7 +56,6 @@ def run_sweep(
             training begins, then after each chunk.
         stop: asked once a chunk; anything but 0 stops the run after a checkpoint, and is the `RunStopped`'s status.
         say: called with what the user should know, a line at a time.
-        team: the processes that call this together; see `distributed.joined`.
         analysed: called at the end with the analysis of the run.
 
     Returns:
@@ -77,20 +72,15 @@ def run_sweep(
         ...     pj.open_run(path).loss.shape
         (2, 3)
     """
-    team.together(lambda: check(config))
+    check(config)
     path = Path(config.out)
-    with contextlib.ExitStack() as held:
-
-        def claim() -> dict[str, Any] | None:
-            if standing(config) is None:
-                results.claim_directory(path)
-            held.enter_context(locked(path))
-            return standing(config)
-
-        record = team.once(claim)
+    if standing(config) is None:
+        results.claim_directory(path)
+    with locked(path):
+        record = standing(config)
         if record is not None:
             config = dataclasses.replace(config, layout=from_record(record, path, dataset=config.dataset).layout)
-        return run_session(config, record, progress=progress, stop=stop, say=say, team=team, analysed=analysed)
+        return run_session(config, record, progress=progress, stop=stop, say=say, analysed=analysed)
 
 
 def resume_run(
@@ -104,7 +94,6 @@ def resume_run(
     progress: Progress | None = None,
     stop: Callable[[], int] = lambda: 0,
     say: Callable[[str], None] = print,
-    team: Team = ALONE,
     analysed: Callable[[xr.Dataset], None] = lambda found: None,
 ) -> Path:
     """Continue an unfinished run to the bits it would have had undisturbed, or extend a finished one.
@@ -117,7 +106,7 @@ def resume_run(
         data_dir: as for `RunConfig`.
         truncate: where telemetry is damaged, go back to the checkpoint before it, and compute it again. Refused of a
             finished run that is whole.
-        progress, stop, say, team, analysed: as for `run_sweep`.
+        progress, stop, say, analysed: as for `run_sweep`.
 
     Returns:
         The run directory.
@@ -127,14 +116,9 @@ def resume_run(
         RunStopped: as `run_sweep`.
     """
     path = Path(path)
-    with contextlib.ExitStack() as held:
-
-        def claim() -> dict[str, Any]:
-            results.read_config(path)  # before a lock is put where there is no run
-            held.enter_context(locked(path))
-            return results.read_config(path)
-
-        record = team.once(claim)
+    results.read_config(path)  # before a lock is put where there is no run
+    with locked(path):
+        record = results.read_config(path)
         config = from_record(record, path, dataset=dataset, data_dir=data_dir)
         if steps is not None and epochs is not None:
             raise ConfigError("--steps", f"{steps} with --epochs {epochs}", "either --steps or --epochs")
@@ -148,11 +132,9 @@ def resume_run(
         if planned_steps(config) == before and "summary" in record:
             if not truncate:
                 raise ConfigError("run directory", path, f"an unfinished run, or --steps above {before} to extend it")
-            team.once(lambda: _check_damaged(path))
-        team.together(lambda: check(config))
-        return run_session(
-            config, record, truncate=truncate, progress=progress, stop=stop, say=say, team=team, analysed=analysed
-        )
+            _check_damaged(path)
+        check(config)
+        return run_session(config, record, truncate=truncate, progress=progress, stop=stop, say=say, analysed=analysed)
 
 
 def _check_damaged(path: Path) -> None:
@@ -200,14 +182,13 @@ def run_session(
     say: Callable[[str], None] = print,
     analysed: Callable[[xr.Dataset], None] = lambda found: None,
     prepare: Callable[["Sweep"], None] = lambda sweep: None,
-    team: Team = ALONE,
 ) -> Path:
     """One session of the run in a directory that is claimed and locked.
 
     Args:
         config: that of the run, checked.
         record: the content of config.json; None, or without ``config``, for a new run.
-        truncate, progress, stop, say, team, analysed: as for `resume_run`.
+        truncate, progress, stop, say, analysed: as for `resume_run`.
         prepare: called before config.json is written.
 
     Returns:
@@ -223,36 +204,25 @@ def run_session(
     from periodic_jax.session import train
 
     started, path = time.perf_counter(), Path(config.out)
-    team.advice = f"all up to the last checkpoint is kept: periodic-jax resume {path} goes on from there"
-    if team.count > 1:
-        team.check_same({**what_determines(config), **versions(), "periodic_jax's code": code_digest()})
     with runtime.precision(config.precision), _without_a_trace(path):
-        team.together(runtime.check_reductions)
-        if team.count == 1:
-            states_of(config, config.data.image_shape, config.data.num_classes)  # refused here, where they do not fit
-        per_chunk, share = team.once(lambda: shares(path, len(config.grid()), team.count))
-        sweep = build_sweep(config, team, share)
+        runtime.check_reductions()
+        states_of(config, config.data.image_shape, config.data.num_classes)  # refused here, where they do not fit
+        settle_store(path)
+        sweep = build_sweep(config)
         new, record = "config" not in (record or {}), next_record(config, record, sweep)
-        plan = dataclasses.replace(plan_of(config, record), per_chunk=per_chunk, share=share)
+        plan = plan_of(config, record)
         check_room(sweep, plan)
         try:
-            team.once(lambda: settle_first(path, forget=new))
+            settle_first(path, forget=new)
             prepare(sweep)
-
-            def write() -> None:
-                results.write_config(path, record)
-                settle_first(path, forget=False)
-
-            team.once(write)
+            results.write_config(path, record)
+            settle_first(path, forget=False)
             outcome = train(
                 sweep, plan, truncate=truncate, stop=stop, say=say,
                 progress=lambda chunk: progress(chunk, len(sweep.grid)) if progress else None,
             )  # fmt: skip
-            team.exchange("written")
-            if outcome.step == plan.steps and team.first:
+            if outcome.step == plan.steps:
                 analysed(summarise(path, record, sweep, outcome, started))
-        except PeerLost as lost:
-            raise PeerLost(f"{lost}; {team.advice}") from None
         except OSError as error:
             kept = max(checkpoint_steps(path), default=plan.first_step)
             reason = error.strerror or str(error)
@@ -279,8 +249,8 @@ def _without_a_trace(path: Path) -> Iterator[None]:
         raise
 
 
-def build_sweep(config: RunConfig, team: Team = ALONE, share: int | None = None) -> "Sweep":
-    """The grid of a configuration, ready to train. Within its `runtime.precision`. See `Sweep` for the arguments."""
+def build_sweep(config: RunConfig) -> "Sweep":
+    """The grid of a configuration, ready to train. Within its `runtime.precision`."""
     from periodic_jax.outline import network
     from periodic_jax.sweep import Sweep
 
@@ -289,7 +259,7 @@ def build_sweep(config: RunConfig, team: Team = ALONE, share: int | None = None)
         model, config.data, config.grid(), batch_size=config.batch_size, layout=config.layout,
         per_layer=config.per_layer, capacity=min(1000, planned_steps(config)), loss=config.loss,
         schedule=config.schedule, per_filter=config.norm_per == "filter", full_batch=config.full_batch,
-        augment=config.augment, track_sharpness=config.track_sharpness, team=team, share=share,
+        augment=config.augment, track_sharpness=config.track_sharpness,
     )  # fmt: skip
 
 

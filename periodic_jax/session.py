@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +15,7 @@ import numpy as np
 
 from periodic_jax import integrity
 from periodic_jax.checkpointing import Checkpoints
-from periodic_jax.checkpoints import DamagedCheckpoint, read, verify
-from periodic_jax.distributed import PeerLost
+from periodic_jax.checkpoints import DamagedCheckpoint, load
 from periodic_jax.errors import ConfigError
 from periodic_jax.keeping import PeriodMinima
 from periodic_jax.period_minima import WEIGHTS, discard_after, discard_unsound, in_checkpoint, miscounted
@@ -39,7 +37,6 @@ class Plan:
         ends: the ends of former plans, after which evaluations were made.
         keep, keep_every, seconds: of the checkpoints; see `Checkpoints`.
         keep_period_minima: steps between the candidates for the lowest point of each period; None: none are kept.
-        per_chunk, share: configurations in a chunk of the telemetry and of each process; see `telemetry.shares`.
     """
 
     path: Path
@@ -51,8 +48,6 @@ class Plan:
     keep_every: int | None = None
     seconds: float = 10.0
     keep_period_minima: int | None = None
-    per_chunk: int | None = None
-    share: int | None = None
 
     @property
     def eval_steps(self) -> list[int]:
@@ -103,27 +98,19 @@ def train(
     Raises:
         ConfigError: damaged telemetry, and ``truncate`` is not set.
         OSError: something could not be written; all up to the last checkpoint is kept.
-        PeerLost: another process has ended.
     """
     minima = PeriodMinima(sweep, plan.path, plan.keep_period_minima) if plan.keep_period_minima else None
-    start, team = find_start(sweep, plan, truncate, say), sweep.team
+    start = find_start(sweep, plan, truncate, say)
     checkpoints = Checkpoints(
         plan.path, keep=plan.keep, keep_every=plan.keep_every, seconds=plan.seconds, first_step=plan.first_step,
-        team=team, share=plan.share,
     )  # fmt: skip
-
-    def opened() -> TelemetryWriter:
-        writer = TelemetryWriter(
-            plan.path, sweep.grid, plan.steps, plan.eval_steps, sweep.empty_telemetry(), sweep.evaluations,
-            sweep.layer_names(), plan.first_step, sweep.placement.own, plan.per_chunk,
-        )  # fmt: skip
-        if team.first:
-            writer.truncate(start.step)
-            checkpoints.discard_after(start.step)
-            discard_after(plan.path, start.step)
-        return writer
-
-    writer = team.in_turn(opened)
+    writer = TelemetryWriter(
+        plan.path, sweep.grid, plan.steps, plan.eval_steps, sweep.empty_telemetry(), sweep.evaluations,
+        sweep.layer_names(), plan.first_step,
+    )  # fmt: skip
+    writer.truncate(start.step)
+    checkpoints.discard_after(start.step)
+    discard_after(plan.path, start.step)
     if start.states is not None:
         sweep.restore(start.states, start.step)
         writer.write_diverged(start.states["diverged_at"])
@@ -154,8 +141,6 @@ def train(
                 timed_steps += chunk.steps
             elif chunk.steps:
                 timed_from = time.perf_counter()
-    except PeerLost:  # with whom the checkpoint under way would be written
-        raise
     except BaseException:
         checkpoints.wait()
         raise
@@ -174,34 +159,32 @@ def find_start(sweep: Sweep, plan: Plan, truncate: bool, say: Callable[[str], No
     Raises:
         ConfigError: damaged telemetry, and ``truncate`` is not set.
     """
-    store, team = plan.path / TELEMETRY, sweep.team
+    store = plan.path / TELEMETRY
     if truncate and plan.keep_period_minima:
-        for fault in team.once(partial(discard_unsound, plan.path, _one_minimum(sweep))):
+        for fault in discard_unsound(plan.path, _one_minimum(sweep)):
             say(f"removed, to be found again: {fault}")
     start = newest(sweep, plan, plan.steps, say, with_minima=truncate)
-
-    def look() -> list[integrity.Damage]:
-        if not store.exists():
-            return [] if start.step == plan.first_step else [integrity.Damage("", None, "missing")]
+    damaged: list[integrity.Damage] = []
+    if store.exists():
         lengths = {
             "config": len(sweep.grid), "step": plan.steps - plan.first_step, "eval_step": len(plan.eval_steps),
             "layer": len(sweep.layer_names()),
         }  # fmt: skip
-        return list(integrity.damage(store, plan.first_step, start.step, lengths))
-
-    damaged = [integrity.Damage(*one) for one in team.once(look)]
+        damaged += integrity.damage(store, plan.first_step, start.step, lengths)
+    elif start.step != plan.first_step:
+        damaged.append(integrity.Damage("", None, "missing"))
     if damaged and not truncate:
         more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
         raise ConfigError(
             "telemetry", f"{store / damaged[0].file}{more}",
             f"what was written ({damaged[0].reason}); periodic-jax resume {plan.path} --truncate computes it again "
-            f"from {_place(sweep, plan, damaged)}",
+            f"from {_place(plan, damaged)}",
         )  # fmt: skip
     if damaged:
         steps = [plan.first_step if one.first_step is None else one.first_step for one in damaged]
         start = newest(sweep, plan, min(steps), say, with_minima=True)
         if start.step == plan.first_step:
-            team.once(lambda: shutil.rmtree(store, ignore_errors=True))
+            shutil.rmtree(store, ignore_errors=True)
     if truncate:
         say(f"damaged files of telemetry: {len(damaged)}; going on from step {start.step}")
     return start
@@ -211,24 +194,23 @@ def newest(
     sweep: Sweep, plan: Plan, most: int, say: Callable[[str], None], *, with_minima: bool = False
 ) -> Start:  # fmt: skip
     """The newest whole checkpoint of at most ``most`` steps; ``with_minima``: all found by then must be there too."""
-    like, team = sweep.placement.fetch(sweep.states), sweep.team
+    like = sweep.placement.fetch(sweep.states)
     if plan.keep_period_minima:
         rule = fresh(len(like["step"]), plan.keep_period_minima, sweep.hparams.lr.dtype)
         like |= in_checkpoint(like, rule)
 
-    def read_here(step: int) -> dict[str, np.ndarray]:
-        states = read(plan.path, step, like, team, plan.share)
+    def read(step: int) -> dict[str, np.ndarray]:
+        states = load(plan.path, step, like)
         if with_minima and plan.keep_period_minima:
-            for words in miscounted(plan.path, states, step, first=sweep.placement.own.start).values():
+            for words in miscounted(plan.path, states, step).values():
                 raise DamagedCheckpoint(words)
         return states
 
-    for step in reversed(team.once(lambda: checkpoint_steps(plan.path))):
+    for step in reversed(checkpoint_steps(plan.path)):
         if not plan.first_step <= step <= most:
             continue
         try:
-            team.once(partial(verify, plan.path, step, like, team, plan.share), DamagedCheckpoint)
-            return Start(step, team.together(partial(read_here, step), DamagedCheckpoint))
+            return Start(step, read(step))
         except DamagedCheckpoint as error:
             say(f"checkpoint {step} cannot be gone on from ({error}): falling back to the one before it")
     if plan.first_step:
@@ -243,9 +225,8 @@ def _one_minimum(sweep: Sweep) -> dict[str, np.ndarray]:
     return {name: array[0] for name, array in sweep.placement.fetch(sweep.states).items() if name.startswith(WEIGHTS)}
 
 
-def _place(sweep: Sweep, plan: Plan, damaged: list[integrity.Damage]) -> str:
+def _place(plan: Plan, damaged: list[integrity.Damage]) -> str:
     """The step of the checkpoint to which truncation would go back."""
     most = min(plan.first_step if one.first_step is None else one.first_step for one in damaged)
-    steps = sweep.team.once(lambda: checkpoint_steps(plan.path))
-    step = max((step for step in steps if step <= most), default=plan.first_step)
+    step = max((step for step in checkpoint_steps(plan.path) if step <= most), default=plan.first_step)
     return f"step {step} on"

@@ -16,7 +16,6 @@ from jaxtyping import Array
 
 from periodic_jax import data as data_module
 from periodic_jax import tuning
-from periodic_jax.distributed import ALONE, Team
 from periodic_jax.errors import ConfigError
 from periodic_jax.grid import HParams, SweepGrid
 from periodic_jax.landscape.online import SHARPNESS
@@ -72,11 +71,9 @@ class Sweep:
         augment: crop and flip the images of each step at random, all configurations of a seed alike.
         track_sharpness: steps between measurements of the sharpness, see `landscape.online`; None: no measurements.
         devices: JAX devices to shard the configurations over; all, if None.
-        team: the processes that train the grid together, each with its own devices.
-        share: configurations of each process but the last, which has the rest.
 
     Attributes:
-        placement: which configurations are this process's, whose results are given out, and where they are.
+        placement: where the configurations are.
         evaluations: names of what is evaluated; of corrupted and clean labels apart where the data set has corrupted
             ones.
         states: the training state of all configurations, stacked ``(rows, members, ...)``. The compiled chunk takes
@@ -105,24 +102,20 @@ class Sweep:
         augment: bool = False,
         track_sharpness: int | None = None,
         devices: list[Any] | None = None,
-        team: Team = ALONE,
-        share: int | None = None,
     ) -> None:
         check_batch_size(batch_size, dataset)
         check_layout(layout)
         self.grid, self.batch_size, self.capacity = grid, batch_size, capacity
         self.recorded = SCALARS + (SHARPNESS if track_sharpness else ()) + (PER_LAYER if per_layer else ())
         self.evaluations = EVALUATIONS + (() if dataset.corrupted is None else CORRUPTION)
-        self.team = team
-        self.placement = placed = Placement.of(grid.seeds, devices or jax.devices(), team, share)
+        self.placement = placed = Placement.of(grid.seeds, devices or jax.devices())
         self.compilations = 0
         self.step, self.stopped = 0, 0
 
         dtype = getattr(model, "param_dtype", jnp.float32)
         self.data = jax.tree.map(placed.everywhere, data_module.to_device(dataset, dtype))
         self.seeds = placed.rows(placed.arrangement.seeds.astype(np.uint32))
-        shown = placed.own.start + placed.arrangement.source
-        self.hparams = HParams(*(placed.rows(h[shown].astype(dtype)) for h in grid.hparams()))
+        self.hparams = HParams(*(placed.spread(h.astype(dtype)) for h in grid.hparams()))
         shape = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), dtype)
         create = partial(create_train_state, loss=loss, schedule=schedule, per_filter=per_filter)
         self._fresh_states = self._initialiser(create, model, shape)
@@ -136,8 +129,7 @@ class Sweep:
         about += (jax.config.values["jax_default_matmul_precision"],)
         members = placed.arrangement.source.shape[1]
         layouts = tuning.candidates(placed.devices[0].platform, members) if layout == "auto" else [layout]
-        self._settle(tuning.fastest(layouts, self._time, about, self._first_says), members)
-        team.check_same({"--layout": self.layout})
+        self._settle(tuning.fastest(layouts, self._time, about), members)
 
     def _settle(self, layout: str, members: int) -> None:
         """Compile the programs in a layout, or where they need more memory than there is, in a smaller one."""
@@ -154,15 +146,11 @@ class Sweep:
         """Seconds of a step in a layout; infinite where it does not fit the memory."""
         self._lay_out_programs(layout)
         try:
-            return tuning.seconds_per_step(self._train_from_start, self._first_says)
+            return self.seconds_per_step()
         except jax.errors.JaxRuntimeError as error:
             if not tuning.is_out_of_memory(error):
                 raise
             return float("inf")
-
-    def _first_says(self, value: Any) -> Any:
-        """What process 0 found: timings differ, and all must draw the same conclusions."""
-        return self.team.once(lambda: value)
 
     def _train_from_start(self, count: int) -> None:
         """``count`` steps from fresh states, which are the sweep's after none; none take as much memory as many."""
@@ -216,7 +204,7 @@ class Sweep:
             weights_every: likewise, and there come with the parameters and running statistics.
             keep: asked before each chunk, with the number of updates made after it, whether the states there are
                 wanted. Those at the end of the last chunk come anyway.
-            stop: asked before each chunk; anything but 0, in any process, ends the training early.
+            stop: asked before each chunk; anything but 0 ends the training early.
 
         Yields:
             Consecutive chunks.
@@ -233,10 +221,7 @@ class Sweep:
             due = min((self.step // eval_every + 1) * eval_every, end) if eval_every else end
             marks = [(self.step // every + 1) * every for every in (mark_every, weights_every) if every]
             count = min(size, min(due, *marks) - self.step if marks else due - self.step)
-            # What depends on clocks and signals is agreed upon: process 0 decides, any may stop all.
-            asked = self.team.exchange([count, bool(keep(self.step + count)), int(stop())])
-            count, kept_here, _ = asked[0]
-            self.stopped = max(status for _, _, status in asked)
+            kept_here, self.stopped = keep(self.step + count), stop()
             if self.stopped:
                 break
             first_step, self.step = self.step, self.step + count
@@ -266,7 +251,7 @@ class Sweep:
 
     def choose(self, lower: np.ndarray, weights: Any, lowest: Any) -> Any:
         """The first weights where ``lower`` is true of a configuration ``(configs,)``, the second ones, whose memory is
-        taken over, elsewhere. All processes call it alike.
+        taken over, elsewhere.
         """
         return self._choose(self.placement.spread(lower), weights, lowest)
 

@@ -3,7 +3,6 @@
 What the store looks like, and how it is read, is told in `results`.
 """
 
-import contextlib
 import itertools
 import json
 import math
@@ -25,38 +24,26 @@ from periodic_jax.results import ATTRIBUTES, FORMAT, TELEMETRY
 MOST_IN_CHUNK = 4096  # configurations
 
 
-def shares(path: Path, configs: int, processes: int) -> tuple[int, int]:
-    """How many configurations a chunk of a run's store holds, and how many each process, which are whole chunks.
-
-    The chunks of a store are kept as they are where the processes can share them evenly, to a quarter.
+def settle_store(path: Path) -> None:
+    """Mend what is left of a run's store that an earlier version was regrouping for several processes when it died.
 
     Args:
-        path: the run directory.
-        configs: number of configurations.
-        processes: that write side by side.
-
-    Example:
-        >>> shares(Path("none"), 10, 1), shares(Path("none"), 10, 4), shares(Path("none"), 10000, 2)
-        ((10, 10), (3, 3), (2500, 5000))
+        path: the run directory, locked.
     """
     store = path / TELEMETRY
     replaced = store.with_name(store.name + ".replaced")
-    if replaced.exists():  # killed while chunks were regrouped
+    if replaced.exists():
         shutil.rmtree(replaced) if store.exists() else replaced.rename(store)
-    even = -(-configs // processes)
-    for metadata in store.glob(f"loss/{METADATA}"):
-        with contextlib.suppress(ValueError, LookupError, TypeError):  # damage is told of later
-            chunk = int(json.loads(metadata.read_bytes())["chunk_grid"]["configuration"]["chunk_shape"][0])
-            if chunk > 0 and (processes == 1 or -(-even // chunk) * chunk <= 1.25 * even):
-                return chunk, -(-even // chunk) * chunk
-    return regular_shares(configs, processes)
 
 
-def regular_shares(configs: int, processes: int) -> tuple[int, int]:
-    """As `shares`, of a new store."""
-    even = -(-configs // processes)
-    chunk = -(-even // -(-even // MOST_IN_CHUNK))
-    return chunk, -(-even // chunk) * chunk
+def regular_chunk(configs: int) -> int:
+    """Configurations in a chunk of a new store.
+
+    Example:
+        >>> regular_chunk(10), regular_chunk(10000)
+        (10, 3334)
+    """
+    return -(-configs // -(-configs // MOST_IN_CHUNK))
 
 
 def along_steps(per_chunk: int, numbers: int) -> int:
@@ -65,7 +52,7 @@ def along_steps(per_chunk: int, numbers: int) -> int:
 
 
 class TelemetryWriter:
-    """Writes one run's telemetry, or a process's part of it. A store that exists is continued.
+    """Writes one run's telemetry. A store that exists is continued, in the chunks that it has.
 
     Args:
         path: the run directory, already claimed.
@@ -76,8 +63,6 @@ class TelemetryWriter:
         evaluations: names of the evaluated quantities.
         layers: names of the layers, for the ``layer`` dimension.
         first_step: the first step that is recorded; not 0 for a branch of another run.
-        own: the configurations that are written here, whole chunks of them; all, if None.
-        per_chunk: configurations in a chunk; see `shares`. A store that exists is rewritten if it has others.
     """
 
     def __init__(
@@ -90,22 +75,16 @@ class TelemetryWriter:
         evaluations: Sequence[str],
         layers: Sequence[str] = (),
         first_step: int = 0,
-        own: slice | None = None,
-        per_chunk: int | None = None,
     ) -> None:
         self._store, self._first = path / TELEMETRY, first_step
-        self._all = slice(0, len(grid))
-        self._own = own or self._all
-        self._per_chunk = per_chunk or shares(path, len(grid), 1)[0]
         self._names, self._evaluations = list(shapes), list(evaluations)
         self._eval_index = {step: i for i, step in enumerate(eval_steps)}
         self._changed: set[Path] = set()
         if not self._store.exists():
             self._build(grid, steps, eval_steps, shapes, layers).replace(self._store)
         self._fit(steps - first_step, len(eval_steps))
-        if self._opened()["loss"].chunks[0] != self._per_chunk:
-            self._regroup(self._build(grid, steps, eval_steps, shapes, layers))
         self._arrays = self._opened()
+        self._chunks = range(-(-len(grid) // self._arrays["loss"].chunks[0]))  # along the configurations
         for name, values in (("step", np.arange(first_step, steps)), ("eval_step", np.asarray(eval_steps, np.int64))):
             if not np.array_equal(self._arrays[name][:], values):
                 self._arrays[name][:] = values
@@ -123,8 +102,8 @@ class TelemetryWriter:
 
     def write_diverged(self, diverged_at: np.ndarray) -> None:
         """Write the step at which each configuration diverged, -1 for never."""
-        self._arrays["diverged_at"][self._own] = np.where(diverged_at < 0, np.nan, diverged_at)
-        self._changed.update(self._store / f"diverged_at/c/{k}" for k in self._chunks(self._own))
+        self._arrays["diverged_at"][:] = np.where(diverged_at < 0, np.nan, diverged_at)
+        self._changed.update(self._store / f"diverged_at/c/{k}" for k in self._chunks)
 
     def truncate(self, step: int) -> None:
         """Forget all that was recorded after ``step`` updates, and what a killed process left half-written."""
@@ -145,37 +124,19 @@ class TelemetryWriter:
                 os.close(handle)
         self._changed.clear()
 
-    def _put(self, name: str, begin: int, block: np.ndarray, configs: slice | None = None) -> None:
-        array, end, configs = self._arrays[name], begin + block.shape[1], configs or self._own
-        array[configs, begin:end] = block
+    def _put(self, name: str, begin: int, block: np.ndarray) -> None:
+        array, end = self._arrays[name], begin + block.shape[1]
+        array[:, begin:end] = block
         rest = "/0" * (array.ndim - 2)
         chunks = range(begin // array.chunks[1], -(-end // array.chunks[1]))
-        places = itertools.product(self._chunks(configs), chunks)
+        places = itertools.product(self._chunks, chunks)
         self._changed.update(self._store / f"{name}/c/{k}/{chunk}{rest}" for k, chunk in places)
 
-    def _chunks(self, configs: slice) -> range:
-        """The chunks that hold some configurations."""
-        return range(configs.start // self._per_chunk, -(-configs.stop // self._per_chunk))
-
-    def _opened(self, store: Path | None = None) -> dict[str, Any]:
+    def _opened(self) -> dict[str, Any]:
         # As a LocalStore: a path given as text would be taken for an address where it has "::" in it.
-        group = zarr.open_group(LocalStore(store or self._store), mode="r+", zarr_format=3)
+        group = zarr.open_group(LocalStore(self._store), mode="r+", zarr_format=3)
         whole: Any = {"write_empty_chunks": True}  # so that a missing file is always damage
         return {name: array.with_config(whole) for name, array in group.arrays()}
-
-    def _regroup(self, draft: Path) -> None:
-        """Move what is recorded into a new store, whose chunks no two processes share."""
-        there, here = self._opened(draft), self._opened()
-        for name in ("step", "eval_step", "diverged_at"):
-            there[name][:] = here[name][:]
-        for name in (*self._names, *self._evaluations):
-            along = here[name].chunks[1]
-            for k in sorted({int(file.name) for file in (self._store / name / "c").glob("*/*")}):
-                there[name][:, k * along : (k + 1) * along] = here[name][:, k * along : (k + 1) * along]
-        replaced = self._store.with_name(self._store.name + ".replaced")
-        self._store.rename(replaced)
-        draft.rename(self._store)
-        shutil.rmtree(replaced)
 
     def _cut(self, name: str, kept: int) -> None:
         """Remove the chunks from index ``kept`` on, and fill the rest of the one that it falls into."""
@@ -188,7 +149,7 @@ class TelemetryWriter:
         if kept % along and first * along > kept:
             end = min(first * along, array.shape[1])
             unknown = np.full((array.shape[0], end - kept, *array.shape[2:]), np.nan, array.dtype)
-            self._put(name, kept, unknown, self._all)
+            self._put(name, kept, unknown)
 
     def _build(
         self,
@@ -204,7 +165,7 @@ class TelemetryWriter:
             shutil.rmtree(draft)
         group = zarr.create_group(LocalStore(draft), zarr_format=3)
         group.attrs.update({"swept": list(grid.swept), "format": FORMAT})
-        configs, recorded, grouped = len(grid), steps - self._first, self._per_chunk
+        configs, recorded, grouped = len(grid), steps - self._first, regular_chunk(len(grid))
 
         def create(name: str, shape: Any, chunks: Any, dims: Sequence[str], dtype: Any) -> Any:
             long_name, units = ATTRIBUTES[name]

@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -61,37 +60,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, jax.errors.JaxRuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
 
 
-def seconds_per_step(train: Callable[[int], None], agree: Callable[[Any], Any] = lambda value: value) -> float:
+def seconds_per_step(train: Callable[[int], None]) -> float:
     """Time of one step: of as many as fill about `SECONDS`, after one to warm up.
 
     Args:
         train: makes that many steps.
-        agree: what process 0 found, where several time side by side and must make the same steps.
     """
     train(1)
     count = 1
     while True:
         started = time.perf_counter()
         train(count)
-        elapsed = agree(time.perf_counter() - started)
+        elapsed = time.perf_counter() - started
         if elapsed > SECONDS / 3:
             return elapsed / count
         count *= 4
 
 
-def fastest(
-    layouts: Sequence[str],
-    time_of: Callable[[str], float],
-    about: object,
-    agree: Callable[[Any], Any] = lambda value: value,
-) -> str:
+def fastest(layouts: Sequence[str], time_of: Callable[[str], float], about: object) -> str:
     """The layout that took the least time, now or when last asked the same.
 
     Args:
         layouts: the candidates.
         time_of: a layout's time; infinite where it does not fit the memory. Not called for a single candidate.
         about: what the answer depends on; its ``repr`` is remembered with it, below `runtime.cache_folder`.
-        agree: as for `seconds_per_step`.
 
     Returns:
         One of the candidates; the last where none fits.
@@ -100,9 +92,9 @@ def fastest(
         return layouts[0]
     key = hashlib.sha256(repr((about, list(layouts))).encode()).hexdigest()[:32]
     note = runtime.cache_folder() / "layouts" / f"{key}.json"
-    if (known := agree(_remembered(note))) in layouts:
+    if (known := _remembered(note)) in layouts:
         return known
-    times = {layout: agree(time_of(layout)) for layout in layouts}
+    times = {layout: time_of(layout) for layout in layouts}
     best = min(times, key=lambda layout: times[layout])
     if math.isinf(times[best]):
         return layouts[-1]

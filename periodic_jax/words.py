@@ -24,8 +24,6 @@ OPTIONAL = (
     "resize",
     "keep_every",
     "step",
-    "num_processes",
-    "process_id",
     "track_sharpness",
 )
 
@@ -33,7 +31,7 @@ SELECTABLE = tuple(name for name in AXES if name != "schedule_every")
 # What options that are counts take, where that is not a whole number from 1.
 WHOLE = {
     "split_classes": "0 or 1", "port": "a whole number from 0 to 65535", "images": "a whole number from 2, or all",
-    **dict.fromkeys(("eigenvalues", "probes", "process_id"), "a whole number from 0"),
+    **dict.fromkeys(("eigenvalues", "probes"), "a whole number from 0"),
 }  # fmt: skip
 
 
