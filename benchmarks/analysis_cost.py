@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import save
-from periodic_jax import results
-from periodic_jax.grid import SweepGrid
-from periodic_jax.telemetry import TelemetryWriter
+from periodic_jax.core.grid import SweepGrid
+from periodic_jax.storage import run_directory, schema
+from periodic_jax.storage.writer import TelemetryWriter
 
 NAMES = ("loss", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
 DECAY = 1e-3
@@ -35,8 +35,8 @@ def write_run(path: Path, grid: SweepGrid, steps: int, chunk: int = 1000) -> Non
     lr, configs = grid.coords["lr"], len(grid)
     a, kind = 1 - lr * DECAY, np.arange(configs) % 4  # two of four periodic, one in equilibrium, one falls to its own
     period = rng.integers(400, 4000, configs)
-    results.claim_directory(path)
-    results.write_config(path, {"format": results.FORMAT, "config": {"model": "synthetic"}})
+    run_directory.claim_directory(path)
+    run_directory.write_config(path, {"format": schema.FORMAT, "config": {"model": "synthetic"}})
     empty = {name: np.zeros((configs, 0), np.float32) for name in NAMES}
     evaluations = ("train_loss", "train_error", "test_loss", "test_error")
     writer = TelemetryWriter(path, grid, steps, sorted({*range(0, steps, chunk), steps}), empty, evaluations)
@@ -64,8 +64,9 @@ def write_run(path: Path, grid: SweepGrid, steps: int, chunk: int = 1000) -> Non
 def measure(path: str) -> dict[str, float]:
     """Analyse a run; seconds and peak memory of this process."""
     started = time.perf_counter()
-    from periodic_jax import analysis, tables
-    from periodic_jax.results import open_run
+    from periodic_jax import analysis
+    from periodic_jax.reporting import tables
+    from periodic_jax.storage.reader import open_run
 
     found = analysis.analyze(open_run(path, flat=True), predict=True)
     analysed = time.perf_counter()

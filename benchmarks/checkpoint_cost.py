@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import save, summary, table
-from periodic_jax import RunConfig, runtime
-from periodic_jax.run import build_sweep
-from periodic_jax.session import Plan, train
-from periodic_jax.sweep import Sweep
+from periodic_jax import RunConfig
+from periodic_jax.runs.build import build_sweep
+from periodic_jax.runs.session import Plan, train
+from periodic_jax.sweeps.sweep import Sweep
+from periodic_jax.training import xla
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--out", help="folder for the JSON file")
     options = parser.parse_args()
 
-    runtime.use_cores_as_devices()
+    xla.use_cores_as_devices()
     lr = tuple(float(rate) for rate in np.geomspace(0.01, 1, options.configs))
     config = RunConfig(out="unused", lr=lr, width=options.width, steps=options.steps)
     sweep = build_sweep(config)

@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.common import ratio, save, summary, table
 from periodic_jax import Batch, SweepGrid, create_train_state, data, models, train_step
+from periodic_jax.training import input_pipeline
 
 INPUT = ("gather, normalise", "gather, augment, normalise", "gather, augment, normalise, patches")
 STEP = "whole step, with augmentation"
@@ -38,7 +39,7 @@ def main() -> None:
 
     images = data.load(options.dataset, data_dir=options.data_dir)
     device, model = (
-        data.to_device(images),
+        input_pipeline.to_device(images),
         models.build("ConvNetSI", width=options.width, num_classes=images.num_classes),
     )
     lengths = dict.fromkeys(INPUT, options.input_steps) | {STEP: options.steps}
@@ -62,7 +63,7 @@ def main() -> None:
 
 
 def compiled(
-    model: Any, device: data.DeviceData, images: data.Dataset, batch_size: int, lengths: dict[str, int]
+    model: Any, device: input_pipeline.DeviceData, images: data.Dataset, batch_size: int, lengths: dict[str, int]
 ) -> dict[str, Callable[[], Any]]:
     """The parts as compiled loops over mini-batches."""
     rows = jnp.asarray(np.random.default_rng(0).integers(0, len(images.images), (max(lengths.values()), batch_size)))
@@ -73,16 +74,16 @@ def compiled(
     state = create_train_state(model, model.labels(), jax.random.key(0), shape)
 
     def key(t: Any) -> Any:
-        return data.augmentation_key(jnp.uint32(0), t)
+        return input_pipeline.augmentation_key(jnp.uint32(0), t)
 
     def plain(carry: Any, given: Any, t: Any) -> Any:
-        return data.mini_batch(given, rows[t])
+        return input_pipeline.mini_batch(given, rows[t])
 
     def augmented(carry: Any, given: Any, t: Any) -> Any:
-        return data.mini_batch(given, rows[t], key(t))
+        return input_pipeline.mini_batch(given, rows[t], key(t))
 
     def prepared(carry: Any, given: Any, t: Any) -> Any:
-        return model.prepare(data.mini_batch(given, rows[t], key(t)))
+        return model.prepare(input_pipeline.mini_batch(given, rows[t], key(t)))
 
     def step(state: Any, given: Any, t: Any) -> Any:
         batch = Batch(prepared(None, given, t), given.labels[rows[t]])

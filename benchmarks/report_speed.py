@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.analysis_cost import write_run
 from benchmarks.common import HERE, save
-from periodic_jax.grid import SweepGrid
+from periodic_jax.core.grid import SweepGrid
 
 # Notes for each event when the curves and when all pictures are painted: a message posted in a frame comes after it.
 WATCH = """
@@ -45,14 +45,15 @@ for (const kind of ["pointerup", "keydown"])
 
 def make_page(path: Path, steps: int) -> Path:
     """The report of a run of 100 configurations."""
-    from periodic_jax import analysis, report
-    from periodic_jax.results import open_run
+    from periodic_jax import analysis
+    from periodic_jax.reporting import html
+    from periodic_jax.storage.reader import open_run
 
     grid = SweepGrid.product(lr=np.geomspace(0.5, 2, 10).tolist(), weight_decay=np.geomspace(1e-4, 1e-2, 10).tolist())
     write_run(path, grid, steps)
     begun = time.perf_counter()
     dataset = open_run(path, flat=True)
-    page = report.write(report.contents(dataset, analysis.analyze(dataset)), path)
+    page = html.write(html.contents(dataset, analysis.analyze(dataset)), path)
     print(f"{len(grid)} configurations x {steps} steps: analysed and written in {time.perf_counter() - begun:.1f} s")
     return page
 

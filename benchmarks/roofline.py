@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from benchmarks.common import save, table
-from periodic_jax import runtime
+from periodic_jax.training import xla
 
 
 class Layer(NamedTuple):
@@ -85,9 +85,9 @@ def layer_seconds(layer: Layer, batch: int) -> float:
     """Forward and backward of one block by itself."""
     import jax
 
-    from periodic_jax.models import blocks
-    from periodic_jax.models.input_patches import input_patches
-    from periodic_jax.models.layout import to_activations
+    from periodic_jax.ops import fused
+    from periodic_jax.ops.layout import to_activations
+    from periodic_jax.ops.patches import input_patches
 
     keys = jax.random.split(jax.random.key(1), 2)
     images = jax.random.normal(keys[0], (batch, layer.size, layer.size, layer.channels_in))
@@ -97,13 +97,13 @@ def layer_seconds(layer: Layer, batch: int) -> float:
         patches = jax.jit(input_patches)(x)
 
         def first(patches: Any, kernel: Any) -> Any:
-            z, back = jax.vjp(lambda k: blocks.first_conv_bn_relu(patches, k, 1e-5)[0], kernel)
+            z, back = jax.vjp(lambda k: fused.first_conv_bn_relu(patches, k, 1e-5)[0], kernel)
             return back(z)
 
         return median_seconds(first, patches, kernel)
 
     def block(x: Any, kernel: Any) -> Any:
-        z, back = jax.vjp(lambda x, k: blocks.conv_bn_relu(x, k, True, 1e-5)[0], x, kernel)
+        z, back = jax.vjp(lambda x, k: fused.conv_bn_relu(x, k, True, 1e-5)[0], x, kernel)
         return back(z)
 
     return median_seconds(block, x, kernel)
@@ -139,11 +139,11 @@ def main() -> None:
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--out", help="folder for the JSON file")
     options = parser.parse_args()
-    runtime.add_xla_flag("--xla_force_host_platform_device_count=1")
-    runtime.use_cores_as_devices()
+    xla.add_xla_flag("--xla_force_host_platform_device_count=1")
+    xla.use_cores_as_devices()
     from periodic_jax import models
 
-    with runtime.precision(options.precision):
+    with xla.precision(options.precision):
         channels = 1 if options.size == 8 else 3
         model = models.build("ConvNetSI", width=options.width)
         peak, bandwidth = machine_rates()

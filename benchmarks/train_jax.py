@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import serve
-from periodic_jax import runtime
+from periodic_jax.training import xla
 
 
 def images_of(size: int, channels: int, count: int = 1500):
@@ -25,7 +25,7 @@ def build(options: argparse.Namespace):
     import jax.numpy as jnp
 
     from periodic_jax import SweepGrid, models
-    from periodic_jax.sweep import Sweep
+    from periodic_jax.sweeps.sweep import Sweep
 
     dtype = jnp.float64 if options.precision == "float64" else jnp.float32
     model = models.build(options.model, width=options.width, param_dtype=dtype)
@@ -47,15 +47,15 @@ def _measure_nothing() -> None:
     import jax
     import jax.numpy as jnp
 
-    from periodic_jax import optim
+    from periodic_jax.training import tracking
 
-    measure = optim.measure
+    measure = tracking.measure
 
     def nothing(params: Any, *rest: Any) -> Any:
         shapes = jax.eval_shape(lambda *some: measure(*some, *rest[2:]), params, *rest[:2])
         return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
 
-    optim.measure = nothing
+    tracking.measure = nothing
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -81,9 +81,9 @@ def main() -> None:
     """Serve steps of a sweep."""
     options = arguments().parse_args()
     if options.devices:
-        runtime.add_xla_flag(f"--xla_force_host_platform_device_count={options.devices}")
-    runtime.use_cores_as_devices()
-    with runtime.precision(options.precision):
+        xla.add_xla_flag(f"--xla_force_host_platform_device_count={options.devices}")
+    xla.use_cores_as_devices()
+    with xla.precision(options.precision):
         started = time.perf_counter()
         sweep = build(options)
 

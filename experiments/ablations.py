@@ -10,7 +10,7 @@ from experiments.common import main
 from experiments.declare import Branch, Experiment, Finding, Numbers, Runs, laptop, paper
 from experiments.drawing import loss_and_norm
 from experiments.pages import percent, table
-from periodic_jax.config import RunConfig
+from periodic_jax.runs.config import RunConfig
 
 WORDS = {
     "baseline": "baseline: frozen head, no affine",

@@ -20,14 +20,17 @@ from PIL import Image
 
 from experiments import evidence, pages
 from experiments.declare import Branch, Experiment, placed
-from periodic_jax import plots, results, runtime
-from periodic_jax.branch import branch_run
-from periodic_jax.config import RunConfig, difference, evaluated_every, planned_steps
-from periodic_jax.errors import ConfigError, RunStopped
-from periodic_jax.integrity import write_json
-from periodic_jax.results import CONFIG_FILE, SUMMARY_FILE, open_run, read_config
-from periodic_jax.run import resume_run, run_sweep
-from periodic_jax.signals import Stop
+from periodic_jax import plots
+from periodic_jax.core.errors import ConfigError, RunStopped
+from periodic_jax.core.files import write_json
+from periodic_jax.runs.branch import branch_run
+from periodic_jax.runs.config import RunConfig, difference, evaluated_every, planned_steps
+from periodic_jax.runs.run import resume_run, run_sweep
+from periodic_jax.runs.signals import Stop
+from periodic_jax.storage import run_directory
+from periodic_jax.storage.reader import open_run
+from periodic_jax.storage.run_directory import CONFIG_FILE, SUMMARY_FILE, read_config
+from periodic_jax.training import xla
 
 EVIDENCE, RECORD = "evidence.npz", "record.json"
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "experiments"
@@ -70,8 +73,8 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None
             for fault in faults:
                 print(f"differs: {fault}")
             sys.exit(1 if faults else 0)
-        runtime.use_cores_as_devices()
-        runtime.keep_compiled_programs()
+        xla.use_cores_as_devices()
+        xla.keep_compiled_programs()
         if options.estimate or options.scale == "paper":
             print_estimate(runs)
         if options.estimate:
@@ -147,15 +150,15 @@ def estimate(config: RunConfig) -> tuple[float, float, int]:
     The step is timed on the run's own program. An evaluation is a forward pass over all images, a third of a step for
     each mini-batch.
     """
-    from periodic_jax.config import check as check_config
-    from periodic_jax.run import build_sweep
-    from periodic_jax.tuning import seconds_per_step
+    from periodic_jax.runs.build import build_sweep
+    from periodic_jax.runs.config import check as check_config
+    from periodic_jax.sweeps.autotune import seconds_per_step
 
     check_config(config)
     record = _held(Path(config.out)) or {}
-    done = max(results.checkpoint_steps(Path(config.out)), default=0) if record else 0
+    done = max(run_directory.checkpoint_steps(Path(config.out)), default=0) if record else 0
     left = 0 if "summary" in record else planned_steps(config) - done
-    with runtime.precision(config.precision):
+    with xla.precision(config.precision):
         sweep = build_sweep(config)
 
         def steps(count: int) -> None:
@@ -192,7 +195,7 @@ def write(experiment: Experiment, scale: str, out: Path, folder: Path) -> Path:
     shutil.rmtree(kept, ignore_errors=True)
     for run in experiment.runs[scale]:
         (kept / run).mkdir(parents=True)
-        results.write_config(kept / run, published(read_config(out / run)))
+        run_directory.write_config(kept / run, published(read_config(out / run)))
         evidence.save(evidence.gather(out / run, kept / run / SUMMARY_FILE), kept / run / EVIDENCE)
     if experiment.extra:
         for part, found in experiment.extra({run: out / run for run in experiment.runs[scale]}).items():

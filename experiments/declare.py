@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import xarray as xr
 from matplotlib.figure import Figure
 
-from periodic_jax.config import RunConfig
+from periodic_jax.runs.config import RunConfig
 
 SCALES = ("laptop", "paper")
 Numbers = dict[str, Any]  # what JSON can hold
@@ -17,7 +17,7 @@ Runs = Mapping[str, xr.Dataset]
 
 @dataclass(frozen=True)
 class Branch:
-    """A run that starts from a checkpoint of another one; see `periodic_jax.branch.branch_run`."""
+    """A run that starts from a checkpoint of another one; see `periodic_jax.runs.branch.branch_run`."""
 
     parent: str
     step: int

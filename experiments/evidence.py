@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from periodic_jax import analysis, tables
-from periodic_jax.errors import ConfigError
-from periodic_jax.regimes import BURN_IN
-from periodic_jax.results import open_run
+from periodic_jax import analysis
+from periodic_jax.analysis.regimes import BURN_IN
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.reporting import tables
+from periodic_jax.storage.reader import open_run
 
 DIMS = "dims"
 LEFT_OUT = (

@@ -12,8 +12,9 @@ from experiments.common import main
 from experiments.declare import Experiment, Finding, Numbers, Runs, paper, small_images
 from experiments.pages import percent, table
 from periodic_jax import analysis
-from periodic_jax.config import from_record
-from periodic_jax.results import checkpoint_steps, open_run, read_config
+from periodic_jax.runs.config import from_record
+from periodic_jax.storage.reader import open_run
+from periodic_jax.storage.run_directory import checkpoint_steps, read_config
 
 AT_ONCE = 2**40  # pixels: all training images are normalised together
 POINTS = 11  # of a path
@@ -42,8 +43,9 @@ def compare(paths: Mapping[str, Path]) -> dict[str, xr.Dataset]:
     """From the checkpoints: the last before each destabilisation of each seed, alone, in pairs and in ensembles."""
     import jax
 
-    from periodic_jax.connectivity import Networks, barrier, cosine, disagreement, on_sphere, straight
-    from periodic_jax.stored import StoredRun, load_states, state_outline
+    from periodic_jax.inspection.load import StoredRun, load_states, state_outline
+    from periodic_jax.landscape.connectivity import barrier, cosine, disagreement, on_sphere, straight
+    from periodic_jax.landscape.networks import Networks
 
     path = paths["run"]
     # The data set may be a file that only this machine knows: the record tells where it was found.

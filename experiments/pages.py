@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.declare import Experiment, Finding
-from periodic_jax.config import RunConfig
+from periodic_jax.runs.config import RunConfig
 
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(RunConfig) if f.name != "out"}
 ALWAYS = ("lr", "weight_decay")

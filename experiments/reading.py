@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from periodic_jax.grid import AXES
+from periodic_jax.core.grid import AXES
 
 
 def configurations(found: xr.Dataset) -> Iterator[tuple[int, dict[str, Any]]]:

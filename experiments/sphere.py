@@ -13,7 +13,7 @@ from experiments.common import main
 from experiments.declare import Experiment, Finding, Numbers, Runs, paper, small_images
 from experiments.pages import percent, table
 from periodic_jax import plots
-from periodic_jax.decimation import extremes
+from periodic_jax.core.segments import extremes
 from periodic_jax.plots.style import legend
 
 ORDER = ("converging", "equilibrium", "diverged")

@@ -9,7 +9,7 @@ from experiments.common import main
 from experiments.declare import Experiment, Finding, Numbers, Runs, laptop, paper
 from experiments.pages import percent, table
 from periodic_jax import plots
-from periodic_jax.theory import CHECKS
+from periodic_jax.analysis.theory_checks import CHECKS
 
 EXACT = ("norm_recursion", "angular_step")
 BUDGET = 1e-3  # relative, of the rotation; what float32 sums and a leak leave

@@ -3,13 +3,13 @@
 The flags must be set before JAX starts, hence at import.
 """
 
-from periodic_jax import runtime
+from periodic_jax.training import xla
 
-runtime.add_xla_flag("--xla_force_host_platform_device_count=2")
-runtime.add_xla_flag("--xla_cpu_multi_thread_eigen=false")
+xla.add_xla_flag("--xla_force_host_platform_device_count=2")
+xla.add_xla_flag("--xla_cpu_multi_thread_eigen=false")
 # Nearly all time goes into compiling programs that run for milliseconds; the tests marked slow run for seconds, and are
 # run with a flag of their own.
-runtime.add_xla_flag("--xla_backend_optimization_level=0")
+xla.add_xla_flag("--xla_backend_optimization_level=0")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

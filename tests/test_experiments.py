@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from periodic_jax import config as config_module
-from periodic_jax import data, runtime
+from periodic_jax import data
+from periodic_jax.core.errors import ConfigError
 from periodic_jax.data import Dataset
-from periodic_jax.errors import ConfigError
+from periodic_jax.runs import config as config_module
+from periodic_jax.training import xla
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "experiments"
@@ -190,7 +191,7 @@ def test_a_run_from_start_to_page_to_check(tmp_path, monkeypatch, capsys):
     tiny = dataclasses.replace(base, runs={"laptop": small, "paper": small})
     monkeypatch.setattr(sys, "argv", ["tiny"])
     for settled in ("use_cores_as_devices", "keep_compiled_programs"):  # for the process, which others share here
-        monkeypatch.setattr(runtime, settled, lambda: None)
+        monkeypatch.setattr(xla, settled, lambda: None)
     arguments = ["--out", str(tmp_path / "runs"), "--pages", str(tmp_path / "pages")]
     common.main(tiny, arguments)
     kept = tmp_path / "pages" / "full_batch"
@@ -215,10 +216,11 @@ def test_a_run_from_start_to_page_to_check(tmp_path, monkeypatch, capsys):
 def test_how_long_a_run_takes_is_estimated_from_a_step(monkeypatch, tmp_path):
     from experiments import common
     from experiments.declare import laptop
-    from periodic_jax import run, tuning
+    from periodic_jax.runs import build
+    from periodic_jax.sweeps import autotune
 
-    monkeypatch.setattr(tuning, "seconds_per_step", lambda train: 0.5)
-    monkeypatch.setattr(run, "build_sweep", lambda config: None)
+    monkeypatch.setattr(autotune, "seconds_per_step", lambda train: 0.5)
+    monkeypatch.setattr(build, "build_sweep", lambda config: None)
     config = dataclasses.replace(laptop(steps=100, eval_every=10, batch_size=100), out=tmp_path / "run")
     seconds, per_step, left = common.estimate(config)
     # 1,797 images are 17.97 forward passes of a third of a step, ten times.

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import periodic_jax
-from periodic_jax import runtime
+from periodic_jax.training import xla
 
 HEAVY = {"jax", "jaxlib", "flax", "optax", "numpy", "scipy", "xarray", "zarr", "matplotlib", "tensorflow_datasets"}
 COMPUTE = {"jax", "jaxlib", "flax", "optax", "orbax"}
@@ -36,16 +36,17 @@ def test_import_is_light_and_fast():
 def test_looking_at_results_needs_no_jax():
     """Imported one after the other, and what is loaded after each."""
     names = [
-        "errors", "runtime", "dynamics", "grid", "segments", "decimation", "periods", "regimes", "theory", "stability",
-        "forecast", "results", "analysis", "tables", "plots", "report", "export",
+        "core.errors", "training.xla", "dynamics", "core.grid", "core.segments", "analysis.periods", "analysis.regimes",
+        "analysis.theory_checks", "analysis.stability", "analysis.forecast", "storage.run_directory", "storage.reader",
+        "analysis", "reporting.tables", "plots", "reporting.html", "reporting.export",
     ]  # fmt: skip
     after_each = f"[importlib.import_module('periodic_jax.' + name) and list(sys.modules) for name in {names}]"
     code = f"import sys, json, importlib; print(json.dumps({after_each}))"
     for name, loaded in zip(names, in_fresh_python(code), strict=True):
         assert f"periodic_jax.{name}" in loaded
         assert not COMPUTE & set(loaded)
-        assert ("xarray" in loaded) == (name in ("results", "analysis", "tables", "plots", "report", "export"))
-        assert ("matplotlib" in loaded) == (name in ("plots", "report", "export"))
+        assert "xarray" not in loaded or name not in ("core.errors", "dynamics", "core.grid", "core.segments")
+        assert ("matplotlib" in loaded) == (name in ("plots", "reporting.html", "reporting.export"))
         assert "plotly" not in loaded
         assert "matplotlib.pyplot" not in loaded
 
@@ -54,7 +55,7 @@ def test_looking_at_results_needs_no_jax():
 def test_public_names(name):
     value = getattr(periodic_jax, name)
     assert name in dir(periodic_jax)
-    assert name == "__version__" or value.__name__ in (name, f"periodic_jax.{name}")
+    assert name == "__version__" or value.__name__.rpartition(".")[2] == name
 
 
 def test_public_names_are_once_there_and_star_gives_them():
@@ -93,7 +94,7 @@ def test_add_xla_flag(monkeypatch, before, after):
     else:
         monkeypatch.setenv("XLA_FLAGS", before)
     for _ in range(2):  # a second call changes nothing
-        runtime.add_xla_flag("--new=1")
+        xla.add_xla_flag("--new=1")
         assert os.environ["XLA_FLAGS"] == after
 
 
@@ -101,17 +102,17 @@ def test_flags_in_a_file_are_taken_over(monkeypatch, tmp_path):
     """XLA reads a file where XLA_FLAGS does not begin with a dash, and would not once a flag is put before its name."""
     (tmp_path / "flags").write_text("--a=1\n--new=2\n")
     monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "flags"))
-    runtime.add_xla_flag("--new=1")
+    xla.add_xla_flag("--new=1")
     assert os.environ["XLA_FLAGS"] == str(tmp_path / "flags")
     for _ in range(2):
-        runtime.add_xla_flag("--b=3")
+        xla.add_xla_flag("--b=3")
         assert os.environ["XLA_FLAGS"] == "--a=1 --new=2 --b=3"
 
 
-@pytest.mark.parametrize("given", ["", "--xla_dump_to=x", f"{runtime.SAFE_REDUCTIONS.split('=')[0]}=mine", "junk"])
+@pytest.mark.parametrize("given", ["", "--xla_dump_to=x", f"{xla.SAFE_REDUCTIONS.split('=')[0]}=mine", "junk"])
 def test_import_guards_the_flags(given):
     code = "import os, json, periodic_jax; print(json.dumps(os.environ['XLA_FLAGS']))"
     flags = in_fresh_python(code, XLA_FLAGS=given).split()
     assert set(given.split()) <= set(flags)
-    guards = [flag for flag in flags if flag.startswith(runtime.SAFE_REDUCTIONS.split("=")[0])]
-    assert guards == ([given] if "mine" in given else [runtime.SAFE_REDUCTIONS])
+    guards = [flag for flag in flags if flag.startswith(xla.SAFE_REDUCTIONS.split("=")[0])]
+    assert guards == ([given] if "mine" in given else [xla.SAFE_REDUCTIONS])

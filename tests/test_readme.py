@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from periodic_jax.parsing import COMMANDS
+from periodic_jax.cli.parser import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -16,15 +16,15 @@ import threading
 import time
 
 import pytest
-from survival import assert_same_run, branched, configured, flip, started, wait_for
+from helpers.survival import assert_same_run, branched, configured, flip, started, wait_for
 
 from benchmarks import common
 from periodic_jax import ConfigError, open_run, run_sweep
-from periodic_jax.branch import branch_run
-from periodic_jax.errors import RunStopped
-from periodic_jax.info import describe
-from periodic_jax.results import checkpoint_steps, read_config
-from periodic_jax.run import resume_run
+from periodic_jax.core.errors import RunStopped
+from periodic_jax.inspection.info import describe
+from periodic_jax.runs.branch import branch_run
+from periodic_jax.runs.run import resume_run
+from periodic_jax.storage.run_directory import checkpoint_steps, read_config
 
 pytestmark = pytest.mark.stress
 LONG = 120

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from periodic_jax.core.files import cache_folder
 from periodic_jax.data.dataset import Arrays
-from periodic_jax.data.places import Place
-from periodic_jax.runtime import cache_folder
+from periodic_jax.data.locations import Place
 
 FORMAT = 1
 STAMP = "source.json"

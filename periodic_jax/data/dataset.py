@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from periodic_jax.errors import ConfigError
+from periodic_jax.core.errors import ConfigError
 
 # Of CIFAR-10; the reference normalises CIFAR-100 and SVHN by them too.
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -144,3 +144,10 @@ def _described(array: np.ndarray) -> str:
 
 def _by(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Mini-batches of one epoch: whole ones only. The images left over differ from epoch to epoch with the
+    permutation.
+    """
+    return count // batch_size

@@ -29,7 +29,7 @@ from periodic_jax.dynamics.equilibrium import (
     falling_edge_steps,
     sharpness_limit,
 )
-from periodic_jax.dynamics.sphere import rescaled, sphere_effective_lr, sphere_lr, undecayed_lr
+from periodic_jax.dynamics.equivalences import rescaled, sphere_effective_lr, sphere_lr, undecayed_lr
 from periodic_jax.dynamics.steps import (
     angular_step,
     coasting_factor,

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from periodic_jax.core.errors import ConfigError
 from periodic_jax.data import Dataset
-from periodic_jax.errors import ConfigError
 from periodic_jax.models.labels import Labels
-from periodic_jax.train import LOSSES, TrainState
+from periodic_jax.training.losses import LOSSES
+from periodic_jax.training.state import TrainState
 
 PARTS = ("all", "corrupted", "clean")
 WEIGHTS = ("invariant", "all")

@@ -16,12 +16,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from periodic_jax.landscape.noise import GradientNoise, gradient_noise, no_moments, together, with_gradient
+from periodic_jax.landscape.gradient_noise import GradientNoise, gradient_noise, no_moments, together, with_gradient
+from periodic_jax.landscape.hvp import PRODUCTS, loss_and_gradient, tangential
 from periodic_jax.landscape.objective import Batches, chosen_leaves, to_vector
-from periodic_jax.landscape.products import PRODUCTS, loss_and_gradient, tangential
-from periodic_jax.layouts import lay_out
 from periodic_jax.models.labels import Labels
-from periodic_jax.train import TrainState
+from periodic_jax.training.state import TrainState
+from periodic_jax.training.vectorize import lay_out
 
 Vectors = Float[Array, "configs size"]
 
@@ -33,7 +33,7 @@ class Surface:
         states: of the configurations, stacked ``(configs, ...)``.
         batches: of `fixed_batches`.
         weights: ``invariant`` or ``all``.
-        layout: of the configurations within a device, see `layouts`; None: ``map`` on CPU and ``vmap`` elsewhere.
+        layout: of the configurations within a device, see `training.vectorize`; None: ``map`` on CPU, ``vmap`` elsewhere.
         devices: JAX devices to share the mini-batches; all, if None.
 
     Raises:

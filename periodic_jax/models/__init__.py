@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from periodic_jax.errors import ConfigError
+from periodic_jax.core.errors import ConfigError
 from periodic_jax.models.convnet import ConvNet
 from periodic_jax.models.invariance import verify_labels
 from periodic_jax.models.labels import OTHER, SCALE_INVARIANT, leaf_labels

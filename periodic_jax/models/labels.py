@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from periodic_jax.errors import ConfigError
+from periodic_jax.core.errors import ConfigError
 
 SCALE_INVARIANT = "scale_invariant"
 OTHER = "other"
@@ -50,3 +50,6 @@ def leaf_labels(params: Any, labels: Any) -> Labels:
         if word not in (SCALE_INVARIANT, OTHER):
             raise ConfigError("labels", repr(word), f"{SCALE_INVARIANT!r} or {OTHER!r}")
     return tuple(word == SCALE_INVARIANT for word in words)
+
+
+LabelTree = Any  # a tree of words as `models.leaf_labels` takes it, or `Labels`

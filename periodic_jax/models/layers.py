@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from periodic_jax.models import blocks, operations
-from periodic_jax.models.convolution import as_matrix
-from periodic_jax.models.input_patches import InputPatches
-from periodic_jax.models.layout import Activations, per_channel
-from periodic_jax.models.operations import Affine, BatchMoments
+from periodic_jax.ops import fused, primitives
+from periodic_jax.ops.im2col import as_matrix
+from periodic_jax.ops.layout import Activations, per_channel
+from periodic_jax.ops.patches import InputPatches
+from periodic_jax.ops.primitives import Affine, BatchMoments
 
 BN_MOMENTUM = (
     0.9  # running <- 0.9 running + 0.1 batch, with the unbiased batch variance, as torch.nn.BatchNorm2d(momentum=0.1)
@@ -93,11 +93,11 @@ class ConvBlock(Normalising):
         running = self.running_statistics(self.features, self.param_dtype)
         if not train:
             running = running._replace(mean=running.mean - offset)
-            return blocks.conv_bn_relu_inference(x, kernel, running, self.pool, self.eps, affine)
+            return fused.conv_bn_relu_inference(x, kernel, running, self.pool, self.eps, affine)
         if first:
-            out, moments = blocks.first_conv_bn_relu(x, kernel, self.eps, affine)
+            out, moments = fused.first_conv_bn_relu(x, kernel, self.eps, affine)
         else:
-            out, moments = blocks.conv_bn_relu(x, kernel, self.pool, self.eps, affine)
+            out, moments = fused.conv_bn_relu(x, kernel, self.pool, self.eps, affine)
         moments = moments._replace(mean=moments.mean + offset)
         self.update_running_statistics(moments, array.size // array.shape[1])
         return out
@@ -120,8 +120,8 @@ class Conv(nn.Module):
         kernel = self.param("kernel", uniform_fan_in(self.size**2 * channels), shape, self.param_dtype)
         if first:  # centred patches are channels to a 1x1 convolution
             flat = kernel.reshape(1, 1, -1, self.features)
-            return operations.conv(x.columns, flat) + per_channel(as_matrix(flat) @ x.mean)
-        return operations.conv(x, kernel, self.stride)
+            return primitives.conv(x.columns, flat) + per_channel(as_matrix(flat) @ x.mean)
+        return primitives.conv(x, kernel, self.stride)
 
 
 class BatchNorm(Normalising):
@@ -138,8 +138,8 @@ class BatchNorm(Normalising):
         affine = self.affine_parameters(features, self.param_dtype) if self.affine else None
         running = self.running_statistics(features, self.param_dtype)
         if not train:
-            return operations.normalise(x, running.mean, lax.rsqrt(running.var + self.eps), affine)
-        out, moments = operations.batch_norm(x, affine, self.eps)
+            return primitives.normalise(x, running.mean, lax.rsqrt(running.var + self.eps), affine)
+        out, moments = primitives.batch_norm(x, affine, self.eps)
         self.update_running_statistics(moments, x.size // features)
         return out
 

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from periodic_jax.errors import ConfigError
-from periodic_jax.models.input_patches import InputPatches, input_patches
+from periodic_jax.core.errors import ConfigError
 from periodic_jax.models.labels import OTHER, SCALE_INVARIANT
 from periodic_jax.models.layers import BatchNorm, Conv, Head
-from periodic_jax.models.layout import Activations, to_activations
-from periodic_jax.models.operations import global_average_pool
 from periodic_jax.models.torch_weights import Path, kernel_names, norm_names
+from periodic_jax.ops.layout import Activations, to_activations
+from periodic_jax.ops.patches import InputPatches, input_patches
+from periodic_jax.ops.primitives import global_average_pool
 
 
 class ResidualBlock(nn.Module):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from periodic_jax.errors import ConfigError
+from periodic_jax.core.errors import ConfigError
 
 Path = tuple[str, ...]  # (collection, module, ..., leaf)
 

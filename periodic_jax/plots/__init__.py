@@ -12,8 +12,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from periodic_jax.errors import ConfigError
-from periodic_jax.plots.close_up import one_period, phases, phases_of_clearest
+from periodic_jax.core.errors import ConfigError
 from periodic_jax.plots.curvature import (
     against_checkpoints,
     against_threshold,
@@ -22,8 +21,9 @@ from periodic_jax.plots.curvature import (
     spectra,
     thresholds,
 )
-from periodic_jax.plots.laws import equilibria, equilibrium, period_lengths, periods, regime_map, regimes
 from periodic_jax.plots.minima import barriers, minima, minima_errors, paths, together
+from periodic_jax.plots.regime_maps import equilibria, equilibrium, period_lengths, periods, regime_map, regimes
+from periodic_jax.plots.single_period import one_period, phases, phases_of_clearest
 from periodic_jax.plots.style import REGIME_COLOURS, STYLE, STYLE_FILE, axis_roles, colours, fit_scale
 from periodic_jax.plots.trajectories import curves, in_panels, layer_norms, layers, phase_diagram
 
@@ -99,12 +99,12 @@ def save_all(
 
 
 def save_landscape(found: xr.Dataset, folder: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
-    """Draw a landscape as `survey.survey` measures it, and write it; arguments as of `save_all`."""
+    """Draw a landscape as `inspection.landscape.survey` measures it, and write it; arguments as of `save_all`."""
     return save([("landscape", landscape(found))], folder, formats)
 
 
 def save_minima(found: xr.Dataset, folder: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
-    """Draw minima as `minima.compare` compares them, and write it; arguments as of `save_all`."""
+    """Draw minima as `inspection.minima.compare` compares them, and write it; arguments as of `save_all`."""
     return save([("minima", minima(found))], folder, formats)
 
 

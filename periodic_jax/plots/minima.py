@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from periodic_jax.grid import short_numbers
+from periodic_jax.core.formatting import short_numbers
 from periodic_jax.plots import style
 from periodic_jax.plots.style import MOST_IN_LEGEND, STYLE, colours, named
 
@@ -29,7 +29,7 @@ def minima_errors(ax: Axes, found: xr.Dataset, palette: Sequence[Any]) -> Axes:
 
     Args:
         ax: where to draw.
-        found: of `minima.compare`.
+        found: of `inspection.minima.compare`.
         palette: a colour for each configuration.
     """
     for i, colour in enumerate(palette):

@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from periodic_jax.grid import AXES, short_numbers
-from periodic_jax.results import ATTRIBUTES
+from periodic_jax.core.formatting import short_numbers
+from periodic_jax.core.grid import AXES
+from periodic_jax.storage.schema import ATTRIBUTES
 
 STYLE_FILE = Path(__file__).with_name("periodic_jax.mplstyle")
 # As rcParams, which include what has to be restored: the user's own settings stay out of the figures.

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from periodic_jax.decimation import extremes
-from periodic_jax.grid import AXES, short_numbers
+from periodic_jax.core.formatting import short_numbers
+from periodic_jax.core.grid import AXES
+from periodic_jax.core.segments import extremes
 from periodic_jax.plots import style
 from periodic_jax.plots.style import STYLE, axis_roles, colours, named
 

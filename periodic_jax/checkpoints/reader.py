@@ -1,0 +1,188 @@
+"""Checkpoints of a run, in orbax's format: the states of all configurations at the end of a chunk; read when whole.
+
+    DIR/checkpoints/STEP/                  a flat tree of arrays, configurations first and in the grid's order
+    DIR/checkpoints/STEP/checksums.json    of all other files there
+
+The order is the grid's, so that a run can go on with another number of devices. Earlier versions could share a grid
+among processes: what these wrote has a part for each, with a row of ``check``, and padding behind the last
+configuration, which is cut off. Checksums, and the shapes that are declared, are compared before orbax reads anything,
+since its readers do not bear damage well. Nothing in a checkpoint is unpickled or run. `checkpoints.writer` writes them.
+"""
+
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import logging
+import math
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.files import read_json, used
+from periodic_jax.storage.checksums import SEAL, is_whole
+from periodic_jax.storage.run_directory import CHECKPOINTS, CHECKSUMS
+
+Tree = Mapping[str, np.ndarray]
+ORBAX_V1 = ("orbax.checkpoint.v1", "orbax.checkpoint.experimental.v1")  # where it is bound for, and where it is
+FRAMING = 2**24  # bytes, more than the files of a checkpoint take beside its arrays
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every file it writes
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that is not what was written."""
+
+
+@functools.cache
+def orbax() -> Any:
+    """Version 1 of orbax's interface: ``save``, ``load`` and ``metadata``.
+
+    Raises:
+        ConfigError: the installed orbax has none.
+    """
+    for name in ORBAX_V1:
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+        if all(hasattr(module, wanted) for wanted in ("save", "load", "metadata")):
+            return module
+    version = importlib.metadata.version("orbax-checkpoint")
+    raise ConfigError("orbax-checkpoint", version, f"a version with {' or '.join(ORBAX_V1)}, such as 0.12.8")
+
+
+def load(path: Path, step: int, like: Tree) -> dict[str, np.ndarray]:
+    """Read a checkpoint.
+
+    Args:
+        path: the run directory.
+        step: one of `storage.run_directory.checkpoint_steps`.
+        like: arrays of the names, shapes and dtypes that it must have; their values do not matter.
+
+    Returns:
+        The arrays, configurations first.
+
+    Raises:
+        DamagedCheckpoint: anything else than what was written, or other arrays than ``like``.
+    """
+    folder, configs = path / CHECKPOINTS / str(step), _length(like)
+    with _told_as_damage():
+        _check_files(folder, sum(array.nbytes for array in like.values()))
+        declared = _outline(orbax().metadata(os.path.abspath(folder)).metadata)
+        parts, rows = _parts_and_rows(declared, like)
+        # Padding behind the configurations is less than all there are.
+        if not (0 < parts <= rows <= 2 * configs and rows % parts == 0):
+            rows, parts = configs, 1
+        wanted = _like(like, rows, parts)
+        _check_outline(declared, _outline(wanted))
+        content = orbax().load(os.path.abspath(folder), wanted)
+        stored = {name: np.asarray(array) for name, array in content["states"].items()}
+        pieces = []
+        for k, (written, held, crc) in enumerate(np.asarray(content["check"]).tolist()):
+            piece = {name: array[k * (rows // parts) :][:held] for name, array in stored.items()}
+            if (written, crc) != (step, checksum(piece)):
+                raise DamagedCheckpoint("its arrays have another checksum")
+            pieces.append(piece)
+        states = {name: np.concatenate([piece[name] for piece in pieces]) for name in stored}
+        if {len(array) for array in states.values()} != {configs}:
+            raise DamagedCheckpoint("it is of other configurations")
+        return states
+
+
+@contextlib.contextmanager
+def _told_as_damage() -> Iterator[None]:
+    """Whatever a crafted checkpoint makes orbax or tensorstore raise."""
+    try:
+        yield
+    except (DamagedCheckpoint, ConfigError):
+        raise
+    except Exception as error:
+        raise DamagedCheckpoint(str(error).partition("\n")[0][:200] or type(error).__name__) from None
+
+
+def _parts_and_rows(declared: Mapping[str, tuple[Any, ...]], like: Tree) -> tuple[int, int]:
+    """Of how many parts a checkpoint is, and of how many configurations, padding included."""
+    shapes = [declared.get(name, ((0,),))[0] for name in ("check", f"states.{min(like)}")]
+    return tuple(shape[0] if shape else 0 for shape in shapes)  # pyright: ignore[reportReturnType]
+
+
+def _length(tree: Tree) -> int:
+    return len(next(iter(tree.values())))
+
+
+def _like(like: Tree, rows: int, parts: int) -> dict[str, Any]:
+    """Arrays of what a checkpoint of so many rows must have; they take no memory."""
+
+    def empty(dtype: Any, *shape: int) -> np.ndarray:
+        return np.broadcast_to(np.zeros((), dtype), shape)
+
+    return packed({n: empty(a.dtype, rows, *a.shape[1:]) for n, a in like.items()}, empty(np.uint32, parts, 3))
+
+
+def _check_files(folder: Path, size: int) -> None:
+    """Compare all checksums of the files of a checkpoint whose arrays take ``size`` bytes."""
+    if (found := used(folder)) > 2 * size + FRAMING:
+        raise DamagedCheckpoint(f"its files take {found} bytes, its arrays {size}")
+    sealed = read_json(folder / CHECKSUMS)
+    if not is_whole(sealed):
+        raise DamagedCheckpoint(f"{CHECKSUMS} has another checksum")
+    for name, crc in file_checksums(folder).items():
+        if sealed.pop(name, None) != crc:
+            raise DamagedCheckpoint(f"{name} has another checksum")
+    if missing := set(sealed) - {SEAL}:
+        raise DamagedCheckpoint(f"{min(missing)} is missing")
+
+
+def _outline(tree: Any) -> dict[str, tuple[Any, ...]]:
+    """Shape, dtype and whether a stored block is larger than the array, of each array."""
+    if tree is None:
+        raise DamagedCheckpoint("what it declares cannot be read")
+    outline = {}
+    for name, leaf in {"check": tree["check"], **{f"states.{n}": leaf for n, leaf in tree["states"].items()}}.items():
+        stored = getattr(leaf, "storage_metadata", None)
+        blocks = (getattr(stored, "chunk_shape", None) or (), getattr(stored, "write_shape", None) or ())
+        size = max(1, math.prod(leaf.shape))
+        outline[name] = (tuple(leaf.shape), np.dtype(leaf.dtype), any(math.prod(block) > size for block in blocks))
+    return outline
+
+
+def _check_outline(declared: Mapping[str, tuple[Any, ...]], wanted: Mapping[str, tuple[Any, ...]]) -> None:
+    for name in sorted({*declared, *wanted}):
+        if declared.get(name) != wanted.get(name):
+            here, there = (
+                "nothing" if one is None else f"{one[1]} {one[0]}{' in larger blocks' if one[2] else ''}"
+                for one in (declared.get(name), wanted.get(name))
+            )
+            raise DamagedCheckpoint(f"it declares {here} for {name}, the run {there}")
+
+
+def file_checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of each file in a checkpoint, but for the one that holds them."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CHECKSUMS)
+    return {file.relative_to(folder).as_posix(): zlib.crc32(file.read_bytes()) for file in files}
+
+
+def checksum(states: Tree) -> int:
+    """CRC-32 over names, shapes, dtypes and bytes."""
+    crc = 0
+    for name in sorted(states):
+        array = states[name]
+        crc = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+    return crc
+
+
+def packed(states: Tree, check: np.ndarray) -> dict[str, Any]:
+    """The tree of a checkpoint.
+
+    Args:
+        states: arrays, configurations first.
+        check: ``(parts, 3)``, of each part: the step, its number of configurations, and their checksum.
+    """
+    return {"states": dict(states), "check": check}

@@ -1,0 +1,110 @@
+"""What the commands that train share: the claim on a folder, the progress, the end."""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from periodic_jax.cli.parser import tell
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.storage.locks import FREE, is_locked
+from periodic_jax.training import xla
+
+if TYPE_CHECKING:
+    from periodic_jax.runs.run import RunConfig
+    from periodic_jax.sweeps.sweep import Chunk
+
+
+def plan(config: "RunConfig") -> None:
+    """Tell what a sweep would take; writes nothing."""
+    from periodic_jax.runs import planning
+    from periodic_jax.runs.run import check
+
+    config, said = planning.first_block(config)
+    check(config)
+    xla.use_cores_as_devices()
+    xla.keep_compiled_programs()
+    if said:
+        print(said)
+    for line in planning.describe(planning.plan(config), config, planning.device_memory()):
+        print(line)
+
+
+def claim(config: "RunConfig") -> None:
+    """Refuse what cannot run before anything is printed, compiled or written."""
+    from periodic_jax.runs.run import check, standing
+    from periodic_jax.storage.run_directory import claim_directory
+
+    check(config)
+    if standing(config) is None:
+        claim_directory(Path(config.out))
+    elif is_locked(Path(config.out)):
+        raise ConfigError("run directory", config.out, FREE)
+    else:
+        tell(f"{config.out} holds this run, unfinished: going on with it")
+
+
+def train(out: str | Path, start: Callable[..., Path], *arguments: Any, **options: Any) -> tuple[Path, list[Any]]:
+    """Run with a progress bar; the run directory and its analysis."""
+    from periodic_jax.runs.signals import Stop
+
+    xla.use_cores_as_devices()
+    xla.keep_compiled_programs()
+    found: list[Any] = []
+    with Stop() as stop, _progress(out) as report:
+        return start(*arguments, **options, progress=report, stop=stop, say=tell, analysed=found.append), found
+
+
+def show(path: Path, found: list[Any]) -> list[Path]:
+    """Draw the figures, and print the table and the summary."""
+    from periodic_jax import plots
+    from periodic_jax.reporting import tables
+    from periodic_jax.storage.reader import open_run
+    from periodic_jax.storage.run_directory import read_config
+
+    files = plots.save_all(open_run(path, flat=True), found[0], path / "figures")
+    print(tables.as_text(found[0]), end="")
+    summary = read_config(path)["summary"]
+    pace = summary["ms_per_config_step"]  # None: not more than one chunk was trained
+    steps, here = summary["config_steps"], summary["session_config_steps"]
+    print(
+        (f"{steps}" if here == steps else f"{here} of {steps}")
+        + f" config-steps in {summary['seconds']:.1f} s with compilation, "
+        + (f"{pace:.3g} ms each after it; " if pace else "")
+        + f"peak memory {summary['peak_rss_mb']:.0f} MB; in {path}"
+    )
+    return files
+
+
+def tell_figures(files: list[Path]) -> None:
+    """Name the figures in one line."""
+    print(f"figures: {', '.join(file.name for file in files)} in {files[0].parent}")
+
+
+@contextlib.contextmanager
+def _progress(out: str | Path):
+    """A bar in config-steps, from when all is accepted, moved once a chunk; in a log file, where each state is a line,
+    twice a minute.
+    """
+    from tqdm import tqdm
+
+    from periodic_jax.storage.run_directory import read_config
+
+    pause = 0 if sys.stderr.isatty() else 30
+    with contextlib.ExitStack() as shown:
+        bar: tqdm | None = None
+
+        def report(chunk: "Chunk", configs: int) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = tqdm(
+                    total=read_config(out)["config"]["steps"] * configs, initial=chunk.first_step * configs,
+                    unit="config-step", unit_scale=True, desc="compiling", mininterval=pause, dynamic_ncols=True,
+                )  # fmt: skip
+                shown.callback(bar.close)
+            if chunk.steps:
+                bar.set_description("training", refresh=False)
+                bar.update(chunk.steps * configs)
+
+        yield report

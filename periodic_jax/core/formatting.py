@@ -1,0 +1,53 @@
+"""Numbers, counts and sizes as text, and the command line's spelling of a setting."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+def in_words(size: float) -> str:
+    """Bytes with a unit.
+
+    Example:
+        >>> in_words(999), in_words(1_234_567)
+        ('999 B', '1.23 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def short_numbers(values: Iterable[float]) -> list[str]:
+    """Numbers for tables and legends: three digits, or as many as tell different ones apart.
+
+    Example:
+        >>> short_numbers([0.0316227766, 1.0]), short_numbers([0.12341, 0.12342])
+        (['0.0316', '1'], ['0.12341', '0.12342'])
+    """
+    values = list(values)
+    texts = ([f"{value:.{digits}g}" for value in values] for digits in range(3, 18))
+    return next(words for words in texts if len(set(words)) == len(set(values)))
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number of things.
+
+    Args:
+        number: how many.
+        noun: one of them.
+        plural: several of them; the noun with an s, if not given.
+
+    Example:
+        >>> counted(1, "step"), counted(2000, "step"), counted(2, "minimum", "minima")
+        ('1 step', '2000 steps', '2 minima')
+    """
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def flag_of(name: str) -> str:
+    """The command-line spelling of a setting: ``weight_decay`` is ``--weight-decay``."""
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,184 @@
+"""Hyperparameters of one configuration, and the grid of configurations of a sweep. NumPy only."""
+
+import itertools
+import math
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.formatting import flag_of
+from periodic_jax.core.limits import MOST_CONFIGS
+
+
+class HParams(NamedTuple):
+    """The numbers of one configuration that a train step takes as traced arguments, so that all of them can be swept.
+
+    Each field is a scalar, or an array with the configuration axis first in a stacked tree.
+
+    Example:
+        >>> HParams(lr=0.1, weight_decay=1e-3).shrink
+        0.9999
+    """
+
+    lr: Any = 0.1  # η, learning rate of the scale-invariant weights
+    weight_decay: Any = 0.0  # λ, coupled (L2) decay: λx is added to the gradient before the momentum
+    momentum: Any = 0.0  # μ, heavy ball, in [0, 1)
+    noninvariant_lr: Any = 0.0  # learning rate of all other weights; 0 freezes them, negative: the same as the rest
+    elr: Any = 0.0  # fixed effective learning rate: lr = elr ρ²; 0: off, lr holds
+    fixed_norm: Any = 0.0  # ρ after each step; 0: free, negative: the initial norm
+    schedule_end: Any = 0.0  # updates after which a learning-rate schedule is done
+    schedule_factor: Any = 10.0  # p, divisor of the schedules c and d
+    schedule_every: Any = 1.0  # updates between changes of a schedule: 1, or those of an epoch
+
+    @property
+    def shrink(self) -> Any:
+        """The factor a = 1 - ηλ, the factor by which one plain SGD step shrinks the weights."""
+        return 1 - self.lr * self.weight_decay
+
+
+# What each axis takes, in words and as a test; `seed` is the only axis that is not a field of HParams.
+_ACCEPTED: dict[str, tuple[str, Any]] = {
+    "lr": ("finite numbers above 0", lambda v: v > 0),
+    "weight_decay": ("finite numbers from 0", lambda v: v >= 0),
+    "momentum": ("numbers from 0 to below 1", lambda v: 0 <= v < 1),
+    "noninvariant_lr": ("finite numbers (0 freezes, negative: the same as lr)", lambda v: True),
+    "elr": ("finite numbers from 0 (0: off)", lambda v: v >= 0),
+    "fixed_norm": ("finite numbers (0: free, negative: the initial norm)", lambda v: True),
+    "schedule_end": ("numbers of updates from 0 (0: the end of the run)", lambda v: v >= 0),
+    "schedule_factor": ("finite numbers above 0", lambda v: v > 0),
+    "schedule_every": ("numbers of updates from 1", lambda v: v >= 1),
+    "seed": ("whole numbers from 0 to 4294967295", lambda v: 0 <= v < 2**32 and v == int(v)),
+}
+AXES = tuple(_ACCEPTED)
+
+
+@dataclass(frozen=True)
+class SweepGrid:
+    """A flat list of configurations with the coordinates that name them.
+
+    Attributes:
+        coords: for each axis of `AXES`, a ``(configs,)`` array with its value in every configuration.
+        swept: the axes given with more than one value, in the order given, of a product grid; empty otherwise.
+
+    Example:
+        >>> grid = SweepGrid.product(lr=[0.01, 0.1], weight_decay=[1e-3], seed=[0, 1])
+        >>> len(grid), grid.swept
+        (4, ('lr', 'seed'))
+        >>> grid.hparams().lr
+        array([0.01, 0.01, 0.1 , 0.1 ])
+    """
+
+    coords: Mapping[str, np.ndarray]
+    swept: tuple[str, ...] = ()
+
+    @staticmethod
+    def product(**axes: float | Sequence[float] | np.ndarray) -> "SweepGrid":
+        """All combinations of the given axes, the last axis varying fastest.
+
+        Args:
+            **axes: names of `AXES` with one value or a sequence of distinct values.
+
+        Returns:
+            The grid.
+
+        Raises:
+            ConfigError: an unknown axis, an empty one, a value outside what the axis accepts, a duplicate, lr x
+                decay >= 1, or more than 100,000 combinations.
+        """
+        values = {name: _checked(name, given) for name, given in axes.items()}
+        if (configs := math.prod(map(len, values.values()))) > MOST_CONFIGS:
+            raise ConfigError("grid", f"{configs} configurations", f"at most {MOST_CONFIGS}")
+        rows = [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
+        swept = tuple(name for name, given in values.items() if len(given) > 1)
+        return SweepGrid(_coordinates(rows), swept)
+
+    @staticmethod
+    def of(configurations: Iterable[Mapping[str, float]]) -> "SweepGrid":
+        """Exactly the given configurations, each a mapping from names of `AXES` to numbers.
+
+        Raises:
+            ConfigError: as `product`, or no configuration at all, or two equal ones.
+        """
+        rows = [{name: _single(name, value) for name, value in row.items()} for row in configurations]
+        if not rows:
+            raise ConfigError("configurations", "none", "at least one")
+        grid = SweepGrid(_coordinates(rows))
+        seen: set[tuple[float, ...]] = set()
+        for i in range(len(rows)):
+            numbers = tuple(float(column[i]) for column in grid.coords.values())
+            if numbers in seen:
+                raise ConfigError("configurations", f"{grid.label(i)} given twice", "each configuration once")
+            seen.add(numbers)
+        return grid
+
+    def __len__(self) -> int:
+        return len(self.coords["seed"])
+
+    def hparams(self) -> HParams:
+        """The traced numbers, each a float64 array ``(configs,)``."""
+        return HParams(**{name: self.coords[name] for name in HParams._fields})
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """The seed of every configuration, uint32 ``(configs,)``."""
+        return self.coords["seed"]
+
+    def label(self, index: int) -> str:
+        """A short name of one configuration, of the axes that distinguish it."""
+        differing = tuple(name for name in AXES if len(np.unique(self.coords[name])) > 1)
+        names = self.swept or differing or ("lr", "weight_decay", "seed")
+        return " ".join(f"{name}={self.coords[name][index]:.15g}" for name in names)
+
+
+def _accepted(name: str) -> tuple[str, Any]:
+    if name not in _ACCEPTED:
+        raise ConfigError("axis", name, "one of " + ", ".join(AXES))
+    return _ACCEPTED[name]
+
+
+def _checked(name: str, given: Any) -> list[float]:
+    wanted, test = _accepted(name)
+    try:
+        array = np.atleast_1d(np.asarray(given))
+    except (TypeError, ValueError, OverflowError):  # ragged, or an integer beyond all floats
+        raise ConfigError(flag_of(name), reprlib.repr(given), wanted) from None
+    if array.size == 0:
+        raise ConfigError(flag_of(name), "an empty axis", wanted)
+    if array.ndim > 1 or array.dtype.kind not in "iuf":  # words, truth values, complex numbers and objects
+        raise ConfigError(flag_of(name), reprlib.repr(given), wanted)
+    values = [float(v) for v in array]
+    for value in values:
+        if not math.isfinite(value) or not test(value):
+            raise ConfigError(flag_of(name), f"{value:.15g}", wanted)
+    seen: set[float] = set()
+    for value in values:
+        if value in seen:
+            raise ConfigError(flag_of(name), f"{value:.15g} given twice", "each value once")
+        seen.add(value)
+    return values
+
+
+def _single(name: str, given: Any) -> float:
+    values = _checked(name, given)
+    if len(values) > 1:
+        raise ConfigError(flag_of(name), reprlib.repr(given), "one number in each configuration")
+    return values[0]
+
+
+def _coordinates(rows: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
+    defaults = {**HParams()._asdict(), "seed": 0}
+    coords: dict[str, np.ndarray] = {
+        name: np.array([row.get(name, defaults[name]) for row in rows], np.float64) for name in AXES
+    }
+    with np.errstate(over="ignore"):
+        product = coords["lr"] * coords["weight_decay"]
+    if (product >= 1).any():
+        worst = int(np.argmax(product))
+        pair = f"--lr {coords['lr'][worst]:g} with --weight-decay {coords['weight_decay'][worst]:g}"
+        raise ConfigError(pair, f"a product of {product[worst]:g}", "lr x weight decay below 1")
+    coords["seed"] = coords["seed"].astype(np.uint32)
+    return coords

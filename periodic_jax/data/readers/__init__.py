@@ -1,0 +1,1 @@
+"""One reader for each format of a data set's files."""

@@ -1,0 +1,149 @@
+"""CIFAR's official Python archives: a folder of pickled batches, or the ``.tar.gz`` of it.
+
+They are read by `unpickle`, which executes nothing, and a whole archive only if its checksum is the published one.
+"""
+
+import hashlib
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.data.dataset import Arrays, checked, refusal
+from periodic_jax.data.locations import Place
+from periodic_jax.data.readers._pickle import unpickle
+
+LARGEST = 2**29  # bytes; the official files have up to 155 million
+SHAPE = (32, 32, 3)
+
+
+class Layout(NamedTuple):
+    """Names in an official archive."""
+
+    folder: str
+    archive: str
+    md5: str  # published beside the archive
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    labels: str
+    num_classes: int
+
+
+LAYOUTS = {
+    "cifar10": Layout(
+        "cifar-10-batches-py", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a",
+        tuple(f"data_batch_{k}" for k in range(1, 6)), ("test_batch",), "labels", 10,
+    ),
+    "cifar100": Layout(
+        "cifar-100-python", "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", ("train",), ("test",),
+        "fine_labels", 100,
+    ),
+}  # fmt: skip
+
+
+def places(name: str, root: Path) -> list[Place]:
+    """Where in a folder the batches or their archive may be; the folder may itself be one of them."""
+    layout = LAYOUTS[name]
+    if root.is_file():
+        return [Place(root, lambda: [root], lambda: read_archive(name, root))]
+    found = []
+    own = root.name == layout.folder or (root / layout.train[0]).is_file()
+    for folder in [root] * own + [root / layout.folder]:
+        files = [folder / part for part in layout.train + layout.test]
+        found.append(Place(folder, lambda files=files: files, lambda folder=folder: read_folder(name, folder)))
+    archive = root / layout.archive
+    return [*found, Place(archive, lambda: [archive], lambda: read_archive(name, archive))]
+
+
+def read_folder(name: str, folder: Path) -> Arrays:
+    """Read an unpacked archive.
+
+    Args:
+        name: a key of `LAYOUTS`.
+        folder: with the batches in it.
+
+    Returns:
+        The images and labels, in the archive's order.
+
+    Raises:
+        ConfigError: a missing, damaged or foreign file.
+    """
+    layout = LAYOUTS[name]
+    contents = {}
+    for part in layout.train + layout.test:
+        path = folder / part
+        if not path.is_file():
+            raise refusal(folder, f"no file {part}", f"{', '.join(layout.train + layout.test)}")
+        if path.stat().st_size > LARGEST:
+            raise refusal(path, f"{path.stat().st_size} bytes", "a batch of CIFAR")
+        try:
+            contents[part] = path.read_bytes()
+        except OSError as error:
+            raise ConfigError("data file", path, f"a file that can be read ({error.strerror})") from None
+    return _assembled(layout, contents, folder)
+
+
+def read_archive(name: str, path: Path) -> Arrays:
+    """Read a whole ``.tar.gz``, whose checksum must be the published one.
+
+    Args:
+        name: a key of `LAYOUTS`.
+        path: of the archive.
+
+    Returns:
+        The images and labels, in the archive's order.
+
+    Raises:
+        ConfigError: another checksum, or a member that is missing, damaged or foreign.
+    """
+    layout = LAYOUTS[name]
+    try:
+        with path.open("rb") as file:
+            md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    except OSError as error:
+        raise ConfigError("data file", path, f"a file that can be read ({error.strerror})") from None
+    if md5 != layout.md5:
+        expected = f"the whole official {layout.archive}, MD5 {layout.md5}; a copy of one's own is read when unpacked"
+        raise refusal(path, f"MD5 sum {md5}", expected)
+    contents = {}
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:
+                part = Path(member.name).name
+                if member.isfile() and part in layout.train + layout.test and member.size <= LARGEST:
+                    file = archive.extractfile(member)
+                    contents[part] = file.read() if file else b""
+    except Exception as error:  # whatever a damaged archive makes gzip, zlib and tarfile raise
+        raise refusal(path, f"damage ({type(error).__name__})", f"the official {layout.archive}") from None
+    for part in layout.train + layout.test:
+        if part not in contents:
+            raise refusal(path, f"no file {part}", f"the official {layout.archive}")
+    return _assembled(layout, contents, path)
+
+
+def _assembled(layout: Layout, contents: dict[str, bytes], source: Path) -> Arrays:
+    def together(parts: Iterable[str]) -> list[np.ndarray]:
+        batches = [_batch(contents[part], layout, source / part) for part in parts]
+        return [np.concatenate(column) for column in zip(*batches, strict=True)]
+
+    return checked(Arrays(*together(layout.train), *together(layout.test)), source, layout.num_classes, SHAPE)
+
+
+def _batch(content: bytes, layout: Layout, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images ``(count, 32, 32, 3)`` and labels of one pickled batch."""
+    batch = unpickle(content, path)
+    if not isinstance(batch, dict):
+        raise refusal(path, "no dictionary", f"a batch with data and {layout.labels}")
+    named = {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in batch.items()}
+    data, labels = named.get("data"), named.get(layout.labels)
+    if not isinstance(data, np.ndarray) or not isinstance(labels, list):
+        raise refusal(path, f"keys {', '.join(sorted(named)) or 'none'}", f"arrays data and lists {layout.labels}")
+    if data.ndim != 2 or data.shape[1] != 3072 or not len(data):
+        raise refusal(path, f"data {data.shape}", "data (count, 3072), at least one image")
+    if len(labels) != len(data) or not all(type(label) is int and 0 <= label < layout.num_classes for label in labels):
+        expected = f"one from 0 to {layout.num_classes - 1} for each of {len(data)} images"
+        raise refusal(path, f"{len(labels)} {layout.labels}, or some outside the classes,", expected)
+    return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels, np.int32)

@@ -1,0 +1,55 @@
+"""Data sets of one's own, as npz files of plain arrays."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.data.dataset import Arrays, Dataset, channel_statistics, check_images, checked, refusal
+
+NAMES = ("images", "labels", "test_images", "test_labels")
+KERAS_NAMES = ("x_train", "y_train", "x_test", "y_test")
+
+
+def load_npz(path: Path) -> Dataset:
+    """Read an npz file, without pickles.
+
+    Args:
+        path: of a file with ``images`` uint8 ``(count, height, width, channels)`` or ``(count, height, width)``,
+            ``labels`` whole numbers ``(count,)``, ``test_images`` and ``test_labels``; or Keras's names ``x_train``,
+            ``y_train``, ``x_test`` and ``y_test``.
+
+    Returns:
+        The data set, normalised by the mean and deviation of each channel of its training images. Its classes are the
+        labels from 0 to the largest one for training, each of which must occur.
+
+    Raises:
+        ConfigError: no such file, a damaged one, or arrays that are no data set.
+    """
+    if not path.is_file():
+        raise ConfigError("--dataset", path, "an existing npz file")
+    try:
+        with path.open("rb") as stream, warnings.catch_warnings(), np.load(stream, allow_pickle=False) as file:
+            warnings.simplefilter("error")
+            names = next((names for names in (NAMES, KERAS_NAMES) if set(names) <= set(file.files)), None)
+            if names is None:
+                listed = ", ".join(file.files) or "no arrays"
+                raise refusal(path, listed, f"arrays {', '.join(NAMES)} (or {', '.join(KERAS_NAMES)})")
+            arrays = Arrays(*(np.asarray(file[name]) for name in names))
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a damaged or foreign file makes NumPy raise
+        raise refusal(path, f"damage ({type(error).__name__})", "an npz file of plain arrays") from None
+    images, labels, test_images, test_labels = arrays
+    if images.ndim == test_images.ndim == 3:
+        images, test_images = images[..., None], test_images[..., None]
+    if labels.ndim == test_labels.ndim == 2 and labels.shape[1] == test_labels.shape[1] == 1:
+        labels, test_labels = labels[:, 0], test_labels[:, 0]
+    check_images(images, path)
+    present = np.unique(labels) if labels.dtype.kind in "iu" else np.arange(2)
+    if not np.array_equal(present, np.arange(max(len(present), 2))):
+        found = f"training labels from {present.min()} to {present.max()}, {len(present)} different ones,"
+        raise refusal(path, found, "classes 0, 1, 2 ..., two or more and each of them present")
+    arrays = checked(Arrays(images, labels, test_images, test_labels), path, len(present))
+    return Dataset(str(path), *arrays, len(present), *channel_statistics(arrays.images), source=str(path))

@@ -1,0 +1,180 @@
+"""Data sets prepared by TensorFlow Datasets (TFDS), read without TensorFlow, and their download where asked for."""
+
+import importlib.util
+import json
+import logging
+import os
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.data.dataset import Arrays, checked, refusal
+from periodic_jax.data.locations import Place, home
+
+BUILDERS = {"cifar10": "cifar10", "cifar100": "cifar100", "svhn": "svhn_cropped"}  # names there
+INFO = "dataset_info.json"
+SHAPE = (32, 32, 3)
+# What the features of these data sets are. TFDS imports whatever module a features.json names.
+FEATURES = tuple(
+    f"tensorflow_datasets.core.features.{name}"
+    for name in (
+        "features_dict.FeaturesDict", "image_feature.Image", "class_label_feature.ClassLabel", "text_feature.Text",
+        "tensor_feature.Tensor", "scalar.Scalar",
+    )
+)  # fmt: skip
+
+
+def places(name: str, data_dir: Path | None) -> list[Place]:
+    """Where a prepared data set may be: the given folder, then TFDS's own; the newest version there."""
+    found = []
+    for root in filter(None, (data_dir, default_folder())):
+        own = root / BUILDERS[name]
+        versions = [p for p in _children(own) if re.fullmatch(r"\d+\.\d+\.\d+", p.name) and (p / INFO).is_file()]
+        newest = max(versions, key=lambda p: tuple(map(int, p.name.split("."))), default=own / "VERSION")
+        found.append(
+            Place(newest, lambda newest=newest: sorted(_children(newest)), lambda newest=newest: read(name, newest))
+        )
+    return found
+
+
+def default_folder() -> Path:
+    """$TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    given = os.environ.get("TFDS_DATA_DIR")
+    return Path(given) if given else home("tensorflow_datasets")
+
+
+def read(name: str, folder: Path) -> Arrays:
+    """Read one version of a prepared data set, in array_record, parquet or tfrecord files.
+
+    Args:
+        name: a key of `BUILDERS`.
+        folder: the version's, with dataset_info.json.
+
+    Returns:
+        The images and labels, in the order of their ids, which is that of the official files; as stored where there
+        are no ids.
+
+    Raises:
+        ConfigError: a damaged or foreign data set.
+    """
+    _check_metadata(folder)
+    import tensorflow_datasets as tfds
+
+    noisy = logging.getLogger("absl")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)  # it recommends OpenCV
+    try:
+        builder = tfds.builder_from_directory(str(folder))
+        train, test = (_split(builder, split, folder) for split in ("train", "test"))
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever damaged files make TFDS, array_record, protobuf or Pillow raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise refusal(folder, f"damage ({reason})", f"TFDS's {BUILDERS[name]}") from None
+    finally:
+        noisy.setLevel(level)
+    return checked(Arrays(*train, *test), folder, 100 if name == "cifar100" else 10, SHAPE)
+
+
+def download(name: str, data_dir: Path | None) -> Path:
+    """Let TFDS download and prepare a data set.
+
+    Args:
+        name: a key of `BUILDERS`.
+        data_dir: where to; TFDS's default folder, if None.
+
+    Returns:
+        The folder of the prepared version.
+
+    Raises:
+        ConfigError: TensorFlow is not installed, or the download fails.
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        install = 'TensorFlow to prepare the files with: python -m pip install "periodic_jax[tfds]"'
+        raise ConfigError("--download", name, install)
+    import tensorflow_datasets as tfds
+
+    root = data_dir or default_folder()
+    try:
+        builder: Any = tfds.builder(BUILDERS[name], data_dir=str(root), file_format="array_record")
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        return Path(builder.data_dir)
+    except Exception as error:  # no network, no room, a changed file: all told by their first line
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError("--download", f"{name} to {root}", f"a download that succeeds ({reason})") from None
+
+
+def _children(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _check_metadata(folder: Path) -> None:
+    """Refuse metadata that would have TFDS import a module or open a file elsewhere."""
+    try:
+        features = json.loads((folder / "features.json").read_text())
+        info = json.loads((folder / INFO).read_text())
+        strange = {name for name in _class_names(features) if name not in FEATURES}
+        templates = [str(split.get("filepathTemplate", "")) for split in info["splits"]]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise refusal(folder, f"damage ({type(error).__name__})", f"readable {INFO} and features.json") from None
+    if strange:
+        raise refusal(folder, f"feature {sorted(strange)[0]}", "images, labels and ids only")
+    if outside := [template for template in templates if "/" in template or "\\" in template]:
+        raise refusal(folder, f"files {outside[0]}", "files of that folder")
+
+
+def _class_names(features: Any) -> Iterator[str]:
+    """The Python classes that a features.json names, under any of the keys that TFDS knows."""
+    if isinstance(features, dict):
+        for key, value in features.items():
+            if key in ("type", "pythonClassName", "python_class_name", "proto_cls", "jsonFeature", "json_feature"):
+                yield str(value)
+            yield from _class_names(value)
+    elif isinstance(features, list):
+        for value in features:
+            yield from _class_names(value)
+
+
+def _split(builder: Any, split: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    examples: Sequence[Any]
+    if builder.info.file_format.value == "tfrecord":
+        decode = builder.info.features.deserialize_example_np
+        examples = [
+            decode(record) for path in builder.info.splits[split].filepaths for record in tf_records(Path(path))
+        ]
+    else:
+        examples = list(builder.as_data_source(split=split))
+    if len(examples) != builder.info.splits[split].num_examples:
+        raise refusal(folder, f"{len(examples)} {split} examples", f"{builder.info.splits[split].num_examples}")
+    if examples and "id" in examples[0]:
+        examples = sorted(examples, key=lambda example: (len(example["id"]), example["id"]))
+    images = np.stack([example["image"] for example in examples])
+    return images, np.array([int(example["label"]) for example in examples])
+
+
+def tf_records(path: Path) -> Iterator[bytes]:
+    """The records of a TFRecord file: length (8 bytes), its checksum (4), the data, its checksum (4).
+
+    Args:
+        path: the file.
+
+    Yields:
+        The data of each record. Checksums are passed over: what is in the records, PNG images, has its own.
+
+    Raises:
+        ConfigError: a file that ends within a record.
+    """
+    content = path.read_bytes()
+    start = 0
+    while start < len(content):
+        (length,) = struct.unpack_from("<Q", content, start) if start + 12 <= len(content) else (len(content),)
+        end = start + 12 + length + 4
+        if end > len(content):
+            raise refusal(path, "a cut record", "whole records")
+        yield content[start + 12 : end - 4]
+        start = end

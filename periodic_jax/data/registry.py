@@ -1,0 +1,118 @@
+"""The data sets by name, and where they are found."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.data.cache import cached
+from periodic_jax.data.dataset import CIFAR_MEAN, CIFAR_STD, Arrays, Dataset, checked
+from periodic_jax.data.locations import Place, folders
+from periodic_jax.data.readers import cifar, svhn, tfds
+from periodic_jax.data.readers.builtin import load_digits, load_synthetic
+from periodic_jax.data.readers.npz import load_npz
+
+CIFAR_PAGE = "(of https://www.cs.toronto.edu/~kriz/cifar.html)"
+SVHN_PAGE = "(of http://ufldl.stanford.edu/housenumbers)"
+
+
+class Where(NamedTuple):
+    """Where to look for files."""
+
+    data_dir: Path | None = None  # before the usual folders
+    download: bool = False  # fetch with TFDS what is found nowhere
+
+
+def load_cifar10(where: Where) -> Dataset:
+    """CIFAR-10: 50,000 + 10,000 photographs of 10 kinds of things, 32x32 in colour."""
+    found = [place for root in folders("cifar10", where.data_dir) for place in cifar.places("cifar10", root)]
+    return _from_disk("cifar10", where, found, f"cifar-10-batches-py or cifar-10-python.tar.gz {CIFAR_PAGE}", 10)
+
+
+def load_cifar100(where: Where) -> Dataset:
+    """CIFAR-100: as CIFAR-10, of 100 kinds (the fine labels)."""
+    found = [place for root in folders("cifar100", where.data_dir) for place in cifar.places("cifar100", root)]
+    return _from_disk("cifar100", where, found, f"cifar-100-python or cifar-100-python.tar.gz {CIFAR_PAGE}", 100)
+
+
+def load_svhn(where: Where) -> Dataset:
+    """SVHN: 73,257 + 26,032 photographs of house numbers' digits, 32x32 in colour."""
+    found = [place for root in folders("svhn", where.data_dir) for place in svhn.places(root)]
+    return _from_disk("svhn", where, found, f"{' and '.join(svhn.FILES)} {SVHN_PAGE}", 10)
+
+
+DATASETS: dict[str, Callable[[Where], Dataset]] = {
+    "digits": lambda where: load_digits(),
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+    "svhn": load_svhn,
+    "synthetic": lambda where: load_synthetic(),
+}
+
+
+def load(name: str, *, data_dir: str | Path | None = None, download: bool = False) -> Dataset:
+    """Read a data set.
+
+    CIFAR and SVHN are looked for in this order, below ``data_dir`` and then in the usual folders: the official files
+    (CIFAR: the unpacked folder or the whole ``.tar.gz``; SVHN: the two ``.mat`` files; also in ``~/datasets/NAME``), a
+    data set prepared by TFDS (also in ``~/tensorflow_datasets``), and, only if ``download`` is set, TFDS's download.
+
+    Args:
+        name: a key of `DATASETS`, or the path of an npz file; see `npz`.
+        data_dir: a folder that holds the files, or a CIFAR ``.tar.gz``.
+        download: whether TFDS may use the network.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ConfigError: an unknown name, nothing found, or files that are damaged or foreign.
+
+    Example:
+        >>> load("digits").images.shape
+        (1500, 8, 8, 1)
+    """
+    where = Where(None if data_dir is None else Path(os.path.expanduser(data_dir)), download)
+    try:
+        if where.data_dir is not None and not where.data_dir.exists() and not download:
+            raise ConfigError("--data-dir", data_dir, "an existing folder, or a .tar.gz of CIFAR")
+        if name.endswith(".npz"):
+            return load_npz(Path(os.path.expanduser(name)))
+        if name not in DATASETS:
+            raise ConfigError("--dataset", name, f"one of {', '.join(DATASETS)}, or the path of an npz file")
+        return DATASETS[name](where)
+    except OSError as error:  # a folder that must not be listed, a disk that fails
+        raise ConfigError("data file", error.filename or name, f"a readable one ({error.strerror})") from None
+
+
+def _from_disk(name: str, where: Where, official: list[Place], files: str, num_classes: int) -> Dataset:
+    """The first place that exists; a damaged one is an error, and not passed over for the next."""
+    if where.data_dir is not None and where.data_dir.is_file():
+        candidates = official[:1]
+    else:
+        candidates = [*official, *tfds.places(name, where.data_dir)]
+    present = next((place for place in candidates if place.path.exists()), None)
+    if present is None and where.download:
+        tfds.download(name, where.data_dir)
+        present = next(place for place in tfds.places(name, where.data_dir) if place.path.exists())
+    if present is None:
+        looked = ", ".join(_short(place.path) for place in candidates)
+        raise ConfigError(
+            "--dataset",
+            f"{name} (looked for {looked})",
+            f"--data-dir DIR with {files} in it, or --download to fetch it with TFDS, which needs "
+            'python -m pip install "periodic_jax[tfds]"',
+        )
+
+    def check(arrays: Arrays) -> Arrays:
+        return checked(arrays, present.path, num_classes, (32, 32, 3))
+
+    arrays = cached(name, present, check)
+    return Dataset(name, *arrays, num_classes, CIFAR_MEAN, CIFAR_STD, source=str(present.path))
+
+
+def _short(path: Path) -> str:
+    """With ~ for the home folder."""
+    home = os.path.expanduser("~")
+    return f"~{os.fspath(path)[len(home) :]}" if os.fspath(path).startswith(home + os.sep) else os.fspath(path)

@@ -1,0 +1,111 @@
+"""What a run directory holds: what ran, how far it came, what diverged, its size, and whether it is as written."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.files import used
+from periodic_jax.core.formatting import counted, in_words
+from periodic_jax.core.grid import AXES
+from periodic_jax.runs.verify import corruptions
+from periodic_jax.storage import verification
+from periodic_jax.storage.locks import is_locked
+from periodic_jax.storage.minima_files import kept_minima
+from periodic_jax.storage.reader import open_run
+from periodic_jax.storage.run_directory import MINIMA, TELEMETRY, checkpoint_steps, first_step, reached, read_config
+
+
+class Report(NamedTuple):
+    """What there is to say of a run directory."""
+
+    lines: list[str]
+    faults: list[str]  # what is not as it should be; empty for a sound run
+
+
+def describe(path: str | Path, *, verify: bool = False) -> Report:
+    """Describe a run directory, without changing anything in it.
+
+    Args:
+        path: the run directory.
+        verify: read every telemetry chunk, checkpoint and kept minimum, and compare their checksums.
+
+    Returns:
+        Lines for the reader, and the faults that were found.
+
+    Raises:
+        ConfigError: no run, or one whose config.json is damaged.
+    """
+    path = Path(path)
+    record = read_config(path)
+    held, begun = record.get("config", {}), first_step(record)
+    steps = held.get("steps")
+    if not isinstance(steps, int):
+        raise ConfigError("run directory", path, "a run whose config.json tells the number of steps")
+    done = reached(path, record)
+    lines = [
+        f"{path}: {held.get('model')} of width {held.get('width')} and depth {held.get('depth')} on "
+        f"{held.get('dataset')}, periodic_jax {record.get('version')}"
+    ]
+    if "parent" in record:
+        parent = record["parent"]
+        lines.append(f"branched from {parent.get('path')} at step {begun}, changed: {parent.get('changed')}")
+    lines += [f"command: {' '.join(map(str, record.get('command', ())))}", _progress(path, record, done, steps)]
+    faults = _look(path, lines, done - begun)
+    telemetry, checkpoints = used(path / TELEMETRY), used(path / "checkpoints")
+    lines.append(
+        f"size: {in_words(used(path))}, of which telemetry {in_words(telemetry)} and "
+        f"checkpoints {in_words(checkpoints)} (at {', '.join(map(str, checkpoint_steps(path))) or 'none'})"
+    )
+    minima = kept_minima(path)
+    if minima:
+        unfinished = sum(one.ended is None for one in minima)
+        lines.append(
+            f"minima of periods: {len(minima)}, of which {unfinished} unfinished, of "
+            f"{len({one.config for one in minima})} configurations, {in_words(used(path / MINIMA))}"
+        )
+    if verify:
+        found = list(corruptions(path, record))
+        # What was seen at first sight has its file and its reason here.
+        faults = found + [fault for fault in faults if not any(one.startswith(TELEMETRY) for one in found)]
+        if not faults:
+            checked = (
+                f"every telemetry chunk up to step {done} and {counted(len(checkpoint_steps(path)), 'checkpoint')}"
+            )
+            checked += f", and {counted(len(minima), 'minimum', 'minima')}" if minima else ""
+            lines.append(f"verified: {checked}")
+    lines += [f"damaged: {fault}" for fault in faults]
+    if any(TELEMETRY in fault or MINIMA in fault for fault in faults):
+        lines.append(f"to mend it: periodic-jax resume {path} --truncate")
+    if not faults:
+        lines.append("consistent" if verify else "consistent as far as seen; --verify reads everything")
+    return Report(lines, faults)
+
+
+def _progress(path: Path, record: dict[str, Any], done: int, steps: int) -> str:
+    if "summary" in record:
+        sessions = counted(len(record.get("sessions", ())) + 1, "session")
+        return f"finished: {counted(steps, 'step')} in {sessions}"
+    now = "running now" if is_locked(path) else f"to go on: periodic-jax resume {path}"
+    return f"unfinished: {done} of {counted(steps, 'step')}, {steps - done} left; {now}"
+
+
+def _look(path: Path, lines: list[str], recorded: int) -> list[str]:
+    """Add what the telemetry says; returns what is wrong with it at first sight."""
+    if not (path / TELEMETRY).exists():
+        return [f"{TELEMETRY}: {verification.MISSING}"] if recorded else []
+    try:
+        dataset = open_run(path, flat=True)
+        diverged = dataset.diverged_at.values
+    except (ConfigError, ValueError) as error:
+        return [str(error)]
+    swept = [name for name in AXES if len(np.unique(dataset[name])) > 1]
+    lines.append(counted(dataset.sizes["config"], "configuration") + (f" over {', '.join(swept)}" if swept else ""))
+    gone = np.flatnonzero(np.isfinite(diverged))
+    for i in gone[:20]:
+        where = " ".join(f"{name}={dataset[name].values[i]:.15g}" for name in swept or ("lr", "weight_decay"))
+        lines.append(f"diverged: {where} at step {diverged[i]:.0f}")
+    if len(gone) > 20:
+        lines.append(f"diverged: {len(gone) - 20} more")
+    return []

@@ -1,0 +1,130 @@
+"""The states that a run's checkpoints hold, as training states of some of its configurations."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from periodic_jax.checkpoints.reader import DamagedCheckpoint, load
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.grid import HParams, SweepGrid
+from periodic_jax.runs import build
+from periodic_jax.runs.config import RunConfig, check_images, from_record
+from periodic_jax.storage import run_directory
+from periodic_jax.sweeps.placement import named_leaves
+from periodic_jax.training.state import TrainState
+
+
+class StoredRun(NamedTuple):
+    """A run directory that was trained by this package."""
+
+    path: Path
+    config: RunConfig
+    grid: SweepGrid
+
+    def hparams(self, rows: Sequence[int]) -> HParams:
+        """The hyperparameters of some configurations, ``(configs,)``."""
+        return HParams(*(np.asarray(column)[np.asarray(rows)] for column in self.grid.hparams()))
+
+
+def open_stored(path: str | Path, *, dataset: str | None = None, data_dir: str | None = None) -> StoredRun:
+    """Open a run for a look at its checkpoints. Writes nothing.
+
+    Args:
+        path: the run directory.
+        dataset: the npz file, where the data set is one: paths in config.json are not followed.
+        data_dir: as for `RunConfig`.
+
+    Raises:
+        ConfigError: no run, or other images than it was trained on.
+    """
+    path = Path(path)
+    record = run_directory.read_config(path)
+    config = from_record(record, path, dataset=dataset, data_dir=data_dir)
+    check_images(config, record)
+    return StoredRun(path, config, config.grid())
+
+
+def chosen_steps(run: StoredRun, words: Sequence[str]) -> list[int]:
+    """The checkpoints that words name: ``all``, ``last``, or numbers of updates.
+
+    Raises:
+        ConfigError: no such checkpoint.
+    """
+    there = run_directory.checkpoint_steps(run.path)
+    accepted = f"all, last, or of {', '.join(map(str, there)) or 'none: the run has no checkpoint'}"
+    if not there:
+        raise ConfigError("--checkpoints", " ".join(words), accepted)
+    chosen: set[int] = set()
+    for word in words:
+        if word in ("all", "last"):
+            chosen.update(there if word == "all" else there[-1:])
+        elif word.isdecimal() and int(word) in there:
+            chosen.add(int(word))
+        else:
+            raise ConfigError("--checkpoints", word or "an empty word", accepted)
+    return sorted(chosen)
+
+
+def chosen_rows(run: StoredRun, select: Mapping[str, Sequence[float]]) -> list[int]:
+    """The configurations whose hyperparameters are among the selected values.
+
+    Raises:
+        ConfigError: an axis or a value that the run has not.
+    """
+    kept = np.ones(len(run.grid), bool)
+    for name, wanted in select.items():
+        if name not in run.grid.coords:
+            raise ConfigError("--select", name, "one of " + ", ".join(run.grid.coords))
+        column = run.grid.coords[name].astype(np.float64)
+        match = np.isclose(column[:, None], np.asarray(wanted), rtol=1e-9, atol=0)
+        if not match.any(0).all():
+            missing = np.asarray(wanted)[~match.any(0)][0]
+            values = ", ".join(f"{v:.15g}" for v in np.unique(column))
+            raise ConfigError("--select", f"{name}={missing:.15g}", f"one of {values}")
+        kept &= match.any(1)
+    if not kept.any():
+        raise ConfigError("--select", " ".join(select), "values that one configuration has together")
+    return np.flatnonzero(kept).tolist()
+
+
+def load_states(run: StoredRun, step: int, rows: Sequence[int] | None = None, folder: Path | None = None) -> TrainState:
+    """The states of some configurations in a checkpoint, stacked ``(configs, ...)``. Within the run's precision.
+
+    Args:
+        run: the run.
+        step: of the checkpoint.
+        rows: the configurations, in the grid's order; all, if None.
+        folder: that holds ``checkpoints``; the run directory, if None.
+
+    Raises:
+        ConfigError: a checkpoint that is damaged.
+    """
+    template, arrays = state_outline(run), load_arrays(run, step, folder)
+    kept = np.arange(len(run.grid)) if rows is None else np.asarray(rows)
+    leaves = [
+        jnp.asarray(arrays[name][kept]) if leaf.size else jnp.zeros((len(kept), *leaf.shape), leaf.dtype)
+        for name, leaf in named_leaves(template)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def load_arrays(run: StoredRun, step: int, folder: Path | None = None) -> dict[str, np.ndarray]:
+    """All that a checkpoint holds, configurations first; arguments as for `load_states`.
+
+    Raises:
+        ConfigError: a checkpoint that is damaged.
+    """
+    data = run.config.data
+    try:
+        return load(folder or run.path, step, build.states_of(run.config, data.image_shape, data.num_classes))
+    except DamagedCheckpoint as error:
+        raise ConfigError("run directory", f"checkpoint {step} of {run.path}", f"a whole one ({error})") from None
+
+
+def state_outline(run: StoredRun) -> TrainState:
+    """Shapes and dtypes of one configuration's training state. Within the run's precision."""
+    return build.state_outline(run.config, run.config.data.image_shape, run.config.data.num_classes)

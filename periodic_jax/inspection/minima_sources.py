@@ -1,0 +1,119 @@
+"""The minima that a run directory holds of each configuration: those kept while training, or else checkpoints."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from periodic_jax import analysis
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.inspection.load import StoredRun, load_arrays, load_states
+from periodic_jax.landscape.connectivity import Params
+from periodic_jax.storage.minima_files import kept_minima, miscounted, read_minimum
+from periodic_jax.storage.reader import open_run
+from periodic_jax.storage.run_directory import checkpoint_steps, first_step, read_config
+from periodic_jax.sweeps.placement import named_leaves, weights_of
+from periodic_jax.training.input_pipeline import INITIALISATION, purpose_key
+from periodic_jax.training.state import TrainState, create_train_state
+
+KEPT = "kept while training, by --keep-period-minima"
+CHECKPOINTS = "the last kept checkpoints before each onset; a sweep with --keep-period-minima keeps the minima"
+
+
+class Found(NamedTuple):
+    """A minimum, or what is taken for one."""
+
+    step: int
+    ended: int | None  # updates after which its period was seen to have ended; None: not before the end of the run
+    params: Params
+    statistics: Any
+
+
+class Minima(NamedTuple):
+    """Those of some configurations."""
+
+    source: str  # in words
+    of: list[list[Found]]  # for each configuration, by their steps
+
+
+def minima_of(run: StoredRun, rows: Sequence[int], outline: TrainState) -> Minima:
+    """The minima of some configurations, of any precision. Within the run's.
+
+    Args:
+        run: the run.
+        rows: the configurations, in the grid's order.
+        outline: of `inspection.load.state_outline`.
+
+    Raises:
+        ConfigError: damaged or missing minima, or none at all.
+    """
+    if run.config.keep_period_minima:
+        return Minima(KEPT, _kept(run, rows, outline))
+    return Minima(CHECKPOINTS, _from_checkpoints(run, rows))
+
+
+def _kept(run: StoredRun, rows: Sequence[int], outline: TrainState) -> list[list[Found]]:
+    steps = checkpoint_steps(run.path)
+    if steps:  # without any, nothing tells how many there must be
+        finished = "summary" in read_config(run.path)
+        wrong = miscounted(run.path, load_arrays(run, steps[-1]), steps[-1], finished=finished)
+        for words in (wrong[i] for i in rows if i in wrong):
+            accepted = f"all that were kept ({words}); periodic-jax resume {run.path} --truncate finds them again"
+            raise ConfigError("run directory", run.path, accepted)
+    weights = weights_of(outline)
+    names, tree = named_leaves(weights), jax.tree.structure(weights)
+    like = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in names}
+    of: dict[int, list[Found]] = {i: [] for i in rows}
+    for one in kept_minima(run.path):
+        if one.config in of:
+            arrays = read_minimum(one, like)
+            read = tree.unflatten([arrays[name] for name, _ in names])
+            of[one.config].append(Found(one.step, one.ended, read["params"], read["batch_stats"]))
+    if not any(of.values()):
+        every = run.config.keep_period_minima
+        accepted = f"one that has kept minima: each is the lowest of every {every} steps of a finite network"
+        raise ConfigError("run directory", run.path, accepted)
+    return list(of.values())
+
+
+def _from_checkpoints(run: StoredRun, rows: Sequence[int]) -> list[list[Found]]:
+    """The last checkpoint before each onset."""
+    steps, accepted = np.array(checkpoint_steps(run.path)), "a run with minima: a sweep with --keep-period-minima"
+    if not len(steps):
+        raise ConfigError("run directory", run.path, f"{accepted} (it has no checkpoint either)")
+    onsets = analysis.analyze(open_run(run.path, flat=True)).onset_step.values
+    before: dict[int, dict[int, int]] = {i: {} for i in rows}
+    for i in rows:
+        for at in onsets[i][np.isfinite(onsets[i])]:
+            if (steps <= at).any():  # several periods may have ended since: the first is the one that it was in
+                before[i].setdefault(int(steps[steps <= at].max()), int(at))
+    if not any(before.values()):
+        raise ConfigError(
+            "run directory", run.path, f"{accepted} (it has no checkpoint before a destabilisation either)"
+        )
+    of: dict[int, list[Found]] = {i: [] for i in rows}
+    for step in sorted({step for mine in before.values() for step in mine}):
+        here = [i for i in rows if step in before[i]]
+        states = load_states(run, step, here)
+        for k, i in enumerate(here):
+            of[i].append(Found(step, before[i][step], _of_one(states.params, k), _of_one(states.batch_stats, k)))
+    return list(of.values())
+
+
+def start_of(run: StoredRun, i: int, outline: TrainState) -> Params | None:
+    """The weights with which a configuration began: of its seed, or at a branch of its first checkpoint, if kept."""
+    begun, task = first_step(read_config(run.path)), outline.task
+    if begun:
+        if begun not in checkpoint_steps(run.path):
+            return None
+        return _of_one(load_states(run, begun, [i]).params, 0)
+    config, dtype = run.config, getattr(task.model, "param_dtype", jnp.float32)
+    key = purpose_key(jnp.uint32(run.grid.seeds[i]), INITIALISATION)
+    images = jnp.zeros((config.batch_size, *config.data.image_shape), dtype)
+    return jax.tree.map(np.asarray, create_train_state(task.model, task.labels, key, images).params)
+
+
+def _of_one(stacked: Any, k: int) -> Any:
+    return jax.tree.map(lambda leaf: np.asarray(leaf[k]), stacked)

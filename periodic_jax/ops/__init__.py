@@ -1,0 +1,1 @@
+"""JAX kernels under the networks, each measured."""

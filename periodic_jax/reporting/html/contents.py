@@ -1,0 +1,154 @@
+"""What the page shows of a run, as JSON can hold it."""
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from periodic_jax.analysis.pipeline import MOST_IN_MEMORY
+from periodic_jax.analysis.theory_checks import CHECKS
+from periodic_jax.core.formatting import short_numbers
+from periodic_jax.core.segments import extremes
+from periodic_jax.plots.regime_maps import map_axes
+from periodic_jax.plots.style import REGIME_COLOURS, label, named, swept_axes
+from periodic_jax.reporting import tables
+from periodic_jax.storage.reader import read
+
+CURVES = ("loss", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
+EVALUATIONS = ("train_loss", "test_error")
+BUDGET = 5_500_000  # bytes of base64 for all curves: with plotly's 4.8 MB and the rest below 12 MB
+MOST_BUCKETS = 3000  # of a curve; the page draws fewer at once
+MOST_EVALUATIONS = 75  # stretches of them
+LEAST_BUCKETS = 20
+NUMBERS = (
+    "confidence", "destabilisations", "mean_period", "final_train_loss", "lowest_train_loss", "final_test_error",
+    "lowest_test_error", "final_weight_norm", "diverged_at", "steps",
+)  # fmt: skip
+THEORY = ("mean_fall_steps", "mean_predicted_fall_steps", *tables.THEORY)
+WORDS = {
+    "destabilisations": "destabilisations", "mean_period": "mean period [steps]", "final_train_loss":
+    "final training loss [nats]", "lowest_train_loss": "lowest training loss [nats]", "final_test_error":
+    "final test error", "lowest_test_error": "lowest test error", "final_weight_norm": "final weight norm",
+    "diverged_at": "diverged at step", "steps": "steps recorded", "mean_fall_steps": "mean fall [steps]",
+    "mean_predicted_fall_steps": "mean fall by decay alone [steps]", "equilibrium_weight_norm":
+    "equilibrium norm, predicted", "measured_weight_norm": "equilibrium norm, measured", "equilibrium_effective_lr":
+    "equilibrium ELR, predicted", "measured_effective_lr": "equilibrium ELR, measured", "budget_residual":
+    "rotation budget off by", "radial_leak": "radial leak", "violations": "violations of the theory",
+}  # fmt: skip
+
+
+def contents(dataset: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
+    """Everything the page shows.
+
+    Args:
+        dataset: a flat run; read block by block of configurations.
+        found: its analysis.
+
+    Returns:
+        Plain lists, words and numbers; None for what is not known. ``configs`` has for each configuration its place
+        on the axes, regime, numbers, and base64 of little-endian arrays: ``steps`` (uint32) with a float32 array for
+        each of ``curves``, ``eval_steps`` with those of ``evaluations``, and ``onsets`` and ``ends`` (uint32).
+    """
+    across, up = map_axes(found)
+    axes = [across, up, *(name for name in swept_axes(found) if name not in (across, up))]
+    values = {name: np.unique(found[name].values) for name in axes}
+    places = np.stack([np.searchsorted(values[name], found[name].values) for name in axes], axis=1)
+    curves = [name for name in CURVES if name in dataset]
+    evaluations = [name for name in EVALUATIONS if name in dataset]
+    columns = {name: tables.column(found, name) for name in (*NUMBERS, *THEORY)}
+    configs = []
+    parts = buckets(dataset.sizes["config"], len(curves), int(found.destabilisations.sum()))
+    for i, drawn in enumerate(_drawn(dataset, found, curves, evaluations, parts)):
+        configs.append(
+            {
+                "at": places[i].tolist(),
+                "regime": str(found.regime.values[i]),
+                "because": str(found.because.values[i]),
+                "numbers": [_number(columns[name][i]) for name in NUMBERS],
+                "theory": [_number(columns[name][i]) for name in THEORY],
+                "checks": [_number(v) for v in found.check_violations.values[i]],
+                **drawn,
+            }
+        )
+    return {
+        "name": str(dataset.attrs.get("name", "")),
+        "summary": summary(dataset, found),
+        "axes": [
+            {"name": name, "title": named(name), "values": values[name].tolist(), "words": short_numbers(values[name])}
+            for name in axes
+        ],
+        "regimes": REGIME_COLOURS,
+        "curves": [{"name": name, "title": label(name)} for name in curves],
+        "evaluations": [{"name": name, "title": label(name), "log": name == "train_loss"} for name in evaluations],
+        "numbers": [WORDS.get(name, name) for name in NUMBERS],
+        "theory": [WORDS.get(name, name) for name in THEORY],
+        "checks": [name.replace("_", " ") for name in CHECKS],
+        "steps": dataset.sizes["step"],
+        "bucket": -(-dataset.sizes["step"] // parts),
+        "configs": configs,
+    }
+
+
+def summary(dataset: xr.Dataset, found: xr.Dataset) -> list[str]:
+    """The run in a few sentences."""
+    count, planned = found.sizes["config"], dataset.sizes["step"]
+    made = int(found.steps.max()) if count else 0
+    model = str(dataset.attrs.get("model", ""))
+    plural = "" if count == 1 else "s"
+    first = f"{count} configuration{plural}{' of ' + model if model else ''}, {planned} steps planned"
+    first += ", all recorded." if made == planned else f", {made} recorded so far."
+    regimes = [(name, int((found.regime == name).sum())) for name in REGIME_COLOURS]
+    second = "Regimes: " + ", ".join(f"{n} {name}" for name, n in regimes if n) + "."
+    if not count:
+        return [first]
+    return [first, second, *(line[:1].upper() + line[1:] + "." for line in tables.findings(found).splitlines())]
+
+
+def buckets(configs: int, curves: int, marks: int) -> int:
+    """Stretches into which the steps of each configuration are parted, so that all of them stay within `BUDGET`.
+
+    Args:
+        configs: how many.
+        curves: recorded for each.
+        marks: destabilisations of all of them, which take room too.
+    """
+    point = 4 * (1 + curves) * 4 / 3  # bytes of a step and its values in base64
+    room = max(BUDGET - marks * 8 * 4 / 3, 0) / max(configs, 1)
+    return int(np.clip(room / (point * 2 * max(curves, 1)), LEAST_BUCKETS, MOST_BUCKETS))
+
+
+def _drawn(
+    dataset: xr.Dataset, found: xr.Dataset, curves: list[str], evaluations: list[str], parts: int
+) -> Iterator[dict[str, Any]]:
+    """The arrays of each configuration, read some configurations at a time."""
+    configs, steps = dataset.sizes["config"], dataset.sizes["step"]
+    rows = max(int(MOST_IN_MEMORY // max(4 * steps * len(curves), 1)), 1)
+    at, eval_at = dataset.step.values, dataset.eval_step.values
+    for first in range(0, configs, rows):
+        chosen = slice(first, min(first + rows, configs))
+        block = {name: read(dataset, name, config=chosen) for name in (*curves, *evaluations)}
+        for k in range(chosen.stop - first):
+            some = np.stack([block[name][k] for name in curves])
+            kept = extremes(some, parts)
+            drawn: dict[str, Any] = {
+                "steps": _packed(at[kept], "<u4"),
+                "curves": [_packed(row[kept], "<f4") for row in some],
+            }
+            evals = np.stack([block[name][k] for name in evaluations]) if evaluations else np.zeros((0, 0))
+            kept = extremes(evals, MOST_EVALUATIONS) if evaluations else np.zeros(0, int)
+            drawn["eval_steps"] = _packed(eval_at[kept], "<u4")
+            drawn["evaluations"] = [_packed(row[kept], "<f4") for row in evals]
+            onset, end = found.onset_step.values[first + k], found.end_step.values[first + k]
+            known = np.isfinite(onset)
+            yield drawn | {"onsets": _packed(onset[known], "<u4"), "ends": _packed(end[known], "<u4")}
+
+
+def _packed(values: np.ndarray, dtype: str) -> str:
+    return base64.b64encode(np.asarray(values).astype(dtype).tobytes()).decode()
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return number if np.isfinite(number) else None

@@ -1,0 +1,70 @@
+"""The page around the data."""
+
+import html
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from periodic_jax.core.errors import ConfigError
+
+FILE = "report.html"
+# Neither text nor numbers of a run may end the script element that holds them, or open a comment in it.
+_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def render(shown: dict[str, Any], *, live: int = 0) -> str:
+    """The page as text.
+
+    Args:
+        shown: from `contents`.
+        live: seconds after which the page asks its server for the data again; 0 for a page that asks for nothing.
+
+    Raises:
+        ConfigError: plotly is not installed.
+    """
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise ConfigError("report", "without plotly", "the extra report: pip install 'periodic_jax[report]'") from None
+
+    ours = resources.files("periodic_jax.reporting.html")
+    parts = {
+        "TITLE": html.escape(f"{shown['name']} - periodic_jax"),
+        "CONNECT": "'self'" if live else "'none'",
+        "STYLE": ours.joinpath("page.css").read_text(encoding="utf-8"),
+        "LIVE": str(int(live)),
+        "DATA": as_json(shown),
+        "PLOTLY": get_plotlyjs(),
+        "SCRIPT": ours.joinpath("page.js").read_text(encoding="utf-8"),
+    }
+    # Parted at the marks of the template only: what is filled in is never searched for marks.
+    pieces = ours.joinpath("page.html").read_text(encoding="utf-8").split("@@")
+    return "".join(parts[piece] if k % 2 else piece for k, piece in enumerate(pieces))
+
+
+def as_json(shown: dict[str, Any]) -> str:
+    """JSON that is safe inside a script element."""
+    text = json.dumps(shown, separators=(",", ":"), allow_nan=False)
+    return "".join(_ESCAPES.get(c, c) for c in text) if any(c in text for c in _ESCAPES) else text
+
+
+def write(shown: dict[str, Any], folder: Path) -> Path:
+    """Write the page into a run directory, whole or not at all.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: plotly is not installed, or the folder cannot be written.
+    """
+    text = render(shown)
+    path = folder / FILE
+    draft = path.with_name(FILE + ".partial")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+    except OSError as error:
+        raise ConfigError("run directory", folder, f"a folder that can be written ({error.strerror})") from None
+    return path

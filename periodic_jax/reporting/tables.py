@@ -1,0 +1,220 @@
+"""An analysis as a table for the terminal, as summary.csv, and as analysis.zarr."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from periodic_jax.analysis.theory_checks import CHECKS
+from periodic_jax.core.formatting import short_numbers
+from periodic_jax.core.grid import AXES
+from periodic_jax.storage.datasets import _unwritten, write_store
+from periodic_jax.storage.run_directory import ANALYSIS, SUMMARY_FILE
+
+SHOWN = (
+    "regime", "confidence", "destabilisations", "mean_period", "final_train_loss", "lowest_train_loss",
+    "final_test_error", "lowest_test_error", "final_weight_norm", "diverged_at",
+)  # fmt: skip
+THEORY = (
+    "equilibrium_weight_norm", "measured_weight_norm", "equilibrium_effective_lr", "measured_effective_lr",
+    "budget_residual", "radial_leak", "violations",
+)  # fmt: skip
+FORECASTS = ("forecast_origin", "forecast_soonest", "forecast_latest", "forecast_expected")
+COLUMNS = (*SHOWN, "because", "steps", "mean_fall_steps", "mean_predicted_fall_steps", *THEORY)
+HEADS = {
+    "weight_decay": "decay", "confidence": "sure", "destabilisations": "jumps", "mean_period": "mean period",
+    "final_train_loss": "train loss", "lowest_train_loss": "lowest", "final_test_error": "test error",
+    "lowest_test_error": "lowest", "final_weight_norm": "norm", "diverged_at": "diverged at",
+    "noninvariant_lr": "other lr", "fixed_norm": "fixed norm", "mean_fall_steps": "fall",
+    "mean_predicted_fall_steps": "predicted", "equilibrium_weight_norm": "norm*", "measured_weight_norm": "measured",
+    "equilibrium_effective_lr": "ELR*", "measured_effective_lr": "measured", "budget_residual": "budget off by",
+    "radial_leak": "leak", "forecast_origin": "after step", "forecast_soonest": "soonest", "forecast_latest": "latest",
+    "forecast_expected": "expected", "checkpoint": "step", "gradient_norm": "gradient", "gradient_std_norm": "its std",
+    "noise_scale": "noise scale", "hessian_trace": "tr H", "hessian_largest": "largest of H",
+    "gauss_newton_trace": "tr G", "gauss_newton_largest": "largest of G", "sphere_sharpness": "sharpness",
+    "elr_times_sharpness": "x ELR", "ended": "ended by",
+    "train_loss": "train loss", "test_error": "test error", "train_error": "train error", "test_loss": "test loss",
+    "cosine_to_start": "cos to start", "cosine_before": "cos to last", "disagreement_before": "disagree",
+    "barrier_straight": "barrier", "barrier_layers": "by layers", "ensemble_loss": "ensemble loss",
+    "ensemble_error": "error", "average_train_loss": "average train loss", "average_test_loss": "test loss",
+    "average_test_error": "error", "seed_ensemble_error": "seeds error", "equal_cost_ensemble_error": "at same cost",
+    "seed_cosine": "cosine", "seed_disagreement": "disagree", "seed_barrier_straight": "barrier",
+    "seed_barrier_layers": "by layers",
+}  # fmt: skip
+WHOLE = (
+    "step", "ended", "mean_period", "diverged_at", "mean_fall_steps", "mean_predicted_fall_steps", "violations",
+    *FORECASTS,
+)  # fmt: skip
+
+
+FARTHEST = 1e9  # steps that are written out: a network that hardly moves has forecasts beyond any run
+
+
+def rows(analysis: xr.Dataset, columns: Sequence[str] = SHOWN) -> list[dict[str, Any]]:
+    """The analysis as plain rows: lr and weight decay, the hyperparameters that differ or are in force, then the
+    columns.
+    """
+    in_force = [name for name in ("momentum", "elr", "fixed_norm") if (analysis[name] != 0).any()]
+    differing = [name for name in AXES if len(np.unique(analysis[name])) > 1 or name in in_force]
+    names = list(dict.fromkeys(["lr", "weight_decay", *differing]))
+    table = {name: column(analysis, name).tolist() for name in (*names, *columns)}
+    return [{name: values[i] for name, values in table.items()} for i in range(analysis.sizes["config"])]
+
+
+def as_text(analysis: xr.Dataset, columns: Sequence[str] = SHOWN) -> str:
+    """The analysis as a table for the terminal."""
+    table = rows(analysis, columns)
+    known = [name for name in table[0] if name != "diverged_at" or any(row[name] == row[name] for row in table)]
+    cells = [[HEADS.get(name, name), *_cells(name, [row[name] for row in table])] for name in known]
+    widths = [max(map(len, column)) for column in cells]
+    out = io.StringIO()
+    for row in zip(*cells, strict=True):
+        out.write("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + "\n")
+    return out.getvalue()
+
+
+LANDSCAPE_COLUMNS = (
+    "checkpoint", "part", "loss", "gradient_norm", "gradient_std_norm", "noise_scale", "hessian_trace",
+    "hessian_largest", "gauss_newton_trace", "gauss_newton_largest", "sphere_sharpness", "elr_times_sharpness",
+    "reason",
+)  # fmt: skip
+
+
+def landscape_as_text(found: xr.Dataset) -> str:
+    """A table of a landscape for the terminal, a row for each configuration, checkpoint and part of the images."""
+    kinds = [name for name in ("hessian", "gauss_newton") if found.sizes.get("rank")]
+    found = found.assign({f"{k}_largest": found[f"{k}_eigenvalue"].isel(rank=0) for k in kinds})
+    numbers = [name for name in LANDSCAPE_COLUMNS if name in found.variables]
+    cases = [
+        found[numbers].isel(checkpoint=i, part=k, drop=False)
+        for i in range(found.sizes["checkpoint"])
+        for k in range(found.sizes["part"])
+    ]
+    flat = [
+        case.drop_vars(["checkpoint", "part"]).assign(
+            checkpoint=("config", np.full(case.sizes["config"], int(case.checkpoint))),
+            part=("config", np.full(case.sizes["config"], str(case.part.values))),
+        )
+        for case in cases
+    ]
+    table = xr.concat(flat, "config")
+    if found.sizes["part"] == 1:
+        numbers.remove("part")
+    if not (table.reason != "").any():
+        numbers.remove("reason")
+    return as_text(table, numbers)
+
+
+def findings(analysis: xr.Dataset) -> str:
+    """What the whole run says, in a few lines: slopes, bounds, the rotation budget, the back-test of forecasts."""
+    out = io.StringIO()
+    titles = {
+        "falling_edge": "falling edges / (ln(norm ratio) + rotation)",
+        "falling_edge_quiet": "quiet falling edges / ln(norm ratio)",
+        "falling_edge_uncorrected": "all falling edges / ln(norm ratio)",
+        "period_length": "period length",
+    }
+    for name, title in titles.items():
+        fit = analysis.sel(fit=name)
+        if np.isfinite(fit.slope):
+            ends = f"[{float(fit.slope_low):.3f}, {float(fit.slope_high):.3f}]"
+            out.write(f"slope of log {title} against log lr x decay: {float(fit.slope):.3f} {ends}, ")
+            out.write(f"{int(fit.slope_points)} of them\n")
+    violations = analysis.check_violations
+    for name in CHECKS:
+        count = violations.sel(check=name)
+        if (applies := int(np.isfinite(count).sum())) and (bad := int(np.nansum(count))):
+            out.write(f"{name}: violated {bad} times among the {applies} configurations where it applies\n")
+    applies, bad = int(np.isfinite(violations).sum()), int(np.nansum(violations))
+    out.write(f"bounds and exact relations: {applies} checks apply, {bad} violations\n")
+    plain = np.abs(analysis.budget_residual.values)
+    if np.isfinite(plain).any():
+        out.write(f"rotation budget: off by at most {np.nanmax(plain):.1e} of the rotation (plain SGD)\n")
+    if "onset_elr_times_sharpness" in analysis:
+        out.write(_stability(analysis))
+    if "backtest_expected" in analysis:
+        out.write(_backtest(analysis))
+    return out.getvalue()
+
+
+def _stability(analysis: xr.Dataset) -> str:
+    """Effective learning rate x sharpness in units of its threshold, before destabilisations and in the falls."""
+    text, limit = "", analysis.stability_threshold.values[:, None]
+    for name, where in (("onset", "before destabilisations"), ("fall", "in the first halves of the falls")):
+        ratios = analysis[f"{name}_elr_times_sharpness"].values / limit
+        if (known := ratios[np.isfinite(ratios)]).size:
+            low, middle, high = np.quantile(known, (0.25, 0.5, 0.75))
+            text += (
+                f"ELR x sharpness over its threshold, {where}: {middle:.2f} (median), quartiles {low:.2f} and "
+                f"{high:.2f}, {known.size} of them, {np.mean(known < 1):.0%} below 1\n"
+            )
+    return text
+
+
+def _backtest(analysis: xr.Dataset) -> str:
+    onset, windows = analysis.onset_step.values, np.isfinite(analysis.backtest_latest.values)
+    held = (analysis.backtest_soonest.values <= onset) & (onset <= analysis.backtest_latest.values)
+    errors = np.abs(analysis.backtest_expected.values - onset) / analysis.fall_steps.values
+    text = "back-test, half-way down each fall:"
+    if windows.any():
+        text += f" the window holds {int(held.sum())} of {int(windows.sum())} destabilisations;"
+    if np.isfinite(errors).any():
+        text += f" the expected step is off by {np.nanmedian(errors):.0%} of the fall (median)"
+    return text.rstrip(";") + ("\n" if windows.any() or np.isfinite(errors).any() else " nothing to go by\n")
+
+
+def to_csv(analysis: xr.Dataset, path: Path) -> None:
+    """Write the analysis with every hyperparameter as a column, whole or not at all; unknown numbers are empty."""
+    columns = [*COLUMNS, *(name for name in FORECASTS if name in analysis)]
+    table = {name: column(analysis, name).tolist() for name in (*AXES, *columns)}
+    draft = path.with_name(path.name + ".partial")
+    try:
+        with draft.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["config", *table])
+            for i in range(analysis.sizes["config"]):
+                cells = (values[i] for values in table.values())
+                writer.writerow([i, *("" if c != c else c for c in cells)])
+        draft.replace(path)
+    except OSError as error:
+        raise _unwritten(path, error) from None
+
+
+def save(analysis: xr.Dataset, folder: Path) -> list[Path]:
+    """Write summary.csv and analysis.zarr, each whole or not at all, over those of an earlier analysis.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    store = write_store(analysis, folder / ANALYSIS)
+    to_csv(analysis, folder / SUMMARY_FILE)
+    return [folder / SUMMARY_FILE, store]
+
+
+def column(analysis: xr.Dataset, name: str) -> np.ndarray:
+    """A variable of the analysis, or the mean of one over the destabilisations of each configuration."""
+    if not name.startswith("mean_") or name in analysis:
+        return analysis[name].values
+    values = analysis[name.removeprefix("mean_")].values
+    known = np.isfinite(values)
+    return np.where(known.any(1), np.where(known, values, 0).sum(1) / np.maximum(known.sum(1), 1), np.nan)
+
+
+def _cells(name: str, values: list[Any]) -> list[str]:
+    return short_numbers(values) if name in AXES else [_cell(name, value) for value in values]
+
+
+def _cell(name: str, value: object) -> str:
+    if isinstance(value, float):
+        if value != value:
+            return "-"
+        if name.endswith("_error") or name.startswith(("disagreement", "seed_disagreement")):
+            return f"{100 * value:.1f} %"
+        if name in WHOLE and abs(value) < FARTHEST:
+            return f"{value:.0f}"
+        return f"{value:.2f}" if name == "confidence" else f"{value:.3g}"
+    return str(value)

@@ -1,0 +1,1 @@
+"""From a RunConfig to a run directory, resumably."""

@@ -1,0 +1,185 @@
+"""What-if runs: some configurations of a run, from one of its checkpoints on, with other hyperparameters."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from periodic_jax.analysis.online import fresh as nothing_known
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.formatting import flag_of
+from periodic_jax.core.grid import SweepGrid
+from periodic_jax.runs.config import RUN_AXES, check, from_record, planned_steps
+from periodic_jax.runs.run import Progress, run_session
+from periodic_jax.storage import run_directory
+from periodic_jax.storage.locks import locked
+from periodic_jax.storage.minima_files import PREFIX, in_checkpoint
+from periodic_jax.training import xla
+
+if TYPE_CHECKING:
+    from periodic_jax.sweeps.sweep import Sweep
+
+Axes = Mapping[str, Sequence[float]]
+
+
+def branch_run(
+    path: str | Path,
+    out: str | Path,
+    *,
+    step: int | None = None,
+    select: Axes | None = None,
+    change: Axes | None = None,
+    steps: int | None = None,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    progress: Progress | None = None,
+    stop: Callable[[], int] = lambda: 0,
+    say: Callable[[str], None] = print,
+    analysed: Callable[[xr.Dataset], None] = lambda found: None,
+) -> Path:
+    """Start a new run from a checkpoint of another one.
+
+    Weights, statistics and momentum are those of the parent, and so are the order of the data and the numbers of the
+    steps. A negative ``fixed_norm`` among the changes means the norm at the branch. A configuration that had diverged
+    stays so.
+
+    Args:
+        path: the parent's run directory.
+        out: the new run's.
+        step: of the checkpoint; the newest, if None.
+        select: for each axis named, the values of the configurations to take; all, of axes that are not named.
+        change: for each axis named, the new values, all combinations of which are run. Of such an axis one value
+            must be selected, so that each new configuration has one parent.
+        steps: number of the last step; the parent's, if None.
+        dataset, data_dir: as for `resume_run`.
+        progress, stop, say, analysed: as for `run_sweep`.
+
+    Returns:
+        The new run directory.
+
+    Raises:
+        ConfigError: no such checkpoint or configuration, or a damaged one, or unusable changes.
+        RunStopped: as `run_sweep`.
+    """
+    from periodic_jax.checkpoints.reader import DamagedCheckpoint, load
+    from periodic_jax.runs.build import states_of
+
+    path, out = Path(path), Path(out)
+    select, change = dict(select or {}), dict(change or {})
+    record = run_directory.read_config(path)
+    parent = from_record(record, path, dataset=dataset, data_dir=data_dir)
+    at = run_directory.checkpoint_steps(path)
+    if step is None and at:
+        step = at[-1]
+    if not at:
+        raise ConfigError("run directory", path, "one with checkpoints to branch from")
+    if step not in at:
+        raise ConfigError("--step", step, f"a checkpoint of {path}: {', '.join(map(str, at))}")
+    axes = branched_axes({name: getattr(parent, name) for name in RUN_AXES}, select, change)
+    config = dataclasses.replace(parent, out=out, steps=steps or planned_steps(parent), **axes)
+    if planned_steps(config) <= step and steps is None:
+        raise ConfigError("--step", step, f"one below the parent's end, {planned_steps(config)}, or --steps above it")
+    if planned_steps(config) <= step:
+        raise ConfigError("--steps", steps, f"above {step}, where the branch begins")
+    check(config)
+    source = parents(parent.grid(), config.grid(), select, change)
+    try:
+        with xla.precision(parent.precision):
+            like = states_of(parent, parent.data.image_shape, parent.data.num_classes)
+            held = load(path, step, like)
+            # Where minima are kept, the branch's first period begins with the branch.
+            states = {name: array[source] for name, array in held.items() if not name.startswith(PREFIX)}
+    except DamagedCheckpoint as error:
+        raise ConfigError("--step", step, f"a whole checkpoint ({error})") from None
+    run_directory.claim_directory(out)
+    about = {
+        "name": path.resolve().name, "path": os.fspath(path.resolve()), "step": step,
+        "selected": _plain(select), "changed": _plain(change), "config": record["config"],
+    }  # fmt: skip
+    with locked(out), xla.precision(config.precision):
+        return run_session(
+            config, {"parent": about}, progress=progress, stop=stop, say=say, analysed=analysed,
+            prepare=lambda sweep: _begin(sweep, out, states, step, "fixed_norm" in change, config.keep_period_minima),
+        )  # fmt: skip
+
+
+def branched_axes(parent: Axes, select: Axes, change: Axes) -> dict[str, tuple[float, ...]]:
+    """The axes of a branch: the new values where there are some, else those selected of the parent's.
+
+    Raises:
+        ConfigError: an unknown axis, a value that the parent has not, or several parents for one configuration.
+
+    Example:
+        >>> branched_axes({"lr": (0.1, 1.0), "momentum": (0.0, 0.9)}, {"lr": [0.1]}, {"lr": [0.01, 0.02]})
+        {'lr': (0.01, 0.02), 'momentum': (0.0, 0.9)}
+    """
+    for name in (*select, *change):
+        if name not in parent:
+            raise ConfigError("--select", name, "one of " + ", ".join(parent))
+    axes: dict[str, tuple[float, ...]] = {}
+    for name, values in parent.items():
+        chosen = tuple(_nearest(name, wanted, values) for wanted in select.get(name, values))
+        if name in change and len(chosen) > 1:
+            wanted = f"one value in --select, since {flag_of(name)} is changed: {' '.join(f'{v:g}' for v in values)}"
+            given = ",".join(f"{v:g}" for v in select.get(name, ()))
+            raise ConfigError("--select", f"{name}={given}" if given else f"no {name}", wanted)
+        axes[name] = tuple(change[name]) if name in change else chosen
+    return axes
+
+
+def parents(parent: SweepGrid, child: SweepGrid, select: Axes, change: Axes) -> np.ndarray:
+    """For each configuration of a branch, the index of the one whose state it takes.
+
+    Example:
+        >>> parent = SweepGrid.product(lr=[0.1, 1.0], seed=[0, 1])
+        >>> child = SweepGrid.product(lr=[0.3, 0.4], seed=[0, 1])
+        >>> parents(parent, child, {"lr": [1.0]}, {"lr": [0.3, 0.4]}).tolist()
+        [2, 3, 2, 3]
+    """
+    matches = np.ones((len(child), len(parent)), bool)
+    for name in RUN_AXES:
+        column = parent.coords[name]
+        if name not in change:
+            matches &= child.coords[name][:, None] == column
+        elif name in select:
+            matches &= column == _nearest(name, select[name][0], column.tolist())
+    assert (matches.sum(1) == 1).all()
+    return matches.argmax(1)
+
+
+def _nearest(name: str, wanted: float, values: Sequence[float]) -> float:
+    """The value that a word such as 0.0316227766 means."""
+    for value in values:
+        if np.isclose(wanted, value, rtol=1e-9, atol=0):
+            return value
+    raise ConfigError(
+        "--select", f"{name}={wanted:.15g}", "one of " + ", ".join(f"{v:.15g}" for v in sorted(set(values)))
+    )
+
+
+def _begin(
+    sweep: "Sweep", out: Path, states: dict[str, np.ndarray], step: int, new_sphere: bool, every: int | None
+) -> None:
+    """Write the first checkpoint, from which the branch can always be resumed."""
+    import jax
+
+    from periodic_jax.checkpoints.writer import write_first
+    from periodic_jax.training.state import state_of
+
+    if new_sphere:
+        sweep.restore(states, step)
+        task = sweep.states.task
+        fresh = jax.jit(jax.vmap(jax.vmap(lambda params: state_of(task, {"params": params}).opt_state)))
+        replaced = sweep.placement.fetch(sweep.states.replace(opt_state=fresh(sweep.states.params)))
+        states = states | {name: array for name, array in replaced.items() if "initial_norms" in name}
+    if every:
+        states = states | in_checkpoint(states, nothing_known(len(sweep.grid), every, np.dtype(sweep.hparams.lr.dtype)))
+    write_first(out, step, states)
+
+
+def _plain(axes: Axes) -> dict[str, list[float]]:
+    return {name: list(values) for name, values in axes.items()}

@@ -1,0 +1,136 @@
+"""The states of a run in outline: names, shapes and dtypes, before there is any array of that size."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from periodic_jax.analysis.online import fresh
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.formatting import in_words
+from periodic_jax.runs.config import (
+    RUN_AXES,
+    RunConfig,
+    evaluated_every,
+    planned_steps,
+)
+from periodic_jax.storage import run_directory
+from periodic_jax.storage.minima_files import in_checkpoint
+
+if TYPE_CHECKING:
+    import flax.linen as nn
+
+    from periodic_jax.runs.session import Plan
+    from periodic_jax.sweeps.sweep import Sweep
+    from periodic_jax.training.state import TrainState
+
+
+def network(config: RunConfig, num_classes: int) -> "nn.Module":
+    """The network of a configuration."""
+    import jax.numpy as jnp
+
+    from periodic_jax import models
+
+    return models.build(
+        config.model, width=config.width, depth=config.depth, num_classes=num_classes, init_scale=config.init_scale,
+        param_dtype=jnp.float64 if config.precision == "float64" else jnp.float32,
+    )  # fmt: skip
+
+
+def state_outline(config: RunConfig, image_shape: Sequence[int], num_classes: int) -> "TrainState":
+    """Shapes and dtypes of one configuration's training state. Within the run's `training.xla.precision`.
+
+    Args:
+        config: of the run.
+        image_shape: (height, width, channels).
+        num_classes: of the data set.
+    """
+    import jax
+
+    from periodic_jax.training.state import create_train_state
+
+    model: Any = network(config, num_classes)
+
+    def create(images: jax.Array) -> Any:
+        return create_train_state(
+            model, model.labels(), jax.random.key(0), images, loss=config.loss, schedule=config.schedule,
+            per_filter=config.norm_per == "filter",
+        )  # fmt: skip
+
+    return jax.eval_shape(create, jax.ShapeDtypeStruct((2, *image_shape), model.param_dtype))
+
+
+def states_of(config: RunConfig, image_shape: Sequence[int], num_classes: int) -> dict[str, np.ndarray]:
+    """What a checkpoint of a run holds. Within its `training.xla.precision`.
+
+    Args:
+        config, image_shape, num_classes: as for `state_outline`.
+
+    Returns:
+        Arrays of the names, shapes and dtypes that `Sweep.export` gives; all their elements are one, which takes no
+        memory.
+
+    Raises:
+        ConfigError: they are larger than this machine's memory.
+
+    Example:
+        >>> states = states_of(RunConfig(out="x", lr=(0.1, 1.0), width=8), (8, 8, 1), 10)
+        >>> states["params.conv0.kernel"].shape
+        (2, 3, 3, 1, 8)
+    """
+    from periodic_jax.sweeps.placement import named_leaves
+
+    outline = state_outline(config, image_shape, num_classes)
+    configs = int(np.prod([len(getattr(config, name)) for name in RUN_AXES]))
+    states = {
+        name: np.broadcast_to(np.zeros((), np.dtype(leaf.dtype)), (configs, *leaf.shape))
+        for name, leaf in named_leaves(outline)
+        if leaf.size
+    }
+    if config.keep_period_minima:
+        float_type: Any = outline.params["head"]["kernel"].dtype
+        states |= in_checkpoint(states, fresh(configs, config.keep_period_minima, float_type))
+    _check_memory(config, states)
+    return states
+
+
+def _check_memory(config: RunConfig, states: Mapping[str, np.ndarray]) -> None:
+    wanted, memory = sum(array.nbytes for array in states.values()), memory_bytes()
+    if wanted > memory:
+        configs = len(next(iter(states.values())))
+        given = f"{config.model} of width {config.width} and depth {config.depth}, {configs} times"
+        accepted = f"states of at most {in_words(memory)}, this machine's memory (they take {in_words(wanted)})"
+        raise ConfigError("network", given, accepted)
+
+
+def memory_bytes() -> int:
+    """All of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def build_sweep(config: RunConfig) -> "Sweep":
+    """The grid of a configuration, ready to train. Within its `training.xla.precision`."""
+    from periodic_jax.runs.build import network
+    from periodic_jax.sweeps.sweep import Sweep
+
+    model = network(config, config.data.num_classes)
+    return Sweep(
+        model, config.data, config.grid(), batch_size=config.batch_size, layout=config.layout,
+        per_layer=config.per_layer, capacity=min(1000, planned_steps(config)), loss=config.loss,
+        schedule=config.schedule, per_filter=config.norm_per == "filter", full_batch=config.full_batch,
+        augment=config.augment, track_sharpness=config.track_sharpness,
+    )  # fmt: skip
+
+
+def plan_of(config: RunConfig, record: dict[str, Any]) -> "Plan":
+    """What a session of the run is to do."""
+    from periodic_jax.runs.session import Plan
+
+    return Plan(
+        Path(config.out), planned_steps(config), evaluated_every(config),
+        first_step=run_directory.first_step(record), ends=tuple(record.get("ends", ())), keep=config.keep,
+        keep_every=config.keep_every, seconds=config.checkpoint_seconds,
+        keep_period_minima=config.keep_period_minima,
+    )  # fmt: skip

@@ -1,0 +1,305 @@
+"""The configuration of a run: what determines it, whether it can run, and how config.json holds it."""
+
+import dataclasses
+import functools
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.formatting import flag_of
+from periodic_jax.core.grid import AXES, SweepGrid
+from periodic_jax.core.limits import MOST_EVALUATIONS, MOST_STEPS
+from periodic_jax.storage.run_directory import CONFIG_FILE
+from periodic_jax.training import xla
+
+if TYPE_CHECKING:
+    from periodic_jax.data import Dataset
+
+
+RUN_AXES = tuple(name for name in AXES if name != "schedule_every")
+NOT_FOLLOWED = ("out", "data_dir", "download")  # of config.json: what leads out of the run directory
+FREE = ("keep", "keep_every", "checkpoint_seconds")  # what may change while a run is under way
+LATER = ("track_sharpness", "keep_period_minima")  # what the first run directories do not tell, and did not do
+LEAST_WINDOW, MOST_WINDOW = 10, 10**4  # steps between candidates for a minimum
+MISSING = object()
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a run.
+
+    Attributes:
+        out: the run directory; may hold this very run, unfinished, which then goes on.
+        lr, weight_decay, momentum, noninvariant_lr, elr, fixed_norm, schedule_end, schedule_factor, seed: the axes of
+            the grid, all combinations of their values. A ``schedule_end`` of 0 is the end of the run.
+        dataset: a key of `data.DATASETS`, or the path of an npz file.
+        data_dir: where its files are, before the usual folders; see `data.load`.
+        download: let TFDS download what is found nowhere.
+        augment: random crops and flips of the mini-batches.
+        validation, split_classes, use_data_size, corrupt_train, resize: see `data.Variations`.
+        model: a key of `models.MODELS`.
+        width, depth, init_scale: of the network.
+        batch_size: images in a mini-batch.
+        steps: updates; or None, and ``epochs`` counts passes over the training set.
+        epochs: see ``steps``.
+        eval_every: updates between evaluations; None: a hundredth of the run, or more; see `evaluated_every`.
+        layout: see `training.vectorize`.
+        precision: ``float32``, ``tf32``, ``bf16`` or ``float64``.
+        per_layer: record the dynamics of every layer too.
+        loss: a key of `training.losses.LOSSES`.
+        schedule: a key of `training.schedules.SCHEDULES`.
+        schedule_per: ``step`` or ``epoch``: how often the schedule changes the rate.
+        norm_per: ``total`` or ``filter``: whether ``fixed_norm`` holds all scale-invariant weights together, or each
+            output filter.
+        full_batch: full-batch gradient descent: a step is an epoch.
+        track_sharpness: steps between measurements of the sharpness; None: no measurements.
+        keep_period_minima: steps between the candidates for the lowest point of each period, which is kept; None: no
+            minima are kept.
+        keep: how many of the last checkpoints to keep.
+        keep_every: keep the checkpoints at all multiples of so many steps too.
+        checkpoint_seconds: least time between checkpoints; there always is one at the end.
+
+    Example:
+        >>> RunConfig(out="runs/x", lr=(0.1, 1.0), steps=100).grid().swept
+        ('lr',)
+    """
+
+    out: str | Path
+    lr: tuple[float, ...] = (0.1,)
+    weight_decay: tuple[float, ...] = (1e-3,)
+    momentum: tuple[float, ...] = (0.0,)
+    noninvariant_lr: tuple[float, ...] = (0.0,)
+    elr: tuple[float, ...] = (0.0,)
+    fixed_norm: tuple[float, ...] = (0.0,)
+    schedule_end: tuple[float, ...] = (0.0,)
+    schedule_factor: tuple[float, ...] = (10.0,)
+    seed: tuple[int, ...] = (0,)
+    dataset: str = "digits"
+    data_dir: str | Path | None = None
+    download: bool = False
+    augment: bool = False
+    validation: int | None = None
+    split_classes: int | None = None
+    use_data_size: int | None = None
+    corrupt_train: float = 0.0
+    resize: int | None = None
+    model: str = "ConvNetSI"
+    width: int = 4
+    depth: int = 3
+    init_scale: float = 10.0
+    batch_size: int = 128
+    steps: int | None = None
+    epochs: int | None = None
+    eval_every: int | None = None
+    layout: str = "auto"
+    precision: str = "float32"
+    per_layer: bool = False
+    loss: str = "cross_entropy"
+    schedule: str = "constant"
+    schedule_per: str = "step"
+    norm_per: str = "total"
+    full_batch: bool = False
+    track_sharpness: int | None = None
+    keep_period_minima: int | None = None
+    keep: int = 2
+    keep_every: int | None = None
+    checkpoint_seconds: float = 10.0
+
+    @functools.cached_property
+    def data(self) -> "Dataset":
+        """The data set with its variations, read on first use.
+
+        Raises:
+            ConfigError: it is not found, damaged, or cannot be varied so.
+        """
+        from periodic_jax import data
+
+        names = [field.name for field in dataclasses.fields(data.Variations)]
+        variations = data.Variations(**{name: getattr(self, name) for name in names})
+        data.check_variations(variations)
+        return data.vary(data.load(self.dataset, data_dir=self.data_dir, download=self.download), variations)
+
+    def grid(self) -> SweepGrid:
+        """The configurations, all combinations of the axes.
+
+        Raises:
+            ConfigError: a value that an axis does not accept.
+        """
+        axes = {name: getattr(self, name) for name in RUN_AXES}
+        axes["schedule_end"] = tuple(end or planned_steps(self) for end in self.schedule_end)
+        return SweepGrid.product(**axes, schedule_every=steps_of_epoch(self) if self.schedule_per == "epoch" else 1)
+
+
+def check(config: RunConfig) -> None:
+    """Refuse a configuration that cannot run; computes nothing, writes nothing.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+    """
+    counts = {"--steps": config.steps, "--epochs": config.epochs, "--eval-every": config.eval_every}
+    counts["--track-sharpness"] = config.track_sharpness
+    for flag, value in {**counts, "--keep": config.keep, "--keep-every": config.keep_every}.items():
+        if value is not None and not 1 <= value <= MOST_STEPS:
+            raise ConfigError(flag, value, f"a whole number from 1 to {MOST_STEPS}")
+    every = config.keep_period_minima
+    if every is not None and not LEAST_WINDOW <= every <= MOST_WINDOW:
+        raise ConfigError("--keep-period-minima", every, f"a whole number from {LEAST_WINDOW} to {MOST_WINDOW}")
+    if (config.steps is None) == (config.epochs is None):
+        given = "neither" if config.steps is None else f"{config.steps} with --epochs {config.epochs}"
+        raise ConfigError("--steps", given, "either --steps or --epochs")
+    if config.precision not in xla.PRECISIONS:
+        raise ConfigError("--precision", config.precision, "one of " + ", ".join(xla.PRECISIONS))
+    for flag, value, accepted in (
+        ("--schedule-per", config.schedule_per, ("step", "epoch")),
+        ("--norm-per", config.norm_per, ("total", "filter")),
+    ):
+        if value not in accepted:
+            raise ConfigError(flag, value, " or ".join(accepted))
+    if not config.checkpoint_seconds >= 0:
+        raise ConfigError("--checkpoint-seconds", config.checkpoint_seconds, "a number from 0")
+    if config.batch_size < 2:
+        raise ConfigError("--batch-size", config.batch_size, "a whole number from 2")
+    if config.augment and config.full_batch:
+        raise ConfigError("--augment", "given with --full-batch", "one of the two")
+
+    from periodic_jax import models
+    from periodic_jax.checkpoints import reader
+    from periodic_jax.sweeps.sweep import check_batch_size
+    from periodic_jax.training import losses, schedules
+    from periodic_jax.training.vectorize import check_layout
+
+    reader.orbax()
+    check_layout(config.layout)
+    schedules.check_schedule(config.schedule)
+    losses.check_loss(config.loss)
+    model = models.build(config.model, width=config.width, depth=config.depth)
+    if config.track_sharpness and not models.has_scale_invariant(model):
+        raise ConfigError(
+            "--track-sharpness",
+            config.track_sharpness,
+            f"no measurements of {config.model}: it has no scale-invariant weights",
+        )
+    # From here on data are read, and downloaded if that was asked for.
+    config.grid()
+    if (steps := planned_steps(config)) > MOST_STEPS:
+        raise ConfigError("--epochs", config.epochs, f"at most {MOST_STEPS} steps, not {steps}")
+    if steps > MOST_EVALUATIONS * (every := evaluated_every(config)):
+        raise ConfigError("--eval-every", every, f"at least {-(-steps // MOST_EVALUATIONS)} for {steps} steps")
+    check_batch_size(config.batch_size, config.data)
+    model.check_input(*config.data.image_shape[:2])
+
+
+def planned_steps(config: RunConfig) -> int:
+    """Updates that a run makes."""
+    return config.steps if config.steps is not None else (config.epochs or 0) * steps_of_epoch(config)
+
+
+def steps_of_epoch(config: RunConfig) -> int:
+    """Updates of one epoch: all whole mini-batches of the training set, or one for full-batch gradient descent."""
+    from periodic_jax import data
+
+    if config.full_batch:
+        return 1
+    return max(data.steps_per_epoch(len(config.data.images), config.batch_size), 1)
+
+
+def evaluated_every(config: RunConfig) -> int:
+    """Updates between evaluations.
+
+    If not given, a hundredth of the run, but at least as many as an evaluation has mini-batches: forward only, it takes
+    a third of the time of so many updates, and so all evaluations take at most a quarter of the run's.
+    """
+    if config.eval_every:
+        return config.eval_every
+    images = len(config.data.images) + len(config.data.test_images)
+    in_a_step = len(config.data.images) if config.full_batch else config.batch_size
+    return max(planned_steps(config) // 100, -(-images // in_a_step))
+
+
+def to_record(config: RunConfig, layout: str) -> dict[str, Any]:
+    """The configuration as config.json holds it, with all that was left open decided.
+
+    Args:
+        config: what to run.
+        layout: what ``auto`` stands for.
+    """
+    steps = planned_steps(config)
+    config = dataclasses.replace(config, steps=steps, epochs=None, eval_every=evaluated_every(config), layout=layout)
+    grid = config.grid()
+    axes = {name: list(dict.fromkeys(grid.coords[name].tolist())) for name in RUN_AXES}
+    rest = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items() if k not in axes}
+    return {**rest, **axes}
+
+
+def from_record(
+    record: Mapping[str, Any], path: Path, *, dataset: str | None = None, data_dir: str | None = None
+) -> RunConfig:
+    """The configuration that config.json holds.
+
+    A run directory may be a stranger's: no path in it is followed, and nothing is downloaded because of it.
+
+    Args:
+        record: the content of config.json.
+        path: the run directory.
+        dataset: the npz file, where the run's data set is one.
+        data_dir: where the data set's files are, before the usual folders.
+
+    Raises:
+        ConfigError: it is not a whole configuration, or names a file as its data set and ``dataset`` is None.
+    """
+    from periodic_jax.data import DATASETS
+
+    held, hints = record.get("config", {}), typing.get_type_hints(RunConfig)
+    values: dict[str, Any] = {}
+    fields = (field for field in dataclasses.fields(RunConfig) if field.name not in NOT_FOLLOWED)
+    for name, default in ((field.name, field.default if field.name in LATER else MISSING) for field in fields):
+        value = tuple(held[name]) if isinstance(held.get(name), list) else held.get(name, default)
+        if not _is(value, hints[name]):
+            shown = "no value" if value is MISSING else repr(value)[:50]
+            raise ConfigError("run directory", f"{shown} for {name} in {path / CONFIG_FILE}", "a whole configuration")
+        values[name] = value
+    if dataset is not None:
+        values["dataset"] = dataset
+    elif values["dataset"] not in DATASETS:
+        wanted = "the npz file of this run: paths in config.json are not followed"
+        raise ConfigError("--dataset", f"none given for {values['dataset']}", wanted)
+    return RunConfig(out=path, data_dir=data_dir, **values)
+
+
+def check_images(config: RunConfig, record: Mapping[str, Any]) -> None:
+    """Refuse other images than those that the run began with.
+
+    Raises:
+        ConfigError: what differs.
+    """
+    data, before = json.loads(json.dumps(config.data.described())), record.get("data", {})
+    differing = [name for name in data if name != "source" and data[name] != before.get(name)]
+    if differing:
+        name = differing[0]
+        raise ConfigError("--dataset", f"{config.dataset} with {name} {data[name]}", f"{before.get(name)}, as before")
+
+
+def difference(config: RunConfig, record: Mapping[str, Any]) -> str:
+    """What a configuration wants otherwise than a run has it, in one line; empty where they are the same."""
+    held = record.get("config", {})
+    layout = str(held.get("layout")) if config.layout == "auto" else config.layout
+    wanted = json.loads(json.dumps(to_record(config, layout)))
+    names = [n for n in wanted if n not in (*FREE, *NOT_FOLLOWED) and wanted[n] != held.get(n)]
+    return "; ".join(f"{flag_of(n)} {_shown(held.get(n))} there, {_shown(wanted[n])} here" for n in names)
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON is of a field's type."""
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is(item, typing.get_args(hint)[0]) for item in value)
+    kinds = typing.get_args(hint) or (hint,)
+    kinds = (*kinds, int) if float in kinds else kinds
+    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))

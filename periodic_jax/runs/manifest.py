@@ -1,0 +1,121 @@
+"""With what a run was made: versions, command, code and hardware."""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from periodic_jax import analysis
+from periodic_jax._version import __version__
+from periodic_jax.reporting import tables
+from periodic_jax.runs.config import RunConfig, check_images, planned_steps, to_record
+from periodic_jax.storage import reader, run_directory, schema
+
+if TYPE_CHECKING:
+    from periodic_jax.runs.session import Outcome
+    from periodic_jax.sweeps.sweep import Sweep
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that have a part in the results."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "xarray", "zarr")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+
+def provenance(sweep: "Sweep") -> dict[str, Any]:
+    """Versions, command, code commit and hardware, for config.json."""
+    return {
+        "version": __version__,
+        "versions": versions(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git_commit": _git_commit(),
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cpus": os.cpu_count(),
+            "backend": sweep.placement.devices[0].platform,
+            "device": sweep.placement.devices[0].device_kind,
+            "devices": len(sweep.placement.devices),
+        },
+    }
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def _git_commit() -> str | None:
+    """The commit of the package's own checkout, None where it is installed otherwise."""
+    here = Path(__file__).resolve().parent
+    if not (here.parent / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "--verify", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def next_record(config: RunConfig, record: dict[str, Any] | None, sweep: "Sweep") -> dict[str, Any]:
+    """What config.json is to hold while a session runs.
+
+    Args:
+        config: that of the run, checked.
+        record: what it holds; None, or without ``config``, for a new run.
+        sweep: that of the session.
+
+    Raises:
+        ConfigError: the images are not those that the run began with.
+    """
+    data = json.loads(json.dumps(config.data.described()))
+    held = {"config": to_record(config, sweep.layout), "data": data}
+    if record is None or "config" not in record:
+        return {"format": schema.FORMAT, **(record or {}), **held, **provenance(sweep)}
+    check_images(config, record)
+    ends = list(record.get("ends", ()))
+    if "summary" in record and planned_steps(config) > record["config"]["steps"]:
+        ends.append(record["config"]["steps"])
+    sessions = [*record.get("sessions", ()), provenance(sweep)]
+    kept = {name: value for name, value in record.items() if name != "summary"}
+    return {**kept, **held, "ends": ends, "sessions": sessions}
+
+
+def summarise(path: Path, record: dict[str, Any], sweep: "Sweep", outcome: "Outcome", started: float) -> xr.Dataset:
+    """Write the table, and that the run has ended.
+
+    Args:
+        path: the run directory.
+        record: what config.json holds.
+        sweep: that of the session.
+        outcome: of the session.
+        started: when it began, by `time.perf_counter`.
+
+    Returns:
+        The analysis.
+    """
+    found = analysis.analyze(reader.open_run(path, flat=True))
+    tables.to_csv(found, path / run_directory.SUMMARY_FILE)
+    configs, pace = len(sweep.grid), None
+    if outcome.steps:
+        pace = round(outcome.seconds / outcome.steps / configs * 1e3, 4)
+    summary = {
+        "config_steps": (outcome.step - run_directory.first_step(record)) * configs,
+        # All that follows is of this session alone.
+        "session_config_steps": (outcome.step - outcome.begun) * configs, "ms_per_config_step": pace,
+        "compilations": sweep.compilations, "seconds": round(time.perf_counter() - started, 3),
+        "peak_rss_mb": round(peak_rss_mb(), 1),
+    }  # fmt: skip
+    run_directory.write_config(path, {**record, "summary": summary})
+    return found

@@ -1,0 +1,232 @@
+"""One session of a run: from where its directory stands to its end, or to where it is stopped.
+
+A chunk of steps counts when its telemetry, and then a checkpoint at or after its end, are on disk. A session begins
+at the newest whole checkpoint, forgets what was recorded after it, and goes on to the same bits.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from periodic_jax.analysis.online import fresh
+from periodic_jax.checkpoints.reader import DamagedCheckpoint, load
+from periodic_jax.checkpoints.writer import Checkpoints
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.runs.minima_recorder import PeriodMinima
+from periodic_jax.storage import verification
+from periodic_jax.storage.minima_files import WEIGHTS, discard_after, discard_unsound, in_checkpoint, miscounted
+from periodic_jax.storage.run_directory import TELEMETRY, checkpoint_steps
+from periodic_jax.storage.writer import TelemetryWriter
+from periodic_jax.sweeps.sweep import Chunk, Sweep
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do, besides what its `Sweep` knows.
+
+    Attributes:
+        path: the run directory, claimed and locked.
+        steps: number of the last step.
+        eval_every: updates between evaluations.
+        first_step: number of the first step; not 0 for a branch.
+        ends: the ends of former plans, after which evaluations were made.
+        keep, keep_every, seconds: of the checkpoints; see `Checkpoints`.
+        keep_period_minima: steps between the candidates for the lowest point of each period; None: none are kept.
+    """
+
+    path: Path
+    steps: int
+    eval_every: int
+    first_step: int = 0
+    ends: tuple[int, ...] = ()
+    keep: int = 2
+    keep_every: int | None = None
+    seconds: float = 10.0
+    keep_period_minima: int | None = None
+
+    @property
+    def eval_steps(self) -> list[int]:
+        """The updates after which evaluations are planned."""
+        regular = range(self.first_step - self.first_step % self.eval_every, self.steps, self.eval_every)
+        planned = {*regular, self.first_step, *self.ends, self.steps}
+        return sorted(step for step in planned if self.first_step <= step <= self.steps)
+
+
+class Start(NamedTuple):
+    """Where a session begins."""
+
+    step: int
+    states: Mapping[str, np.ndarray] | None  # None: the initial ones
+
+
+class Outcome(NamedTuple):
+    """How a session ended."""
+
+    begun: int  # updates made before
+    step: int  # and now
+    seconds: float  # from the end of the first chunk, whose program is compiled
+    steps: int  # made in that time
+
+
+def train(
+    sweep: Sweep,
+    plan: Plan,
+    *,
+    truncate: bool = False,
+    progress: Callable[[Chunk], None] = lambda chunk: None,
+    stop: Callable[[], int] = lambda: 0,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Train to the planned end, recording every step.
+
+    Args:
+        sweep: freshly made.
+        plan: what to do.
+        truncate: go back to before damaged telemetry, and before kept minima that are damaged or missing.
+        progress: called with an empty chunk when all is accepted, then with each chunk that was recorded.
+        stop: asked once a chunk; ends the session after a checkpoint.
+        say: called with what the user should know.
+
+    Returns:
+        Where the run stands now.
+
+    Raises:
+        ConfigError: damaged telemetry, and ``truncate`` is not set.
+        OSError: something could not be written; all up to the last checkpoint is kept.
+    """
+    minima = PeriodMinima(sweep, plan.path, plan.keep_period_minima) if plan.keep_period_minima else None
+    start = find_start(sweep, plan, truncate, say)
+    checkpoints = Checkpoints(
+        plan.path, keep=plan.keep, keep_every=plan.keep_every, seconds=plan.seconds, first_step=plan.first_step,
+    )  # fmt: skip
+    writer = TelemetryWriter(
+        plan.path, sweep.grid, plan.steps, plan.eval_steps, sweep.empty_telemetry(), sweep.evaluations,
+        sweep.layer_names(), plan.first_step,
+    )  # fmt: skip
+    writer.truncate(start.step)
+    checkpoints.discard_after(start.step)
+    discard_after(plan.path, start.step)
+    if start.states is not None:
+        sweep.restore(start.states, start.step)
+        writer.write_diverged(start.states["diverged_at"])
+        if minima:
+            minima.restore(start.states, say)
+    empty = sweep.empty_telemetry()
+    progress(Chunk(start.step, empty, None, np.full(len(empty["loss"]), -1)))  # nothing can be refused from here on
+
+    timed_from, timed_steps = 0.0, 0
+    try:
+        for chunk in sweep.chunks(
+            plan.steps - start.step, eval_every=plan.eval_every, origin=plan.first_step, mark_every=plan.keep_every,
+            weights_every=plan.keep_period_minima, keep=checkpoints.due, stop=stop,
+        ):  # fmt: skip
+            writer.write(chunk.first_step, chunk.telemetry)
+            end = chunk.first_step + chunk.steps
+            if chunk.evaluation:
+                writer.write_evaluation(end, chunk.evaluation)
+            writer.write_diverged(chunk.diverged_at)
+            if minima:
+                minima.see(chunk)
+            if chunk.states is not None:
+                writer.commit()
+                states = sweep.placement.fetch(chunk.states)
+                checkpoints.save(end, {**states, **minima.export()} if minima else states)
+            progress(chunk)
+            if timed_from:
+                timed_steps += chunk.steps
+            elif chunk.steps:
+                timed_from = time.perf_counter()
+    except BaseException:
+        checkpoints.wait()
+        raise
+    checkpoints.wait()
+    if minima and sweep.step == plan.steps:
+        minima.write_unfinished()
+    seconds = time.perf_counter() - timed_from if timed_from else 0.0
+    return Outcome(start.step, sweep.step, seconds, timed_steps)
+
+
+def find_start(sweep: Sweep, plan: Plan, truncate: bool, say: Callable[[str], None]) -> Start:
+    """The newest checkpoint that is whole, before which all telemetry is; the first step, where there is none.
+
+    Without ``truncate``, kept minima are not looked at: nothing that is still to come depends on them.
+
+    Raises:
+        ConfigError: damaged telemetry, and ``truncate`` is not set.
+    """
+    store = plan.path / TELEMETRY
+    if truncate and plan.keep_period_minima:
+        for fault in discard_unsound(plan.path, _one_minimum(sweep)):
+            say(f"removed, to be found again: {fault}")
+    start = newest(sweep, plan, plan.steps, say, with_minima=truncate)
+    damaged: list[verification.Damage] = []
+    if store.exists():
+        lengths = {
+            "config": len(sweep.grid), "step": plan.steps - plan.first_step, "eval_step": len(plan.eval_steps),
+            "layer": len(sweep.layer_names()),
+        }  # fmt: skip
+        damaged += verification.damage(store, plan.first_step, start.step, lengths)
+    elif start.step != plan.first_step:
+        damaged.append(verification.Damage("", None, "missing"))
+    if damaged and not truncate:
+        more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        raise ConfigError(
+            "telemetry", f"{store / damaged[0].file}{more}",
+            f"what was written ({damaged[0].reason}); periodic-jax resume {plan.path} --truncate computes it again "
+            f"from {_place(plan, damaged)}",
+        )  # fmt: skip
+    if damaged:
+        steps = [plan.first_step if one.first_step is None else one.first_step for one in damaged]
+        start = newest(sweep, plan, min(steps), say, with_minima=True)
+        if start.step == plan.first_step:
+            shutil.rmtree(store, ignore_errors=True)
+    if truncate:
+        say(f"damaged files of telemetry: {len(damaged)}; going on from step {start.step}")
+    return start
+
+
+def newest(
+    sweep: Sweep, plan: Plan, most: int, say: Callable[[str], None], *, with_minima: bool = False
+) -> Start:  # fmt: skip
+    """The newest whole checkpoint of at most ``most`` steps; ``with_minima``: all found by then must be there too."""
+    like = sweep.placement.fetch(sweep.states)
+    if plan.keep_period_minima:
+        rule = fresh(len(like["step"]), plan.keep_period_minima, sweep.hparams.lr.dtype)
+        like |= in_checkpoint(like, rule)
+
+    def read(step: int) -> dict[str, np.ndarray]:
+        states = load(plan.path, step, like)
+        if with_minima and plan.keep_period_minima:
+            for words in miscounted(plan.path, states, step).values():
+                raise DamagedCheckpoint(words)
+        return states
+
+    for step in reversed(checkpoint_steps(plan.path)):
+        if not plan.first_step <= step <= most:
+            continue
+        try:
+            return Start(step, read(step))
+        except DamagedCheckpoint as error:
+            say(f"checkpoint {step} cannot be gone on from ({error}): falling back to the one before it")
+    if plan.first_step:
+        raise ConfigError(
+            "run directory", plan.path, f"a whole checkpoint at step {plan.first_step}, where this run was branched"
+        )
+    return Start(0, None)
+
+
+def _one_minimum(sweep: Sweep) -> dict[str, np.ndarray]:
+    """Arrays of the names, shapes and dtypes of a kept minimum."""
+    return {name: array[0] for name, array in sweep.placement.fetch(sweep.states).items() if name.startswith(WEIGHTS)}
+
+
+def _place(plan: Plan, damaged: list[verification.Damage]) -> str:
+    """The step of the checkpoint to which truncation would go back."""
+    most = min(plan.first_step if one.first_step is None else one.first_step for one in damaged)
+    step = max((step for step in checkpoint_steps(plan.path) if step <= most), default=plan.first_step)
+    return f"step {step} on"

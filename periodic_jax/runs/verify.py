@@ -1,0 +1,87 @@
+"""Whether a run directory is complete and as it was written."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.runs.config import from_record
+from periodic_jax.storage import verification
+from periodic_jax.storage.minima_files import PREFIX, WEIGHTS, kept_minima, miscounted, read_minimum
+from periodic_jax.storage.reader import open_run, read
+from periodic_jax.storage.run_directory import TELEMETRY, checkpoint_steps, first_step, lengths, reached
+
+MOST_PIXELS = 2**16  # along a side, and classes
+BLOCK = 4000  # steps read at a time
+
+
+def corruptions(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    """Read every telemetry chunk, checkpoint and kept minimum, and give what is not as it was written.
+
+    Args:
+        path: the run directory.
+        manifest: the content of its config.json.
+    """
+    from periodic_jax.checkpoints.reader import DamagedCheckpoint, load
+
+    store, done = path / TELEMETRY, reached(path, manifest)
+    if not store.exists():
+        if done > first_step(manifest):
+            yield f"{TELEMETRY}: {verification.MISSING}"
+    else:
+        damaged = list(verification.damage(store, first_step(manifest), done, lengths(manifest)))
+        yield from (f"{TELEMETRY}/{one}" for one in damaged)
+        if not damaged:
+            yield from _missing_steps(path, first_step(manifest), done)
+    steps = checkpoint_steps(path)
+    minima = kept_minima(path)
+    like = _states(path, manifest) if steps or minima else {}
+    newest: dict[str, np.ndarray] = {}
+    for step in steps:
+        try:
+            newest = load(path, step, like)
+        except DamagedCheckpoint as error:
+            newest = {}
+            yield f"checkpoints/{step}: {error}"
+    if f"{PREFIX}found" in newest:
+        yield from miscounted(path, newest, steps[-1], finished="summary" in manifest).values()
+    weights = {name: array[0] for name, array in like.items() if name.startswith(WEIGHTS)}
+    for one in minima:
+        try:
+            read_minimum(one, weights)
+        except ConfigError as error:
+            yield str(error)
+
+
+def _states(path: Path, record: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What a checkpoint must hold, as config.json tells.
+
+    Raises:
+        ConfigError: it does not tell.
+    """
+    from periodic_jax.runs.build import states_of
+    from periodic_jax.training import xla
+
+    config = from_record(record, path, dataset="any")
+    shape, classes = (record.get("data", {}).get(name) for name in ("image_shape", "classes"))
+    sizes = [*shape, classes] if isinstance(shape, list) else []
+    if len(sizes) != 4 or not all(type(size) is int and 1 <= size <= MOST_PIXELS for size in sizes):
+        raise ConfigError("run directory", path, "a config.json that tells the size of the images")
+    with xla.precision(config.precision):
+        return states_of(config, shape, classes)
+
+
+def _missing_steps(path: Path, begun: int, done: int) -> Iterator[str]:
+    """Steps without a loss, of configurations that had not diverged by then."""
+    dataset = open_run(path, flat=True)
+    steps = dataset.step.values
+    ends = np.where(np.isnan(dataset.diverged_at.values), done, dataset.diverged_at.values)
+    if not np.array_equal(steps, np.arange(begun, begun + len(steps))):
+        yield f"{TELEMETRY}/step: steps are missing or out of order"
+    for first in range(0, done - begun, BLOCK):
+        part = slice(first, min(first + BLOCK, done - begun))
+        absent = np.isnan(read(dataset, "loss", step=part)) & (steps[part] < ends[:, None])
+        for i in np.flatnonzero(absent.any(1)):
+            yield f"{TELEMETRY}/loss: no step {steps[part][absent[i].argmax()]} of configuration {i}"

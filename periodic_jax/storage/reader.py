@@ -1,0 +1,111 @@
+"""A run directory as one xarray Dataset."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from zarr.storage import LocalStore
+
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.grid import AXES
+from periodic_jax.storage.checksums import SEAL
+from periodic_jax.storage.run_directory import TELEMETRY, first_step, lengths, reached, read_config
+from periodic_jax.storage.schema import ATTRIBUTES
+from periodic_jax.storage.verification import MISSING, Damage, expected, metadata_damage
+from periodic_jax.storage.verified_store import IntactStore, damaged_telemetry
+
+
+def open_run(path: str | Path, *, flat: bool = False) -> xr.Dataset:
+    """Open a run's telemetry.
+
+    Args:
+        path: the run directory.
+        flat: keep the one dimension ``config`` instead of one dimension for each swept axis.
+
+    Returns:
+        A Dataset: per-step quantities over (..., step), evaluations over (..., eval_step), with every hyperparameter
+        a coordinate. NaN means "not reached". A product grid has a dimension for each swept axis, so that
+        ``ds.loss.sel(lr=0.1, weight_decay=1e-3)`` is one curve; other grids, and ``flat``, have ``config``. With
+        ``flat`` the quantities are read when they are used, and not before.
+
+    Raises:
+        ConfigError: the folder holds no run, or a damaged one. A chunk that is damaged, or missing though the run had
+            reached it, is named when it is read, also where that is later.
+    """
+    path, config = Path(path), read_config(path)
+    store = path / TELEMETRY
+    try:
+        begun, step = first_step(config), reached(path, config)
+        if not store.exists() and step > begun:
+            raise damaged_telemetry(path, Damage("", None, MISSING))
+        if not store.exists():
+            raise ConfigError("run directory", store, "the telemetry of a run that has recorded steps")
+        for damaged in metadata_damage(store, lengths(config)):
+            raise damaged_telemetry(path, damaged)
+        intact = IntactStore(LocalStore(store, read_only=True), path, expected(store, begun, step))
+        # Version 3 only, the one that is written here: its codecs are few, and none of them unpickles.
+        dataset = xr.open_zarr(intact, consolidated=False, zarr_format=3, chunks=None)
+        for described in (dataset, *dataset.variables.values()):
+            described.attrs.pop(SEAL, None)
+        dataset = _named(dataset, store)
+        dataset.attrs.update(name=path.resolve().name, model=str(config.get("config", {}).get("model", "")))
+        return dataset if flat else _unstacked(dataset)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a damaged or foreign store makes zarr, NumPy or xarray raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ConfigError("run directory", store, f"a readable telemetry store ({reason})") from None
+
+
+def read(dataset: xr.Dataset, name: str, **chosen: slice) -> np.ndarray:
+    """The values of one quantity of a run that was opened flat, or of a part of it.
+
+    Args:
+        dataset: from ``open_run(path, flat=True)``, which reads nothing before it is used.
+        name: the quantity.
+        **chosen: a slice for each dimension of which not all is wanted.
+
+    Raises:
+        ConfigError: the store lacks it, or its values are damaged.
+    """
+    run = dataset.attrs.get("name", "")
+    if name not in dataset.variables:
+        raise ConfigError("run directory", run, f"a telemetry store with {name}")
+    try:
+        return np.asarray(dataset[name].isel(chosen).values)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a damaged chunk makes zarr and its codecs raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ConfigError("run directory", run, f"a readable telemetry store, also of {name} ({reason})") from None
+
+
+def _named(dataset: xr.Dataset, store: Path) -> xr.Dataset:
+    """The flat Dataset of a store with all its coordinates, if it is one of ours."""
+    if missing := {"loss", "weight_norm", "step", *AXES} - set(dataset.variables):
+        raise ConfigError("run directory", store, f"a telemetry store with {', '.join(sorted(missing))}")
+    if "layer" in dataset.coords:
+        dataset = dataset.assign_coords(layer=list(map(str, dataset.attrs.pop("layer_names"))))
+    if unknown := set(dataset.attrs["swept"]) - set(AXES):
+        listed = ", ".join(map(str, unknown))
+        raise ConfigError("run directory", store, f"swept axes among {', '.join(AXES)}, not {listed}")
+    return dataset.assign_coords({name: dataset[name].load() for name in AXES})
+
+
+def _unstacked(dataset: xr.Dataset) -> xr.Dataset:
+    """One dimension for each swept axis instead of ``config``, where the grid is their product."""
+    swept = list(dataset.attrs["swept"])
+    if dataset.sizes["config"] != math.prod(len(np.unique(dataset[name])) for name in swept):
+        return dataset
+    if not swept:
+        return dataset.isel(config=0)
+    fixed = {name: dataset[name].variable[0] for name in AXES if name not in swept}
+    dataset = dataset.drop_vars(fixed)
+    if len(swept) == 1:  # of which xarray makes no MultiIndex to unstack
+        product = dataset.swap_dims(config=swept[0]).sortby(swept[0])
+    else:
+        product = dataset.set_index(config=swept).unstack("config")
+    for name in swept:
+        product[name].attrs.update(dict(zip(("long_name", "units"), ATTRIBUTES[name], strict=True)))
+    return product.transpose(*swept, ...).assign_coords(fixed)

@@ -1,0 +1,172 @@
+"""The run directory: telemetry of every step as zarr arrays with names, coordinates and units, opened as an xarray
+Dataset.
+
+    DIR/config.json      resolved configuration, versions, command, hardware, and the summary when the run has ended
+       /telemetry.zarr   zarr v3 group, dims (config, step) and (config, eval_step), NaN where nothing was reached
+       /checkpoints/     see `checkpoints.reader`
+       /minima/          see `storage.minima_files`
+
+No pickle and no code is ever read from a run directory.
+"""
+
+import math
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.files import read_json, strange_file, write_json
+from periodic_jax.core.grid import AXES
+from periodic_jax.core.limits import MOST_CONFIGS, MOST_LAYERS, MOST_STEPS
+from periodic_jax.storage.checksums import SEAL, is_whole, seal
+from periodic_jax.storage.schema import FORMAT
+
+CONFIG_FILE = "config.json"
+TELEMETRY = "telemetry.zarr"
+SUMMARY_FILE = "summary.csv"
+CHECKPOINTS = "checkpoints"
+CHECKSUMS = "checksums.json"  # the last file of a checkpoint to be written
+ANALYSIS = "analysis.zarr"
+LANDSCAPE = "landscape.zarr"
+MINIMA = "minima"
+COMPARISON = "minima.zarr"
+OWN_FILES = (
+    CONFIG_FILE, TELEMETRY, CHECKPOINTS, "figures", "report.html", SUMMARY_FILE, ANALYSIS, LANDSCAPE, MINIMA,
+    COMPARISON,
+)  # fmt: skip
+# What config.json holds beside its format, where it holds it.
+KINDS = {"config": dict, "data": dict, "parent": dict, "summary": dict, "sessions": list, "ends": list, "command": list}
+
+
+def check_unused(path: Path) -> None:
+    """Refuse a run directory that is taken.
+
+    Raises:
+        ConfigError: it holds a run already, is not a folder, or has a name that no folder can have.
+    """
+    try:
+        file, taken = path.exists() and not path.is_dir(), any((path / name).exists() for name in OWN_FILES)
+    except OSError as error:
+        raise ConfigError("--out", path, f"a folder that can be read ({error.strerror})") from None
+    if file:
+        raise ConfigError("--out", path, "a folder, not a file")
+    if taken:
+        held = (path / CONFIG_FILE).exists()
+        more = f" (periodic-jax resume {path} goes on with the one there)" if held else ""
+        raise ConfigError("--out", path, f"a folder that holds no run yet{more}")
+
+
+def claim_directory(path: Path) -> None:
+    """Create a run's folder.
+
+    Raises:
+        ConfigError: it holds a run already, is not a folder, or cannot be written.
+    """
+    check_unused(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError("--out", path, f"a folder that can be written ({error.strerror})") from None
+    except ValueError as error:  # a null character in the name
+        raise ConfigError("--out", path, f"a folder that can be written ({error})") from None
+
+
+def write_config(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a run's config.json, with a checksum."""
+    write_json(path / CONFIG_FILE, seal(record))
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The content of a run's config.json.
+
+    Raises:
+        ConfigError: the folder holds no run, its config.json is damaged, or there are links among its files, which
+            could lead out of it.
+    """
+    file = Path(path) / CONFIG_FILE
+    if strange := strange_file(Path(path), (n + ending for n in OWN_FILES for ending in ("", ".partial"))):
+        raise ConfigError("run directory", strange, "plain files and folders: a link could lead anywhere")
+    try:
+        content = read_json(file)
+    except FileNotFoundError:
+        raise ConfigError("run directory", path, f"a folder with a {CONFIG_FILE}") from None
+    except NotADirectoryError:
+        raise ConfigError("run directory", path, f"a folder with a {CONFIG_FILE}, not a file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError("run directory", file, f"a readable JSON file ({error})") from None
+    if fault := _fault(content):
+        raise ConfigError("run directory", file, f"the record of a run, as it was written ({fault})")
+    return {key: value for key, value in content.items() if key != SEAL}
+
+
+def first_step(record: Mapping[str, Any]) -> int:
+    """The first step that a run recorded, as its config.json tells; not 0 for a branch."""
+    return record.get("parent", {}).get("step", 0)
+
+
+def lengths(record: Mapping[str, Any]) -> dict[str, int]:
+    """The most entries that a run's arrays can have along each dimension, as its config.json tells.
+
+    Example:
+        >>> lengths({"config": {"steps": 500, "eval_every": 100}})["eval_step"]
+        8
+    """
+    held = record.get("config", {})
+    axes = [held.get(name) for name in AXES if name != "schedule_every"]
+    configs = math.prod(len(axis) if isinstance(axis, list) else MOST_CONFIGS for axis in axes)
+    steps, every = (
+        value if type(value) is int and 0 < value <= MOST_STEPS else default
+        for value, default in ((held.get("steps"), MOST_STEPS), (held.get("eval_every"), 1))
+    )
+    evaluations = steps // every + 3 + len(record.get("ends", ()))
+    return {"config": min(configs, MOST_CONFIGS), "step": steps, "eval_step": evaluations, "layer": MOST_LAYERS}
+
+
+def _fault(content: Any) -> str | None:
+    """What the content of a config.json has that no run writes there, in words; None for a genuine one."""
+    if not isinstance(content, dict):
+        return f"it is no JSON object but {reprlib.repr(content)}"
+    if missing := [name for name in ("format", SEAL) if name not in content]:
+        return f"it has no {' and no '.join(missing)}"
+    if not is_whole(content):
+        return "its checksum is another one"
+    if content["format"] != FORMAT:
+        return f"its format is {reprlib.repr(content['format'])}, and {FORMAT} is what this version reads"
+    for name, kind in KINDS.items():
+        if not isinstance(content.get(name, kind()), kind):
+            return f"its {name} is {reprlib.repr(content[name])}, which is no {'object' if kind is dict else 'list'}"
+    for step in (*content.get("ends", ()), content.get("parent", {}).get("step", 0)):
+        if type(step) is not int or not 0 <= step <= MOST_STEPS:
+            return f"it tells of step {reprlib.repr(step)}"
+    return None
+
+
+def checkpoint_steps(path: Path) -> list[int]:
+    """The steps of a run's complete checkpoints, ascending."""
+    found = (folder for folder in (path / CHECKPOINTS).glob("*") if folder.name.isdecimal())
+    return sorted(int(folder.name) for folder in found if (folder / CHECKSUMS).exists())
+
+
+def reached(path: Path, record: Mapping[str, Any]) -> int:
+    """The step up to which all telemetry must be there: of the last checkpoint, or of a finished run's end."""
+    steps = record.get("config", {}).get("steps")
+    planned = steps if type(steps) is int else MOST_STEPS
+    if "summary" in record and planned < MOST_STEPS:
+        return planned
+    return max((step for step in checkpoint_steps(path) if step <= planned), default=first_step(record))
+
+
+def steps_per_epoch(path: str | Path) -> int | None:
+    """Updates of one epoch of a run, as its config.json tells; None where it does not."""
+    record = read_config(path)
+    data, config = record.get("data", {}), record.get("config", {})
+    if config.get("full_batch") is True:
+        return 1
+    images, batch = data.get("train_images"), config.get("batch_size")
+    if not (isinstance(images, int) and isinstance(batch, int) and images > 0 and batch > 0):
+        return None
+    return max(images // batch, 1)

@@ -1,0 +1,60 @@
+"""A run's telemetry store as readers see it: a damaged or missing chunk is an error that names the file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zarr.storage import LocalStore, WrapperStore
+
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.storage.verification import METADATA, MISSING, Damage, Expected, chunk_fault, too_long
+
+
+class IntactStore(WrapperStore[LocalStore]):
+    """Gives out whole chunks only, whenever they are read, and takes none for empty that the run had reached.
+
+    Args:
+        store: the telemetry of a run, with whole metadata.
+        run: the run directory.
+        wanted: what must be there of each array; see `storage.verification.expected`.
+    """
+
+    def __init__(self, store: LocalStore, run: Path, wanted: Mapping[str, Expected]) -> None:
+        super().__init__(store)
+        self._run, self._wanted = run, wanted
+
+    def _with_store(self, store: LocalStore) -> "IntactStore":
+        return IntactStore(store, self._run, self._wanted)
+
+    async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+        """The content of a file.
+
+        Raises:
+            ConfigError: a chunk that is not what was written.
+        """
+        name, _, place = key.partition("/c/")
+        wanted = self._wanted.get(name)
+        if not place or wanted is None or key.endswith(METADATA):
+            return await super().get(key, prototype, byte_range)
+        if long := too_long(self._store.root / key, wanted):
+            raise damaged_telemetry(self._run, Damage(key, None, long))
+        content = await super().get(key, prototype, byte_range)
+        if content is None:
+            reason = MISSING if wanted.holds(tuple(map(int, place.split("/")))) else None
+        else:
+            reason = chunk_fault(content.to_bytes(), wanted)
+        if reason:
+            raise damaged_telemetry(self._run, Damage(key, None, reason))
+        return content
+
+
+def damaged_telemetry(run: Path, damage: Damage, store: str = "telemetry.zarr") -> ConfigError:
+    """What to say of a damaged file of a run's telemetry.
+
+    Args:
+        run: the run directory.
+        damage: what is wrong, with which file of the store.
+        store: its name.
+    """
+    more = f"what was written ({damage.reason}); periodic-jax resume {run} --truncate computes it again"
+    return ConfigError("telemetry", run / store / damage.file, more)

@@ -1,0 +1,211 @@
+"""Writes the telemetry store of a run directory, chunk by chunk, so that what is committed survives any end.
+
+What the store looks like, and how it is read, is told in `storage.run_directory`.
+"""
+
+import itertools
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import LocalStore
+
+from periodic_jax.core.files import write_json
+from periodic_jax.core.grid import AXES, SweepGrid
+from periodic_jax.storage.checksums import seal_metadata
+from periodic_jax.storage.run_directory import TELEMETRY
+from periodic_jax.storage.schema import ATTRIBUTES, FORMAT
+from periodic_jax.storage.verification import METADATA
+
+MOST_IN_CHUNK = 4096  # configurations
+
+
+def settle_store(path: Path) -> None:
+    """Mend what is left of a run's store that an earlier version was regrouping for several processes when it died.
+
+    Args:
+        path: the run directory, locked.
+    """
+    store = path / TELEMETRY
+    replaced = store.with_name(store.name + ".replaced")
+    if replaced.exists():
+        shutil.rmtree(replaced) if store.exists() else replaced.rename(store)
+
+
+def regular_chunk(configs: int) -> int:
+    """Configurations in a chunk of a new store.
+
+    Example:
+        >>> regular_chunk(10), regular_chunk(10000)
+        (10, 3334)
+    """
+    return -(-configs // -(-configs // MOST_IN_CHUNK))
+
+
+def along_steps(per_chunk: int, numbers: int) -> int:
+    """Steps in a chunk of so many configurations, with so many numbers of each."""
+    return int(np.clip(2**20 // (per_chunk * numbers), 100, 4000))
+
+
+class TelemetryWriter:
+    """Writes one run's telemetry. A store that exists is continued, in the chunks that it has.
+
+    Args:
+        path: the run directory, already claimed.
+        grid: the configurations.
+        steps: planned number of updates.
+        eval_steps: the updates after which evaluations are planned.
+        shapes: for each recorded name, an array of shape ``(configs, 0)`` or ``(configs, 0, layers)`` with its dtype.
+        evaluations: names of the evaluated quantities.
+        layers: names of the layers, for the ``layer`` dimension.
+        first_step: the first step that is recorded; not 0 for a branch of another run.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        grid: SweepGrid,
+        steps: int,
+        eval_steps: Sequence[int],
+        shapes: Mapping[str, np.ndarray],
+        evaluations: Sequence[str],
+        layers: Sequence[str] = (),
+        first_step: int = 0,
+    ) -> None:
+        self._store, self._first = path / TELEMETRY, first_step
+        self._names, self._evaluations = list(shapes), list(evaluations)
+        self._eval_index = {step: i for i, step in enumerate(eval_steps)}
+        self._changed: set[Path] = set()
+        if not self._store.exists():
+            self._build(grid, steps, eval_steps, shapes, layers).replace(self._store)
+        self._fit(steps - first_step, len(eval_steps))
+        self._arrays = self._opened()
+        self._chunks = range(-(-len(grid) // self._arrays["loss"].chunks[0]))  # along the configurations
+        for name, values in (("step", np.arange(first_step, steps)), ("eval_step", np.asarray(eval_steps, np.int64))):
+            if not np.array_equal(self._arrays[name][:], values):
+                self._arrays[name][:] = values
+
+    def write(self, first_step: int, telemetry: Mapping[str, np.ndarray]) -> None:
+        """Write a block of consecutive steps ``(configs, steps, ...)``."""
+        for name, block in telemetry.items():
+            if block.shape[1]:
+                self._put(name, first_step - self._first, block)
+
+    def write_evaluation(self, step: int, evaluation: Mapping[str, np.ndarray]) -> None:
+        """Write the evaluation ``(configs,)`` made after ``step`` updates."""
+        for name, values in evaluation.items():
+            self._put(name, self._eval_index[step], values[:, None])
+
+    def write_diverged(self, diverged_at: np.ndarray) -> None:
+        """Write the step at which each configuration diverged, -1 for never."""
+        self._arrays["diverged_at"][:] = np.where(diverged_at < 0, np.nan, diverged_at)
+        self._changed.update(self._store / f"diverged_at/c/{k}" for k in self._chunks)
+
+    def truncate(self, step: int) -> None:
+        """Forget all that was recorded after ``step`` updates, and what a killed process left half-written."""
+        for partial in self._store.rglob("*.partial"):
+            partial.unlink()
+        evaluated = sum(at <= step for at in self._eval_index)
+        for names, kept in ((self._names, step - self._first), (self._evaluations, evaluated)):
+            for name in names:
+                self._cut(name, kept)
+
+    def commit(self) -> None:
+        """Make all that was written so far survive a loss of power."""
+        for file in [*self._changed, *{file.parent for file in self._changed}]:
+            handle = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        self._changed.clear()
+
+    def _put(self, name: str, begin: int, block: np.ndarray) -> None:
+        array, end = self._arrays[name], begin + block.shape[1]
+        array[:, begin:end] = block
+        rest = "/0" * (array.ndim - 2)
+        chunks = range(begin // array.chunks[1], -(-end // array.chunks[1]))
+        places = itertools.product(self._chunks, chunks)
+        self._changed.update(self._store / f"{name}/c/{k}/{chunk}{rest}" for k, chunk in places)
+
+    def _opened(self) -> dict[str, Any]:
+        # As a LocalStore: a path given as text would be taken for an address where it has "::" in it.
+        group = zarr.open_group(LocalStore(self._store), mode="r+", zarr_format=3)
+        whole: Any = {"write_empty_chunks": True}  # so that a missing file is always damage
+        return {name: array.with_config(whole) for name, array in group.arrays()}
+
+    def _cut(self, name: str, kept: int) -> None:
+        """Remove the chunks from index ``kept`` on, and fill the rest of the one that it falls into."""
+        array = self._arrays[name]
+        along = array.chunks[1]
+        first = -(-kept // along)
+        for chunk in (self._store / name / "c").glob("*/*"):
+            if chunk.name.isdecimal() and int(chunk.name) >= first:
+                shutil.rmtree(chunk) if chunk.is_dir() else chunk.unlink()
+        if kept % along and first * along > kept:
+            end = min(first * along, array.shape[1])
+            unknown = np.full((array.shape[0], end - kept, *array.shape[2:]), np.nan, array.dtype)
+            self._put(name, kept, unknown)
+
+    def _build(
+        self,
+        grid: SweepGrid,
+        steps: int,
+        eval_steps: Sequence[int],
+        shapes: Mapping[str, np.ndarray],
+        layers: Sequence[str],
+    ) -> Path:
+        """Create a store beside its place, so that it comes there whole or not at all."""
+        draft = self._store.with_name(self._store.name + ".partial")
+        if draft.exists():
+            shutil.rmtree(draft)
+        group = zarr.create_group(LocalStore(draft), zarr_format=3)
+        group.attrs.update({"swept": list(grid.swept), "format": FORMAT})
+        configs, recorded, grouped = len(grid), steps - self._first, regular_chunk(len(grid))
+
+        def create(name: str, shape: Any, chunks: Any, dims: Sequence[str], dtype: Any) -> Any:
+            long_name, units = ATTRIBUTES[name]
+            fill = {"f": np.nan, "i": -1}.get(np.dtype(dtype).kind, 0)  # no step is NaN or -1: they are written always
+            return group.create_array(
+                name, shape=shape, chunks=tuple(max(c, 1) for c in chunks), dtype=dtype, fill_value=fill,
+                compressors=[ZstdCodec(), Crc32cCodec()], dimension_names=dims, config={"write_empty_chunks": True},
+                attributes={"long_name": long_name, "units": units},
+            )  # fmt: skip
+
+        for name in AXES:
+            create(name, (configs,), (configs,), ("config",), grid.coords[name].dtype)[:] = grid.coords[name]
+        create("step", (recorded,), (max(recorded, 4000),), ("step",), np.int64)  # a run may be extended
+        create("eval_step", (len(eval_steps),), (max(len(eval_steps), 100),), ("eval_step",), np.int64)
+        if any(s.ndim == 3 for s in shapes.values()):
+            create("layer", (len(layers),), (len(layers),), ("layer",), np.int64)[:] = np.arange(len(layers))
+            group.attrs["layer_names"] = list(layers)
+        create("diverged_at", (configs,), (grouped,), ("config",), np.float64)[:] = np.full(configs, np.nan)
+        for name, empty in shapes.items():
+            extra = empty.shape[2:]
+            along = along_steps(grouped, math.prod(extra))
+            dims = ("config", "step", "layer")[: empty.ndim]
+            create(name, (configs, recorded, *extra), (grouped, along, *extra), dims, empty.dtype)
+        for name in self._evaluations:
+            chunks = (grouped, max(len(eval_steps), 100))
+            create(name, (configs, len(eval_steps)), chunks, ("config", "eval_step"), shapes["loss"].dtype)
+        for file in draft.rglob(METADATA):
+            write_json(file, seal_metadata(json.loads(file.read_text())))
+        return draft
+
+    def _fit(self, recorded: int, evaluations: int) -> None:
+        """Give the arrays the planned lengths; they change when a run is extended."""
+        for name in (*self._names, *self._evaluations, "step", "eval_step"):
+            file = self._store / name / METADATA
+            content = json.loads(file.read_text())
+            planned = recorded if name in (*self._names, "step") else evaluations
+            axis = 0 if name in ("step", "eval_step") else 1
+            if content["shape"][axis] != planned:
+                content["shape"][axis] = planned
+                write_json(file, seal_metadata(content))

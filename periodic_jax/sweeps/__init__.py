@@ -1,0 +1,1 @@
+"""A grid as one compiled program on all devices of this process."""

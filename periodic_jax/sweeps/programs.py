@@ -1,0 +1,181 @@
+"""The programs that a sweep compiles: a chunk of steps, and an evaluation, of all configurations on one device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from periodic_jax.core.grid import HParams
+from periodic_jax.landscape.sharpness import sphere_sharpness
+from periodic_jax.storage.schema import PER_LAYER, SCALARS
+from periodic_jax.training import input_pipeline
+from periodic_jax.training.input_pipeline import DeviceData
+from periodic_jax.training.state import Batch, TrainState
+from periodic_jax.training.step import eval_step, full_batch_step, train_step
+from periodic_jax.training.vectorize import lay_out, over_seeds
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The programs of a sweep in one layout.
+
+    Args:
+        layout: see `training.vectorize`.
+        batch_size: images in a mini-batch.
+        images: number of training images.
+        capacity: most steps in a chunk.
+        recorded: names of what is recorded of each step, of `SCALARS` and `PER_LAYER`.
+        full_batch: each step is full-batch gradient descent.
+        augment: crop and flip the images of each step at random.
+        track_sharpness: steps between measurements of `SHARPNESS`; None: no measurements.
+    """
+
+    layout: str
+    batch_size: int
+    images: int
+    capacity: int
+    recorded: tuple[str, ...] = SCALARS
+    full_batch: bool = False
+    augment: bool = False
+    track_sharpness: int | None = None
+
+    def chunk(
+        self,
+        states: TrainState,
+        hparams: HParams,
+        seeds: Int[Array, "seeds"],
+        data: DeviceData,
+        first_step: Int[Array, ""],
+        count: Int[Array, ""],
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """``count`` <= capacity steps; a dynamic bound, so that chunks of every length are one program."""
+        indices = jax.vmap(
+            lambda seed: input_pipeline.batch_indices(
+                seed, first_step, count, capacity=self.capacity, count=self.images, batch_size=self.batch_size
+            )
+        )(seeds)
+
+        whole = self._whole_data(data)  # the compiler drops it unless full batches are asked for
+
+        def step(states: TrainState, t: Array) -> tuple[TrainState, dict[str, Array]]:
+            def of_seed(states: TrainState, hparams: HParams, index: Array, seed: Array | None) -> Any:
+                if self.full_batch:
+                    return lay_out(
+                        lambda s, h: self._advanced(full_batch_step, s, h, whole, first_step + t), self.layout
+                    )(states, hparams)
+                key = None if seed is None else input_pipeline.augmentation_key(seed, first_step + t)
+                images = input_pipeline.mini_batch(data, index, key)
+                batch = Batch(_prepare(states.task.model, images), data.labels[index])
+                return lay_out(lambda s, h: self._advanced(train_step, s, h, batch, first_step + t), self.layout)(
+                    states, hparams
+                )
+
+            rows = jax.lax.dynamic_index_in_dim(indices, t, axis=1, keepdims=False)
+            augmented = seeds if self.augment else None
+            return over_seeds(of_seed, self.layout)(states, hparams, rows, augmented)
+
+        shapes = jax.eval_shape(lambda s: step(s, jnp.int32(0))[1], states)
+        buffers = {kind: jnp.full((self.capacity, *s.shape), jnp.nan, s.dtype) for kind, s in shapes.items()}
+
+        def body(t: Array, carry: tuple[TrainState, dict[str, Array]]) -> tuple[TrainState, dict[str, Array]]:
+            states, records = step(carry[0], t)
+            write = jax.lax.dynamic_update_index_in_dim
+            return states, {kind: write(carry[1][kind], record, t, 0) for kind, record in records.items()}
+
+        return jax.lax.fori_loop(0, count, body, (states, buffers))
+
+    def _advanced(
+        self, advance: Callable[..., Any], state: TrainState, hparams: HParams, batch: Batch, step: Array
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """The state after a step, and what is recorded of it as one array of numbers and one of those of each layer.
+
+        Two arrays are written in each step instead of one for each quantity.
+        """
+        measured = {}
+        if self.track_sharpness:
+            # Before the step: to keep its weights until after it costs a tenth of all steps.
+            batches = batch if self.full_batch else jax.tree.map(lambda leaf: leaf[None], batch)
+            nothing = jnp.full((), jnp.nan, jax.tree.leaves(state.params)[0].dtype)
+            due = step % self.track_sharpness == 0
+            sharpness = jax.lax.cond(due, lambda: sphere_sharpness(state, batches), lambda: nothing)
+            measured = {"sphere_sharpness": jnp.where(state.diverged_at < 0, sharpness, jnp.nan)}
+        state, metrics = advance(state, hparams, batch)
+        if self.track_sharpness:
+            measured["elr_times_sharpness"] = metrics["effective_lr"] * measured["sphere_sharpness"]
+        metrics = {**metrics, **measured}
+        return state, {kind: jnp.stack([metrics[n] for n in names]) for kind, names in self.kinds().items() if names}
+
+    def kinds(self) -> dict[str, list[str]]:
+        """The recorded names: a number of each step, or a number of each layer."""
+        layers = [name for name in self.recorded if name in PER_LAYER]
+        return {"numbers": [name for name in self.recorded if name not in layers], "layers": layers}
+
+    def _whole_data(self, data: DeviceData) -> Batch:
+        """The training set as stacked mini-batches."""
+        number = self.images // self.batch_size
+
+        def split(a: Array) -> Array:
+            return a[: number * self.batch_size].reshape(number, self.batch_size, *a.shape[1:])
+
+        return Batch(input_pipeline.normalise(split(data.images), data), split(data.labels))
+
+    def evaluation(self, states: TrainState, data: DeviceData) -> dict[str, Float[Array, "seeds members"]]:
+        """Mean loss and error: on the training set by batch statistics, on the test set by running ones; of the
+        corrupted and the clean part of the training set too, where labels were corrupted.
+        """
+        results: dict[str, Array] = {}
+        for split, images, labels, train, parts in (
+            ("train", data.images, data.labels, True, input_pipeline.corruption_parts(data)),
+            ("test", data.test_images, data.test_labels, False, {}),
+        ):
+            sums = self._sums(states, images, labels, data, train, list(parts.values()))
+            counts = [len(labels), *(part.sum() for part in parts.values())]
+            for name, (loss, wrong), count in zip((split, *parts), sums, counts, strict=True):
+                results[f"{name}_loss"], results[f"{name}_error"] = loss / count, wrong / count
+        return results
+
+    def _sums(
+        self, states: TrainState, images: Array, labels: Array, data: DeviceData, train: bool, parts: list[Array]
+    ) -> list[tuple[Array, Array]]:
+        """Loss and errors summed over all images, each counted once, and over each part, given as a mask.
+
+        The last mini-batch is filled up with images from before it, so that all have one size: one program, and the
+        same noise of the batch statistics everywhere.
+        """
+        count = len(labels)
+        size = min(self.batch_size, count)
+        starts = jnp.minimum(jnp.arange(0, count, size), count - size)
+        news = jnp.arange(0, count, size)
+
+        def add(total: Any, where: tuple[Array, Array]) -> tuple[Any, None]:
+            start, new = where
+
+            def cut(a: Array) -> Array:
+                return jax.lax.dynamic_slice_in_dim(a, start, size)
+
+            batch = Batch(_prepare(states.task.model, input_pipeline.normalise(cut(images), data)), cut(labels))
+            counts = start + jnp.arange(size) >= new
+            masks = [counts, *(counts & cut(part) for part in parts)]
+
+            def of_one(state: TrainState) -> list[tuple[Array, Array]]:
+                loss, wrong = eval_step(state, batch, train)
+                reached = jnp.where(state.diverged_at < 0, 0, jnp.nan)  # a diverged configuration has no result
+
+                def summed(values: Array, mask: Array) -> Array:
+                    return jnp.where(mask, values, 0).sum() + reached
+
+                return [(summed(loss, mask), summed(wrong, mask)) for mask in masks]
+
+            sums = over_seeds(lay_out(of_one, self.layout), self.layout)(states)
+            return jax.tree.map(jnp.add, total, sums), None
+
+        zero = jnp.zeros(states.step.shape, data.mean.dtype)
+        return jax.lax.scan(add, [(zero, zero)] * (1 + len(parts)), (starts, news))[0]
+
+
+def _prepare(model: Any, images: Array) -> Any:
+    prepare = getattr(model, "prepare", None)
+    return images if prepare is None else prepare(images)

@@ -1,0 +1,1 @@
+"""The pure train step of one configuration."""

@@ -1,0 +1,35 @@
+"""The losses that a train step can minimise."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from periodic_jax.core.errors import ConfigError
+
+
+def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]) -> Float[Array, "batch"]:
+    """-ln softmax(logits)[label] of each example."""
+    log_probabilities = jax.nn.log_softmax(logits, axis=1)
+    return -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)[:, 0]
+
+
+def squared(logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]) -> Float[Array, "batch"]:
+    """Squared distance to the one-hot label over the number of classes C: (Σ o² - 2 o_label + 1)/C of each example."""
+    right = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    return ((logits**2).sum(1) - 2 * right + 1) / logits.shape[1]
+
+
+LOSSES: dict[str, Callable[[Array, Array], Array]] = {"cross_entropy": cross_entropy, "squared": squared}
+
+
+def check_loss(name: str) -> str:
+    """Return a loss's name, or refuse it.
+
+    Raises:
+        ConfigError: not a key of `LOSSES`.
+    """
+    if name not in LOSSES:
+        raise ConfigError("--loss", name, "one of " + ", ".join(LOSSES))
+    return name

@@ -1,0 +1,147 @@
+"""The train step of one configuration: pure functions of (state, hparams, batch), to jit, ``vmap`` and scan as one
+likes.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from periodic_jax.core.grid import HParams
+from periodic_jax.ops.reductions import global_norm
+from periodic_jax.training.losses import LOSSES
+from periodic_jax.training.optimizers import sphere_sgd
+from periodic_jax.training.schedules import scheduled
+from periodic_jax.training.state import Batch, TrainState
+from periodic_jax.training.tracking import TrackDynamicsState, dynamics_of
+
+Metrics = dict[str, Array]
+
+
+def train_step(state: TrainState, hparams: HParams, batch: Batch) -> tuple[TrainState, Metrics]:
+    """One step of `sphere_sgd` on one mini-batch.
+
+    The metrics describe the state before the update and the update itself, so that between neighbours of plain SGD
+    ρ_{t+1}² = a²ρ_t² + η²g̃_t²/ρ_t². A configuration whose loss or new weights are not finite keeps its last state,
+    marks the step, and stays frozen; its metrics are NaN from the next step on.
+
+    Args:
+        state: of one configuration.
+        hparams: its numbers, scalars.
+        batch: images and labels.
+
+    Returns:
+        The next state, of the same structure and dtypes, and the metrics: ``loss`` and ``accuracy`` of the mini-batch
+        and all fields of `training.tracking.Dynamics`.
+
+    Example:
+        >>> from periodic_jax import SweepGrid, models
+        >>> model = models.build("ConvNetSI", width=2)
+        >>> batch = Batch(jax.random.normal(jax.random.key(1), (4, 8, 8, 1)), jnp.arange(4))
+        >>> state = create_train_state(model, model.labels(), jax.random.key(0), batch.images)
+        >>> states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
+        >>> hparams = SweepGrid.product(lr=[0.1, 1.0], weight_decay=1e-3).hparams()
+        >>> states, metrics = jax.jit(jax.vmap(train_step, in_axes=(0, 0, None)))(states, hparams, batch)
+        >>> metrics["loss"].shape
+        (2,)
+    """
+    return _update(state, hparams, *_gradients(state, state.batch_stats, batch))
+
+
+def full_batch_step(state: TrainState, hparams: HParams, batches: Batch) -> tuple[TrainState, Metrics]:
+    """One step of full-batch gradient descent: the mean of the mini-batches' gradients, each with its own statistics.
+
+    Args:
+        state: of one configuration.
+        hparams: its numbers, scalars.
+        batches: mini-batches of one size, stacked: every leaf has an axis ``(batches, ...)`` in front.
+
+    Returns:
+        As `train_step`; ``loss`` and ``accuracy`` are over all images, and the running statistics have seen each
+        mini-batch once, in order.
+    """
+
+    def add(carry: Any, batch: Batch) -> tuple[Any, None]:
+        batch_stats, total = carry
+        *terms, batch_stats = _gradients(state, batch_stats, batch)
+        return (batch_stats, jax.tree.map(jnp.add, total, tuple(terms))), None
+
+    first = jax.tree.map(lambda leaf: leaf[0], batches)
+    shapes = jax.eval_shape(lambda batch: _gradients(state, state.batch_stats, batch)[:3], first)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (batch_stats, total), _ = jax.lax.scan(add, (state.batch_stats, zeros), batches)
+    count = len(jax.tree.leaves(batches)[0])
+    loss, accuracy, grads = jax.tree.map(lambda leaf: leaf / count, total)
+    return _update(state, hparams, loss, accuracy, grads, batch_stats)
+
+
+def _gradients(state: TrainState, batch_stats: Any, batch: Batch) -> tuple[Array, Array, Any, Any]:
+    """Mean loss, accuracy, gradients and new running statistics of one mini-batch."""
+    task = state.task
+
+    def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, mutated = task.model.apply(variables, batch.images, train=True, mutable=["batch_stats"])
+        return LOSSES[task.loss](logits, batch.labels).mean(), (logits, mutated.get("batch_stats", {}))
+
+    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    return loss, (logits.argmax(1) == batch.labels).mean(dtype=loss.dtype), grads, batch_stats
+
+
+def _update(
+    state: TrainState, hparams: HParams, loss: Array, accuracy: Array, grads: Any, batch_stats: Any
+) -> tuple[TrainState, Metrics]:
+    """Apply the optimiser, measure, and freeze what diverged."""
+    task = state.task
+    hparams = scheduled(HParams(*(jnp.asarray(h, loss.dtype) for h in hparams)), state.step, task.schedule)
+    chain: Any = sphere_sgd(hparams, task.labels, task.per_filter)
+    updates, tracked = chain.update(grads, TrackDynamicsState(state.opt_state, None), state.params)
+    opt_state = tracked.inner
+    metrics = {"loss": loss, "accuracy": accuracy, **dynamics_of(tracked)._asdict()}
+
+    # A sum of squares is finite exactly when all its terms are, short of an overflow, which is divergence too. Only the
+    # update counts, not the gradient: a frozen head's may overflow without harm.
+    alive = state.diverged_at < 0
+    sound = jnp.isfinite(loss) & jnp.isfinite(global_norm(jax.tree.leaves(updates)))
+    proposed = (optax.apply_updates(state.params, updates), batch_stats, opt_state)
+    params, batch_stats, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(alive & sound, new, old),
+        proposed,
+        (state.params, state.batch_stats, state.opt_state),
+    )
+    new_state = state.replace(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        diverged_at=jnp.where(alive & ~sound, state.step, state.diverged_at),
+    )
+    return new_state, _known(metrics, alive)
+
+
+def _known(metrics: Metrics, alive: Array) -> Metrics:
+    """The metrics, or NaN. All scalars are chosen at once, which is one loop instead of one for each."""
+    names = [name for name, value in metrics.items() if value.ndim == 0]
+    scalars = jnp.where(alive, jnp.stack([metrics[name] for name in names]), jnp.nan)
+    layers = {name: jnp.where(alive, value, jnp.nan) for name, value in metrics.items() if value.ndim}
+    return {**dict(zip(names, scalars, strict=True)), **layers}
+
+
+def eval_step(
+    state: TrainState, batch: Batch, train: bool = False
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+    """Loss and error of each example of one batch, without changing the state.
+
+    Args:
+        state: of one configuration.
+        batch: images and labels.
+        train: normalise by the batch's statistics, as in training, instead of the running ones.
+
+    Returns:
+        The losses, and 1 for each wrong answer, 0 for each right one.
+    """
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits, _ = state.task.model.apply(variables, batch.images, train=train, mutable=["batch_stats"] if train else [])
+    return LOSSES[state.task.loss](logits, batch.labels), (logits.argmax(1) != batch.labels).astype(logits.dtype)

@@ -1,0 +1,132 @@
+"""The measurements of a step: norms, effective learning rate, angular step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from periodic_jax.core.grid import HParams
+from periodic_jax.models.labels import LabelTree, leaf_labels
+from periodic_jax.ops.reductions import global_norm, in_groups, of_leaves, over_groups, over_leaves
+from periodic_jax.training.schedules import Scalar, learning_rate
+
+
+class Dynamics(NamedTuple):
+    """What one step did, and the state of the weights before it. All scalars but the ``layer_`` arrays ``(layers,)``.
+
+    A layer is one scale-invariant leaf of the parameters, in `jax.tree.leaves` order.
+    """
+
+    weight_norm: Scalar  # ρ, of the scale-invariant weights
+    grad_norm: Scalar  # |∇f|, of the loss alone (no decay), over the scale-invariant weights
+    effective_grad_norm: Scalar  # g̃ = ρ|∇f|
+    effective_lr: Scalar  # η̃ = η/ρ²
+    angular_step: Scalar  # θ, radians, between the scale-invariant weights before and after
+    radial_leak: Scalar  # |⟨∇f, x⟩| / (|∇f| ρ): 0 for exact scale invariance
+    noninvariant_weight_norm: Scalar
+    noninvariant_grad_norm: Scalar
+    layer_weight_norm: Float[Array, "layers"]
+    layer_effective_grad_norm: Float[Array, "layers"]
+    layer_effective_lr: Float[Array, "layers"]
+    layer_angular_step: Float[Array, "layers"]
+
+
+class TrackDynamicsState(NamedTuple):
+    """State of `track_dynamics`: that of the wrapped transformation, and the last step's measurements."""
+
+    inner: Any
+    dynamics: Any  # `Dynamics` of the last step, or None: the next step needs none
+
+
+def track_dynamics(
+    inner: optax.GradientTransformation, hparams: HParams, labels: LabelTree
+) -> optax.GradientTransformation:
+    """Wrap a transformation and measure each step: norms, effective learning rate and gradient norm, angular step.
+
+    The angle comes from the tangential part of the update, u_t = u - x⟨u, x⟩/ρ²: tan θ = |u_t| / (ρ + ⟨u, x⟩/ρ). That
+    holds for any update (momentum, projection) and never subtracts nearly equal numbers, as 1 - cos θ would.
+
+    Args:
+        inner: the transformation from gradients to updates.
+        hparams: traced numbers, for the learning rate.
+        labels: tree that marks the scale-invariant leaves; see `models.leaf_labels`.
+
+    Returns:
+        A transformation with the updates of ``inner`` and a `TrackDynamicsState`.
+
+    Example:
+        >>> params = {"w": jnp.array([3.0, 4.0])}
+        >>> tx = track_dynamics(optax.sgd(1.0), HParams(lr=1.0), (True,))
+        >>> _, state = tx.update({"w": jnp.array([-4.0, 3.0])}, tx.init(params), params)
+        >>> float(state.dynamics.weight_norm), round(float(state.dynamics.angular_step), 6)
+        (5.0, 0.785398)
+    """
+
+    def init(params: Any) -> TrackDynamicsState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return TrackDynamicsState(inner.init(params), measure(params, zeros, zeros, hparams, labels))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        amended, inner_state = inner.update(updates, state.inner, params)
+        return amended, TrackDynamicsState(inner_state, measure(params, updates, amended, hparams, labels))
+
+    return optax.GradientTransformation(init, update)
+
+
+def measure(params: Any, grads: Any, updates: Any, hparams: HParams, labels: LabelTree) -> Dynamics:
+    """`Dynamics` of one step.
+
+    Args:
+        params: weights before the step.
+        grads: gradients of the loss alone, as ``params``.
+        updates: what is added to the weights, as ``params``.
+        hparams: traced numbers, for the learning rate.
+        labels: tree that marks the scale-invariant leaves; see `models.leaf_labels`.
+    """
+    leaves, marks = jax.tree.leaves(params), np.array(leaf_labels(params, labels))
+    if not any(marks):
+        return _nothing_to_measure(params, grads)
+    x, g, u = in_groups(*map(jax.tree.leaves, (params, grads, updates)))
+    products = over_leaves(leaves, (x, x), (g, g), (g, x), (u, x))
+    x_x, g_g, g_x, u_x = products[:, marks]
+    norm_sq, along = x_x.sum(), u_x.sum()
+    norm, grad_norm = jnp.sqrt(norm_sq), jnp.sqrt(g_g.sum())
+    shares = jnp.where(x_x > 0, u_x / x_x, 0)
+    of_layers = [[own for own, mark in zip(of_leaves(v, leaves), marks, strict=True) if mark] for v in (x, u)]
+    tangents = [b - a * share for a, b, share in zip(*of_layers, shares, strict=True)]
+    moved_sq = over_groups([jnp.square(tangent) for tangent in tangents])
+    # u_t of all layers together: within a layer what is tangential there, and along x what its share differs by.
+    tangent_sq = (moved_sq + (shares - along / norm_sq) ** 2 * x_x).sum()
+    layer_norm, layer_grad_norm, layer_moved = jnp.sqrt(x_x), jnp.sqrt(g_g), jnp.sqrt(moved_sq)
+    other_weight_norm, other_grad_norm = jnp.sqrt(products[:2, ~marks].sum(1))
+    lr = learning_rate(hparams, norm)
+    return Dynamics(
+        weight_norm=norm,
+        grad_norm=grad_norm,
+        effective_grad_norm=norm * grad_norm,
+        effective_lr=lr / norm_sq,
+        angular_step=jnp.arctan2(jnp.sqrt(tangent_sq), norm + along / norm),
+        radial_leak=jnp.abs(g_x.sum()) / jnp.maximum(norm * grad_norm, jnp.finfo(norm.dtype).tiny),
+        noninvariant_weight_norm=other_weight_norm,
+        noninvariant_grad_norm=other_grad_norm,
+        layer_weight_norm=layer_norm,
+        layer_effective_grad_norm=layer_norm * layer_grad_norm,
+        layer_effective_lr=lr / x_x,
+        layer_angular_step=jnp.arctan2(layer_moved, layer_norm + u_x / layer_norm),
+    )
+
+
+def _nothing_to_measure(params: Any, grads: Any) -> Dynamics:
+    """A network without scale-invariant weights: only the norms of the others exist, the rest is NaN."""
+    norm, grad_norm = global_norm(jax.tree.leaves(params)), global_norm(jax.tree.leaves(grads))
+    nan, empty = jnp.full((), jnp.nan, norm.dtype), jnp.zeros((0,), norm.dtype)
+    fields = {name: empty if name.startswith("layer_") else nan for name in Dynamics._fields}
+    return Dynamics(**{**fields, "noninvariant_weight_norm": norm, "noninvariant_grad_norm": grad_norm})
+
+
+def dynamics_of(opt_state: Any) -> Dynamics:
+    """The measurements that an outermost `track_dynamics` left in its `TrackDynamicsState`."""
+    return opt_state.dynamics

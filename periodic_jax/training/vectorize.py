@@ -1,0 +1,94 @@
+"""How configurations are arranged and laid out in one compiled program.
+
+They are arranged as (rows, members): the members of a row have one seed, and share every mini-batch and its first-layer
+patches. Every device holds the same number of rows, so it gathers mini-batches for its own seeds only. What does not
+fill the rows is padded with copies, whose results are dropped. How the members are laid out is one knob, ``layout``:
+
+    vmap       all members as one batched computation
+    unroll     one after the other, in straight-line code
+    map        one after the other, in a loop
+    map:K      blocks of K batched members, in a loop
+
+No layout changes what is computed.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from periodic_jax.core.errors import ConfigError
+
+LAYOUTS = "auto, vmap, unroll, map or map:K with K configurations to a block"
+
+
+def check_layout(layout: str) -> str:
+    """Return a layout's name, or refuse it.
+
+    Raises:
+        ConfigError: none of `LAYOUTS`.
+    """
+    if layout in ("auto", "vmap", "unroll", "map") or re.fullmatch(r"map:[1-9][0-9]{0,5}", layout):
+        return layout
+    raise ConfigError("--layout", layout, LAYOUTS)
+
+
+def lay_out(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
+    """Lift a function of one member's trees to one of stacked trees, in the given layout.
+
+    Args:
+        function: of any number of trees.
+        layout: ``vmap``, ``unroll``, ``map`` or ``map:K``.
+
+    Returns:
+        The function of trees whose leaves have one more leading axis; its results have it too.
+    """
+    if layout == "vmap":
+        return jax.vmap(function)
+    if layout == "unroll":
+
+        def unrolled(*trees: Any) -> Any:
+            count = jax.tree.leaves(trees)[0].shape[0]
+            results = [function(*jax.tree.map(lambda leaf, i=i: leaf[i], trees)) for i in range(count)]
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+        return unrolled
+    if layout == "map":
+        return lambda *trees: jax.lax.map(lambda packed: function(*packed), trees)
+    return _in_blocks(function, int(layout.partition(":")[2]))
+
+
+def _in_blocks(function: Callable[..., Any], size: int) -> Callable[..., Any]:
+    """As `jax.lax.map` with a ``batch_size``, which refuses leaves without elements, such as the norms of no layers."""
+    batched = jax.vmap(function)
+
+    def blocked(*trees: Any) -> Any:
+        count = jax.tree.leaves(trees)[0].shape[0]
+        whole = count // size
+
+        def split(leaf: jax.Array) -> jax.Array:
+            return leaf[: whole * size].reshape(whole, size, *leaf.shape[1:])
+
+        def join(leaf: jax.Array) -> jax.Array:
+            return leaf.reshape(whole * size, *leaf.shape[2:])
+
+        rest = jax.tree.map(lambda leaf: leaf[whole * size :], trees)
+        if not whole:
+            return batched(*rest)
+        done = jax.tree.map(join, jax.lax.map(lambda packed: batched(*packed), jax.tree.map(split, trees)))
+        if count == whole * size:
+            return done
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), done, batched(*rest))
+
+    return blocked
+
+
+def over_seeds(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
+    """Lift a function of one seed's trees to all seeds.
+
+    Seeds are batched under ``vmap`` only; a loop over them keeps each mini-batch's patches in the cache
+    otherwise.
+    """
+    return lay_out(function, layout if layout in ("vmap", "unroll") else "map")

@@ -1,0 +1,289 @@
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import tyro
+
+from periodic_jax import __version__, open_run
+from periodic_jax.cli.main import main
+from periodic_jax.cli.options import COMMANDS, Sweep
+from periodic_jax.cli.values import to_config
+
+
+def refuse(capsys, *arguments):
+    """Run a command that must be refused: status 2 and one line on stderr, nothing on stdout."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    said = capsys.readouterr()
+    assert stop.value.code == 2
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("periodic-jax: ")
+    return said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("", "demo, sweep"),
+        ("bogus", "command: bogus is not accepted; expected one of demo, sweep"),
+        ("sweep", "--steps: neither"),
+        ("--bogus", "command: --bogus is not accepted; expected one of demo, sweep"),
+        ("sweep --bogus 1", "sweep: --bogus is not accepted; expected --lr --weight-decay"),
+        ("sweep --weightdecay 1", "sweep: --weightdecay is not accepted; expected --weight-decay, or what"),
+        ("sweep more", "sweep: more is not accepted; expected what periodic-jax sweep --help tells"),
+        ("analyze run more", "analyze: more is not accepted"),
+        ("analyze", "analyze: an incomplete command is not accepted; expected periodic-jax analyze DIR"),
+        ("replay x --out y", "expected periodic-jax replay FILE --images ... --out ..."),
+        ("sweep --steps", "--steps: no value is not accepted; expected one after it"),
+        ("sweep --steps five", "--steps: five is not accepted; expected a whole number from 1"),
+        ("sweep --steps 0", "--steps: 0 "),
+        ("sweep --steps 1.5", "--steps: 1.5 "),
+        ("sweep --steps 5 --epochs 2", "--steps: 5 with --epochs 2"),
+        ("sweep --steps 5 --lr", "--lr: an empty axis"),
+        ("sweep --steps 5 --lr abc", "--lr: abc"),
+        ("sweep --steps 5 --lr -0.1", "--lr: -0.1"),
+        ("sweep --steps 5 --lr 0", "--lr: 0 "),
+        ("sweep --steps 5 --lr inf", "--lr: inf"),
+        ("sweep --steps 5 --lr 1e400", "--lr: 1e400 is"),
+        ("sweep --steps 5 --lr linspace:-1:1:3", "--lr: linspace:-1:1:3 is"),
+        ("sweep --steps 5 --momentum 1.0", "--momentum: 1.0 is"),
+        ("sweep --steps 5 --corrupt-train 20e-1", "--corrupt-train: 20e-1 is not accepted; expected a fraction"),
+        ("sweep --steps 5 --checkpoint-seconds -1.0", "--checkpoint-seconds: -1.0 is"),
+        ("branch run --select foo=0.5", "--select: foo=0.5 is not accepted; expected AXIS=NUMBER with an axis among"),
+        ("branch run --select lr=abc", "--select: lr=abc is not accepted; expected lr= with finite numbers above 0"),
+        ("branch run --select lr", "--select: lr is not accepted; expected lr=NUMBER"),
+        ("branch run --select lr=1 lr=2", "--select: lr=2 is not accepted; expected each axis once"),
+        ("landscape run --images few", "--images: few is not accepted; expected a whole number from 2, or all"),
+        ("sweep --steps 5 --lr nan", "--lr: nan"),
+        ("sweep --steps 5 --lr 0.1 0.10", "--lr: 0.1 given twice"),
+        ("sweep --steps 5 --lr logspace:1:2", "--lr: logspace:1:2"),
+        ("sweep --steps 5 --weight-decay 0", "--weight-decay: 0 "),
+        ("sweep --steps 5 --weight-decay -1", "--weight-decay: -1"),
+        ("sweep --steps 5 --weight-decay nan", "--weight-decay: nan"),
+        ("sweep --steps 5 --lr 100 --weight-decay 0.01", "lr x weight decay below 1"),
+        ("sweep --steps 5 --seed 0.5", "--seed: 0.5"),
+        ("sweep --steps 5 --momentum 1", "--momentum: 1 "),
+        ("sweep --steps 5 --width 0", "--width: 0"),
+        ("sweep --steps 5 --width wide", "--width: wide"),
+        ("sweep --steps 5 --depth 0", "--depth: 0"),
+        ("sweep --steps 5 --init-scale nan", "--init-scale: nan"),
+        ("sweep --steps 5 --batch-size 1501", "--batch-size: 1501"),
+        ("sweep --steps 5 --model VGG", "--model: VGG is not accepted; expected one of ConvNetSI"),
+        ("sweep --steps 5 --dataset mnist", "--dataset: mnist is not accepted; expected one of digits"),
+        ("sweep --steps 5 --dataset none.npz", "--dataset: none.npz is not accepted; expected an existing npz file"),
+        ("sweep --steps 5 --data-dir nowhere", "--data-dir: nowhere is not accepted; expected an existing folder"),
+        ("sweep --steps 5 --data-dir=", "--data-dir: an empty word"),
+        ("sweep --steps 5 --validation 0", "--validation: 0 "),
+        ("sweep --steps 5 --validation few", "--validation: few is not accepted; expected a whole number from 1"),
+        ("sweep --steps 5 --use-data-size 1501", "--use-data-size: 1501"),
+        ("sweep --steps 5 --split-classes a", "--split-classes: a is not accepted; expected 0 or 1"),
+        ("sweep --steps 5 --split-classes 1", "--split-classes: 1 of digits"),
+        ("sweep --steps 5 --corrupt-train 2", "--corrupt-train: 2 is"),
+        ("sweep --steps 5 --corrupt-train half", "--corrupt-train: half"),
+        ("sweep --steps 5 --resize 3", "--resize: 3 "),
+        ("sweep --steps 5 --augment --full-batch", "--augment: given with --full-batch"),
+        ("sweep --steps 5 --layout scan", "--layout: scan"),
+        ("sweep --steps 5 --precision int8", "--precision: int8"),
+        ("sweep --steps 5 --out=", "--out: an empty word"),
+        ("demo --steps many", "--steps: many"),
+        ("plot nowhere", "run directory: nowhere"),
+        ("plot nowhere --format svg", "--format: svg is not accepted; expected png, pdf or both"),
+        ("export nowhere --to csv", "run directory: nowhere"),
+        ("export nowhere", "export: an incomplete command is not accepted; expected periodic-jax export DIR --to ..."),
+        ("report nowhere", "run directory: nowhere"),
+        ("report nowhere --live --port 70000", "--port: 70000 is not accepted; expected a whole number from 0 to"),
+        ("report nowhere --live --port web", "--port: web is not accepted; expected a whole number from 0 to"),
+        ("report nowhere --live --every 0", "--every: 0"),
+    ],
+)  # fmt: skip
+def test_unusable_input_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    assert named in refuse(capsys, *arguments.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_a_run_or_is_none_is_refused(capsys, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert "--out" in refuse(capsys, "sweep", "--steps", "5", "--out", str(tmp_path))
+    (tmp_path / "file").write_text("")
+    assert "--out" in refuse(capsys, "demo", "--out", str(tmp_path / "file"))
+    assert "--out" in refuse(capsys, "demo", "--out", str(tmp_path / "file" / "below"))
+
+
+@pytest.mark.parametrize("command", [["--help"], ["sweep", "--help"], ["demo", "--help"]])
+def test_help_exits_with_0(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    assert stop.value.code == 0
+    assert "usage: periodic-jax" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_lines_of_help_are_full(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = [line.replace("│", " ").rstrip() for line in capsys.readouterr().out.splitlines()]
+    for line, following in itertools.pairwise(lines):
+        if following.startswith(" " * 10) and "  " in line[2:]:  # the text goes on in the next line
+            assert len(f"{line} {following.split()[0]}") > 78, line
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"periodic-jax {__version__}\n"
+
+
+def test_words_become_numbers(tmp_path):
+    words = "--lr 0.5 logspace:1e-3:1e-1:3 --weight-decay none --seed 3 1 --steps 7 --elr 0 --width 3 --out x"
+    config = to_config(tyro.cli(Sweep, args=words.split()))
+    assert config.lr == (0.5, 0.001, 0.01, 0.1)
+    assert config.weight_decay == (0.0,)
+    assert config.seed == (3, 1)
+    assert (config.steps, config.epochs, config.width, config.out) == (7, None, 3, "x")
+
+
+def test_every_option_of_the_command_reaches_the_run():
+    """One option after the other, changed from its default, changes the configuration."""
+    base = to_config(Sweep(steps="5", out="x"))
+    changes = {
+        "lr": ("0.2",), "weight_decay": ("0.01",), "momentum": ("0.9",), "noninvariant_lr": ("-1",), "elr":
+        ("0.001",), "fixed_norm": ("1",), "schedule_end": ("3",), "schedule_factor": ("5",), "seed": ("1",),
+        "dataset": "d", "data_dir": "d", "download": True, "augment": True, "validation": "5", "split_classes": "1",
+        "use_data_size": "9", "corrupt_train": "0.5", "resize": "4", "model": "m", "width": "5", "depth": "2",
+        "init_scale": "3", "loss": "squared", "schedule": "cosine", "schedule_per": "epoch", "norm_per": "filter",
+        "full_batch": True, "batch_size": "64", "steps": "6", "epochs": "2", "eval_every": "3", "layout": "vmap",
+        "keep": "3", "keep_every": "4", "checkpoint_seconds": "60", "precision": "float64",
+        "per_layer": True, "track_sharpness": "50", "keep_period_minima": ("2",), "out": "y",
+    }  # fmt: skip
+    assert set(changes) == set(Sweep.__dataclass_fields__) - {"dry_run"}
+    for name, value in changes.items():
+        changed = to_config(Sweep(**{"steps": "5", "out": "x", name: value}))
+        assert getattr(changed, name) != getattr(base, name), name
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo as a user runs it, but short, in a process and folder of its own."""
+    folder = tmp_path_factory.mktemp("demo")
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    program = [sys.executable, "-m", "periodic_jax.cli.main", "demo", "--steps", "400"]
+    return folder, subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_demo_runs_and_leaves_a_run_a_table_and_figures(demo):
+    folder, done = demo
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    dataset = open_run(folder / "runs" / "demo")
+    assert dict(dataset.sizes) == {"lr": 5, "weight_decay": 2, "step": 400, "eval_step": 28}  # every 15
+    for figure in ("train_loss", "test_error", "weight_norm", "phase_diagram"):
+        assert (folder / "runs" / "demo" / "figures" / f"{figure}.png").stat().st_size > 10_000
+    table = done.stdout.splitlines()
+    assert len([line for line in table if line.split()[2:3] in (["converging"], ["periodic"], ["equilibrium"])]) == 10
+    assert "peak memory" in done.stdout
+    assert "ms each" in done.stdout
+
+
+def test_the_demo_uses_every_core_safely(demo):
+    """The command line shards over the cores, and the guard against wrong float32 sums is in force."""
+    from periodic_jax.storage.run_directory import read_config
+
+    hardware = read_config(demo[0] / "runs" / "demo")["hardware"]
+    assert hardware["devices"] == min(len(os.sched_getaffinity(0)), 10)
+
+
+def test_commands_on_a_run(capsys, tmp_path, monkeypatch):
+    """Figures, the report and an export of a short run, each named on standard output."""
+    import numpy as np
+    from helpers.synthetic import trajectory, write_run
+
+    from periodic_jax import plots
+    from periodic_jax.core.grid import SweepGrid
+    from periodic_jax.storage.run_directory import read_config, write_config
+
+    monkeypatch.setattr(plots, "CURVES", ("train_loss",))
+    path = write_run(tmp_path / "run", SweepGrid.product(lr=1.0), {k: v[None] for k, v in trajectory(5).items()})
+    assert "--in-epochs" in refuse(capsys, "plot", str(path), "--in-epochs")
+    write_config(path, read_config(path) | {"data": {"train_images": 10}, "config": {"batch_size": 4}})
+    main(["plot", str(path), "--in-epochs", "--log-steps", "--format", "pdf"])
+    files = [path / "figures" / f"{name}.pdf" for name in ("train_loss", "phase_diagram", "regimes")]
+    assert {str(file) for file in files} == set(capsys.readouterr().out.split())
+    assert all(file.read_bytes().startswith(b"%PDF") for file in files)
+    main(["report", str(path)])
+    assert capsys.readouterr().out.strip() == str(path / "report.html")
+    main(["export", str(path), "--to", "npz"])
+    assert capsys.readouterr().out.strip() == str(path / "export" / "npz.npz")
+    assert np.load(path / "export" / "npz.npz")["loss"].shape == (1, 5)
+    assert "--out" in refuse(capsys, "export", str(path), "--to", "npz")
+    assert "curves" not in capsys.readouterr().out
+    pytest.importorskip("tensorboardX")
+    main(["export", str(path), "--to", "tensorboard"])
+    assert capsys.readouterr().out.strip() == str(path / "export" / "tensorboard")
+
+
+def test_results_that_cannot_be_written_are_printed(capsys, tmp_path):
+    from helpers.synthetic import trajectory, write_run
+
+    from periodic_jax.core.grid import SweepGrid
+
+    path = write_run(tmp_path / "run", SweepGrid.product(lr=1.0), {k: v[None] for k, v in trajectory(5).items()})
+    (path / "analysis.zarr.partial").write_text("in the way")
+    with pytest.raises(SystemExit) as stop:
+        main(["analyze", str(path)])
+    said = capsys.readouterr()
+    assert stop.value.code == 2
+    assert "undecided" in said.out
+    assert said.err.startswith(
+        f"periodic-jax: not written: {path}/analysis.zarr is not accepted; expected a place that"
+    )
+    assert said.err.endswith("; what was there is unchanged\n")
+    assert not (path / "summary.csv").exists()
+
+
+@pytest.mark.parametrize("arguments", [("resume", "nope"), ("branch", "nope", "--lr", "0.1"), ("resume", "x" * 300)])
+def test_wrong_input_is_refused_before_compiling_is_shown(capsys, arguments):
+    refuse(capsys, *arguments)
+
+
+def test_an_error_in_training_is_on_a_line_of_its_own(capsys, tmp_path):
+    """Standard error as a log file has it."""
+    import numpy as np
+
+    from periodic_jax.cli.launch import train
+    from periodic_jax.core.errors import RunStopped
+    from periodic_jax.storage.run_directory import write_config
+    from periodic_jax.sweeps.sweep import Chunk
+
+    write_config(tmp_path, {"format": 1, "config": {"steps": 10}})
+
+    def start(progress, **options):
+        for steps in (0, 4):
+            progress(Chunk(0, {"loss": np.zeros((2, steps))}, None, np.zeros(2)), 2)
+        raise RunStopped("the disk is full", 1)
+
+    with pytest.raises(RunStopped):
+        train(tmp_path, start)
+    said = capsys.readouterr().err
+    assert "compiling" in said
+    assert "8.00/20.0" in said
+    assert said.endswith("\n")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["analyze", "--help"], ["analyze", "RUN"], ["info", "RUN"]])
+def test_who_reads_the_output_may_go(demo, words):
+    """As with ``| head -1``: no word of it, and all files are written."""
+    run = demo[0] / "runs" / "demo"
+    (run / "summary.csv").unlink(missing_ok=True)
+    read, write = os.pipe()
+    os.close(read)
+    program = [sys.executable, "-m", "periodic_jax.cli.main", *(str(run) if word == "RUN" else word for word in words)]
+    done = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, text=True, timeout=100)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+    assert (run / "summary.csv").exists() == (words == ["analyze", "RUN"])

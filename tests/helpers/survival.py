@@ -1,0 +1,78 @@
+"""A small sweep to stop, kill and damage, in this process or in one of its own."""
+
+import os
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from periodic_jax import RunConfig, open_run
+from periodic_jax.checkpoints.reader import load
+from periodic_jax.runs.build import states_of
+from periodic_jax.runs.config import from_record
+from periodic_jax.storage.run_directory import read_config
+
+# One configuration diverges at once, and momentum fills the optimiser's state.
+SETTINGS = {
+    "lr": (0.1, 1.0, 1e30), "weight_decay": (0.0,), "momentum": (0.9,), "seed": (0, 1), "width": 2, "depth": 1,
+    "eval_every": 10, "checkpoint_seconds": 0.0,
+}  # fmt: skip
+STEPS = 40
+
+
+def configured(out, **changes):
+    return RunConfig(**{"out": out, "steps": STEPS, **SETTINGS, **changes})
+
+
+def assert_same_run(path, expected, step=STEPS):
+    """All telemetry and the last states are the same to the bit, and no step is missing."""
+    a, b = open_run(path, flat=True).load(), open_run(expected, flat=True).load()
+    assert a.drop_attrs().identical(b.drop_attrs())
+    assert np.isfinite(a.loss[0]).all()
+    states, wanted = states_at(path, step), states_at(expected, step)
+    assert set(states) == set(wanted)
+    for name, array in states.items():
+        np.testing.assert_array_equal(array, wanted[name], strict=True, err_msg=name)
+
+
+def states_at(path, step):
+    """The states in a checkpoint of a run on digits."""
+    return load(path, step, states_of(from_record(read_config(path), path), (8, 8, 1), 10))
+
+
+def flip(file, where=0.5):
+    """Turn one bit of a byte, somewhere in a file."""
+    content = bytearray(file.read_bytes())
+    content[int(where * len(content))] ^= 1
+    file.write_bytes(content)
+
+
+def started(out, **changes):
+    """The command line on the same settings, in a process of its own."""
+    options = {"lr": "0.1 1.0 1e30", "weight-decay": "none", "momentum": "0.9", "seed": "0 1", "width": 2, "depth": 1,
+               "eval-every": 10, "checkpoint-seconds": 0, "steps": STEPS, "out": out, **changes}  # fmt: skip
+    return _process("sweep", options)
+
+
+def branched(parent, out, **options):
+    """A branch, in a process of its own."""
+    return _process(f"branch {parent}", {"out": out, **options})
+
+
+def _process(command, options):
+    words = [word for name, value in options.items() for word in (f"--{name}", *str(value).split())]
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or ""}
+    return subprocess.Popen(
+        [sys.executable, "-m", "periodic_jax.cli.main", *command.split(), *words],
+        env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+
+
+def wait_for(process, condition, seconds=120):
+    """Wait until something holds, or the process ends."""
+    begun = time.monotonic()
+    while process.poll() is None and not condition():
+        assert time.monotonic() - begun < seconds
+        time.sleep(0.002)

@@ -1,0 +1,137 @@
+"""A small run with tracked sharpness, its checkpoints measured, by the command line too."""
+
+import re
+
+import numpy as np
+import pytest
+
+import periodic_jax as pj
+from periodic_jax import ConfigError, plots
+from periodic_jax.analysis import stability
+from periodic_jax.analysis.periods import detect_periods
+from periodic_jax.cli.main import main
+from periodic_jax.inspection import landscape
+from periodic_jax.inspection.landscape import Effort
+from periodic_jax.reporting import tables
+from periodic_jax.storage import datasets
+from periodic_jax.storage.reader import open_run
+from periodic_jax.storage.run_directory import LANDSCAPE
+
+SMALL = Effort(images=128, probes=3, eigenvalues=2, iterations=5)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One configuration that trains and one that diverges."""
+    config = pj.RunConfig(
+        out=tmp_path_factory.mktemp("runs") / "run", lr=(0.5, 1e30), weight_decay=(0.0,), width=2, depth=1, steps=6,
+        batch_size=64, track_sharpness=2, keep_every=3, eval_every=6, corrupt_train=0.2,
+    )  # fmt: skip
+    return pj.run_sweep(config)
+
+
+@pytest.fixture(scope="module")
+def found(run):
+    return landscape.survey(run, effort=SMALL)
+
+
+def test_sharpness_is_recorded_at_multiples_and_nowhere_else(run):
+    ds = open_run(run, flat=True)
+    for name in ("sphere_sharpness", "elr_times_sharpness"):
+        assert np.isfinite(ds[name].values[0]).tolist() == [True, False, True, False, True, False]
+    both = ds.isel(config=0, step=[0, 2, 4])
+    np.testing.assert_allclose(both.elr_times_sharpness, both.sphere_sharpness * both.effective_lr, rtol=1e-6)
+    assert np.isnan(ds.sphere_sharpness.values[1, 1:]).all()
+
+
+def test_every_checkpoint_configuration_and_part_is_measured(found):
+    assert found.sizes == {"config": 2, "checkpoint": 2, "part": 3, "rank": 2}
+    assert found.checkpoint.values.tolist() == [3, 6]
+    assert found.part.values.tolist() == ["all", "corrupted", "clean"]
+    sound = found.isel(config=0)
+    for name, values in sound.data_vars.items():
+        if name not in ("reason", "noise_scale"):
+            assert np.isfinite(values).all(), name
+    assert (found.reason.values[1] == "diverged at step 1 and frozen since").all() or (
+        found.reason.values[1] == "diverged at step 0 and frozen since"
+    ).all()
+    for name, values in found.isel(config=1).data_vars.items():
+        assert name == "reason" or np.isnan(values).all(), name
+
+
+def test_numbers_of_the_sphere_follow_from_the_raw_ones(found):
+    one = found.isel(config=0)
+    np.testing.assert_allclose(one.effective_lr, 0.5 / one.weight_norm**2, rtol=1e-6)
+    np.testing.assert_allclose(one.elr_times_sharpness, one.effective_lr * one.sphere_sharpness, rtol=1e-6)
+    np.testing.assert_allclose(one.stability_threshold, 2.0, rtol=1e-6)
+    np.testing.assert_allclose(
+        one.sphere_gauss_newton_eigenvalue, one.weight_norm**2 * one.gauss_newton_eigenvalue, rtol=1e-6
+    )
+    # All images together are the two parts by their shares.
+    whole, corrupted, clean = (one.loss.sel(part=part) for part in ("all", "corrupted", "clean"))
+    share = (whole - clean) / (corrupted - clean)
+    assert ((share > 0) & (share < 0.5)).all()
+    assert float(share[0]) == pytest.approx(float(share[1]), rel=1e-3)
+
+
+def test_the_command_prints_a_table_and_writes_a_store_and_a_figure(run, found, capsys):
+    main(["landscape", str(run), "--checkpoints", "last", "--images", "128", "--probes", "3", "--eigenvalues", "2",
+          "--iterations", "5", "--select", "lr=0.5"])  # fmt: skip
+    said, told = capsys.readouterr()
+    assert "sharpness" in said
+    assert re.search(r"looking at \d+ of the \d+ training images, in \d+ mini-batches of \d+", told)
+    with pytest.raises(SystemExit):
+        main(["landscape", str(run)])
+    assert "expected none yet, or --overwrite to replace what was measured" in capsys.readouterr().err
+    assert (run / "figures/landscape.png").stat().st_size > 0
+    stored = datasets.read_store(run / LANDSCAPE, "a landscape")
+    assert stored.sizes["config"] == 1
+    assert stored.part.values.tolist() == ["all", "corrupted", "clean"]
+    for name in ("hessian_trace", "sphere_hessian_eigenvalue", "gradient_norm"):
+        np.testing.assert_allclose(stored[name][0, 0], found[name][0, 1], rtol=1e-5)
+    assert "diverged at step" in tables.landscape_as_text(found)
+    ax = plots.landscape(found.isel(config=slice(0, 1), checkpoint=slice(0, 1))).axes[0]
+    assert ax.get_ylabel() == "effective learning rate x sharpness"
+    assert ax.get_ylim()[1] > 2  # one number alone: the threshold is in view all the same
+    assert len(plots.landscape(found).axes) >= 4
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"checkpoints": ["5"]}, "--checkpoints: 5"),
+        ({"checkpoints": ["newest"]}, "--checkpoints: newest"),
+        ({"select": {"lr": (0.3,)}}, "--select: lr=0.3"),
+        ({"select": {"speed": (0.3,)}}, "--select: speed"),
+        ({"weights": "head"}, "--weights: head"),
+        ({"effort": Effort(images=1)}, "--images: 1"),
+        ({"effort": Effort(tolerance=-1.0)}, "--tolerance: -1"),
+    ],
+)
+def test_unusable_requests_are_refused(run, options, named):
+    with pytest.raises(ConfigError, match=named):
+        landscape.survey(run, **options)
+
+
+def test_tracking_needs_scale_invariant_weights():
+    with pytest.raises(ConfigError, match="--track-sharpness"):
+        pj.run.check(pj.RunConfig(out="x", model="ConvNet", steps=3, track_sharpness=1))
+
+
+def test_means_before_onsets_are_those_of_a_loop():
+    rng = np.random.default_rng(0)
+    steps = np.arange(900)
+    norm = np.exp(-0.003 * (steps % 300)) * 3
+    loss = np.where(steps % 300 < 4, 5.0, 0.01)
+    curves = {"loss": loss[None], "weight_norm": norm[None], "effective_lr": 0.1 / norm[None] ** 2}
+    found = detect_periods(curves)
+    assert found.found.tolist() == [2]
+    measured = np.where(steps % 7 == 0, rng.uniform(0, 3, 900), np.nan)[None]
+    got = stability.before_onsets(measured, found)
+    for k in range(2):
+        onset, fall = int(found.onset[0, k]), int(found.fall[0, k])
+        late = [measured[0, t] for t in steps if onset - 0.1 * (onset - fall) <= t <= onset and t % 7 == 0]
+        early = [measured[0, t] for t in steps if fall <= t <= fall + 0.5 * (onset - fall) and t % 7 == 0]
+        assert got.onset_elr_times_sharpness[0, k] == pytest.approx(np.mean(late))
+        assert got.fall_elr_times_sharpness[0, k] == pytest.approx(np.mean(early))
+    assert np.isnan(stability.before_onsets(np.full((1, 900), np.nan), found)[0]).all()

@@ -1,0 +1,66 @@
+"""Sums over leaves against NumPy's, leaf by leaf."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from periodic_jax.ops.reductions import FEW, LANES, global_norm, in_groups, of_leaves, over_leaves
+
+# Among the small; in groups of 8 and of 9 rows as they lie in memory; and large with zeros at its end.
+SHAPES = [(1,), (8 * LANES,), (3, 3, 8, 16), (), (8 * LANES + 1,), (3, 3, 32, 64), (2, 5), (FEW + 1, LANES - 1), (0, 2)]
+
+
+def trees(dtype, shapes=SHAPES, seed=0):
+    rng = np.random.default_rng(seed)
+    return [[jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes] for _ in range(2)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("how", ["plain", "jit", "vmap"])
+def test_products_of_each_leaf_are_those_of_numpy(dtype, how):
+    with jax.enable_x64(dtype == "float64"):
+        a, b = trees(dtype)
+
+        def products(a, b):
+            x, y = in_groups(a, b)
+            third = [
+                (i + 1) * (p * q).sum() for i, (p, q) in enumerate(zip(of_leaves(x, a), of_leaves(y, a), strict=True))
+            ]
+            return jnp.concatenate([over_leaves(a, (x, x), (x, y)), jnp.stack(third)[None]])
+
+        if how == "vmap":
+            both = jax.tree.map(lambda leaf: jnp.stack([leaf * 2, leaf]), a)
+            got = jax.jit(jax.vmap(products, in_axes=(0, None)))(both, b)[1]
+        else:
+            got = (jax.jit(products) if how == "jit" else products)(a, b)
+        assert got.dtype == dtype
+        for i, (p, q) in enumerate(zip(a, b, strict=True)):
+            p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
+            wanted = [(p * p).sum(), (p * q).sum(), (i + 1) * (p * q).sum()]
+            scale = (i + 1) * np.sqrt((p * p).sum() * (q * q).sum())
+            np.testing.assert_allclose(got[:, i], wanted, rtol=0, atol=scale * (2e-7 if dtype == "float32" else 4e-16))
+
+
+def test_a_leaf_that_is_not_finite_leaves_the_others_alone():
+    leaves = [jnp.ones(3), jnp.full(2, jnp.inf), jnp.ones((30, 50)), jnp.ones((9, 1024))]
+    x, ones = in_groups(leaves, jax.tree.map(jnp.ones_like, leaves))
+    assert over_leaves(leaves, (x, ones))[0].tolist() == [3.0, jnp.inf, 1500.0, 9216.0]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(
+        st.one_of(st.integers(1, 6000), st.sampled_from([1024, 1152, 4608, 9216, 100_000])), min_size=1, max_size=3
+    )
+)
+def test_the_norm_of_any_leaves(sizes):
+    leaves = trees("float32", [(size,) for size in sizes], seed=sum(sizes))[0]
+    wanted = np.linalg.norm(np.concatenate([np.asarray(leaf, np.float64) for leaf in leaves]))
+    np.testing.assert_allclose(global_norm(leaves), wanted, rtol=3e-7)
+
+
+def test_of_nothing_the_norm_is_zero():
+    assert float(global_norm([])) == 0

@@ -1,0 +1,151 @@
+"""Branches: what they take over from their parent, and what they change."""
+
+import json
+
+import numpy as np
+import pytest
+
+from periodic_jax import ConfigError, RunConfig, open_run, run_sweep
+from periodic_jax.checkpoints import writer
+from periodic_jax.cli.main import main
+from periodic_jax.cli.values import to_selection
+from periodic_jax.inspection.info import describe
+from periodic_jax.runs.branch import branch_run, branched_axes
+from periodic_jax.runs.run import resume_run
+from periodic_jax.storage import run_directory
+from periodic_jax.storage.run_directory import checkpoint_steps, read_config
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    """Four configurations, 30 steps, with a checkpoint at each tenth."""
+    config = RunConfig(
+        out=tmp_path_factory.mktemp("parent") / "run", lr=(0.1, 1.0), weight_decay=(1e-3, 1e-2), width=2, depth=1,
+        steps=30, eval_every=10, keep_every=10,
+    )  # fmt: skip
+    return run_sweep(config)
+
+
+def test_a_branch_that_changes_nothing_is_its_parent(parent, tmp_path):
+    """To the bit, in another order of the configurations, and though it is first finished and then extended: the same
+    data order, schedule and numbers of steps. Only the evaluation at its first end remains.
+    """
+    path = branch_run(parent, tmp_path / "branch", step=10, select={"lr": [1.0, 0.1]}, steps=25)
+    record = read_config(path)
+    about = record["parent"]
+    assert (about["path"], about["step"], about["selected"]) == (str(parent), 10, {"lr": [1.0, 0.1]})
+    assert about["config"] == read_config(parent)["config"]
+    assert record["summary"]["config_steps"] == 4 * 15
+    resume_run(path, steps=30)
+    assert open_run(path, flat=True).lr.values.tolist() == [1.0, 1.0, 0.1, 0.1]
+    branch, expected = open_run(path), open_run(parent).sel(step=slice(10, None))
+    assert branch.step.values.tolist() == list(range(10, 30))
+    assert branch.eval_step.values.tolist() == [10, 20, 25, 30]
+    assert branch.loss.dims == ("lr", "weight_decay", "step")
+    for name in ("loss", "weight_norm", "angular_step"):
+        np.testing.assert_array_equal(branch[name], expected[name], err_msg=name)
+    regular = [10, 20, 30]
+    np.testing.assert_array_equal(branch.test_loss.sel(eval_step=regular), expected.test_loss.sel(eval_step=regular))
+    assert np.isfinite(branch.test_loss.sel(eval_step=25)).all()
+    report = describe(path, verify=True)
+    assert not report.faults
+    assert any("branched from" in line for line in report.lines)
+
+
+def test_a_branch_killed_in_its_set_up_is_begun_again_or_resumed(parent, tmp_path, monkeypatch):
+    """Before config.json is there, and then before the first checkpoint is in its place."""
+    out, settle = tmp_path / "branch", writer.settle_first
+
+    class Killed(BaseException):
+        pass
+
+    def dies(path, content=None, *, forget=False):
+        if not forget:
+            raise Killed
+        settle(path, forget=True)
+
+    for patched, name, left in (
+        (run_directory, "write_config", {"checkpoints.partial"}),
+        (writer, "settle_first", {"checkpoints.partial", "config.json"}),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(patched, name, dies)
+            with pytest.raises(Killed):
+                branch_run(parent, out, step=20)
+        assert {file.name for file in out.iterdir()} == {".lock", *left}
+    assert not describe(out, verify=True).faults
+    with pytest.raises(ConfigError, match=r"holds no run yet \(periodic-jax resume .* goes on with the one there\)"):
+        branch_run(parent, out, step=20)
+    resume_run(out)
+    assert not (out / "checkpoints.partial").exists()
+    np.testing.assert_array_equal(open_run(out).loss, open_run(parent).loss.sel(step=slice(20, None)))
+
+
+def test_changed_hyperparameters_are_axes_again(parent, tmp_path, capsys):
+    """On the sphere of the norm at the branch, without decay, at two rates."""
+    out = tmp_path / "branch"
+    words = f"branch {parent} --step 20 --select lr=1 weight_decay=0.001 --lr 0.01 0.5 --weight-decay 0 --fixed-norm -1"
+    main([*words.split(), "--out", str(out), "--steps", "24"])
+    capsys.readouterr()
+    branch, before = open_run(out), open_run(parent).sel(lr=1.0, weight_decay=1e-3)
+    assert branch.lr.values.tolist() == [0.01, 0.5]
+    assert (float(branch.weight_decay), branch.sizes["step"]) == (0.0, 4)
+    np.testing.assert_array_equal(branch.weight_norm.sel(step=20), [before.weight_norm.sel(step=20)] * 2)
+    np.testing.assert_array_equal(branch.loss.sel(step=20), [before.loss.sel(step=20)] * 2)
+    np.testing.assert_allclose(branch.weight_norm, float(before.weight_norm.sel(step=20)), rtol=1e-6)
+    assert (branch.angular_step.sel(lr=0.5) > 10 * branch.angular_step.sel(lr=0.01)).all()
+    assert json.loads((out / "config.json").read_text())["parent"]["changed"]["lr"] == [0.01, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"step": 15}, "--step: 15 is not accepted; expected a checkpoint of .*: 10, 20, 30"),
+        ({"step": 30}, "--step: 30 is not accepted; expected one below the parent's end, 30, or --steps above it"),
+        ({"step": 30, "steps": 20}, "--steps: 20 is not accepted; expected above 30"),
+        ({"step": 10, "select": {"lr": [0.2]}}, "--select: lr=0.2 is not accepted; expected one of 0"),
+        ({"step": 10, "select": {"rate": [0.2]}}, "--select: rate is not"),
+        ({"step": 10, "change": {"lr": [0.2]}}, "--select: no lr is not accepted; expected one value"),
+        (
+            {"step": 10, "select": {"lr": [1.0, 0.1]}, "change": {"lr": [0.2]}},
+            "--select: lr=1,0.1 is not accepted; expected one value",
+        ),
+        ({"step": 10, "select": {"lr": [1.0]}, "change": {"lr": [200.0]}}, "--lr 200 with --weight-decay 0.01"),
+    ],
+)
+def test_unusable_branches_are_refused_before_anything_is_written(parent, tmp_path, options, named):
+    with pytest.raises(ConfigError, match=named):
+        branch_run(parent, tmp_path / "branch", **options)
+    assert not (tmp_path / "branch").exists()
+
+
+def test_selected_values_are_told_by_their_words():
+    axes = {"lr": (0.0316227766016838, 1.0), "seed": (0, 1)}
+    assert branched_axes(axes, to_selection(["lr=0.0316227766016838"]), {})["lr"] == (0.0316227766016838,)
+    for words in (["lr"], ["lr=x"], ["lr=1", "lr=0.1"], ["rate=1"]):
+        with pytest.raises(ConfigError):
+            branched_axes(axes, to_selection(words), {})
+
+
+def test_info_tells_how_the_run_stands(parent, capsys):
+    main(["info", str(parent), "--verify"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"{parent}: ConvNetSI of width 2 and depth 1 on digits")
+    assert "finished: 30 steps in 1 session" in said
+    assert "4 configurations over lr, weight_decay" in said
+    assert said[-1] == "consistent"
+    assert checkpoint_steps(parent) == [10, 20, 30]
+
+
+def test_info_finds_damage(parent, tmp_path, capsys):
+    import shutil
+
+    copy = shutil.copytree(parent, tmp_path / "run")
+    next((copy / "checkpoints/20/state").rglob("d/*")).unlink()
+    (copy / "telemetry.zarr/accuracy/c/0/0").write_bytes(b"")
+    with pytest.raises(SystemExit) as stop:
+        main(["info", str(copy), "--verify"])
+    assert stop.value.code == 1
+    said = capsys.readouterr().out
+    assert "damaged: telemetry.zarr/accuracy/c/0/0 (from step 0)" in said
+    assert "damaged: checkpoints/20: " in said

@@ -1,0 +1,256 @@
+"""Runs that are stopped, killed or damaged, and go on to the bits that they would have had."""
+
+import fcntl
+import os
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+from helpers.survival import STEPS, assert_same_run, configured, flip, started, wait_for
+
+from periodic_jax import ConfigError, open_run, run_sweep
+from periodic_jax.checkpoints.writer import Checkpoints
+from periodic_jax.cli.main import main
+from periodic_jax.core.errors import RunStopped
+from periodic_jax.runs import signals
+from periodic_jax.runs.build import build_sweep
+from periodic_jax.runs.config import difference, from_record, to_record
+from periodic_jax.runs.disk import check_room
+from periodic_jax.runs.run import resume_run
+from periodic_jax.runs.session import Plan, find_start
+from periodic_jax.storage.run_directory import checkpoint_steps, read_config, write_config
+
+
+def stop_after(chunks):
+    """Asks for an end before the chunk of that number."""
+    asked = iter(range(chunks))
+    return lambda: 0 if next(asked, None) is not None else 143
+
+
+def interrupted(out, chunks=3, **changes):
+    """A run stopped after some chunks: 3 are 30 steps."""
+    with pytest.raises(RunStopped) as stopped:
+        run_sweep(configured(out, **changes), stop=stop_after(chunks))
+    assert stopped.value.status == 143
+    assert f"periodic-jax resume {out}" in str(stopped.value)
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The undisturbed run."""
+    return run_sweep(configured(tmp_path_factory.mktemp("whole") / "run"))
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory):
+    """A run stopped after 30 of 40 steps; copied before use."""
+    return interrupted(tmp_path_factory.mktemp("halfway") / "run")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """All that a session needs but for the directory."""
+    return build_sweep(configured("unused", layout="map"))
+
+
+@pytest.fixture
+def cut(halfway, tmp_path):
+    return shutil.copytree(halfway, tmp_path / "run")
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(whole, cut):
+    before = open_run(cut, flat=True).load()
+    assert np.isfinite(before.loss[0, :30]).all()
+    assert before.loss[:, 30:].isnull().all()
+    assert checkpoint_steps(cut) == [20, 30]
+    assert "summary" not in read_config(cut)
+    resume_run(cut)
+    assert_same_run(cut, whole)
+    record = read_config(cut)
+    assert len(record["sessions"]) == 1
+    assert record["summary"]["config_steps"] == 6 * STEPS
+    assert record["summary"]["session_config_steps"] == 6 * (STEPS - 30)
+    assert (cut / "summary.csv").read_bytes() == (whole / "summary.csv").read_bytes()
+
+
+def test_the_same_sweep_again_goes_on_and_another_one_is_refused(whole, cut):
+    with pytest.raises(ConfigError, match=r"--width 2 there, 3 here; --lr 0\.1 1\.0 1e\+30 there, 0\.2 here"):
+        run_sweep(configured(cut, lr=(0.2,), width=3))
+    run_sweep(configured(cut, keep=1))
+    assert_same_run(cut, whole)
+    assert checkpoint_steps(cut) == [STEPS]
+    with pytest.raises(ConfigError, match="this run is finished"):
+        run_sweep(configured(cut))
+    with pytest.raises(ConfigError, match=r"--steps above 40 to extend it"):
+        resume_run(cut)
+    with pytest.raises(ConfigError, match="at least the 40 steps"):
+        resume_run(cut, steps=39)
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(sweep, cut):
+    for file in (cut / "checkpoints/30").rglob("d/*"):
+        flip(file)
+    told = []
+    start = find_start(sweep, Plan(cut, STEPS, 10), False, told.append)
+    assert start.step == 20
+    assert told[0].startswith("checkpoint 30 cannot be gone on from (")
+    assert start.states.keys() == sweep.placement.fetch(sweep.states).keys()
+
+
+def test_damaged_telemetry_is_named_and_computed_again_on_request(whole, sweep, cut):
+    file = cut / "telemetry.zarr/weight_norm/c/0/0"
+    flip(file)
+    with pytest.raises(ConfigError, match=rf"telemetry: {file} .*checksum.*--truncate .* from step 0 on"):
+        find_start(sweep, Plan(cut, STEPS, 10), False, print)
+    resume_run(cut, truncate=True)
+    assert_same_run(cut, whole)
+
+
+def test_missing_telemetry_is_an_error(sweep, cut):
+    for name in ("loss/c/0/0", "step/zarr.json", "seed/c/0", "zarr.json"):
+        file = cut / "telemetry.zarr" / name
+        moved = file.rename(cut / "moved")
+        with pytest.raises(ConfigError, match=name):
+            find_start(sweep, Plan(cut, STEPS, 10), False, print)
+        moved.rename(file)
+    assert find_start(sweep, Plan(cut, STEPS, 10), False, print).step == 30
+
+
+def test_a_changed_config_is_an_error(cut):
+    file = cut / "config.json"
+    file.write_text(file.read_text().replace('"momentum": [\n      0.9', '"momentum": [\n      0.8'))
+    with pytest.raises(ConfigError, match="checksum"):
+        resume_run(cut)
+
+
+def test_a_run_goes_on_with_another_number_of_devices(whole, cut, monkeypatch):
+    """Three members on two devices are padded; in a checkpoint they are not. The rest agrees to rounding."""
+    (device, _), run = jax.devices(), read_config(cut)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    resume_run(cut)
+    hardware = [session["hardware"]["devices"] for session in (run, *read_config(cut)["sessions"])]
+    assert hardware == [2, 1]
+    found, expected = open_run(cut, flat=True), open_run(whole, flat=True)
+    np.testing.assert_array_equal(found.weight_norm[:, :31], expected.weight_norm[:, :31])
+    for name in ("loss", "weight_norm", "angular_step", "test_loss", "diverged_at"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, err_msg=name)
+
+
+def test_a_record_gives_back_the_configuration(tmp_path):
+    config = configured(tmp_path, keep_every=20, layout="map", init_scale=3, epochs=2, steps=None)
+    record = {"config": to_record(config, "map")}
+    again = from_record(record, tmp_path)
+    assert to_record(again, "map") == record["config"]
+    assert difference(again, record) == ""
+    assert difference(configured(tmp_path, keep_every=20, layout="auto", steps=22, init_scale=3), record) == ""
+
+
+@pytest.mark.parametrize("change", [{"lr": "0.1"}, {"lr": ["a"]}, {"steps": 1.5}, {"width": None}, {"augment": 1}])
+def test_a_strange_configuration_is_refused(cut, change):
+    record = read_config(cut)
+    write_config(cut, {**record, "config": {**record["config"], **change}})
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        resume_run(cut)
+
+
+def test_no_path_in_a_record_is_followed(cut, monkeypatch):
+    record = read_config(cut)
+    strange = {"dataset": "/etc/secret.npz", "data_dir": "/etc", "download": True, "out": "/etc"}
+    write_config(cut, {**record, "config": {**record["config"], **strange}})
+    with pytest.raises(ConfigError, match=r"--dataset: none given for /etc/secret\.npz"):
+        resume_run(cut)
+    config = from_record(read_config(cut), cut, dataset="digits")
+    assert (config.out, config.data_dir, config.download, config.dataset) == (cut, None, False, "digits")
+
+
+def test_other_images_than_before_are_refused(cut):
+    record = read_config(cut)
+    write_config(cut, {**record, "data": {**record["data"], "crc32": 1}})
+    with pytest.raises(ConfigError, match=r"crc32 .* is not accepted; expected 1, as before"):
+        resume_run(cut)
+
+
+def test_two_processes_are_kept_off_one_directory(cut):
+    with (cut / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for start in (lambda: resume_run(cut), lambda: run_sweep(configured(cut))):
+            with pytest.raises(ConfigError, match="no other process"):
+                start()
+
+
+def test_a_disk_that_fails_is_one_line_and_loses_nothing(whole, tmp_path, monkeypatch):
+    """The third evaluation cannot be written; afterwards the run goes on from its last checkpoint."""
+    from periodic_jax.storage.writer import TelemetryWriter
+
+    write = TelemetryWriter.write_evaluation
+
+    def fails(self, step, evaluation):
+        if step == 20:
+            raise OSError(28, "No space left on device")
+        write(self, step, evaluation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TelemetryWriter, "write_evaluation", fails)
+        with pytest.raises(RunStopped, match=r"No space left on device; all up to step 10 is kept") as stopped:
+            run_sweep(configured(tmp_path / "run"))
+    assert stopped.value.status == 1
+    resume_run(tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_no_room_is_said(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(ConfigError, match=r"--out: .* MB free, which the run may take \(there are 1 kB\)"):
+        check_room(sweep, Plan(tmp_path, 10**5, 10))
+    with pytest.raises(ConfigError, match="free, which the run may take"):
+        run_sweep(configured(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="free, which the run may take"):
+        run_sweep(configured(tmp_path / "mine"))
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_network_beyond_the_memory_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ConfigError, match=r"network: ConvNetSI of width 60000 .*\(they take [0-9.]+ TB\)"):
+        run_sweep(configured(tmp_path / "run", width=60000, depth=3))
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_killed_and_terminated_runs_lose_nothing(whole, tmp_path, capfd, monkeypatch):
+    """SIGKILL right after a checkpoint, SIGTERM in the next session, and a third one to the end."""
+    out = tmp_path / "run"
+    process = started(out)
+    wait_for(process, lambda: checkpoint_steps(out))
+    process.kill()
+    assert "Traceback" not in process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL
+    first, *later = checkpoint_steps(out)
+    assert first == 10
+    for step in later:
+        shutil.rmtree(out / f"checkpoints/{step}")
+
+    save = Checkpoints.save
+
+    def saves(self, step, states):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)  # a thread hears it
+        save(self, step, states)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", saves)
+        patch.setattr(signals.os, "_exit", lambda status: None)  # it comes again with the last checkpoint
+        with pytest.raises(SystemExit) as stop:
+            main(["resume", str(out)])
+    assert stop.value.code == 143
+    said = capfd.readouterr().err
+    assert "finishing the current chunk; again to stop at once" in said
+    last = said.splitlines()[-1]
+    assert last == f"periodic-jax: stopped after 30 of {STEPS} steps; to go on: periodic-jax resume {out}"
+    resume_run(out)
+    assert_same_run(out, whole)

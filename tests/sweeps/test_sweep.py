@@ -1,0 +1,300 @@
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.reference import augmented
+
+from periodic_jax import Batch, ConfigError, SweepGrid, create_train_state, dynamics, models, train_step
+from periodic_jax.sweeps.placement import Arrangement
+from periodic_jax.sweeps.sweep import Sweep
+from periodic_jax.training import input_pipeline
+from periodic_jax.training.vectorize import lay_out
+
+LAYOUTS = ["vmap", "unroll", "map", "map:2"]
+GRID = SweepGrid.product(lr=[0.05, 1.0], weight_decay=[1e-3, 1e-2], seed=[4, 0])
+
+
+def network(dtype=jnp.float64, **options):
+    """Two convolutions: quick to compile."""
+    return models.ConvNet(width=2, depth=1, num_classes=3, param_dtype=dtype, **options)
+
+
+def collect(sweep, steps, **options):
+    """All telemetry ``(configs, steps)`` and the evaluations ``(configs, evaluations)``."""
+    chunks = list(sweep.chunks(steps, **{"eval_every": 7, **options}))
+    telemetry = {n: np.concatenate([c.telemetry[n] for c in chunks], 1) for n in chunks[0].telemetry}
+    evaluations = [c.evaluation for c in chunks if c.evaluation]
+    return telemetry, {n: np.stack([e[n] for e in evaluations], 1) for n in evaluations[0]}
+
+
+def alone(model, dataset, lr, weight_decay, seed, steps, batch_size):
+    """One configuration trained by itself, with the public functions only."""
+    on_device = input_pipeline.to_device(dataset, model.param_dtype)
+    images = jnp.zeros((batch_size, *dataset.image_shape), model.param_dtype)
+    key = input_pipeline.purpose_key(jnp.uint32(seed), input_pipeline.INITIALISATION)
+    state = create_train_state(model, model.labels(), key, images)
+    rows = input_pipeline.batch_indices(
+        jnp.uint32(seed), jnp.int32(0), steps, capacity=steps, count=len(dataset.images), batch_size=batch_size
+    )
+    hparams = jax.tree.map(lambda h: h[0], SweepGrid.product(lr=lr, weight_decay=weight_decay).hparams())
+    step, history = jax.jit(train_step), []
+    for row in rows:
+        batch = Batch(input_pipeline.normalise(on_device.images[row], on_device), on_device.labels[row])
+        state, metrics = step(state, hparams, batch)
+        history.append(metrics)
+    return {name: np.array([m[name] for m in history]) for name in ("loss", "weight_norm", "angular_step", "accuracy")}
+
+
+@pytest.mark.parametrize(("layout", "devices"), [*((layout, 2) for layout in LAYOUTS), ("map", 1)])
+def test_a_configuration_in_a_grid_equals_the_same_alone(float64, tiny, layout, devices):
+    model = network()
+    sweep = Sweep(model, tiny, GRID, batch_size=12, layout=layout, devices=jax.devices()[:devices])
+    assert len(sweep.placement.devices) == devices
+    telemetry, _ = collect(sweep, 20)
+    for i in (0, 3, 6):
+        expected = alone(
+            model, tiny, *(float(GRID.coords[n][i]) for n in ("lr", "weight_decay")), int(GRID.seeds[i]), 20, 12
+        )
+        for name, values in expected.items():
+            np.testing.assert_allclose(telemetry[name][i], values, rtol=1e-7, atol=1e-10, err_msg=f"{name} of {i}")
+
+
+@pytest.mark.parametrize("layout", ["map"])
+def test_in_float32_too(tiny, model, layout):
+    telemetry, _ = collect(Sweep(model, tiny, GRID, batch_size=12, layout=layout), 20)
+    for i in (0, 7):
+        expected = alone(
+            model, tiny, *(float(GRID.coords[n][i]) for n in ("lr", "weight_decay")), int(GRID.seeds[i]), 20, 12
+        )
+        np.testing.assert_allclose(telemetry["loss"][i], expected["loss"], rtol=2e-3)
+        np.testing.assert_allclose(telemetry["weight_norm"][i], expected["weight_norm"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_nan_configuration_changes_no_other_by_one_bit(tiny, model, layout):
+    grid = SweepGrid.product(lr=[0.05, 0.1, 0.5, 1.0], weight_decay=1e-3)
+
+    def run(poisoned):
+        sweep = Sweep(model, tiny, grid, batch_size=12, layout=layout)
+        if poisoned is not None:
+            place = (sweep.placement.arrangement.row[poisoned], sweep.placement.arrangement.column[poisoned])
+            params = jax.tree.map(lambda leaf: leaf.at[place].set(jnp.nan), sweep.states.params)
+            sweep.states = sweep.states.replace(
+                params=jax.device_put(params, jax.tree.map(lambda p: p.sharding, sweep.states.params))
+            )
+        telemetry, evaluations = collect(sweep, 20)
+        return {**telemetry, **evaluations}, sweep.placement.arrangement.flatten(sweep.states.diverged_at)
+
+    sound, marks = run(None)
+    assert (marks == -1).all()
+    for poisoned in (0, 2):
+        broken, marks = run(poisoned)
+        assert marks[poisoned] == 0
+        others = [i for i in range(4) if i != poisoned]
+        assert (marks[others] == -1).all()
+        for name in sound:
+            assert np.array_equal(broken[name][others], sound[name][others]), name
+        assert np.isnan(broken["loss"][poisoned]).all()
+
+
+def test_one_compilation_serves_chunks_of_every_length(tiny, model):
+    sweep = Sweep(model, tiny, GRID, batch_size=12, capacity=9)
+    lengths = [chunk.steps for chunk in sweep.chunks(50, eval_every=11)]
+    assert sum(lengths) == 50
+    assert len(set(lengths)) > 2
+    list(sweep.chunks(5, eval_every=100))
+    assert sweep.compilations == 1
+    assert sweep._run_chunk._cache_size() == 1
+    assert sweep._run_evaluation._cache_size() == 1
+
+
+@pytest.mark.parametrize("capacity", [4])
+def test_results_do_not_depend_on_the_chunks_by_one_bit(tiny, model, capacity):
+    whole, evaluations = collect(Sweep(model, tiny, GRID, batch_size=12, capacity=20), 20)
+    cut, again = collect(Sweep(model, tiny, GRID, batch_size=12, capacity=capacity), 20)
+    for name in whole:
+        assert np.array_equal(whole[name], cut[name]), name
+    for name in evaluations:
+        assert np.array_equal(evaluations[name], again[name]), name
+
+
+def test_evaluations_come_before_the_first_step_every_so_often_and_at_the_end(tiny, model):
+    chunks = list(Sweep(model, tiny, GRID, batch_size=12).chunks(17, eval_every=7))
+    assert [c.first_step + c.steps for c in chunks if c.evaluation] == [0, 7, 14, 17]
+
+
+@pytest.mark.parametrize("batch_size", [12, 40])
+def test_evaluation_counts_every_image_once(float64, tiny, batch_size):
+    """40 = 3 x 12 + 4 training images and 11 test images, fewer than a mini-batch."""
+    model = network()
+    sweep = Sweep(model, tiny, GRID, batch_size=batch_size)
+    first = next(iter(sweep.chunks(1, eval_every=1))).evaluation
+    on_device = input_pipeline.to_device(tiny, jnp.float64)
+    variables = jax.tree.map(
+        lambda leaf: leaf[0, 0], {"params": sweep.states.params, "batch_stats": sweep.states.batch_stats}
+    )
+
+    def loss(images, labels, train):
+        logits, _ = model.apply(
+            variables, input_pipeline.normalise(images, on_device), train=train, mutable=["batch_stats"]
+        )
+        return -jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels], logits.argmax(1) != labels
+
+    config = int(sweep.placement.arrangement.source[0, 0])
+    losses, errors = np.full(40, np.nan), np.full(40, np.nan)
+    for stop in (*range(batch_size, 40, batch_size), 40):
+        whole = slice(stop - batch_size, stop)  # the last mini-batch is filled up with images from before it
+        new = slice(stop - (batch_size if stop < 40 else 40 - (40 - 1) // batch_size * batch_size), stop)
+        for total, part in zip((losses, errors), loss(tiny.images[whole], tiny.labels[whole], True), strict=True):
+            total[new] = part[new.start - whole.start :]
+    assert first["train_loss"][config] == pytest.approx(float(losses.mean()), rel=1e-9)
+    assert first["train_error"][config] == pytest.approx(float(errors.mean()), rel=1e-12)
+    test_loss, wrong = loss(tiny.test_images, tiny.test_labels, False)
+    assert first["test_loss"][config] == pytest.approx(float(test_loss.mean()), rel=1e-9)
+    assert first["test_error"][config] == pytest.approx(np.asarray(wrong).mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
+def test_recorded_neighbours_obey_pythagoras_and_the_rotation_budget(tiny, precision, tolerance):
+    """ρ_{t+1}² = a²ρ_t² + η²g̃_t²/ρ_t² and Σ -ln cos θ = -T ln a + ln(ρ_T/ρ_0), of what was recorded; batch norm with
+    ε = 0."""
+    with jax.enable_x64(precision == "float64"), jax.default_matmul_precision("highest"):
+        dtype = jnp.dtype(precision)
+        model = models.ConvNet(width=2, num_classes=3, eps=0.0, param_dtype=dtype)
+        telemetry, _ = collect(Sweep(model, tiny, GRID, batch_size=12), 200)
+    seen = {name: values.astype(np.float64) for name, values in telemetry.items()}
+    assert all(np.isfinite(values).all() for values in seen.values())
+    lr, decay = (GRID.coords[n][:, None] for n in ("lr", "weight_decay"))
+    rho, grad = seen["weight_norm"], seen["effective_grad_norm"]
+    predicted = dynamics.next_weight_norm(rho, grad, lr, decay)
+    np.testing.assert_allclose(predicted[:, :-1] ** 2, rho[:, 1:] ** 2, rtol=tolerance)
+    np.testing.assert_allclose(seen["effective_lr"], lr / rho**2, rtol=tolerance)
+    spent = dynamics.rotation_spent(seen["angular_step"])[:, :-1].sum(1)
+    budget = dynamics.rotation_budget(199, rho[:, 0], rho[:, -1], lr[:, 0], decay[:, 0])
+    np.testing.assert_allclose(spent, budget, rtol=tolerance)
+    assert seen["radial_leak"].max() < (1e-9 if precision == "float64" else 1e-3)
+
+
+def test_per_layer_telemetry_adds_up(tiny, model):
+    sweep = Sweep(model, tiny, GRID, batch_size=12, per_layer=True)
+    telemetry, _ = collect(sweep, 5)
+    assert sweep.layer_names() == ["conv0/kernel", "conv1/kernel"]
+    assert telemetry["layer_weight_norm"].shape == (8, 5, 2)
+    total = np.sqrt((telemetry["layer_weight_norm"] ** 2).sum(-1))
+    np.testing.assert_allclose(total, telemetry["weight_norm"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("seeds", [[0], [3, 3, 3], [5, 1, 5, 1, 5], [0, 1, 2, 3, 4, 5, 6]])
+@pytest.mark.parametrize("devices", [1, 2, 3])
+def test_an_arrangement_shows_every_configuration_in_its_place(seeds, devices):
+    seeds = np.array(seeds)
+    arranged = Arrangement.of(seeds, devices)
+    assert arranged.source.shape[0] % devices == 0
+    assert np.array_equal(arranged.source[arranged.row, arranged.column], np.arange(len(seeds)))
+    assert (seeds[arranged.source] == arranged.seeds[:, None]).all()
+    assert np.array_equal(arranged.flatten(arranged.source), np.arange(len(seeds)))
+
+
+def test_a_grid_with_ragged_seeds_is_padded_and_unpadded(tiny, model):
+    grid = SweepGrid.of(
+        [{"lr": 0.1, "seed": 2}, {"lr": 0.2, "seed": 1}, {"lr": 0.3, "seed": 2}, {"lr": 0.4, "seed": 2}]
+    )
+    ragged, _ = collect(Sweep(model, tiny, grid, batch_size=12), 6)
+    for i in (0, 1, 3):
+        single = SweepGrid.of([{name: grid.coords[name][i] for name in ("lr", "seed")}])
+        one, _ = collect(Sweep(model, tiny, single, batch_size=12), 6)
+        np.testing.assert_allclose(ragged["loss"][i], one["loss"][0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_lay_out_stacks_a_function_of_several_trees(layout):
+    double = lay_out(lambda a, b: {"sum": a["x"] + b, "product": a["x"] * b, "empty": a["empty"]}, layout)
+    out = double({"x": jnp.arange(5.0), "empty": jnp.zeros((5, 0))}, jnp.full(5, 2.0))
+    assert out["empty"].shape == (5, 0)
+    assert np.array_equal(out["sum"], np.arange(5) + 2)
+    assert np.array_equal(out["product"], np.arange(5) * 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"batch_size": 41}, "--batch-size: 41"),
+        ({"batch_size": 1}, "--batch-size: 1"),
+        ({"layout": "pmap"}, "--layout: pmap"),
+        ({"layout": "map:0"}, "--layout: map:0"),
+    ],
+)
+def test_unusable_settings_are_refused(tiny, model, options, named):
+    with pytest.raises(ConfigError, match=named):
+        Sweep(model, tiny, GRID, **{"batch_size": 12, **options})
+
+
+class Probe(nn.Module):
+    """Not a network: its logits are fixed linear functions of the images, so that the loss tells which it saw."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        scale = self.param("scale", nn.initializers.ones, (1,))
+        flat = images.reshape(len(images), -1)
+        return 0 * scale + flat @ jnp.sin(jnp.arange(flat.shape[1] * 3.0)).reshape(-1, 3)
+
+    def labels(self):
+        return "scale_invariant"
+
+
+@pytest.mark.parametrize(
+    ("layout", "devices", "capacity"),
+    [("map", 2, 20), ("map", 1, 3), ("vmap", 2, 20), ("unroll", 1, 20)],
+)
+def test_the_batches_are_the_same_whatever_the_layout_the_devices_and_the_chunks(tiny, layout, devices, capacity):
+    """And they are those of a plain numpy implementation of order and augmentation."""
+    grid = SweepGrid.product(lr=[0.05, 1.0], seed=[4, 0])
+    sweep = Sweep(
+        Probe(),
+        tiny,
+        grid,
+        batch_size=12,
+        layout=layout,
+        devices=jax.devices()[:devices],
+        capacity=capacity,
+        augment=True,
+    )
+    telemetry, _ = collect(sweep, 9)
+    for seed in (0, 4):
+        rows = input_pipeline.batch_indices(jnp.uint32(seed), jnp.int32(0), 9, capacity=9, count=40, batch_size=12)
+        expected = []
+        for step, row in enumerate(np.asarray(rows)):
+            pixels = augmented(tiny.images[row], input_pipeline.augmentation_key(jnp.uint32(seed), jnp.int32(step)))
+            images = (pixels / 255 - np.array(tiny.mean)) / np.array(tiny.std)
+            logits = images.reshape(12, -1) @ np.sin(np.arange(128 * 3.0)).reshape(-1, 3)
+            right = logits[np.arange(12), tiny.labels[row]]
+            expected.append((np.log(np.exp(logits).sum(1)) - right).mean())
+        for config in np.flatnonzero(grid.seeds == seed):
+            np.testing.assert_allclose(telemetry["loss"][config], expected, rtol=2e-5)
+
+
+def test_corrupted_and_clean_images_are_evaluated_apart(tiny):
+    corrupted = np.arange(40) % 3 == 1
+    dataset = dataclasses.replace(tiny, corrupted=corrupted)
+    sweep = Sweep(Probe(), dataset, GRID, batch_size=12)
+    assert set(sweep.evaluations) == set(next(iter(sweep.chunks(1, eval_every=1))).evaluation)
+    _, seen = collect(sweep, 1)
+    images = (tiny.images / 255 - np.array(tiny.mean)) / np.array(tiny.std)
+    logits = images.reshape(40, -1) @ np.sin(np.arange(128 * 3.0)).reshape(-1, 3)
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(40), tiny.labels]
+    errors = logits.argmax(1) != tiny.labels
+    for name, part in (("train", slice(None)), ("corrupted_train", corrupted), ("clean_train", ~corrupted)):
+        np.testing.assert_allclose(seen[f"{name}_loss"], losses[part].mean(), rtol=2e-5)
+        np.testing.assert_allclose(seen[f"{name}_error"], errors[part].mean(), rtol=1e-6)
+
+
+def test_without_corruption_there_are_no_such_evaluations(tiny):
+    assert Sweep(Probe(), tiny, GRID, batch_size=12).evaluations == (
+        "train_loss",
+        "train_error",
+        "test_loss",
+        "test_error",
+    )
