@@ -6,7 +6,8 @@
 The order is the grid's, so that a run can go on with another number of devices. Earlier versions could share a grid
 among processes: what these wrote has a part for each, with a row of ``check``, and padding behind the last
 configuration, which is cut off. Checksums, and the shapes that are declared, are compared before orbax reads anything,
-since its readers do not bear damage well. Nothing in a checkpoint is unpickled or run. `checkpoints.writer` writes them.
+since its readers do not bear damage well. Nothing in a checkpoint is unpickled or run.
+`checkpoints.writer` writes them.
 """
 
 import contextlib

@@ -33,7 +33,8 @@ class Surface:
         states: of the configurations, stacked ``(configs, ...)``.
         batches: of `fixed_batches`.
         weights: ``invariant`` or ``all``.
-        layout: of the configurations within a device, see `training.vectorize`; None: ``map`` on CPU, ``vmap`` elsewhere.
+        layout: of the configurations within a device, see `training.vectorize`; None: ``map`` on CPU and ``vmap``
+            elsewhere.
         devices: JAX devices to share the mini-batches; all, if None.
 
     Raises:
