@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.common import save, summary, table
 from periodic_jax import RunConfig
 from periodic_jax.runs.build import build_sweep
-from periodic_jax.runs.session import Plan, train
+from periodic_jax.runs.session import SessionPlan, train_session
 from periodic_jax.sweeps.sweep import Sweep
 from periodic_jax.training import xla
 
@@ -68,9 +68,9 @@ def timed(sweep: Sweep, initial: dict[str, np.ndarray], steps: int, seconds: flo
     """One run in a folder of its own: how long it took by both clocks, and how many checkpoints it wrote."""
     with tempfile.TemporaryDirectory() as folder:
         sweep.restore(initial, 0)
-        plan = Plan(Path(folder), steps, eval_every=steps, seconds=seconds, keep=10**6)
+        plan = SessionPlan(Path(folder), steps, eval_every=steps, seconds=seconds, keep=10**6)
         started, busy = time.perf_counter(), time.process_time()
-        train(sweep, plan)
+        train_session(sweep, plan)
         elapsed = {"wall": time.perf_counter() - started, "cpu": time.process_time() - busy}
         return {**elapsed, "checkpoints": len(list((Path(folder) / "checkpoints").iterdir()))}
 

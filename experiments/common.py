@@ -140,8 +140,8 @@ def print_estimate(runs: Mapping[str, RunConfig | Branch]) -> None:
             seconds, per_step, left = estimate(run)
             timed[name] = per_step, planned_steps(run)
         total += seconds
-        print(f"{name}: {left:,} steps left at {per_step:.3g} s, about {in_words(seconds)}", flush=True)
-    print(f"all: about {in_words(total)} on this machine, without compilation", flush=True)
+        print(f"{name}: {left:,} steps left at {per_step:.3g} s, about {format_bytes(seconds)}", flush=True)
+    print(f"all: about {format_bytes(total)} on this machine, without compilation", flush=True)
 
 
 def estimate(config: RunConfig) -> tuple[float, float, int]:
@@ -172,7 +172,7 @@ def estimate(config: RunConfig) -> tuple[float, float, int]:
     return per_step * left + left / evaluated_every(config) * batches * each, per_step, left
 
 
-def in_words(seconds: float) -> str:
+def format_bytes(seconds: float) -> str:
     """A duration.
 
     Example:

@@ -18,7 +18,7 @@ from periodic_jax.analysis.periods import Periods, delta_jumps
 LEAST_RECENT = 50  # steps over which ℓ and L are taken; otherwise the later half of the fall so far
 
 
-class Standing(NamedTuple):
+class ForecastOrigin(NamedTuple):
     """Where configurations stand at some steps, ``(configs, origins)``."""
 
     origin: np.ndarray  # the step
@@ -38,7 +38,7 @@ class Forecast(NamedTuple):
     expected: np.ndarray
 
 
-def standing(telemetry: Mapping[Any, Any], found: Periods, weight_decay: np.ndarray) -> Standing:
+def forecast_origin(telemetry: Mapping[Any, Any], found: Periods, weight_decay: np.ndarray) -> ForecastOrigin:
     """Where each configuration stands half-way down each fall that led to a destabilisation, and at its last step.
 
     Args:
@@ -54,7 +54,7 @@ def standing(telemetry: Mapping[Any, Any], found: Periods, weight_decay: np.ndar
     )
     configs = len(norm)
     most = found.onset.shape[1]
-    table = np.full((len(Standing._fields), configs, most + 1), np.nan)
+    table = np.full((len(ForecastOrigin._fields), configs, most + 1), np.nan)
     for i in range(configs):
         known = np.flatnonzero(np.isfinite(elr[i]) & np.isfinite(gradient[i]) & (norm[i] > 0))
         if not len(known):
@@ -80,11 +80,11 @@ def standing(telemetry: Mapping[Any, Any], found: Periods, weight_decay: np.ndar
                 following[0] if len(following) else np.nan,
             )
             table[:, i, k if k < count else most] = row
-    return Standing(*table)
+    return ForecastOrigin(*table)
 
 
 def forecast(
-    now: Standing, reference: np.ndarray, weight_decay: np.ndarray, momentum: np.ndarray, free: np.ndarray
+    now: ForecastOrigin, reference: np.ndarray, weight_decay: np.ndarray, momentum: np.ndarray, free: np.ndarray
 ) -> Forecast:
     """Forecasts from where configurations stand.
 

@@ -40,7 +40,7 @@ class Verdict(NamedTuple):
     score: np.ndarray  # of it
 
 
-def fresh(configs: int, every: int, dtype: Any) -> Rule:
+def initial_rule(configs: int, every: int, dtype: Any) -> Rule:
     """What is known before the first step, as arrays of 32 bits, or of the telemetry's floating-point type.
 
     Args:
@@ -64,14 +64,14 @@ def fresh(configs: int, every: int, dtype: Any) -> Rule:
     }
 
 
-def collect(rule: Rule, first_step: int, loss: np.ndarray, norm: np.ndarray) -> None:
+def update_rule(rule: Rule, first_step: int, loss: np.ndarray, norm: np.ndarray) -> None:
     """Put consecutive steps ``(configs, steps)`` of one window into it."""
     every = rule["loss"].shape[1]
     place = slice(first_step % every, first_step % every + loss.shape[1])
     rule["loss"][:, place], rule["norm"][:, place] = loss, norm
 
 
-def conclude(rule: Rule, end: int, alive: np.ndarray) -> Verdict:
+def conclude_periods(rule: Rule, end: int, alive: np.ndarray) -> Verdict:
     """Read a whole window, and empty it.
 
     Args:

@@ -9,7 +9,7 @@ import xarray as xr
 from scipy import stats
 
 from periodic_jax import dynamics
-from periodic_jax.analysis.forecast import Forecast, Standing, forecast, references, standing
+from periodic_jax.analysis.forecast import Forecast, ForecastOrigin, forecast, forecast_origin, references
 from periodic_jax.analysis.periods import Cycles, Periods, cycles, detect_periods
 from periodic_jax.analysis.regimes import BURN_IN, Regimes, classify_regimes
 from periodic_jax.analysis.stability import before_onsets, threshold
@@ -99,7 +99,7 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
     variables |= _stability(dataset, found, hyper)
     coords = {**{name: dataset[name] for name in AXES}, "check": list(CHECKS), "fit": list(FITS)}
     if predict:
-        now = Standing(*_stacked([part[4] for part in parts]))
+        now = ForecastOrigin(*_stacked([part[4] for part in parts]))
         gone = np.isfinite(read(dataset, "diverged_at"))
         variables |= _forecasts(now, found, hyper, decay, gone)
     return xr.Dataset(variables, coords, {"run": dataset.attrs.get("name", ""), "burn_in": BURN_IN})
@@ -134,19 +134,19 @@ def _of_block(
     theory = check(curves, hyper["weight_decay"][rows], hyper["momentum"][rows], free[rows])
     known = np.isfinite(block["loss"]) | np.isfinite(block["weight_norm"])
     steps = np.max(np.where(known, np.arange(known.shape[1]) + 1, 0), axis=1, initial=0)
-    now = standing(block, found, decay[rows]) if predict else None
+    now = forecast_origin(block, found, decay[rows]) if predict else None
     return found, regimes, theory, (_last(block["weight_norm"]), steps), now
 
 
 def _stacked(parts: list[Any]) -> list[np.ndarray]:
-    """Fields of blocks one after the other, the shorter ones filled up with NaN before the last of ``Standing``."""
+    """Fields of blocks one after the other, the shorter ones filled up with NaN before the last of `ForecastOrigin`."""
     stacked = []
     for columns in zip(*parts, strict=True):
         if columns[0].ndim < 2:
             stacked.append(np.concatenate(columns))
             continue
         most = max(column.shape[1] for column in columns)
-        moved = isinstance(parts[0], Standing)  # whose last entry is that of the last step, and stays the last
+        moved = isinstance(parts[0], ForecastOrigin)  # whose last entry is that of the last step, and stays the last
         filled = [
             np.insert(column, [column.shape[1] - moved] * (most - column.shape[1]), np.nan, axis=1)
             for column in columns
@@ -246,7 +246,7 @@ def _lowest_between(dataset: xr.Dataset, name: str, found: Periods) -> np.ndarra
 
 
 def _forecasts(
-    now: Standing, found: Periods, hyper: dict[str, np.ndarray], decay: np.ndarray, gone: np.ndarray
+    now: ForecastOrigin, found: Periods, hyper: dict[str, np.ndarray], decay: np.ndarray, gone: np.ndarray
 ) -> dict[str, Any]:
     """The forecast for the next destabilisation of what has not diverged, and of recorded ones for a back-test."""
     ahead: Forecast = forecast(now, references(found.onset_effective_lr), decay, hyper["momentum"], decay > 0)

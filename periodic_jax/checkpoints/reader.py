@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from periodic_jax.core.errors import ConfigError
-from periodic_jax.core.files import read_json, used
-from periodic_jax.storage.checksums import SEAL, is_whole
+from periodic_jax.core.files import read_json, used_bytes
+from periodic_jax.storage.checksums import SEAL, is_checksummed
 from periodic_jax.storage.run_directory import CHECKPOINTS, CHECKSUMS
 
 Tree = Mapping[str, np.ndarray]
@@ -36,7 +36,7 @@ FRAMING = 2**24  # bytes, more than the files of a checkpoint take beside its ar
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every file it writes
 
 
-class DamagedCheckpoint(Exception):
+class CorruptedCheckpoint(Exception):
     """A checkpoint that is not what was written."""
 
 
@@ -58,7 +58,7 @@ def orbax() -> Any:
     raise ConfigError("orbax-checkpoint", version, f"a version with {' or '.join(ORBAX_V1)}, such as 0.12.8")
 
 
-def load(path: Path, step: int, like: Tree) -> dict[str, np.ndarray]:
+def load_checkpoint(path: Path, step: int, like: Tree) -> dict[str, np.ndarray]:
     """Read a checkpoint.
 
     Args:
@@ -73,7 +73,7 @@ def load(path: Path, step: int, like: Tree) -> dict[str, np.ndarray]:
         DamagedCheckpoint: anything else than what was written, or other arrays than ``like``.
     """
     folder, configs = path / CHECKPOINTS / str(step), _length(like)
-    with _told_as_damage():
+    with _as_corruption():
         _check_files(folder, sum(array.nbytes for array in like.values()))
         declared = _outline(orbax().metadata(os.path.abspath(folder)).metadata)
         parts, rows = _parts_and_rows(declared, like)
@@ -88,23 +88,23 @@ def load(path: Path, step: int, like: Tree) -> dict[str, np.ndarray]:
         for k, (written, held, crc) in enumerate(np.asarray(content["check"]).tolist()):
             piece = {name: array[k * (rows // parts) :][:held] for name, array in stored.items()}
             if (written, crc) != (step, checksum(piece)):
-                raise DamagedCheckpoint("its arrays have another checksum")
+                raise CorruptedCheckpoint("its arrays have another checksum")
             pieces.append(piece)
         states = {name: np.concatenate([piece[name] for piece in pieces]) for name in stored}
         if {len(array) for array in states.values()} != {configs}:
-            raise DamagedCheckpoint("it is of other configurations")
+            raise CorruptedCheckpoint("it is of other configurations")
         return states
 
 
 @contextlib.contextmanager
-def _told_as_damage() -> Iterator[None]:
+def _as_corruption() -> Iterator[None]:
     """Whatever a crafted checkpoint makes orbax or tensorstore raise."""
     try:
         yield
-    except (DamagedCheckpoint, ConfigError):
+    except (CorruptedCheckpoint, ConfigError):
         raise
     except Exception as error:
-        raise DamagedCheckpoint(str(error).partition("\n")[0][:200] or type(error).__name__) from None
+        raise CorruptedCheckpoint(str(error).partition("\n")[0][:200] or type(error).__name__) from None
 
 
 def _parts_and_rows(declared: Mapping[str, tuple[Any, ...]], like: Tree) -> tuple[int, int]:
@@ -128,22 +128,22 @@ def _like(like: Tree, rows: int, parts: int) -> dict[str, Any]:
 
 def _check_files(folder: Path, size: int) -> None:
     """Compare all checksums of the files of a checkpoint whose arrays take ``size`` bytes."""
-    if (found := used(folder)) > 2 * size + FRAMING:
-        raise DamagedCheckpoint(f"its files take {found} bytes, its arrays {size}")
+    if (found := used_bytes(folder)) > 2 * size + FRAMING:
+        raise CorruptedCheckpoint(f"its files take {found} bytes, its arrays {size}")
     sealed = read_json(folder / CHECKSUMS)
-    if not is_whole(sealed):
-        raise DamagedCheckpoint(f"{CHECKSUMS} has another checksum")
+    if not is_checksummed(sealed):
+        raise CorruptedCheckpoint(f"{CHECKSUMS} has another checksum")
     for name, crc in file_checksums(folder).items():
         if sealed.pop(name, None) != crc:
-            raise DamagedCheckpoint(f"{name} has another checksum")
+            raise CorruptedCheckpoint(f"{name} has another checksum")
     if missing := set(sealed) - {SEAL}:
-        raise DamagedCheckpoint(f"{min(missing)} is missing")
+        raise CorruptedCheckpoint(f"{min(missing)} is missing")
 
 
 def _outline(tree: Any) -> dict[str, tuple[Any, ...]]:
     """Shape, dtype and whether a stored block is larger than the array, of each array."""
     if tree is None:
-        raise DamagedCheckpoint("what it declares cannot be read")
+        raise CorruptedCheckpoint("what it declares cannot be read")
     outline = {}
     for name, leaf in {"check": tree["check"], **{f"states.{n}": leaf for n, leaf in tree["states"].items()}}.items():
         stored = getattr(leaf, "storage_metadata", None)
@@ -160,7 +160,7 @@ def _check_outline(declared: Mapping[str, tuple[Any, ...]], wanted: Mapping[str,
                 "nothing" if one is None else f"{one[1]} {one[0]}{' in larger blocks' if one[2] else ''}"
                 for one in (declared.get(name), wanted.get(name))
             )
-            raise DamagedCheckpoint(f"it declares {here} for {name}, the run {there}")
+            raise CorruptedCheckpoint(f"it declares {here} for {name}, the run {there}")
 
 
 def file_checksums(folder: Path) -> dict[str, int]:

@@ -112,7 +112,7 @@ def write_first(path: Path, step: int, states: Tree) -> None:
     checkpoints.wait()
 
 
-def settle_first(path: Path, *, forget: bool) -> None:
+def finalize_first(path: Path, *, forget: bool) -> None:
     """Put a branch's first checkpoint in its place, or forget what a killed process left of one.
 
     Args:

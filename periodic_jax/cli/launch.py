@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from periodic_jax.cli.parser import tell
+from periodic_jax.cli.parser import log_line
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.storage.locks import FREE, is_locked
 from periodic_jax.training import xla
@@ -16,36 +16,38 @@ if TYPE_CHECKING:
     from periodic_jax.sweeps.sweep import Chunk
 
 
-def plan(config: "RunConfig") -> None:
+def print_plan(config: "RunConfig") -> None:
     """Tell what a sweep would take; writes nothing."""
     from periodic_jax.runs import planning
     from periodic_jax.runs.run import check
 
-    config, said = planning.first_block(config)
+    config, said = planning.fitting_part(config)
     check(config)
     xla.use_cores_as_devices()
     xla.keep_compiled_programs()
     if said:
         print(said)
-    for line in planning.describe(planning.plan(config), config, planning.device_memory()):
+    for line in planning.describe_plan(planning.plan(config), config, planning.device_memory()):
         print(line)
 
 
-def claim(config: "RunConfig") -> None:
+def claim_folder(config: "RunConfig") -> None:
     """Refuse what cannot run before anything is printed, compiled or written."""
-    from periodic_jax.runs.run import check, standing
+    from periodic_jax.runs.run import check
     from periodic_jax.storage.run_directory import claim_directory
 
     check(config)
-    if standing(config) is None:
+    if resumable_manifest(config) is None:
         claim_directory(Path(config.out))
     elif is_locked(Path(config.out)):
         raise ConfigError("run directory", config.out, FREE)
     else:
-        tell(f"{config.out} holds this run, unfinished: going on with it")
+        log_line(f"{config.out} holds this run, unfinished: going on with it")
 
 
-def train(out: str | Path, start: Callable[..., Path], *arguments: Any, **options: Any) -> tuple[Path, list[Any]]:
+def train_with_progress(
+    out: str | Path, start: Callable[..., Path], *arguments: Any, **options: Any
+) -> tuple[Path, list[Any]]:
     """Run with a progress bar; the run directory and its analysis."""
     from periodic_jax.runs.signals import Stop
 
@@ -53,10 +55,10 @@ def train(out: str | Path, start: Callable[..., Path], *arguments: Any, **option
     xla.keep_compiled_programs()
     found: list[Any] = []
     with Stop() as stop, _progress(out) as report:
-        return start(*arguments, **options, progress=report, stop=stop, say=tell, analysed=found.append), found
+        return start(*arguments, **options, progress=report, stop=stop, say=log_line, analysed=found.append), found
 
 
-def show(path: Path, found: list[Any]) -> list[Path]:
+def show_results(path: Path, found: list[Any]) -> list[Path]:
     """Draw the figures, and print the table and the summary."""
     from periodic_jax import plots
     from periodic_jax.reporting import tables
@@ -77,7 +79,7 @@ def show(path: Path, found: list[Any]) -> list[Path]:
     return files
 
 
-def tell_figures(files: list[Path]) -> None:
+def print_figures(files: list[Path]) -> None:
     """Name the figures in one line."""
     print(f"figures: {', '.join(file.name for file in files)} in {files[0].parent}")
 

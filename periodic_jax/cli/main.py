@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from periodic_jax.cli.launch import claim, plan, show, tell_figures, train
+from periodic_jax.cli.launch import claim_folder, print_figures, print_plan, show_results, train_with_progress
 from periodic_jax.cli.options import (
     Analyze,
     Branch,
@@ -22,7 +22,7 @@ from periodic_jax.cli.options import (
     Resume,
     Sweep,
 )
-from periodic_jax.cli.parser import as_typed, parse, refuse, tell
+from periodic_jax.cli.parser import as_typed, log_line, parse, refuse
 from periodic_jax.cli.values import (
     WHOLE,
     finite_number,
@@ -62,15 +62,15 @@ def _do(arguments: Sequence[str] | None) -> None:
     except ConfigError as error:
         sys.exit(refuse(str(as_typed(error, command))))
     except RunStopped as stopped:
-        tell(str(stopped))
+        log_line(str(stopped))
         sys.exit(stopped.status)
     except KeyboardInterrupt:
-        tell("interrupted")
+        log_line("interrupted")
         sys.exit(130)
     except BrokenPipeError:
         raise
     except OSError as error:
-        tell(f"{error.filename or 'error'}: {error.strerror or error}")
+        log_line(f"{error.filename or 'error'}: {error.strerror or error}")
         sys.exit(1)
 
 
@@ -79,10 +79,10 @@ def _sweep(options: Sweep) -> None:
 
     config = to_config(options)
     if options.dry_run:
-        plan(config)
+        print_plan(config)
         return
-    claim(config)
-    tell_figures(show(*train(config.out, run_sweep, config)))
+    claim_folder(config)
+    print_figures(show_results(*train_with_progress(config.out, run_sweep, config)))
 
 
 def _demo(options: Demo) -> None:
@@ -93,12 +93,12 @@ def _demo(options: Demo) -> None:
         out=options.out or free_folder("demo"),
     )  # fmt: skip
     config = to_config(sweep)
-    claim(config)
+    claim_folder(config)
     print(
         f"ConvNetSI of width {config.width} on scikit-learn's digits: {len(config.lr)} learning rates x "
         f"{len(config.weight_decay)} weight decays, {counted(config.steps or 0, 'step')} each."
     )
-    files = show(*train(config.out, run_sweep, config))
+    files = show_results(*train_with_progress(config.out, run_sweep, config))
     print("Look at:")
     for file in files:
         print(f"  {file}")
@@ -108,11 +108,11 @@ def _resume(options: Resume) -> None:
     from periodic_jax.runs.run import resume_run
 
     counts = {name: whole_number(name, getattr(options, name)) for name in ("steps", "epochs")}
-    end = train(
+    end = train_with_progress(
         options.run, resume_run, options.run, dataset=options.dataset or None, data_dir=options.data_dir or None,
         truncate=options.truncate, **counts,
     )  # fmt: skip
-    tell_figures(show(*end))
+    print_figures(show_results(*end))
 
 
 def _replay(options: Replay) -> None:
@@ -221,16 +221,16 @@ def _branch(options: Branch) -> None:
     given = {name: getattr(options, name) for name in RUN_AXES if getattr(options, name)}
     change: dict[str, Any] = {name: parse_axis(name, without_decay(name, words)) for name, words in given.items()}
     out = options.out or free_folder("branch")
-    end = train(
+    end = train_with_progress(
         out, branch_run, options.run, out, step=whole_number("step", options.step), select=to_selection(options.select),
         change=change, steps=whole_number("steps", options.steps), dataset=options.dataset or None,
         data_dir=options.data_dir or None,
     )  # fmt: skip
-    tell_figures(show(*end))
+    print_figures(show_results(*end))
 
 
 def _landscape(options: Landscape) -> None:
-    from periodic_jax.inspection.landscape import Effort, survey
+    from periodic_jax.inspection.landscape import Budget, measure_landscape
     from periodic_jax.plots import save_landscape
     from periodic_jax.reporting import tables
     from periodic_jax.storage import datasets
@@ -242,12 +242,12 @@ def _landscape(options: Landscape) -> None:
     read_config(path)
     if (path / LANDSCAPE).exists() and not options.overwrite:
         raise ConfigError("run directory", path / LANDSCAPE, "none yet, or --overwrite to replace what was measured")
-    effort = Effort(images, **counts, tolerance=finite_number("tolerance", options.tolerance))
+    budget = Budget(images, **counts, tolerance=finite_number("tolerance", options.tolerance))
     xla.use_cores_as_devices()
     xla.keep_compiled_programs()
-    found = survey(
+    found = measure_landscape(
         options.run, checkpoints=options.checkpoints, select=to_selection(options.select), weights=options.weights,
-        effort=effort, dataset=options.dataset or None, data_dir=options.data_dir or None, progress=tell,
+        budget=budget, dataset=options.dataset or None, data_dir=options.data_dir or None, progress=log_line,
     )  # fmt: skip
     _write(
         lambda: [datasets.write_store(found, path / LANDSCAPE), *save_landscape(found, path / "figures")],
@@ -272,7 +272,7 @@ def _minima(options: Minima) -> None:
     xla.keep_compiled_programs()
     found = compare(
         options.run, select=to_selection(options.select), **counts, points=whole_number("points", options.points) or 0,
-        dataset=options.dataset or None, data_dir=options.data_dir or None, progress=tell,
+        dataset=options.dataset or None, data_dir=options.data_dir or None, progress=log_line,
     )  # fmt: skip
     _write(
         lambda: [datasets.write_store(found, path / COMPARISON), *save_minima(found, path / "figures")],
@@ -281,9 +281,9 @@ def _minima(options: Minima) -> None:
 
 
 def _info(options: Info) -> None:
-    from periodic_jax.inspection.info import describe
+    from periodic_jax.inspection.info import describe_run
 
-    report = describe(options.run, verify=options.verify)
+    report = describe_run(options.run, verify=options.verify)
     for line in report.lines:
         print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
     if report.faults:

@@ -130,10 +130,10 @@ def as_typed(error: ConfigError, options: Any) -> ConfigError:
 
 def refuse(message: str) -> int:
     """Say in one line what was not accepted, and give the exit status for it."""
-    tell(" ".join(message.split()))
+    log_line(" ".join(message.split()))
     return 2
 
 
-def tell(line: str) -> None:
+def log_line(line: str) -> None:
     """A line to the user on stderr, where it does not mix with results."""
     print(f"periodic-jax: {line}", file=sys.stderr)

@@ -26,7 +26,7 @@ def read_json(file: Path) -> Any:
     return json.loads(file.read_bytes())
 
 
-def strange_file(folder: Path, names: Iterable[str]) -> Path | None:
+def find_foreign_file(folder: Path, names: Iterable[str]) -> Path | None:
     """The first thing, among those named in a folder and all below them, that is neither a plain file nor a folder.
 
     Args:
@@ -47,7 +47,7 @@ def strange_file(folder: Path, names: Iterable[str]) -> Path | None:
     return None
 
 
-def used(folder: Path) -> int:
+def used_bytes(folder: Path) -> int:
     """Bytes that a folder's files take."""
     total = 0
     for place, _, names in os.walk(folder):

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     pass
 
 
-def in_words(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Bytes with a unit.
 
     Example:

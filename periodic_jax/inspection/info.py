@@ -6,25 +6,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from periodic_jax.core.errors import ConfigError
-from periodic_jax.core.files import used
-from periodic_jax.core.formatting import counted, in_words
+from periodic_jax.core.files import used_bytes
+from periodic_jax.core.formatting import counted, format_bytes
 from periodic_jax.core.grid import AXES
 from periodic_jax.runs.verify import corruptions
 from periodic_jax.storage import verification
 from periodic_jax.storage.locks import is_locked
-from periodic_jax.storage.minima_files import kept_minima
+from periodic_jax.storage.minima_files import saved_minima
 from periodic_jax.storage.reader import open_run
 from periodic_jax.storage.run_directory import MINIMA, TELEMETRY, checkpoint_steps, first_step, reached, read_config
 
 
-class Report(NamedTuple):
+class RunDescription(NamedTuple):
     """What there is to say of a run directory."""
 
     lines: list[str]
     faults: list[str]  # what is not as it should be; empty for a sound run
 
 
-def describe(path: str | Path, *, verify: bool = False) -> Report:
+def describe_run(path: str | Path, *, verify: bool = False) -> RunDescription:
     """Describe a run directory, without changing anything in it.
 
     Args:
@@ -53,17 +53,17 @@ def describe(path: str | Path, *, verify: bool = False) -> Report:
         lines.append(f"branched from {parent.get('path')} at step {begun}, changed: {parent.get('changed')}")
     lines += [f"command: {' '.join(map(str, record.get('command', ())))}", _progress(path, record, done, steps)]
     faults = _look(path, lines, done - begun)
-    telemetry, checkpoints = used(path / TELEMETRY), used(path / "checkpoints")
+    telemetry, checkpoints = used_bytes(path / TELEMETRY), used_bytes(path / "checkpoints")
     lines.append(
-        f"size: {in_words(used(path))}, of which telemetry {in_words(telemetry)} and "
-        f"checkpoints {in_words(checkpoints)} (at {', '.join(map(str, checkpoint_steps(path))) or 'none'})"
+        f"size: {format_bytes(used_bytes(path))}, of which telemetry {format_bytes(telemetry)} and "
+        f"checkpoints {format_bytes(checkpoints)} (at {', '.join(map(str, checkpoint_steps(path))) or 'none'})"
     )
-    minima = kept_minima(path)
+    minima = saved_minima(path)
     if minima:
         unfinished = sum(one.ended is None for one in minima)
         lines.append(
             f"minima of periods: {len(minima)}, of which {unfinished} unfinished, of "
-            f"{len({one.config for one in minima})} configurations, {in_words(used(path / MINIMA))}"
+            f"{len({one.config for one in minima})} configurations, {format_bytes(used_bytes(path / MINIMA))}"
         )
     if verify:
         found = list(corruptions(path, record))
@@ -80,7 +80,7 @@ def describe(path: str | Path, *, verify: bool = False) -> Report:
         lines.append(f"to mend it: periodic-jax resume {path} --truncate")
     if not faults:
         lines.append("consistent" if verify else "consistent as far as seen; --verify reads everything")
-    return Report(lines, faults)
+    return RunDescription(lines, faults)
 
 
 def _progress(path: Path, record: dict[str, Any], done: int, steps: int) -> str:

@@ -15,7 +15,7 @@ import xarray as xr
 from periodic_jax import dynamics
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import AXES
-from periodic_jax.inspection.load import StoredRun, chosen_rows, chosen_steps, load_states, open_stored
+from periodic_jax.inspection.load import LoadedRun, load_run, load_states, select_checkpoints, select_configurations
 from periodic_jax.landscape import PARTS, PRODUCTS, Surface, fixed_batches, hutchinson, lanczos
 from periodic_jax.landscape.objective import WEIGHTS
 from periodic_jax.storage.schema import ATTRIBUTES
@@ -27,7 +27,7 @@ MOST_IN_MEMORY = 2**30  # bytes of Lanczos vectors at a time
 DIMS = ("config", "checkpoint", "part")
 
 
-class Effort(NamedTuple):
+class Budget(NamedTuple):
     """How much is computed."""
 
     images: int | None = 1024  # None: all
@@ -37,16 +37,16 @@ class Effort(NamedTuple):
     tolerance: float = 1e-3  # of the residuals, relative to the largest eigenvalue in size
 
 
-USUAL = Effort()
+USUAL = Budget()
 
 
-def survey(
+def measure_landscape(
     path: str | Path,
     *,
     checkpoints: Sequence[str] = ("all",),
     select: Mapping[str, Sequence[float]] | None = None,
     weights: str = "invariant",
-    effort: Effort = USUAL,
+    budget: Budget = USUAL,
     dataset: str | None = None,
     data_dir: str | None = None,
     progress: Callable[[str], None] = lambda line: None,
@@ -70,9 +70,9 @@ def survey(
     Raises:
         ConfigError: no such run, checkpoint, configuration, or weights.
     """
-    run = open_stored(path, dataset=dataset, data_dir=data_dir)
-    steps, rows = chosen_steps(run, checkpoints), chosen_rows(run, select or {})
-    check_effort(effort)
+    run = load_run(path, dataset=dataset, data_dir=data_dir)
+    steps, rows = select_checkpoints(run, checkpoints), select_configurations(run, select or {})
+    check_budget(budget)
     if weights not in WEIGHTS:
         raise ConfigError("--weights", weights, " or ".join(WEIGHTS))
     parts = PARTS if run.config.data.corrupted is not None else PARTS[:1]
@@ -82,23 +82,23 @@ def survey(
         xla.check_reductions()
         batches = [
             fixed_batches(
-                run.config.data, run.config.batch_size, images=effort.images, part=part,
+                run.config.data, run.config.batch_size, images=budget.images, part=part,
                 dtype=np.float64 if double else np.float32,
             )
             for part in parts
         ]  # fmt: skip
-        progress(_looked_at(batches[0].labels.shape, len(run.config.data.images), effort.images))
+        progress(_selected_states(batches[0].labels.shape, len(run.config.data.images), budget.images))
         for i, step in enumerate(steps):
             states = load_states(run, step, rows)
             number = sum(leaf[0].size for leaf in jax.tree.leaves(states.params))
-            block = max(MOST_IN_MEMORY // (max(effort.iterations, 1) * number * (8 if double else 4)), 1)
+            block = max(MOST_IN_MEMORY // (max(budget.iterations, 1) * number * (8 if double else 4)), 1)
             for first in range(0, len(rows), block):
                 here = slice(first, min(first + block, len(rows)))
                 chosen = jax.tree.map(lambda leaf, here=here: leaf[here], states)
                 for k, part in enumerate(parts):
                     of = f"configurations {here.start + 1}-{here.stop} of {len(rows)}"
                     progress(f"checkpoint {step}, {of}, {part} images")
-                    measured = _measured(run, rows[here], chosen, batches[k], weights, effort)
+                    measured = _measured(run, rows[here], chosen, batches[k], weights, budget)
                     for name, values in measured.items():
                         blank = "" if values.dtype.kind == "U" else np.nan
                         shape = (len(rows), len(steps), len(parts), *values.shape[1:])
@@ -107,7 +107,7 @@ def survey(
     return _assembled(run, rows, steps, parts, found, weights, batches[0].labels.size)
 
 
-def _looked_at(batches: Sequence[int], there: int, asked: int | None) -> str:
+def _selected_states(batches: Sequence[int], there: int, asked: int | None) -> str:
     """How many images are looked at, and how many were asked for where that is another number."""
     count, more = math.prod(batches), ""
     if asked not in (None, count):
@@ -115,7 +115,7 @@ def _looked_at(batches: Sequence[int], there: int, asked: int | None) -> str:
     return f"looking at {count} of the {there} training images, in {batches[0]} mini-batches of {batches[1]}{more}"
 
 
-def check_effort(effort: Effort) -> None:
+def check_budget(budget: Budget) -> None:
     """Refuse numbers that nothing can be computed with.
 
     Raises:
@@ -123,16 +123,16 @@ def check_effort(effort: Effort) -> None:
     """
     least = {"images": 2, "probes": 0, "eigenvalues": 0, "iterations": 1}
     for name, smallest in least.items():
-        value = getattr(effort, name)
+        value = getattr(budget, name)
         if value is not None and value < smallest:
             more = ", or all" if name == "images" else ""
             raise ConfigError(f"--{name}", value, f"a whole number from {smallest}{more}")
-    if not 0 <= effort.tolerance < math.inf:
-        raise ConfigError("--tolerance", effort.tolerance, "a number from 0")
+    if not 0 <= budget.tolerance < math.inf:
+        raise ConfigError("--tolerance", budget.tolerance, "a number from 0")
 
 
 def _measured(
-    run: StoredRun, rows: Sequence[int], states: TrainState, batches: Any, weights: str, effort: Effort
+    run: LoadedRun, rows: Sequence[int], states: TrainState, batches: Any, weights: str, budget: Budget
 ) -> dict[str, np.ndarray]:
     """All numbers of some configurations in one checkpoint and on one part of the images."""
     surface = Surface(states, batches, weights)
@@ -144,11 +144,11 @@ def _measured(
     start = jnp.broadcast_to(jax.random.normal(key, x.shape[1:], x.dtype), x.shape)
     spaces = {"": False, "sphere_": True} if weights == "invariant" else {"": False}
     for kind in PRODUCTS:
-        if effort.probes:
-            trace = hutchinson(surface.product(kind), x, key, probes=effort.probes)
+        if budget.probes:
+            trace = hutchinson(surface.product(kind), x, key, probes=budget.probes)
             found |= {f"{kind}_trace": trace.value, f"{kind}_trace_error": trace.error}
         for prefix, sphere in spaces.items():
-            if not effort.eigenvalues:
+            if not budget.eigenvalues:
                 continue
             name = f"{prefix}{kind}"
             if sphere and kind == "gauss_newton":  # G x = 0: the projection takes nothing away, ρ² scales
@@ -156,8 +156,8 @@ def _measured(
                 found |= {f"{name}_{end}": norm[:, None] ** 2 * found[f"{kind}_{end}"] for end in of_raw}
                 continue
             values = lanczos(
-                surface.product(kind, sphere=sphere), start, key, count=effort.eigenvalues, most=effort.iterations,
-                tolerance=effort.tolerance,
+                surface.product(kind, sphere=sphere), start, key, count=budget.eigenvalues, most=budget.iterations,
+                tolerance=budget.tolerance,
             )  # fmt: skip
             found |= {f"{name}_eigenvalue": values.values, f"{name}_eigenvalue_residual": values.residuals}
             if kind == "hessian":
@@ -168,7 +168,7 @@ def _measured(
 
 
 def _on_sphere(
-    run: StoredRun, rows: Sequence[int], states: TrainState, norm: np.ndarray, found: dict[str, np.ndarray]
+    run: LoadedRun, rows: Sequence[int], states: TrainState, norm: np.ndarray, found: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """What follows at x/ρ from scale invariance, and the sharpness in units of what the learning rate bears."""
     more = {"weight_norm": norm}
@@ -214,7 +214,7 @@ def _with_reasons(states: TrainState, found: dict[str, np.ndarray]) -> dict[str,
 
 
 def _assembled(
-    run: StoredRun,
+    run: LoadedRun,
     rows: Sequence[int],
     steps: Sequence[int],
     parts: Sequence[str],

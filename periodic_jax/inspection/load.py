@@ -8,17 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from periodic_jax.checkpoints.reader import DamagedCheckpoint, load
+from periodic_jax.checkpoints.reader import CorruptedCheckpoint, load_checkpoint
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import HParams, SweepGrid
 from periodic_jax.runs import build
-from periodic_jax.runs.config import RunConfig, check_images, from_record
+from periodic_jax.runs.config import RunConfig, check_images, from_manifest
 from periodic_jax.storage import run_directory
 from periodic_jax.sweeps.placement import named_leaves
 from periodic_jax.training.state import TrainState
 
 
-class StoredRun(NamedTuple):
+class LoadedRun(NamedTuple):
     """A run directory that was trained by this package."""
 
     path: Path
@@ -30,7 +30,7 @@ class StoredRun(NamedTuple):
         return HParams(*(np.asarray(column)[np.asarray(rows)] for column in self.grid.hparams()))
 
 
-def open_stored(path: str | Path, *, dataset: str | None = None, data_dir: str | None = None) -> StoredRun:
+def load_run(path: str | Path, *, dataset: str | None = None, data_dir: str | None = None) -> LoadedRun:
     """Open a run for a look at its checkpoints. Writes nothing.
 
     Args:
@@ -43,12 +43,12 @@ def open_stored(path: str | Path, *, dataset: str | None = None, data_dir: str |
     """
     path = Path(path)
     record = run_directory.read_config(path)
-    config = from_record(record, path, dataset=dataset, data_dir=data_dir)
+    config = from_manifest(record, path, dataset=dataset, data_dir=data_dir)
     check_images(config, record)
-    return StoredRun(path, config, config.grid())
+    return LoadedRun(path, config, config.grid())
 
 
-def chosen_steps(run: StoredRun, words: Sequence[str]) -> list[int]:
+def select_checkpoints(run: LoadedRun, words: Sequence[str]) -> list[int]:
     """The checkpoints that words name: ``all``, ``last``, or numbers of updates.
 
     Raises:
@@ -69,7 +69,7 @@ def chosen_steps(run: StoredRun, words: Sequence[str]) -> list[int]:
     return sorted(chosen)
 
 
-def chosen_rows(run: StoredRun, select: Mapping[str, Sequence[float]]) -> list[int]:
+def select_configurations(run: LoadedRun, select: Mapping[str, Sequence[float]]) -> list[int]:
     """The configurations whose hyperparameters are among the selected values.
 
     Raises:
@@ -91,7 +91,7 @@ def chosen_rows(run: StoredRun, select: Mapping[str, Sequence[float]]) -> list[i
     return np.flatnonzero(kept).tolist()
 
 
-def load_states(run: StoredRun, step: int, rows: Sequence[int] | None = None, folder: Path | None = None) -> TrainState:
+def load_states(run: LoadedRun, step: int, rows: Sequence[int] | None = None, folder: Path | None = None) -> TrainState:
     """The states of some configurations in a checkpoint, stacked ``(configs, ...)``. Within the run's precision.
 
     Args:
@@ -103,7 +103,7 @@ def load_states(run: StoredRun, step: int, rows: Sequence[int] | None = None, fo
     Raises:
         ConfigError: a checkpoint that is damaged.
     """
-    template, arrays = state_outline(run), load_arrays(run, step, folder)
+    template, arrays = abstract_state(run), load_arrays(run, step, folder)
     kept = np.arange(len(run.grid)) if rows is None else np.asarray(rows)
     leaves = [
         jnp.asarray(arrays[name][kept]) if leaf.size else jnp.zeros((len(kept), *leaf.shape), leaf.dtype)
@@ -112,7 +112,7 @@ def load_states(run: StoredRun, step: int, rows: Sequence[int] | None = None, fo
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def load_arrays(run: StoredRun, step: int, folder: Path | None = None) -> dict[str, np.ndarray]:
+def load_arrays(run: LoadedRun, step: int, folder: Path | None = None) -> dict[str, np.ndarray]:
     """All that a checkpoint holds, configurations first; arguments as for `load_states`.
 
     Raises:
@@ -120,11 +120,13 @@ def load_arrays(run: StoredRun, step: int, folder: Path | None = None) -> dict[s
     """
     data = run.config.data
     try:
-        return load(folder or run.path, step, build.states_of(run.config, data.image_shape, data.num_classes))
-    except DamagedCheckpoint as error:
+        return load_checkpoint(
+            folder or run.path, step, build.abstract_states(run.config, data.image_shape, data.num_classes)
+        )
+    except CorruptedCheckpoint as error:
         raise ConfigError("run directory", f"checkpoint {step} of {run.path}", f"a whole one ({error})") from None
 
 
-def state_outline(run: StoredRun) -> TrainState:
+def abstract_state(run: LoadedRun) -> TrainState:
     """Shapes and dtypes of one configuration's training state. Within the run's precision."""
-    return build.state_outline(run.config, run.config.data.image_shape, run.config.data.num_classes)
+    return build.abstract_state(run.config, run.config.data.image_shape, run.config.data.num_classes)

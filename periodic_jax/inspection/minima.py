@@ -14,7 +14,7 @@ import xarray as xr
 
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import AXES
-from periodic_jax.inspection.load import StoredRun, chosen_rows, open_stored, state_outline
+from periodic_jax.inspection.load import LoadedRun, abstract_state, load_run, select_configurations
 from periodic_jax.inspection.minima_sources import minima_of, start_of
 from periodic_jax.landscape.connectivity import PATHS, Params, average, barrier, cosine, disagreement, on_sphere
 from periodic_jax.landscape.networks import Networks, Quality
@@ -84,14 +84,14 @@ def compare(
     Raises:
         ConfigError: no such run or configuration, no minima, or a network without scale-invariant weights.
     """
-    run = open_stored(path, dataset=dataset, data_dir=data_dir)
-    rows = chosen_rows(run, select or {})
+    run = load_run(path, dataset=dataset, data_dir=data_dir)
+    rows = select_configurations(run, select or {})
     for name, value, least in (("last", last, 1), ("images", images, 2), ("points", points, 3)):
         if value is not None and value < least:
             raise ConfigError(f"--{name}", value, f"a whole number from {least}")
     with xla.precision(run.config.precision):
         xla.check_reductions()
-        outline = state_outline(run)
+        outline = abstract_state(run)
         if not has_scale_invariant(outline.task.model):
             raise ConfigError("run directory", path, "a network with scale-invariant weights")
         source, found = minima_of(run, rows, outline)
@@ -193,7 +193,7 @@ def _with_members(networks: Networks, members: Sequence[Measured], k: int, told:
         told[f"average_{name}"][k] = getattr(mean, name)
 
 
-def _groups(run: StoredRun, rows: Sequence[int]) -> list[list[int]]:
+def _groups(run: LoadedRun, rows: Sequence[int]) -> list[list[int]]:
     """Positions among the chosen configurations that differ in the seed alone, in the order of the seeds."""
     groups: dict[tuple[float, ...], list[int]] = {}
     for place, i in enumerate(rows):
@@ -232,7 +232,7 @@ def _between_seeds(
 
 
 def _assembled(
-    run: StoredRun, rows: Sequence[int], there: Sequence[int], columns: Sequence[dict[str, Any]], points: int,
+    run: LoadedRun, rows: Sequence[int], there: Sequence[int], columns: Sequence[dict[str, Any]], points: int,
     attributes: dict[str, Any],
 ) -> xr.Dataset:  # fmt: skip
     """All configurations as one Dataset, the shorter ones filled up with NaN."""

@@ -9,9 +9,9 @@ import numpy as np
 
 from periodic_jax import analysis
 from periodic_jax.core.errors import ConfigError
-from periodic_jax.inspection.load import StoredRun, load_arrays, load_states
+from periodic_jax.inspection.load import LoadedRun, load_arrays, load_states
 from periodic_jax.landscape.connectivity import Params
-from periodic_jax.storage.minima_files import kept_minima, miscounted, read_minimum
+from periodic_jax.storage.minima_files import find_missing_minima, read_minimum, saved_minima
 from periodic_jax.storage.reader import open_run
 from periodic_jax.storage.run_directory import checkpoint_steps, first_step, read_config
 from periodic_jax.sweeps.placement import named_leaves, weights_of
@@ -38,13 +38,13 @@ class Minima(NamedTuple):
     of: list[list[Found]]  # for each configuration, by their steps
 
 
-def minima_of(run: StoredRun, rows: Sequence[int], outline: TrainState) -> Minima:
+def minima_of(run: LoadedRun, rows: Sequence[int], outline: TrainState) -> Minima:
     """The minima of some configurations, of any precision. Within the run's.
 
     Args:
         run: the run.
         rows: the configurations, in the grid's order.
-        outline: of `inspection.load.state_outline`.
+        outline: of `inspection.load.abstract_state`.
 
     Raises:
         ConfigError: damaged or missing minima, or none at all.
@@ -54,11 +54,11 @@ def minima_of(run: StoredRun, rows: Sequence[int], outline: TrainState) -> Minim
     return Minima(CHECKPOINTS, _from_checkpoints(run, rows))
 
 
-def _kept(run: StoredRun, rows: Sequence[int], outline: TrainState) -> list[list[Found]]:
+def _kept(run: LoadedRun, rows: Sequence[int], outline: TrainState) -> list[list[Found]]:
     steps = checkpoint_steps(run.path)
     if steps:  # without any, nothing tells how many there must be
         finished = "summary" in read_config(run.path)
-        wrong = miscounted(run.path, load_arrays(run, steps[-1]), steps[-1], finished=finished)
+        wrong = find_missing_minima(run.path, load_arrays(run, steps[-1]), steps[-1], finished=finished)
         for words in (wrong[i] for i in rows if i in wrong):
             accepted = f"all that were kept ({words}); periodic-jax resume {run.path} --truncate finds them again"
             raise ConfigError("run directory", run.path, accepted)
@@ -66,7 +66,7 @@ def _kept(run: StoredRun, rows: Sequence[int], outline: TrainState) -> list[list
     names, tree = named_leaves(weights), jax.tree.structure(weights)
     like = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in names}
     of: dict[int, list[Found]] = {i: [] for i in rows}
-    for one in kept_minima(run.path):
+    for one in saved_minima(run.path):
         if one.config in of:
             arrays = read_minimum(one, like)
             read = tree.unflatten([arrays[name] for name, _ in names])
@@ -78,7 +78,7 @@ def _kept(run: StoredRun, rows: Sequence[int], outline: TrainState) -> list[list
     return list(of.values())
 
 
-def _from_checkpoints(run: StoredRun, rows: Sequence[int]) -> list[list[Found]]:
+def _from_checkpoints(run: LoadedRun, rows: Sequence[int]) -> list[list[Found]]:
     """The last checkpoint before each onset."""
     steps, accepted = np.array(checkpoint_steps(run.path)), "a run with minima: a sweep with --keep-period-minima"
     if not len(steps):
@@ -102,7 +102,7 @@ def _from_checkpoints(run: StoredRun, rows: Sequence[int]) -> list[list[Found]]:
     return list(of.values())
 
 
-def start_of(run: StoredRun, i: int, outline: TrainState) -> Params | None:
+def start_of(run: LoadedRun, i: int, outline: TrainState) -> Params | None:
     """The weights with which a configuration began: of its seed, or at a branch of its first checkpoint, if kept."""
     begun, task = first_step(read_config(run.path)), outline.task
     if begun:

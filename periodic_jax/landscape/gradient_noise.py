@@ -59,7 +59,7 @@ def with_gradient(moments: Moments, share: Array, loss: Array, gradient: Array) 
     )
 
 
-def together(one: Moments, other: Moments) -> Moments:
+def merge_moments(one: Moments, other: Moments) -> Moments:
     """Moments of two sets of mini-batches, NumPy arrays in float64, as one (Chan's formula)."""
     total = one.share + other.share
     off = other.mean - one.mean

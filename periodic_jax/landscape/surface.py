@@ -16,7 +16,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from periodic_jax.landscape.gradient_noise import GradientNoise, gradient_noise, no_moments, together, with_gradient
+from periodic_jax.landscape.gradient_noise import (
+    GradientNoise,
+    gradient_noise,
+    merge_moments,
+    no_moments,
+    with_gradient,
+)
 from periodic_jax.landscape.hvp import PRODUCTS, loss_and_gradient, tangential
 from periodic_jax.landscape.objective import Batches, chosen_leaves, to_vector
 from periodic_jax.models.labels import Labels
@@ -96,7 +102,7 @@ class Surface:
         found = []
         for k in range(len(self.weights)):
             of_devices = [jax.tree.map(lambda leaf, d=d, k=k: leaf[d, k], parts) for d in range(len(parts.share))]
-            found.append(gradient_noise(functools.reduce(together, of_devices), self._images))
+            found.append(gradient_noise(functools.reduce(merge_moments, of_devices), self._images))
         return found
 
     def _accumulate(self, name: str, vectors: Vectors) -> Any:

@@ -21,7 +21,7 @@ from periodic_jax.plots.curvature import (
     spectra,
     thresholds,
 )
-from periodic_jax.plots.minima import barriers, minima, minima_errors, paths, together
+from periodic_jax.plots.minima import barriers, ensembles, minima, minima_errors, paths
 from periodic_jax.plots.regime_maps import equilibria, equilibrium, period_lengths, periods, regime_map, regimes
 from periodic_jax.plots.single_period import one_period, phases, phases_of_clearest
 from periodic_jax.plots.style import REGIME_COLOURS, STYLE, STYLE_FILE, axis_roles, colours, fit_scale
@@ -38,6 +38,7 @@ __all__ = [
     "barriers",
     "colours",
     "curves",
+    "ensembles",
     "equilibria",
     "equilibrium",
     "figures",
@@ -62,7 +63,6 @@ __all__ = [
     "save_minima",
     "spectra",
     "thresholds",
-    "together",
 ]  # fmt: skip
 CURVES = ("train_loss", "test_error", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
 # Nothing of the machine, the version or the time.
@@ -99,7 +99,7 @@ def save_all(
 
 
 def save_landscape(found: xr.Dataset, folder: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
-    """Draw a landscape as `inspection.landscape.survey` measures it, and write it; arguments as of `save_all`."""
+    """Draw a landscape that `measure_landscape` measured, and write it; arguments as of `save_all`."""
     return save([("landscape", landscape(found))], folder, formats)
 
 

@@ -31,7 +31,7 @@ def against_checkpoints(ax: Axes, found: xr.Dataset, name: str, colour_by: str, 
         colour = scale[float(found[colour_by].values[i])]
         ax.plot(found.checkpoint.values, values[i], line, color=colour, marker="o", ms=3, lw=0.8)
     style.fit_scale(ax, True, y=values)
-    style.say_if_empty(ax, values)
+    style.note_if_empty(ax, values)
     ax.locator_params("x", integer=True)
     ax.set_xlabel("step")
     ax.set_ylabel(style.label(name))
@@ -48,7 +48,7 @@ def spectra(ax: Axes, found: xr.Dataset, name: str, colour_by: str, dash_by: str
         line = styles[float(found[dash_by].values[i])] if dash_by else "-"
         ax.plot(ranks, row, line, color=scale[float(found[colour_by].values[i])], marker="o", ms=3, lw=0.8)
     style.fit_scale(ax, True, y=values)
-    style.say_if_empty(ax, values)
+    style.note_if_empty(ax, values)
     ax.locator_params("x", integer=True)
     ax.set_xlabel(f"rank, at step {int(found.checkpoint.values[-1])}")
     ax.set_ylabel(style.label(name))

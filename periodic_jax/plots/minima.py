@@ -38,7 +38,7 @@ def minima_errors(ax: Axes, found: xr.Dataset, palette: Sequence[Any]) -> Axes:
         ax.plot(steps, errors, "-", color=colour, lw=0.8)
         ax.plot(steps[ended], errors[ended], "o", color=colour, ms=4)
         ax.plot(steps[~ended], errors[~ended], "o", color=colour, ms=4, mfc="white")
-    style.say_if_empty(ax, found.test_error.values)
+    style.note_if_empty(ax, found.test_error.values)
     ax.locator_params("x", integer=True)
     ax.set(xlabel="step", ylabel="test error [%]", title="minima (hollow: unfinished period)")
     return ax
@@ -55,7 +55,7 @@ def barriers(ax: Axes, found: xr.Dataset, palette: Sequence[Any]) -> Axes:
     if np.isfinite(found.seed_cosine.values).any():
         words["+"] = "two seeds"
     _below(ax, [Line2D([], [], color="black", ls="", marker=m, mfc="none", ms=4) for m in words], list(words.values()))
-    style.say_if_empty(ax, found.barrier.values)
+    style.note_if_empty(ax, found.barrier.values)
     ax.set(xlabel="cosine", ylabel="barrier [nats]", title="successive minima")
     if np.isfinite(found.barrier.values).any():
         ax.set_yscale("symlog", linthresh=1e-3)
@@ -74,15 +74,15 @@ def paths(ax: Axes, found: xr.Dataset, palette: Sequence[Any]) -> Axes:
                 ax.plot(k + 1 + found.point.values, losses, line, color=palette[i], lw=1)
     known = found.path_train_loss.values[i]
     style.fit_scale(ax, True, y=known)
-    style.say_if_empty(ax, known)
-    of = ", ".join(f"{named(name)} {found[name].values[i]:.6g}" for name in _told_by(found))
+    style.note_if_empty(ax, known)
+    of = ", ".join(f"{named(name)} {found[name].values[i]:.6g}" for name in _series_of(found))
     ax.set(xlabel="minimum", ylabel="training loss [nats]", title="from one to the next" + (f": {of}" if of else ""))
     ax.locator_params("x", integer=True)
     _below(ax, [Line2D([], [], color="black", ls=line, lw=1) for line in "-:"], ["straight", "layer by layer"])
     return ax
 
 
-def together(ax: Axes, found: xr.Dataset, palette: Sequence[Any]) -> Axes:
+def ensembles(ax: Axes, found: xr.Dataset, palette: Sequence[Any]) -> Axes:
     """Test error of ensembles and averages of the last minima, and of ensembles of seeds, against their members;
     arguments as above.
     """
@@ -92,7 +92,7 @@ def together(ax: Axes, found: xr.Dataset, palette: Sequence[Any]) -> Axes:
     shown = [name for name in KINDS if np.isfinite(found[name].values).any()]
     handles = [Line2D([], [], color="black", ls=KINDS[name][0], lw=1) for name in shown]
     _below(ax, handles, [KINDS[name][1] for name in shown])
-    style.say_if_empty(ax, found.ensemble_error.values)
+    style.note_if_empty(ax, found.ensemble_error.values)
     ax.set(xlabel="members", ylabel="test error [%]", title="together")
     ax.locator_params("x", integer=True)
     ax.set_yscale("symlog", linthresh=1)  # averages may be worse by far
@@ -104,7 +104,7 @@ def together(ax: Axes, found: xr.Dataset, palette: Sequence[Any]) -> Axes:
 def minima(found: xr.Dataset) -> Figure:
     """All four of these, of all configurations: a colour each, or where they are many, one for each learning rate."""
     with mpl.rc_context(STYLE):
-        axes, configs = _told_by(found) or ["lr"], found.sizes["config"]
+        axes, configs = _series_of(found) or ["lr"], found.sizes["config"]
         figure = Figure(figsize=(9.6, 7.2))
         if configs <= MOST_IN_LEGEND:
             scale = colours(np.arange(configs))
@@ -113,7 +113,7 @@ def minima(found: xr.Dataset) -> Figure:
             axes = axes[:1]
             scale = colours(found[axes[0]].values)
             palette = [scale[float(value)] for value in found[axes[0]].values]
-        panels = (minima_errors, barriers, paths, together)
+        panels = (minima_errors, barriers, paths, ensembles)
         for ax, draw in zip(figure.subplots(2, 2).ravel(), panels, strict=True):
             draw(ax, found, palette)
         title = ",\n".join(map(named, axes))
@@ -126,7 +126,7 @@ def minima(found: xr.Dataset) -> Figure:
         return figure
 
 
-def _told_by(found: xr.Dataset) -> list[str]:
+def _series_of(found: xr.Dataset) -> list[str]:
     """The hyperparameters that tell the configurations apart: what the colours show first, the seed last."""
     swept = style.swept_axes(found)
     return sorted(swept, key=lambda name: (name == "seed", name != "lr"))

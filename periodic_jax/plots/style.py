@@ -134,7 +134,7 @@ def fit_scale(ax: Axes, log: bool, **arrays: Any) -> None:
                 axis.set_minor_formatter(NullFormatter())
 
 
-def say_if_empty(ax: Axes, values: np.ndarray) -> None:
+def note_if_empty(ax: Axes, values: np.ndarray) -> None:
     """Say so where there is nothing to draw."""
     if not np.isfinite(values).any():
         ax.text(0.5, 0.5, "nothing recorded", transform=ax.transAxes, ha="center", va="center", color="grey")

@@ -65,7 +65,7 @@ def curves(
         line = styles[float(dataset[dash_by].values[i])] if dash_by else "-"
         ax.plot(x[kept], values[i, kept], color=scale[float(dataset[colour_by].values[i])], lw=0.8, ls=line)
     style.fit_scale(ax, name in style.LOG_SCALED, y=values)
-    style.say_if_empty(ax, values)
+    style.note_if_empty(ax, values)
     if log_steps:
         ax.set_xscale("log")
     elif not steps_per_epoch:
@@ -104,7 +104,7 @@ def phase_diagram(
         ax.plot(*both, color=colour, lw=0.4, alpha=0.8)
         ax.plot(*both[:, :1], "o", mfc="white", mec=colour, ms=5, zorder=3)
     style.fit_scale(ax, True, x=elr, y=gradient)
-    style.say_if_empty(ax, elr * gradient)
+    style.note_if_empty(ax, elr * gradient)
     ax.set_xlabel(style.label("effective_lr"))
     ax.set_ylabel(style.label("effective_grad_norm"))
     return ax

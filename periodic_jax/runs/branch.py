@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from periodic_jax.analysis.online import fresh as nothing_known
+from periodic_jax.analysis.online import initial_rule as nothing_known
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.formatting import flag_of
 from periodic_jax.core.grid import SweepGrid
-from periodic_jax.runs.config import RUN_AXES, check, from_record, planned_steps
+from periodic_jax.runs.config import RUN_AXES, check, from_manifest, planned_steps
 from periodic_jax.runs.run import Progress, run_session
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.locks import locked
-from periodic_jax.storage.minima_files import PREFIX, in_checkpoint
+from periodic_jax.storage.minima_files import PREFIX, with_rule_state
 from periodic_jax.training import xla
 
 if TYPE_CHECKING:
@@ -65,13 +65,13 @@ def branch_run(
         ConfigError: no such checkpoint or configuration, or a damaged one, or unusable changes.
         RunStopped: as `run_sweep`.
     """
-    from periodic_jax.checkpoints.reader import DamagedCheckpoint, load
-    from periodic_jax.runs.build import states_of
+    from periodic_jax.checkpoints.reader import CorruptedCheckpoint, load_checkpoint
+    from periodic_jax.runs.build import abstract_states
 
     path, out = Path(path), Path(out)
     select, change = dict(select or {}), dict(change or {})
     record = run_directory.read_config(path)
-    parent = from_record(record, path, dataset=dataset, data_dir=data_dir)
+    parent = from_manifest(record, path, dataset=dataset, data_dir=data_dir)
     at = run_directory.checkpoint_steps(path)
     if step is None and at:
         step = at[-1]
@@ -89,11 +89,11 @@ def branch_run(
     source = parents(parent.grid(), config.grid(), select, change)
     try:
         with xla.precision(parent.precision):
-            like = states_of(parent, parent.data.image_shape, parent.data.num_classes)
-            held = load(path, step, like)
+            like = abstract_states(parent, parent.data.image_shape, parent.data.num_classes)
+            held = load_checkpoint(path, step, like)
             # Where minima are kept, the branch's first period begins with the branch.
             states = {name: array[source] for name, array in held.items() if not name.startswith(PREFIX)}
-    except DamagedCheckpoint as error:
+    except CorruptedCheckpoint as error:
         raise ConfigError("--step", step, f"a whole checkpoint ({error})") from None
     run_directory.claim_directory(out)
     about = {
@@ -177,7 +177,9 @@ def _begin(
         replaced = sweep.placement.fetch(sweep.states.replace(opt_state=fresh(sweep.states.params)))
         states = states | {name: array for name, array in replaced.items() if "initial_norms" in name}
     if every:
-        states = states | in_checkpoint(states, nothing_known(len(sweep.grid), every, np.dtype(sweep.hparams.lr.dtype)))
+        states = states | with_rule_state(
+            states, nothing_known(len(sweep.grid), every, np.dtype(sweep.hparams.lr.dtype))
+        )
     write_first(out, step, states)
 
 

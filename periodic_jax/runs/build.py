@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from periodic_jax.analysis.online import fresh
+from periodic_jax.analysis.online import initial_rule
 from periodic_jax.core.errors import ConfigError
-from periodic_jax.core.formatting import in_words
+from periodic_jax.core.formatting import format_bytes
 from periodic_jax.runs.config import (
     RUN_AXES,
     RunConfig,
@@ -17,12 +17,12 @@ from periodic_jax.runs.config import (
     planned_steps,
 )
 from periodic_jax.storage import run_directory
-from periodic_jax.storage.minima_files import in_checkpoint
+from periodic_jax.storage.minima_files import with_rule_state
 
 if TYPE_CHECKING:
     import flax.linen as nn
 
-    from periodic_jax.runs.session import Plan
+    from periodic_jax.runs.session import SessionPlan
     from periodic_jax.sweeps.sweep import Sweep
     from periodic_jax.training.state import TrainState
 
@@ -39,7 +39,7 @@ def network(config: RunConfig, num_classes: int) -> "nn.Module":
     )  # fmt: skip
 
 
-def state_outline(config: RunConfig, image_shape: Sequence[int], num_classes: int) -> "TrainState":
+def abstract_state(config: RunConfig, image_shape: Sequence[int], num_classes: int) -> "TrainState":
     """Shapes and dtypes of one configuration's training state. Within the run's `training.xla.precision`.
 
     Args:
@@ -62,11 +62,11 @@ def state_outline(config: RunConfig, image_shape: Sequence[int], num_classes: in
     return jax.eval_shape(create, jax.ShapeDtypeStruct((2, *image_shape), model.param_dtype))
 
 
-def states_of(config: RunConfig, image_shape: Sequence[int], num_classes: int) -> dict[str, np.ndarray]:
+def abstract_states(config: RunConfig, image_shape: Sequence[int], num_classes: int) -> dict[str, np.ndarray]:
     """What a checkpoint of a run holds. Within its `training.xla.precision`.
 
     Args:
-        config, image_shape, num_classes: as for `state_outline`.
+        config, image_shape, num_classes: as for `abstract_state`.
 
     Returns:
         Arrays of the names, shapes and dtypes that `Sweep.export` gives; all their elements are one, which takes no
@@ -82,7 +82,7 @@ def states_of(config: RunConfig, image_shape: Sequence[int], num_classes: int) -
     """
     from periodic_jax.sweeps.placement import named_leaves
 
-    outline = state_outline(config, image_shape, num_classes)
+    outline = abstract_state(config, image_shape, num_classes)
     configs = int(np.prod([len(getattr(config, name)) for name in RUN_AXES]))
     states = {
         name: np.broadcast_to(np.zeros((), np.dtype(leaf.dtype)), (configs, *leaf.shape))
@@ -91,7 +91,7 @@ def states_of(config: RunConfig, image_shape: Sequence[int], num_classes: int) -
     }
     if config.keep_period_minima:
         float_type: Any = outline.params["head"]["kernel"].dtype
-        states |= in_checkpoint(states, fresh(configs, config.keep_period_minima, float_type))
+        states |= with_rule_state(states, initial_rule(configs, config.keep_period_minima, float_type))
     _check_memory(config, states)
     return states
 
@@ -101,7 +101,7 @@ def _check_memory(config: RunConfig, states: Mapping[str, np.ndarray]) -> None:
     if wanted > memory:
         configs = len(next(iter(states.values())))
         given = f"{config.model} of width {config.width} and depth {config.depth}, {configs} times"
-        accepted = f"states of at most {in_words(memory)}, this machine's memory (they take {in_words(wanted)})"
+        accepted = f"states of at most {format_bytes(memory)}, this machine's memory (they take {format_bytes(wanted)})"
         raise ConfigError("network", given, accepted)
 
 
@@ -124,11 +124,11 @@ def build_sweep(config: RunConfig) -> "Sweep":
     )  # fmt: skip
 
 
-def plan_of(config: RunConfig, record: dict[str, Any]) -> "Plan":
+def session_plan(config: RunConfig, record: dict[str, Any]) -> "SessionPlan":
     """What a session of the run is to do."""
-    from periodic_jax.runs.session import Plan
+    from periodic_jax.runs.session import SessionPlan
 
-    return Plan(
+    return SessionPlan(
         Path(config.out), planned_steps(config), evaluated_every(config),
         first_step=run_directory.first_step(record), ends=tuple(record.get("ends", ())), keep=config.keep,
         keep_every=config.keep_every, seconds=config.checkpoint_seconds,

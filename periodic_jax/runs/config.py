@@ -220,7 +220,7 @@ def evaluated_every(config: RunConfig) -> int:
     return max(planned_steps(config) // 100, -(-images // in_a_step))
 
 
-def to_record(config: RunConfig, layout: str) -> dict[str, Any]:
+def to_manifest(config: RunConfig, layout: str) -> dict[str, Any]:
     """The configuration as config.json holds it, with all that was left open decided.
 
     Args:
@@ -235,7 +235,7 @@ def to_record(config: RunConfig, layout: str) -> dict[str, Any]:
     return {**rest, **axes}
 
 
-def from_record(
+def from_manifest(
     record: Mapping[str, Any], path: Path, *, dataset: str | None = None, data_dir: str | None = None
 ) -> RunConfig:
     """The configuration that config.json holds.
@@ -287,7 +287,7 @@ def difference(config: RunConfig, record: Mapping[str, Any]) -> str:
     """What a configuration wants otherwise than a run has it, in one line; empty where they are the same."""
     held = record.get("config", {})
     layout = str(held.get("layout")) if config.layout == "auto" else config.layout
-    wanted = json.loads(json.dumps(to_record(config, layout)))
+    wanted = json.loads(json.dumps(to_manifest(config, layout)))
     names = [n for n in wanted if n not in (*FREE, *NOT_FOLLOWED) and wanted[n] != held.get(n)]
     return "; ".join(f"{flag_of(n)} {_shown(held.get(n))} there, {_shown(wanted[n])} here" for n in names)
 

@@ -7,19 +7,19 @@ import numpy as np
 
 from periodic_jax.analysis.online import most_periods
 from periodic_jax.core.errors import ConfigError
-from periodic_jax.core.files import used
-from periodic_jax.core.formatting import in_words
+from periodic_jax.core.files import used_bytes
+from periodic_jax.core.formatting import format_bytes
 from periodic_jax.core.grid import SweepGrid
 
 if TYPE_CHECKING:
-    from periodic_jax.runs.session import Plan
+    from periodic_jax.runs.session import SessionPlan
     from periodic_jax.sweeps.sweep import Sweep
 
 
 FRAMING = 2**15  # bytes of a minimum beside its weights
 
 
-def estimate(sweep: "Sweep", plan: "Plan") -> int:
+def estimate_disk(sweep: "Sweep", plan: "SessionPlan") -> int:
     """Bytes that a run may take: telemetry as if it could not be compressed, and its checkpoints.
 
     Args:
@@ -55,13 +55,13 @@ def bytes_of_minima(grid: SweepGrid, steps: int, every: int, size: int) -> int:
     return int((most_periods(steps, every, rate) + 1).sum()) * (size + FRAMING)
 
 
-def check_room(sweep: "Sweep", plan: "Plan") -> None:
+def check_room(sweep: "Sweep", plan: "SessionPlan") -> None:
     """Refuse a run for which there is no room.
 
     Raises:
         ConfigError: the estimate, less what is there already, is above the free space.
     """
-    wanted, free = estimate(sweep, plan) - used(plan.path), shutil.disk_usage(plan.path).free
+    wanted, free = estimate_disk(sweep, plan) - used_bytes(plan.path), shutil.disk_usage(plan.path).free
     if wanted > free:
-        room = f"with {in_words(wanted)} free, which the run may take (there are {in_words(free)})"
+        room = f"with {format_bytes(wanted)} free, which the run may take (there are {format_bytes(free)})"
         raise ConfigError("--out", plan.path, f"a folder {room}")

@@ -16,11 +16,11 @@ import xarray as xr
 from periodic_jax import analysis
 from periodic_jax._version import __version__
 from periodic_jax.reporting import tables
-from periodic_jax.runs.config import RunConfig, check_images, planned_steps, to_record
+from periodic_jax.runs.config import RunConfig, check_images, planned_steps, to_manifest
 from periodic_jax.storage import reader, run_directory, schema
 
 if TYPE_CHECKING:
-    from periodic_jax.runs.session import Outcome
+    from periodic_jax.runs.session import SessionResult
     from periodic_jax.sweeps.sweep import Sweep
 
 
@@ -68,7 +68,7 @@ def _git_commit() -> str | None:
     return answer.stdout.strip() or None
 
 
-def next_record(config: RunConfig, record: dict[str, Any] | None, sweep: "Sweep") -> dict[str, Any]:
+def next_manifest(config: RunConfig, record: dict[str, Any] | None, sweep: "Sweep") -> dict[str, Any]:
     """What config.json is to hold while a session runs.
 
     Args:
@@ -80,7 +80,7 @@ def next_record(config: RunConfig, record: dict[str, Any] | None, sweep: "Sweep"
         ConfigError: the images are not those that the run began with.
     """
     data = json.loads(json.dumps(config.data.described()))
-    held = {"config": to_record(config, sweep.layout), "data": data}
+    held = {"config": to_manifest(config, sweep.layout), "data": data}
     if record is None or "config" not in record:
         return {"format": schema.FORMAT, **(record or {}), **held, **provenance(sweep)}
     check_images(config, record)
@@ -92,7 +92,9 @@ def next_record(config: RunConfig, record: dict[str, Any] | None, sweep: "Sweep"
     return {**kept, **held, "ends": ends, "sessions": sessions}
 
 
-def summarise(path: Path, record: dict[str, Any], sweep: "Sweep", outcome: "Outcome", started: float) -> xr.Dataset:
+def write_summary(
+    path: Path, record: dict[str, Any], sweep: "Sweep", outcome: "SessionResult", started: float
+) -> xr.Dataset:
     """Write the table, and that the run has ended.
 
     Args:

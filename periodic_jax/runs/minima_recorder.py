@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from periodic_jax.analysis.online import Rule, collect, conclude, fresh
-from periodic_jax.storage.minima_files import PREFIX, WEIGHTS, miscounted, write_minimum
+from periodic_jax.analysis.online import Rule, conclude_periods, initial_rule, update_rule
+from periodic_jax.storage.minima_files import PREFIX, WEIGHTS, find_missing_minima, write_minimum
 from periodic_jax.sweeps.placement import weights_of
 from periodic_jax.sweeps.sweep import Chunk, Sweep
 
 
-class PeriodMinima:
+class MinimaRecorder:
     """The lowest candidates of the periods under way, on the device, and what tells when these have ended.
 
     Args:
@@ -22,7 +22,7 @@ class PeriodMinima:
 
     def __init__(self, sweep: Sweep, path: Path, every: int) -> None:
         self._sweep, self._path = sweep, path
-        self._rule: Rule = fresh(len(sweep.grid), every, np.dtype(sweep.hparams.lr.dtype))
+        self._rule: Rule = initial_rule(len(sweep.grid), every, np.dtype(sweep.hparams.lr.dtype))
         self._lowest = sweep.copied(weights_of(sweep.states))
 
     def restore(self, arrays: Mapping[str, np.ndarray], say: Callable[[str], None]) -> None:
@@ -30,22 +30,22 @@ class PeriodMinima:
         own = {name.removeprefix(PREFIX): array for name, array in arrays.items() if name.startswith(PREFIX)}
         self._lowest = self._sweep.placement.put(own, self._lowest)
         self._rule = {name: np.array(own[name]) for name in self._rule}
-        for words in miscounted(self._path, arrays, self._sweep.step).values():
+        for words in find_missing_minima(self._path, arrays, self._sweep.step).values():
             say(f"{words}; periodic-jax resume {self._path} --truncate finds them again")
 
     def see(self, chunk: Chunk) -> None:
         """Read a chunk, which does not go beyond a multiple of the steps between candidates, and keep what it ends."""
         if chunk.steps:
-            collect(self._rule, chunk.first_step, chunk.telemetry["loss"], chunk.telemetry["weight_norm"])
+            update_rule(self._rule, chunk.first_step, chunk.telemetry["loss"], chunk.telemetry["weight_norm"])
         if chunk.weights is None:
             return
-        verdict = conclude(self._rule, end := chunk.first_step + chunk.steps, chunk.diverged_at < 0)
+        verdict = conclude_periods(self._rule, end := chunk.first_step + chunk.steps, chunk.diverged_at < 0)
         if verdict.ended.any():
             self._write(np.flatnonzero(verdict.ended), verdict.step, verdict.score, end)
         self._lowest = self._sweep.choose(verdict.lowest, chunk.weights, self._lowest)
 
     def export(self) -> dict[str, np.ndarray]:
-        """What a checkpoint is to hold of it; see `storage.minima_files.in_checkpoint`."""
+        """What a checkpoint is to hold of it; see `storage.minima_files.with_rule_state`."""
         own = {
             **self._sweep.placement.fetch(self._lowest),
             **{name: array.copy() for name, array in self._rule.items()},

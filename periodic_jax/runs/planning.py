@@ -25,7 +25,7 @@ MOST_BYTES = 10**12  # of a block's telemetry
 AT_ONCE = 32  # configurations that an accelerator's device trains in the measurement
 
 
-class Plan(NamedTuple):
+class SweepPlan(NamedTuple):
     """What a sweep takes. Bytes of memory are those of one device."""
 
     configs: int
@@ -58,7 +58,7 @@ class Plan(NamedTuple):
         return self.rows * self.members * one
 
 
-def plan(config: RunConfig) -> Plan:
+def plan(config: RunConfig) -> SweepPlan:
     """What a sweep takes on a machine like this one.
 
     Args:
@@ -85,7 +85,7 @@ def plan(config: RunConfig) -> Plan:
         minima = disk.bytes_of_minima(grid, steps, every, sweep.bytes_of_weights())
         weights = 2 * sweep.bytes_of_weights()  # of the lowest candidates, and the one that is looked at
         one += weights // 2 + 2 * every * itemsize
-    return Plan(
+    return SweepPlan(
         configs=len(grid), steps=steps, devices=devices, rows=rows, members=members,
         layout=sweep.layout, data_bytes=sweep.bytes_of_data(),
         state_bytes=rows * members * (2 * sweep.bytes_of_a_state() + weights),
@@ -97,7 +97,7 @@ def plan(config: RunConfig) -> Plan:
     )  # fmt: skip
 
 
-def first_block(config: RunConfig) -> tuple[RunConfig, str]:
+def fitting_part(config: RunConfig) -> tuple[RunConfig, str]:
     """The first of the runs that a grid must be cut into because a run may not have so many configurations, and which
     it is, in words; the whole where it may.
     """
@@ -116,7 +116,7 @@ def first_block(config: RunConfig) -> tuple[RunConfig, str]:
     return dataclasses.replace(config, **part), said
 
 
-def blocks(plan: Plan, device_memory: int | None = None) -> int:
+def split_count(plan: SweepPlan, device_memory: int | None = None) -> int:
     """Into how many independent runs to split a sweep: none takes longer than a day, more than a terabyte, or more
     memory than a device has.
 
@@ -127,7 +127,7 @@ def blocks(plan: Plan, device_memory: int | None = None) -> int:
     return min(max(math.ceil(_parts(plan, device_memory)), 1), plan.configs)
 
 
-def _parts(plan: Plan, device_memory: int | None) -> float:
+def _parts(plan: SweepPlan, device_memory: int | None) -> float:
     """How many times too large a sweep is for one run."""
     wanted = [plan.seconds / 3600 / MOST_HOURS, plan.telemetry_bytes / MOST_BYTES]
     if device_memory:
@@ -135,9 +135,9 @@ def _parts(plan: Plan, device_memory: int | None) -> float:
     return max(wanted)
 
 
-def describe(plan: Plan, config: RunConfig, device_memory: int | None = None) -> list[str]:
+def describe_plan(plan: SweepPlan, config: RunConfig, device_memory: int | None = None) -> list[str]:
     """A plan in words."""
-    words = formatting.in_words
+    words = formatting.format_bytes
     each = plan.rows * plan.members
     padding = plan.devices * each - plan.configs
     pace = f"{1e3 * plan.seconds_per_config_step:.3g} ms a config-step of one device, just measured"
@@ -153,7 +153,7 @@ def describe(plan: Plan, config: RunConfig, device_memory: int | None = None) ->
         + (f", minima of periods at most {words(plan.minima_bytes)}" if plan.minima_bytes else ""),
         f"time: {_duration(plan.seconds)} with evaluations; {pace} with layout {plan.layout}",
     ]
-    number = blocks(plan, device_memory)
+    number = split_count(plan, device_memory)
     if number == 1:
         return [*lines, "to split it: not needed"]
     name = max(RUN_AXES, key=lambda axis: len(getattr(config, axis)))

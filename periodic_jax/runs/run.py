@@ -11,29 +11,38 @@ import xarray as xr
 
 from periodic_jax.core.errors import ConfigError, RunStopped
 from periodic_jax.core.formatting import counted
-from periodic_jax.runs.build import build_sweep, plan_of
+from periodic_jax.runs.build import build_sweep, session_plan
 from periodic_jax.runs.config import (
     RUN_AXES,
     RunConfig,
     check,
     difference,
-    from_record,
+    from_manifest,
     planned_steps,
     steps_of_epoch,
 )
-from periodic_jax.runs.manifest import next_record, summarise
+from periodic_jax.runs.manifest import next_manifest, write_summary
 from periodic_jax.runs.verify import corruptions
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.locks import LOCK_FILE, locked
 from periodic_jax.storage.run_directory import checkpoint_steps
-from periodic_jax.storage.writer import settle_store
+from periodic_jax.storage.writer import finalize_store
 from periodic_jax.training import xla
 
 if TYPE_CHECKING:
     from periodic_jax.sweeps.sweep import Chunk, Sweep
 
 
-__all__ = ["RUN_AXES", "RunConfig", "check", "planned_steps", "resume_run", "run_sweep", "standing", "steps_of_epoch"]
+__all__ = [
+    "RUN_AXES",
+    "RunConfig",
+    "check",
+    "planned_steps",
+    "resumable_manifest",
+    "resume_run",
+    "run_sweep",
+    "steps_of_epoch",
+]
 
 Progress = Callable[["Chunk", int], None]
 
@@ -75,12 +84,12 @@ def run_sweep(
     """
     check(config)
     path = Path(config.out)
-    if standing(config) is None:
+    if resumable_manifest(config) is None:
         run_directory.claim_directory(path)
     with locked(path):
-        record = standing(config)
+        record = resumable_manifest(config)
         if record is not None:
-            config = dataclasses.replace(config, layout=from_record(record, path, dataset=config.dataset).layout)
+            config = dataclasses.replace(config, layout=from_manifest(record, path, dataset=config.dataset).layout)
         return run_session(config, record, progress=progress, stop=stop, say=say, analysed=analysed)
 
 
@@ -120,7 +129,7 @@ def resume_run(
     run_directory.read_config(path)  # before a lock is put where there is no run
     with locked(path):
         record = run_directory.read_config(path)
-        config = from_record(record, path, dataset=dataset, data_dir=data_dir)
+        config = from_manifest(record, path, dataset=dataset, data_dir=data_dir)
         if steps is not None and epochs is not None:
             raise ConfigError("--steps", f"{steps} with --epochs {epochs}", "either --steps or --epochs")
         before = planned_steps(config)
@@ -148,7 +157,7 @@ def _check_damaged(path: Path) -> None:
         raise ConfigError("--truncate", path, "a damaged run; this one is finished and all as it was written")
 
 
-def standing(config: RunConfig) -> dict[str, Any] | None:
+def resumable_manifest(config: RunConfig) -> dict[str, Any] | None:
     """The record of the run that the configuration's directory holds; None where it may be a new one.
 
     Raises:
@@ -199,31 +208,31 @@ def run_session(
         ConfigError: no room, other images than before, or damaged telemetry.
         RunStopped: as `run_sweep`.
     """
-    from periodic_jax.checkpoints.writer import settle_first
-    from periodic_jax.runs.build import states_of
+    from periodic_jax.checkpoints.writer import finalize_first
+    from periodic_jax.runs.build import abstract_states
     from periodic_jax.runs.disk import check_room
-    from periodic_jax.runs.session import train
+    from periodic_jax.runs.session import train_session
 
     started, path = time.perf_counter(), Path(config.out)
     with xla.precision(config.precision), _without_a_trace(path):
         xla.check_reductions()
-        states_of(config, config.data.image_shape, config.data.num_classes)  # refused here, where they do not fit
-        settle_store(path)
+        abstract_states(config, config.data.image_shape, config.data.num_classes)  # refused here, where they do not fit
+        finalize_store(path)
         sweep = build_sweep(config)
-        new, record = "config" not in (record or {}), next_record(config, record, sweep)
-        plan = plan_of(config, record)
+        new, record = "config" not in (record or {}), next_manifest(config, record, sweep)
+        plan = session_plan(config, record)
         check_room(sweep, plan)
         try:
-            settle_first(path, forget=new)
+            finalize_first(path, forget=new)
             prepare(sweep)
             run_directory.write_config(path, record)
-            settle_first(path, forget=False)
-            outcome = train(
+            finalize_first(path, forget=False)
+            outcome = train_session(
                 sweep, plan, truncate=truncate, stop=stop, say=say,
                 progress=lambda chunk: progress(chunk, len(sweep.grid)) if progress else None,
             )  # fmt: skip
             if outcome.step == plan.steps:
-                analysed(summarise(path, record, sweep, outcome, started))
+                analysed(write_summary(path, record, sweep, outcome, started))
         except OSError as error:
             kept = max(checkpoint_steps(path), default=plan.first_step)
             reason = error.strerror or str(error)

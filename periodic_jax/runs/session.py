@@ -13,20 +13,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from periodic_jax.analysis.online import fresh
-from periodic_jax.checkpoints.reader import DamagedCheckpoint, load
+from periodic_jax.analysis.online import initial_rule
+from periodic_jax.checkpoints.reader import CorruptedCheckpoint, load_checkpoint
 from periodic_jax.checkpoints.writer import Checkpoints
 from periodic_jax.core.errors import ConfigError
-from periodic_jax.runs.minima_recorder import PeriodMinima
+from periodic_jax.runs.minima_recorder import MinimaRecorder
 from periodic_jax.storage import verification
-from periodic_jax.storage.minima_files import WEIGHTS, discard_after, discard_unsound, in_checkpoint, miscounted
+from periodic_jax.storage.minima_files import (
+    WEIGHTS,
+    discard_after,
+    discard_corrupted,
+    find_missing_minima,
+    with_rule_state,
+)
 from periodic_jax.storage.run_directory import TELEMETRY, checkpoint_steps
 from periodic_jax.storage.writer import TelemetryWriter
 from periodic_jax.sweeps.sweep import Chunk, Sweep
 
 
 @dataclass(frozen=True)
-class Plan:
+class SessionPlan:
     """What a run is to do, besides what its `Sweep` knows.
 
     Attributes:
@@ -57,14 +63,14 @@ class Plan:
         return sorted(step for step in planned if self.first_step <= step <= self.steps)
 
 
-class Start(NamedTuple):
+class ResumePoint(NamedTuple):
     """Where a session begins."""
 
     step: int
     states: Mapping[str, np.ndarray] | None  # None: the initial ones
 
 
-class Outcome(NamedTuple):
+class SessionResult(NamedTuple):
     """How a session ended."""
 
     begun: int  # updates made before
@@ -73,15 +79,15 @@ class Outcome(NamedTuple):
     steps: int  # made in that time
 
 
-def train(
+def train_session(
     sweep: Sweep,
-    plan: Plan,
+    plan: SessionPlan,
     *,
     truncate: bool = False,
     progress: Callable[[Chunk], None] = lambda chunk: None,
     stop: Callable[[], int] = lambda: 0,
     say: Callable[[str], None] = print,
-) -> Outcome:
+) -> SessionResult:
     """Train to the planned end, recording every step.
 
     Args:
@@ -99,8 +105,8 @@ def train(
         ConfigError: damaged telemetry, and ``truncate`` is not set.
         OSError: something could not be written; all up to the last checkpoint is kept.
     """
-    minima = PeriodMinima(sweep, plan.path, plan.keep_period_minima) if plan.keep_period_minima else None
-    start = find_start(sweep, plan, truncate, say)
+    minima = MinimaRecorder(sweep, plan.path, plan.keep_period_minima) if plan.keep_period_minima else None
+    start = find_resume_point(sweep, plan, truncate, say)
     checkpoints = Checkpoints(
         plan.path, keep=plan.keep, keep_every=plan.keep_every, seconds=plan.seconds, first_step=plan.first_step,
     )  # fmt: skip
@@ -148,10 +154,10 @@ def train(
     if minima and sweep.step == plan.steps:
         minima.write_unfinished()
     seconds = time.perf_counter() - timed_from if timed_from else 0.0
-    return Outcome(start.step, sweep.step, seconds, timed_steps)
+    return SessionResult(start.step, sweep.step, seconds, timed_steps)
 
 
-def find_start(sweep: Sweep, plan: Plan, truncate: bool, say: Callable[[str], None]) -> Start:
+def find_resume_point(sweep: Sweep, plan: SessionPlan, truncate: bool, say: Callable[[str], None]) -> ResumePoint:
     """The newest checkpoint that is whole, before which all telemetry is; the first step, where there is none.
 
     Without ``truncate``, kept minima are not looked at: nothing that is still to come depends on them.
@@ -161,18 +167,18 @@ def find_start(sweep: Sweep, plan: Plan, truncate: bool, say: Callable[[str], No
     """
     store = plan.path / TELEMETRY
     if truncate and plan.keep_period_minima:
-        for fault in discard_unsound(plan.path, _one_minimum(sweep)):
+        for fault in discard_corrupted(plan.path, _one_minimum(sweep)):
             say(f"removed, to be found again: {fault}")
-    start = newest(sweep, plan, plan.steps, say, with_minima=truncate)
-    damaged: list[verification.Damage] = []
+    start = newest_checkpoint(sweep, plan, plan.steps, say, with_minima=truncate)
+    damaged: list[verification.Corruption] = []
     if store.exists():
         lengths = {
             "config": len(sweep.grid), "step": plan.steps - plan.first_step, "eval_step": len(plan.eval_steps),
             "layer": len(sweep.layer_names()),
         }  # fmt: skip
-        damaged += verification.damage(store, plan.first_step, start.step, lengths)
+        damaged += verification.find_corruptions(store, plan.first_step, start.step, lengths)
     elif start.step != plan.first_step:
-        damaged.append(verification.Damage("", None, "missing"))
+        damaged.append(verification.Corruption("", None, "missing"))
     if damaged and not truncate:
         more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
         raise ConfigError(
@@ -182,7 +188,7 @@ def find_start(sweep: Sweep, plan: Plan, truncate: bool, say: Callable[[str], No
         )  # fmt: skip
     if damaged:
         steps = [plan.first_step if one.first_step is None else one.first_step for one in damaged]
-        start = newest(sweep, plan, min(steps), say, with_minima=True)
+        start = newest_checkpoint(sweep, plan, min(steps), say, with_minima=True)
         if start.step == plan.first_step:
             shutil.rmtree(store, ignore_errors=True)
     if truncate:
@@ -190,34 +196,34 @@ def find_start(sweep: Sweep, plan: Plan, truncate: bool, say: Callable[[str], No
     return start
 
 
-def newest(
-    sweep: Sweep, plan: Plan, most: int, say: Callable[[str], None], *, with_minima: bool = False
-) -> Start:  # fmt: skip
+def newest_checkpoint(
+    sweep: Sweep, plan: SessionPlan, most: int, say: Callable[[str], None], *, with_minima: bool = False
+) -> ResumePoint:  # fmt: skip
     """The newest whole checkpoint of at most ``most`` steps; ``with_minima``: all found by then must be there too."""
     like = sweep.placement.fetch(sweep.states)
     if plan.keep_period_minima:
-        rule = fresh(len(like["step"]), plan.keep_period_minima, sweep.hparams.lr.dtype)
-        like |= in_checkpoint(like, rule)
+        rule = initial_rule(len(like["step"]), plan.keep_period_minima, sweep.hparams.lr.dtype)
+        like |= with_rule_state(like, rule)
 
     def read(step: int) -> dict[str, np.ndarray]:
-        states = load(plan.path, step, like)
+        states = load_checkpoint(plan.path, step, like)
         if with_minima and plan.keep_period_minima:
-            for words in miscounted(plan.path, states, step).values():
-                raise DamagedCheckpoint(words)
+            for words in find_missing_minima(plan.path, states, step).values():
+                raise CorruptedCheckpoint(words)
         return states
 
     for step in reversed(checkpoint_steps(plan.path)):
         if not plan.first_step <= step <= most:
             continue
         try:
-            return Start(step, read(step))
-        except DamagedCheckpoint as error:
+            return ResumePoint(step, read(step))
+        except CorruptedCheckpoint as error:
             say(f"checkpoint {step} cannot be gone on from ({error}): falling back to the one before it")
     if plan.first_step:
         raise ConfigError(
             "run directory", plan.path, f"a whole checkpoint at step {plan.first_step}, where this run was branched"
         )
-    return Start(0, None)
+    return ResumePoint(0, None)
 
 
 def _one_minimum(sweep: Sweep) -> dict[str, np.ndarray]:
@@ -225,7 +231,7 @@ def _one_minimum(sweep: Sweep) -> dict[str, np.ndarray]:
     return {name: array[0] for name, array in sweep.placement.fetch(sweep.states).items() if name.startswith(WEIGHTS)}
 
 
-def _place(plan: Plan, damaged: list[verification.Damage]) -> str:
+def _place(plan: SessionPlan, damaged: list[verification.Corruption]) -> str:
     """The step of the checkpoint to which truncation would go back."""
     most = min(plan.first_step if one.first_step is None else one.first_step for one in damaged)
     step = max((step for step in checkpoint_steps(plan.path) if step <= most), default=plan.first_step)

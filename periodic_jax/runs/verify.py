@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from periodic_jax.core.errors import ConfigError
-from periodic_jax.runs.config import from_record
+from periodic_jax.runs.config import from_manifest
 from periodic_jax.storage import verification
-from periodic_jax.storage.minima_files import PREFIX, WEIGHTS, kept_minima, miscounted, read_minimum
+from periodic_jax.storage.minima_files import PREFIX, WEIGHTS, find_missing_minima, read_minimum, saved_minima
 from periodic_jax.storage.reader import open_run, read
 from periodic_jax.storage.run_directory import TELEMETRY, checkpoint_steps, first_step, lengths, reached
 
@@ -24,29 +24,29 @@ def corruptions(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
         path: the run directory.
         manifest: the content of its config.json.
     """
-    from periodic_jax.checkpoints.reader import DamagedCheckpoint, load
+    from periodic_jax.checkpoints.reader import CorruptedCheckpoint, load_checkpoint
 
     store, done = path / TELEMETRY, reached(path, manifest)
     if not store.exists():
         if done > first_step(manifest):
             yield f"{TELEMETRY}: {verification.MISSING}"
     else:
-        damaged = list(verification.damage(store, first_step(manifest), done, lengths(manifest)))
+        damaged = list(verification.find_corruptions(store, first_step(manifest), done, lengths(manifest)))
         yield from (f"{TELEMETRY}/{one}" for one in damaged)
         if not damaged:
             yield from _missing_steps(path, first_step(manifest), done)
     steps = checkpoint_steps(path)
-    minima = kept_minima(path)
+    minima = saved_minima(path)
     like = _states(path, manifest) if steps or minima else {}
     newest: dict[str, np.ndarray] = {}
     for step in steps:
         try:
-            newest = load(path, step, like)
-        except DamagedCheckpoint as error:
+            newest = load_checkpoint(path, step, like)
+        except CorruptedCheckpoint as error:
             newest = {}
             yield f"checkpoints/{step}: {error}"
     if f"{PREFIX}found" in newest:
-        yield from miscounted(path, newest, steps[-1], finished="summary" in manifest).values()
+        yield from find_missing_minima(path, newest, steps[-1], finished="summary" in manifest).values()
     weights = {name: array[0] for name, array in like.items() if name.startswith(WEIGHTS)}
     for one in minima:
         try:
@@ -61,16 +61,16 @@ def _states(path: Path, record: dict[str, Any]) -> dict[str, np.ndarray]:
     Raises:
         ConfigError: it does not tell.
     """
-    from periodic_jax.runs.build import states_of
+    from periodic_jax.runs.build import abstract_states
     from periodic_jax.training import xla
 
-    config = from_record(record, path, dataset="any")
+    config = from_manifest(record, path, dataset="any")
     shape, classes = (record.get("data", {}).get(name) for name in ("image_shape", "classes"))
     sizes = [*shape, classes] if isinstance(shape, list) else []
     if len(sizes) != 4 or not all(type(size) is int and 1 <= size <= MOST_PIXELS for size in sizes):
         raise ConfigError("run directory", path, "a config.json that tells the size of the images")
     with xla.precision(config.precision):
-        return states_of(config, shape, classes)
+        return abstract_states(config, shape, classes)
 
 
 def _missing_steps(path: Path, begun: int, done: int) -> Iterator[str]:

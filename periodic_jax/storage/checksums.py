@@ -20,7 +20,7 @@ def seal(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, SEAL: zlib.crc32(json.dumps(rest, sort_keys=True).encode())}
 
 
-def is_whole(content: Mapping[str, Any]) -> bool:
+def is_checksummed(content: Mapping[str, Any]) -> bool:
     """Whether a JSON object is what was sealed; one without a checksum is not."""
     return dict(content) == seal(content)
 

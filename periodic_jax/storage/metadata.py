@@ -18,7 +18,7 @@ DIMENSIONS = (
 )  # fmt: skip
 
 
-def metadata_fault(content: Any, lengths: Mapping[str, int]) -> str | None:
+def metadata_error(content: Any, lengths: Mapping[str, int]) -> str | None:
     """What a zarr.json declares that no run of these lengths does, in words; None for an innocent one.
 
     Args:

@@ -38,7 +38,7 @@ class Minimum(NamedTuple):
     file: Path
 
 
-def kept_minima(path: str | Path) -> list[Minimum]:
+def saved_minima(path: str | Path) -> list[Minimum]:
     """The kept minima of a run, by configuration and step."""
     found = []
     for file in (Path(path) / MINIMA).glob("*/*.npz"):
@@ -80,7 +80,7 @@ def read_minimum(one: Minimum, like: Mapping[str, np.ndarray]) -> dict[str, np.n
     """The arrays of a minimum.
 
     Args:
-        one: of `kept_minima`.
+        one: of `saved_minima`.
         like: arrays of the names, shapes and dtypes of one configuration's weights and statistics.
 
     Raises:
@@ -132,7 +132,7 @@ def discard_after(path: Path, step: int) -> None:
         return
     for draft in (path / MINIMA).glob("*/*.partial"):
         draft.unlink()
-    for one in kept_minima(path):
+    for one in saved_minima(path):
         if one.ended is None or one.ended > step:
             one.file.unlink()
     for folder in (path / MINIMA).iterdir():
@@ -140,7 +140,7 @@ def discard_after(path: Path, step: int) -> None:
             shutil.rmtree(folder)
 
 
-def discard_unsound(path: Path, like: Mapping[str, np.ndarray]) -> list[str]:
+def discard_corrupted(path: Path, like: Mapping[str, np.ndarray]) -> list[str]:
     """Remove what is not as it was written.
 
     Args:
@@ -151,7 +151,7 @@ def discard_unsound(path: Path, like: Mapping[str, np.ndarray]) -> list[str]:
         What was wrong with each.
     """
     faults = []
-    for one in kept_minima(path):
+    for one in saved_minima(path):
         try:
             read_minimum(one, like)
         except ConfigError as error:
@@ -160,7 +160,7 @@ def discard_unsound(path: Path, like: Mapping[str, np.ndarray]) -> list[str]:
     return faults
 
 
-def miscounted(
+def find_missing_minima(
     path: Path, checkpoint: Mapping[str, np.ndarray], step: int, *, finished: bool = False
 ) -> dict[int, str]:
     """The configurations that have not the minima that a checkpoint tells of, and how many there are, in words.
@@ -174,7 +174,7 @@ def miscounted(
     found, last = checkpoint[f"{PREFIX}found"], checkpoint[f"{PREFIX}step"]
     wanted = found + (last >= 0 if finished else 0)
     there = np.zeros(len(found), np.int64)
-    for one in kept_minima(path):
+    for one in saved_minima(path):
         counted = finished if one.ended is None else one.ended <= step
         if counted and one.config < len(found):
             there[one.config] += 1
@@ -183,12 +183,12 @@ def miscounted(
     }
 
 
-def in_checkpoint(states: Mapping[str, np.ndarray], rule: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def with_rule_state(states: Mapping[str, np.ndarray], rule: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What a checkpoint holds for the minima: the rule's arrays, and the weights of the lowest candidates.
 
     Args:
         states: what it holds of the states, or arrays of the same names, shapes and dtypes.
-        rule: of `analysis.online.fresh`.
+        rule: of `analysis.online.initial_rule`.
     """
     weights = {name: array for name, array in states.items() if name.startswith(WEIGHTS)}
     return {f"{PREFIX}{name}": array for name, array in {**weights, **rule}.items()}

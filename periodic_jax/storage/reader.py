@@ -12,8 +12,8 @@ from periodic_jax.core.grid import AXES
 from periodic_jax.storage.checksums import SEAL
 from periodic_jax.storage.run_directory import TELEMETRY, first_step, lengths, reached, read_config
 from periodic_jax.storage.schema import ATTRIBUTES
-from periodic_jax.storage.verification import MISSING, Damage, expected, metadata_damage
-from periodic_jax.storage.verified_store import IntactStore, damaged_telemetry
+from periodic_jax.storage.verification import MISSING, Corruption, expected, metadata_corruptions
+from periodic_jax.storage.verified_store import VerifiedStore, corrupted_telemetry
 
 
 def open_run(path: str | Path, *, flat: bool = False) -> xr.Dataset:
@@ -38,12 +38,12 @@ def open_run(path: str | Path, *, flat: bool = False) -> xr.Dataset:
     try:
         begun, step = first_step(config), reached(path, config)
         if not store.exists() and step > begun:
-            raise damaged_telemetry(path, Damage("", None, MISSING))
+            raise corrupted_telemetry(path, Corruption("", None, MISSING))
         if not store.exists():
             raise ConfigError("run directory", store, "the telemetry of a run that has recorded steps")
-        for damaged in metadata_damage(store, lengths(config)):
-            raise damaged_telemetry(path, damaged)
-        intact = IntactStore(LocalStore(store, read_only=True), path, expected(store, begun, step))
+        for damaged in metadata_corruptions(store, lengths(config)):
+            raise corrupted_telemetry(path, damaged)
+        intact = VerifiedStore(LocalStore(store, read_only=True), path, expected(store, begun, step))
         # Version 3 only, the one that is written here: its codecs are few, and none of them unpickles.
         dataset = xr.open_zarr(intact, consolidated=False, zarr_format=3, chunks=None)
         for described in (dataset, *dataset.variables.values()):

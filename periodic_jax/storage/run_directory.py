@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from periodic_jax.core.errors import ConfigError
-from periodic_jax.core.files import read_json, strange_file, write_json
+from periodic_jax.core.files import find_foreign_file, read_json, write_json
 from periodic_jax.core.grid import AXES
 from periodic_jax.core.limits import MOST_CONFIGS, MOST_LAYERS, MOST_STEPS
-from periodic_jax.storage.checksums import SEAL, is_whole, seal
+from periodic_jax.storage.checksums import SEAL, is_checksummed, seal
 from periodic_jax.storage.schema import FORMAT
 
 CONFIG_FILE = "config.json"
@@ -88,7 +88,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
             could lead out of it.
     """
     file = Path(path) / CONFIG_FILE
-    if strange := strange_file(Path(path), (n + ending for n in OWN_FILES for ending in ("", ".partial"))):
+    if strange := find_foreign_file(Path(path), (n + ending for n in OWN_FILES for ending in ("", ".partial"))):
         raise ConfigError("run directory", strange, "plain files and folders: a link could lead anywhere")
     try:
         content = read_json(file)
@@ -132,7 +132,7 @@ def _fault(content: Any) -> str | None:
         return f"it is no JSON object but {reprlib.repr(content)}"
     if missing := [name for name in ("format", SEAL) if name not in content]:
         return f"it has no {' and no '.join(missing)}"
-    if not is_whole(content):
+    if not is_checksummed(content):
         return "its checksum is another one"
     if content["format"] != FORMAT:
         return f"its format is {reprlib.repr(content['format'])}, and {FORMAT} is what this version reads"

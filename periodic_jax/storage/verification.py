@@ -18,7 +18,7 @@ from zarr.storage import LocalStore
 
 from periodic_jax.core.files import read_json
 from periodic_jax.storage.checksums import SEAL, seal_metadata
-from periodic_jax.storage.metadata import chunk_bytes, metadata_fault, unfolded_bytes, unfolds_to
+from periodic_jax.storage.metadata import chunk_bytes, metadata_error, unfolded_bytes, unfolds_to
 
 METADATA = "zarr.json"
 MISSING = "missing"
@@ -26,7 +26,7 @@ FRAMING = 2**10  # bytes that a compressed chunk takes beside its content
 MOST_OF_ONE_ARRAY = 100  # damaged files that are told
 
 
-class Damage(NamedTuple):
+class Corruption(NamedTuple):
     """A file of a telemetry store that cannot be trusted."""
 
     file: str  # relative to the store
@@ -50,7 +50,7 @@ class Expected(NamedTuple):
         return len(index) == len(self.counts) and all(i < n for i, n in zip(index, self.counts, strict=True))
 
 
-def metadata_damage(store: Path, lengths: Mapping[str, int]) -> Iterator[Damage]:
+def metadata_corruptions(store: Path, lengths: Mapping[str, int]) -> Iterator[Corruption]:
     """All metadata files of a store that are not what was sealed, or declare what no such run does.
 
     Args:
@@ -58,18 +58,18 @@ def metadata_damage(store: Path, lengths: Mapping[str, int]) -> Iterator[Damage]
         lengths: the most entries that config.json has room for, along each dimension.
     """
     for folder in (store, *sorted(path for path in store.iterdir() if path.is_dir())):
-        if found := _metadata_fault(folder / METADATA, lengths):
+        if found := _metadata_error(folder / METADATA, lengths):
             file, reason = found
-            yield Damage(os.fspath(file.relative_to(store)), None, reason)
+            yield Corruption(os.fspath(file.relative_to(store)), None, reason)
 
 
-def _metadata_fault(file: Path, lengths: Mapping[str, int]) -> tuple[Path, str] | None:
+def _metadata_error(file: Path, lengths: Mapping[str, int]) -> tuple[Path, str] | None:
     """The file that is at fault, metadata or the one chunk of an array along one dimension, and what is wrong."""
     try:
         content = read_json(file)
         if content != seal_metadata(content):
             return file, "its checksum is another one" if SEAL in content["attributes"] else "it has no checksum"
-        if fault := metadata_fault(content, lengths):
+        if fault := metadata_error(content, lengths):
             return file, fault
         whole = file.with_name("c") / "0"  # of an array along one dimension, which is read as a whole
         if content["node_type"] == "array" and whole.is_file() and unfolded_bytes(whole) != chunk_bytes(content):
@@ -79,25 +79,25 @@ def _metadata_fault(file: Path, lengths: Mapping[str, int]) -> tuple[Path, str] 
     return None
 
 
-def damage(store: Path, first_step: int, step: int, lengths: Mapping[str, int]) -> Iterator[Damage]:
+def find_corruptions(store: Path, first_step: int, step: int, lengths: Mapping[str, int]) -> Iterator[Corruption]:
     """All files of a telemetry store that are missing or not as written, as far as a run has come.
 
     Args:
         store: the zarr group.
         first_step: the run's first step.
         step: updates made; what is recorded of later ones is not looked at.
-        lengths: as for `metadata_damage`.
+        lengths: as for `metadata_corruptions`.
 
     Yields:
         Metadata first; the arrays only where all metadata are whole, and of each the first few.
     """
-    broken = list(metadata_damage(store, lengths))
+    broken = list(metadata_corruptions(store, lengths))
     yield from broken
     if broken:
         return
     group = _opened(store)
     for name, wanted in expected(store, first_step, step).items():
-        found = _array_damage(store, name, group[name], wanted, first_step)
+        found = _array_corruptions(store, name, group[name], wanted, first_step)
         yield from itertools.islice(found, MOST_OF_ONE_ARRAY)
 
 
@@ -125,7 +125,7 @@ def expected(store: Path, first_step: int, step: int) -> dict[str, Expected]:
     return wanted
 
 
-def chunk_fault(chunk: bytes, wanted: Expected) -> str | None:
+def chunk_error(chunk: bytes, wanted: Expected) -> str | None:
     """What is wrong with the bytes of a chunk, in words; None for a whole one.
 
     Args:
@@ -151,18 +151,18 @@ def _opened(store: Path) -> zarr.Group:
     return zarr.open_group(LocalStore(store, read_only=True), mode="r", zarr_format=3, use_consolidated=False)
 
 
-def _array_damage(store: Path, name: str, array: Any, wanted: Expected, first_step: int) -> Iterator[Damage]:
+def _array_corruptions(store: Path, name: str, array: Any, wanted: Expected, first_step: int) -> Iterator[Corruption]:
     for index in itertools.product(*map(range, wanted.counts)):
         file = "/".join([name, "c", *map(str, index)])
-        if reason := _file_fault(array, store / file, index, wanted):
-            yield Damage(file, first_step + index[1] * wanted.steps if wanted.steps else None, reason)
+        if reason := _file_error(array, store / file, index, wanted):
+            yield Corruption(file, first_step + index[1] * wanted.steps if wanted.steps else None, reason)
 
 
-def _file_fault(array: Any, file: Path, index: tuple[int, ...], wanted: Expected) -> str | None:
+def _file_error(array: Any, file: Path, index: tuple[int, ...], wanted: Expected) -> str | None:
     if not file.is_file():
         return MISSING
     try:
-        if fault := too_long(file, wanted) or chunk_fault(file.read_bytes(), wanted):
+        if fault := too_long(file, wanted) or chunk_error(file.read_bytes(), wanted):
             return fault
         array.blocks[index]
     except Exception as error:  # whatever a crafted chunk makes zarr or its codecs raise

@@ -7,10 +7,10 @@ from typing import Any
 from zarr.storage import LocalStore, WrapperStore
 
 from periodic_jax.core.errors import ConfigError
-from periodic_jax.storage.verification import METADATA, MISSING, Damage, Expected, chunk_fault, too_long
+from periodic_jax.storage.verification import METADATA, MISSING, Corruption, Expected, chunk_error, too_long
 
 
-class IntactStore(WrapperStore[LocalStore]):
+class VerifiedStore(WrapperStore[LocalStore]):
     """Gives out whole chunks only, whenever they are read, and takes none for empty that the run had reached.
 
     Args:
@@ -23,8 +23,8 @@ class IntactStore(WrapperStore[LocalStore]):
         super().__init__(store)
         self._run, self._wanted = run, wanted
 
-    def _with_store(self, store: LocalStore) -> "IntactStore":
-        return IntactStore(store, self._run, self._wanted)
+    def _with_store(self, store: LocalStore) -> "VerifiedStore":
+        return VerifiedStore(store, self._run, self._wanted)
 
     async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
         """The content of a file.
@@ -37,18 +37,18 @@ class IntactStore(WrapperStore[LocalStore]):
         if not place or wanted is None or key.endswith(METADATA):
             return await super().get(key, prototype, byte_range)
         if long := too_long(self._store.root / key, wanted):
-            raise damaged_telemetry(self._run, Damage(key, None, long))
+            raise corrupted_telemetry(self._run, Corruption(key, None, long))
         content = await super().get(key, prototype, byte_range)
         if content is None:
             reason = MISSING if wanted.holds(tuple(map(int, place.split("/")))) else None
         else:
-            reason = chunk_fault(content.to_bytes(), wanted)
+            reason = chunk_error(content.to_bytes(), wanted)
         if reason:
-            raise damaged_telemetry(self._run, Damage(key, None, reason))
+            raise corrupted_telemetry(self._run, Corruption(key, None, reason))
         return content
 
 
-def damaged_telemetry(run: Path, damage: Damage, store: str = "telemetry.zarr") -> ConfigError:
+def corrupted_telemetry(run: Path, damage: Corruption, store: str = "telemetry.zarr") -> ConfigError:
     """What to say of a damaged file of a run's telemetry.
 
     Args:

@@ -27,7 +27,7 @@ from periodic_jax.storage.verification import METADATA
 MOST_IN_CHUNK = 4096  # configurations
 
 
-def settle_store(path: Path) -> None:
+def finalize_store(path: Path) -> None:
     """Mend what is left of a run's store that an earlier version was regrouping for several processes when it died.
 
     Args:

@@ -132,7 +132,7 @@ def weights_of(states: TrainState) -> dict[str, Any]:
     return {"params": states.params, "batch_stats": states.batch_stats}
 
 
-def chosen(lower: Array, weights: Any, lowest: Any) -> Any:
+def choose_where(lower: Array, weights: Any, lowest: Any) -> Any:
     """Of the configurations ``(rows, members)`` that ``lower`` marks the first weights, of the others the second."""
 
     def of_leaf(new: Array, old: Array) -> Array:

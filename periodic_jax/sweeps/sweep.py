@@ -20,7 +20,7 @@ from periodic_jax.core.grid import HParams, SweepGrid
 from periodic_jax.landscape.sharpness import SHARPNESS
 from periodic_jax.storage.schema import CORRUPTION, EVALUATIONS, PER_LAYER, SCALARS
 from periodic_jax.sweeps import autotune
-from periodic_jax.sweeps.placement import Placement, chosen, weights_of
+from periodic_jax.sweeps.placement import Placement, choose_where, weights_of
 from periodic_jax.sweeps.programs import Programs
 from periodic_jax.training import input_pipeline
 from periodic_jax.training.state import TrainState, create_train_state
@@ -176,7 +176,7 @@ class Sweep:
         sharded = shard(chunk, in_specs=(over, over, over, P(), P(), P()), out_specs=results)
         self._run_chunk = jax.jit(sharded, donate_argnums=0)
         self._copy = jax.jit(lambda states: jax.tree.map(jnp.copy, states))
-        self._choose = jax.jit(chosen, donate_argnums=1)
+        self._choose = jax.jit(choose_where, donate_argnums=1)
         self._run_evaluation = jax.jit(shard(programs.evaluation, in_specs=(over, P()), out_specs=over))
 
     def chunks(

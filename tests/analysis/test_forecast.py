@@ -3,7 +3,7 @@ import pytest
 from helpers.synthetic import cut, stack, trajectory
 
 from periodic_jax import dynamics
-from periodic_jax.analysis.forecast import forecast, references, standing
+from periodic_jax.analysis.forecast import forecast, forecast_origin, references
 from periodic_jax.analysis.periods import delta_jumps, detect_periods
 
 DECAY = np.array([1e-3, 1e-3])
@@ -20,7 +20,7 @@ def curves():
 
 @pytest.fixture(scope="module")
 def now(curves):
-    return standing(curves, detect_periods(curves), DECAY)
+    return forecast_origin(curves, detect_periods(curves), DECAY)
 
 
 def test_standing_is_half_way_down_each_fall_and_at_the_last_step(curves, now):
@@ -76,7 +76,7 @@ def test_where_nothing_can_be_said(now, decay, momentum, free, window, expected)
 
 def test_nothing_recorded(recwarn):
     empty = {name: values[None] for name, values in cut(trajectory(50), 0).items()}
-    now = standing(empty, detect_periods(empty), np.array([1e-3]))
+    now = forecast_origin(empty, detect_periods(empty), np.array([1e-3]))
     ahead = forecast(now, references(np.zeros((1, 0))), np.array([1e-3]), np.zeros(1), np.ones(1, bool))
     assert np.isnan(np.array(ahead)).all()
     assert not recwarn.list

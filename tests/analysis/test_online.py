@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from periodic_jax.analysis.online import collect, conclude, fresh, most_periods
+from periodic_jax.analysis.online import conclude_periods, initial_rule, most_periods, update_rule
 from periodic_jax.analysis.periods import detect_periods
 
 EVERY = 20
@@ -15,13 +15,13 @@ EVERY = 20
 
 def read_online(loss, norm, every=EVERY, pieces=None, diverged=None):
     """Of each configuration the minima of periods that ended, as (step, told after), and the last candidate."""
-    rule, ended = fresh(len(loss), every, loss.dtype), [[] for _ in loss]
+    rule, ended = initial_rule(len(loss), every, loss.dtype), [[] for _ in loss]
     for end in range(every, loss.shape[1] + 1, every):
         cuts = sorted({end - every, *(c for c in pieces or () if end - every < c < end), end})
         for first, last in itertools.pairwise(cuts):
-            collect(rule, first, loss[:, first:last], norm[:, first:last])
+            update_rule(rule, first, loss[:, first:last], norm[:, first:last])
         alive = np.ones(len(loss), bool) if diverged is None else ~(diverged < end)
-        verdict = conclude(rule, end, alive)
+        verdict = conclude_periods(rule, end, alive)
         for i in np.flatnonzero(verdict.ended):
             ended[i].append((int(verdict.step[i]), end))
     return ended, rule

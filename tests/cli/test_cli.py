@@ -255,7 +255,7 @@ def test_an_error_in_training_is_on_a_line_of_its_own(capsys, tmp_path):
     """Standard error as a log file has it."""
     import numpy as np
 
-    from periodic_jax.cli.launch import train
+    from periodic_jax.cli.launch import train_with_progress
     from periodic_jax.core.errors import RunStopped
     from periodic_jax.storage.run_directory import write_config
     from periodic_jax.sweeps.sweep import Chunk
@@ -268,7 +268,7 @@ def test_an_error_in_training_is_on_a_line_of_its_own(capsys, tmp_path):
         raise RunStopped("the disk is full", 1)
 
     with pytest.raises(RunStopped):
-        train(tmp_path, start)
+        train_with_progress(tmp_path, start)
     said = capsys.readouterr().err
     assert "compiling" in said
     assert "8.00/20.0" in said

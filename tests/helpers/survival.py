@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from periodic_jax import RunConfig, open_run
-from periodic_jax.checkpoints.reader import load
-from periodic_jax.runs.build import states_of
-from periodic_jax.runs.config import from_record
+from periodic_jax.checkpoints.reader import load_checkpoint
+from periodic_jax.runs.build import abstract_states
+from periodic_jax.runs.config import from_manifest
 from periodic_jax.storage.run_directory import read_config
 
 # One configuration diverges at once, and momentum fills the optimiser's state.
@@ -39,7 +39,7 @@ def assert_same_run(path, expected, step=STEPS):
 
 def states_at(path, step):
     """The states in a checkpoint of a run on digits."""
-    return load(path, step, states_of(from_record(read_config(path), path), (8, 8, 1), 10))
+    return load_checkpoint(path, step, abstract_states(from_manifest(read_config(path), path), (8, 8, 1), 10))
 
 
 def flip(file, where=0.5):

@@ -11,13 +11,13 @@ from periodic_jax.analysis import stability
 from periodic_jax.analysis.periods import detect_periods
 from periodic_jax.cli.main import main
 from periodic_jax.inspection import landscape
-from periodic_jax.inspection.landscape import Effort
+from periodic_jax.inspection.landscape import Budget
 from periodic_jax.reporting import tables
 from periodic_jax.storage import datasets
 from periodic_jax.storage.reader import open_run
 from periodic_jax.storage.run_directory import LANDSCAPE
 
-SMALL = Effort(images=128, probes=3, eigenvalues=2, iterations=5)
+SMALL = Budget(images=128, probes=3, eigenvalues=2, iterations=5)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(run):
-    return landscape.survey(run, effort=SMALL)
+    return landscape.measure_landscape(run, budget=SMALL)
 
 
 def test_sharpness_is_recorded_at_multiples_and_nowhere_else(run):
@@ -104,13 +104,13 @@ def test_the_command_prints_a_table_and_writes_a_store_and_a_figure(run, found, 
         ({"select": {"lr": (0.3,)}}, "--select: lr=0.3"),
         ({"select": {"speed": (0.3,)}}, "--select: speed"),
         ({"weights": "head"}, "--weights: head"),
-        ({"effort": Effort(images=1)}, "--images: 1"),
-        ({"effort": Effort(tolerance=-1.0)}, "--tolerance: -1"),
+        ({"effort": Budget(images=1)}, "--images: 1"),
+        ({"effort": Budget(tolerance=-1.0)}, "--tolerance: -1"),
     ],
 )
 def test_unusable_requests_are_refused(run, options, named):
     with pytest.raises(ConfigError, match=named):
-        landscape.survey(run, **options)
+        landscape.measure_landscape(run, **options)
 
 
 def test_tracking_needs_scale_invariant_weights():

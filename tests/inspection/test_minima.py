@@ -16,8 +16,8 @@ from periodic_jax.analysis.periods import Periods
 from periodic_jax.cli.main import main
 from periodic_jax.core.errors import RunStopped
 from periodic_jax.inspection import minima, minima_sources
-from periodic_jax.inspection.info import describe
-from periodic_jax.inspection.load import load_states, open_stored
+from periodic_jax.inspection.info import describe_run
+from periodic_jax.inspection.load import load_run, load_states
 from periodic_jax.landscape import connectivity
 from periodic_jax.landscape.connectivity import average, barrier, by_layers, combined, cosine, on_sphere, straight
 from periodic_jax.landscape.networks import Networks
@@ -25,7 +25,7 @@ from periodic_jax.plots import minima as draw
 from periodic_jax.reporting import minima_tables
 from periodic_jax.runs.run import resume_run
 from periodic_jax.storage import datasets
-from periodic_jax.storage.minima_files import kept_minima
+from periodic_jax.storage.minima_files import saved_minima
 from periodic_jax.storage.reader import open_run
 from periodic_jax.storage.run_directory import COMPARISON
 from periodic_jax.training.input_pipeline import INITIALISATION, purpose_key
@@ -72,7 +72,7 @@ def first(tree):
 
 def contents(path):
     kept = {}
-    for one in kept_minima(path):
+    for one in saved_minima(path):
         with np.load(one.file, allow_pickle=False) as arrays:
             kept[one[:3]] = {name: arrays[name] for name in arrays.files}
     return kept
@@ -87,7 +87,7 @@ def assert_same_minima(path, expected):
 
 
 def test_kept_minima_are_the_weights_of_their_steps(whole):
-    kept, run = contents(whole), open_stored(whole)
+    kept, run = contents(whole), load_run(whole)
     assert {one[0] for one in kept} == {0, 1}  # the others diverge at once
     assert sum(one[2] is not None for one in kept) >= 2
     assert [one for one in kept if one[2] is None] != []
@@ -105,7 +105,7 @@ def test_a_stopped_run_goes_on_to_the_same_minima_and_training_does_not_notice(w
     chunks = iter(range(3))
     with pytest.raises(RunStopped):
         pj.run_sweep(configured(tmp_path / "run"), stop=lambda: 0 if next(chunks, None) is not None else 143)
-    assert not any(one.ended is None for one in kept_minima(tmp_path / "run"))
+    assert not any(one.ended is None for one in saved_minima(tmp_path / "run"))
     # Killed later than its checkpoint: minima of steps that are computed again, and half a file.
     (tmp_path / "run/minima/0").mkdir(parents=True, exist_ok=True)
     (tmp_path / "run/minima/0/33-55.npz").write_bytes(b"")
@@ -113,7 +113,7 @@ def test_a_stopped_run_goes_on_to_the_same_minima_and_training_does_not_notice(w
     resume_run(tmp_path / "run", say=pytest.fail)
     assert_same_minima(tmp_path / "run", whole)
     assert not list((tmp_path / "run/minima").rglob("*.partial"))
-    assert describe(tmp_path / "run", verify=True).faults == []
+    assert describe_run(tmp_path / "run", verify=True).faults == []
     plain = pj.run_sweep(configured(tmp_path / "plain", keep_period_minima=None))
     a, b = (open_run(path, flat=True).load().drop_attrs() for path in (whole, plain))
     assert a.identical(b)
@@ -122,18 +122,18 @@ def test_a_stopped_run_goes_on_to_the_same_minima_and_training_does_not_notice(w
 
 def test_a_branch_begins_a_period_of_its_own_and_an_extended_run_forgets_unfinished_ones(whole, tmp_path):
     out = pj.branch_run(whole, tmp_path / "branch", step=20)
-    assert all(one.step > 20 for one in kept_minima(out))
-    assert {one.config for one in kept_minima(out)} == {0, 1}
+    assert all(one.step > 20 for one in saved_minima(out))
+    assert {one.config for one in saved_minima(out)} == {0, 1}
     shutil.copytree(whole, tmp_path / "run")
-    before = {one[:3] for one in kept_minima(whole)}
+    before = {one[:3] for one in saved_minima(whole)}
     resume_run(tmp_path / "run", steps=STEPS + EVERY)
-    after = {one[:3] for one in kept_minima(tmp_path / "run")}
+    after = {one[:3] for one in saved_minima(tmp_path / "run")}
     assert {one for one in before if one[2] is not None} <= after
     assert sum(one[2] is None for one in after) == 2
 
 
 def ended_of(path):
-    return [one for one in kept_minima(path) if one.ended is not None]
+    return [one for one in saved_minima(path) if one.ended is not None]
 
 
 def damage(path):
@@ -162,7 +162,7 @@ def add_another(path):
 def test_minima_that_are_not_those_kept_are_named_refused_and_found_again(whole, tmp_path, do, said):
     cut = shutil.copytree(whole, tmp_path / "run")
     do(cut)
-    report = describe(cut, verify=True)
+    report = describe_run(cut, verify=True)
     assert any(said in fault for fault in report.faults)
     assert f"to mend it: periodic-jax resume {cut} --truncate" in report.lines
     with pytest.raises(ConfigError, match=said):
@@ -171,13 +171,13 @@ def test_minima_that_are_not_those_kept_are_named_refused_and_found_again(whole,
     resume_run(cut, truncate=True, say=heard.append)
     assert any("damaged files of telemetry: 0; going on from step" in line for line in heard)
     assert_same_minima(cut, whole)
-    assert describe(cut, verify=True).faults == []
+    assert describe_run(cut, verify=True).faults == []
     a, b = (open_run(path, flat=True).load().drop_attrs() for path in (whole, cut))
     assert a.identical(b)
 
 
 def test_a_run_that_is_whole_is_left_so_by_truncation(whole, tmp_path):
-    assert any("minima of periods" in line for line in describe(whole).lines)
+    assert any("minima of periods" in line for line in describe_run(whole).lines)
     cut = shutil.copytree(whole, tmp_path / "run")
     files = {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()}
     with pytest.raises(ConfigError, match=f"^--truncate: {cut} .*a damaged run; this one is finished"):
@@ -192,8 +192,8 @@ def test_a_run_that_kept_none_yet_says_what_it_keeps(tmp_path):
 
 
 def test_statistics_quality_and_ensembles_are_those_of_plain_sums(whole, found):
-    run = open_stored(whole)
-    one = kept_minima(whole)[0]
+    run = load_run(whole)
+    one = saved_minima(whole)[0]
     with np.load(one.file) as arrays:
         kernel, stored = arrays["params.conv0.kernel"].astype(np.float64), dict(arrays)
     data = run.config.data
@@ -235,7 +235,7 @@ def test_quality_is_that_of_pytorch(whole):
     """Of the same weights and re-estimated statistics, by PyTorch's kernels."""
     from helpers import torch_oracle
 
-    run, one = open_stored(whole), kept_minima(whole)[0]
+    run, one = load_run(whole), saved_minima(whole)[0]
     states, data = load_states(run, one.step, [one.config]), run.config.data
     params = on_sphere(first(states.params), states.task.labels)
     quality, model = Networks(states.task, data).quality(params, first(states.batch_stats)), states.task.model
@@ -279,7 +279,7 @@ def test_the_comparison_agrees_with_loops(whole, found):
     assert np.isfinite(found.step.values[:2, 0]).all()
     assert np.isnan(found.step.values[2:]).all()
     assert found.attrs["statistics"] == "re-estimated over 64 of 64 training images"
-    run = open_stored(whole)
+    run = load_run(whole)
     states = load_states(run, int(found.step[0, 0]), [0])
     networks, labels = Networks(states.task, run.config.data), states.task.labels
     chosen = [load_states(run, int(found.step[0, k]), [0]) for k in (0, 1)]
@@ -315,7 +315,7 @@ def test_the_command_prints_tables_and_writes_a_store_and_a_figure(whole, capsys
 def test_one_minimum_and_weights_that_are_not_finite_are_told(whole, tmp_path):
     cut = shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(cut / "checkpoints")  # which would tell that more were kept
-    lowest, *rest = [one for one in kept_minima(cut) if one.config == 0]
+    lowest, *rest = [one for one in saved_minima(cut) if one.config == 0]
     for one in rest:
         one.file.unlink()
     with np.load(lowest.file) as arrays:

@@ -9,7 +9,7 @@ from periodic_jax import ConfigError, RunConfig, open_run, run_sweep
 from periodic_jax.checkpoints import writer
 from periodic_jax.cli.main import main
 from periodic_jax.cli.values import to_selection
-from periodic_jax.inspection.info import describe
+from periodic_jax.inspection.info import describe_run
 from periodic_jax.runs.branch import branch_run, branched_axes
 from periodic_jax.runs.run import resume_run
 from periodic_jax.storage import run_directory
@@ -47,14 +47,14 @@ def test_a_branch_that_changes_nothing_is_its_parent(parent, tmp_path):
     regular = [10, 20, 30]
     np.testing.assert_array_equal(branch.test_loss.sel(eval_step=regular), expected.test_loss.sel(eval_step=regular))
     assert np.isfinite(branch.test_loss.sel(eval_step=25)).all()
-    report = describe(path, verify=True)
+    report = describe_run(path, verify=True)
     assert not report.faults
     assert any("branched from" in line for line in report.lines)
 
 
 def test_a_branch_killed_in_its_set_up_is_begun_again_or_resumed(parent, tmp_path, monkeypatch):
     """Before config.json is there, and then before the first checkpoint is in its place."""
-    out, settle = tmp_path / "branch", writer.settle_first
+    out, settle = tmp_path / "branch", writer.finalize_first
 
     class Killed(BaseException):
         pass
@@ -73,7 +73,7 @@ def test_a_branch_killed_in_its_set_up_is_begun_again_or_resumed(parent, tmp_pat
             with pytest.raises(Killed):
                 branch_run(parent, out, step=20)
         assert {file.name for file in out.iterdir()} == {".lock", *left}
-    assert not describe(out, verify=True).faults
+    assert not describe_run(out, verify=True).faults
     with pytest.raises(ConfigError, match=r"holds no run yet \(periodic-jax resume .* goes on with the one there\)"):
         branch_run(parent, out, step=20)
     resume_run(out)

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from periodic_jax import ConfigError, SweepGrid, open_run
 from periodic_jax.checkpoints import reader as checkpoints_module
-from periodic_jax.checkpoints.reader import DamagedCheckpoint, file_checksums, load
+from periodic_jax.checkpoints.reader import CorruptedCheckpoint, file_checksums, load_checkpoint
 from periodic_jax.checkpoints.writer import Checkpoints
-from periodic_jax.core.files import used, write_json
-from periodic_jax.inspection.info import describe
+from periodic_jax.core.files import used_bytes, write_json
+from periodic_jax.inspection.info import describe_run
 from periodic_jax.storage.checksums import seal, seal_metadata
 from periodic_jax.storage.metadata import unfolded_bytes
 from periodic_jax.storage.run_directory import lengths, read_config, write_config
-from periodic_jax.storage.verification import damage
+from periodic_jax.storage.verification import find_corruptions
 
 STATES = {"params.kernel": np.ones((6, 3, 4), np.float32), "diverged_at": np.full(6, -1, np.int32)}
 
@@ -73,9 +73,9 @@ def test_metadata_that_declare_too_much(run, name, changes, named):
     redeclare(run / "telemetry.zarr" / name / "zarr.json", **changes)
     with pytest.raises(ConfigError, match=named):
         open_run(run, flat=True)
-    report = describe(run)
+    report = describe_run(run)
     assert any(named in line for line in report.faults)
-    (found,) = damage(run / "telemetry.zarr", 0, 60, lengths(read_config(run)))
+    (found,) = find_corruptions(run / "telemetry.zarr", 0, 60, lengths(read_config(run)))
     assert named in found.reason
 
 
@@ -87,7 +87,7 @@ def test_a_chunk_that_unfolds_to_gigabytes_is_not_unfolded(run):
         kept = file.read_bytes()
         file.write_bytes(numcodecs.CRC32C(location="end").encode(bomb))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        (found,) = damage(run / "telemetry.zarr", 0, 60, lengths(read_config(run)))
+        (found,) = find_corruptions(run / "telemetry.zarr", 0, 60, lengths(read_config(run)))
         assert "unfold to" in found.reason
         with pytest.raises(ConfigError, match=rf"{name} .*unfold to"):
             open_run(run, flat=True)[name.partition("/")[0]].load()
@@ -98,7 +98,7 @@ def test_a_chunk_that_unfolds_to_gigabytes_is_not_unfolded(run):
 def test_a_chunk_without_end_is_not_read(run):
     with (run / "telemetry.zarr/loss/c/0/0").open("w") as file:
         file.truncate(10**13)
-    (found,) = damage(run / "telemetry.zarr", 0, 60, lengths(read_config(run)))
+    (found,) = find_corruptions(run / "telemetry.zarr", 0, 60, lengths(read_config(run)))
     assert found.reason == "10000000000000 bytes long"
     with pytest.raises(ConfigError, match=r"loss/c/0/0 .*10000000000000 bytes long"):
         open_run(run, flat=True).loss.load()
@@ -118,7 +118,7 @@ def test_the_size_of_a_zstd_file_is_told_by_its_head(tmp_path_factory, size, lev
 def test_only_the_first_of_countless_missing_chunks_are_told(run):
     redeclare(run / "telemetry.zarr/loss/zarr.json", chunk_grid=chunks_of(2, 1), shape=[2, 300])
     shutil.rmtree(run / "telemetry.zarr/loss/c")
-    found = list(damage(run / "telemetry.zarr", 0, 300, {**lengths(read_config(run)), "step": 300}))
+    found = list(find_corruptions(run / "telemetry.zarr", 0, 300, {**lengths(read_config(run)), "step": 300}))
     assert [one.first_step for one in found if one.file.startswith("loss")] == list(range(100))
 
 
@@ -146,7 +146,7 @@ def test_a_pipe_and_a_file_without_end_are_not_read(run):
         file.truncate(10**12)
     with pytest.raises(ConfigError, match="1000000000000 bytes long"):
         read_config(run)
-    assert used(run) > 10**12
+    assert used_bytes(run) > 10**12
 
 
 @pytest.mark.parametrize(
@@ -186,19 +186,19 @@ def test_a_checkpoint_that_declares_too_much(kept, changes, named):
     key = "states.diverged_at/zarr.json"
     store.write(key, json.dumps({**json.loads(store.read(key).result().value), **changes})).result()
     write_json(folder / "checksums.json", seal(file_checksums(folder)))
-    with pytest.raises(DamagedCheckpoint, match=named):
-        load(path, 10, STATES)
+    with pytest.raises(CorruptedCheckpoint, match=named):
+        load_checkpoint(path, 10, STATES)
 
 
 def test_a_checkpoint_of_another_network_or_size(kept):
     path, folder = kept
-    np.testing.assert_array_equal(load(path, 10, STATES)["params.kernel"], STATES["params.kernel"])
-    with pytest.raises(DamagedCheckpoint, match=r"nothing for states\.more, the run float64"):
-        load(path, 10, {**STATES, "more": np.zeros((6, 1))})
+    np.testing.assert_array_equal(load_checkpoint(path, 10, STATES)["params.kernel"], STATES["params.kernel"])
+    with pytest.raises(CorruptedCheckpoint, match=r"nothing for states\.more, the run float64"):
+        load_checkpoint(path, 10, {**STATES, "more": np.zeros((6, 1))})
     with (folder / "state/huge").open("w") as file:
         file.truncate(10**12)
-    with pytest.raises(DamagedCheckpoint, match="its files take 1000000"):
-        load(path, 10, STATES)
+    with pytest.raises(CorruptedCheckpoint, match="its files take 1000000"):
+        load_checkpoint(path, 10, STATES)
 
 
 def test_orbax_without_the_interface_is_one_line(monkeypatch):

@@ -7,7 +7,7 @@ from helpers.survival import states_at
 
 from periodic_jax import RunConfig, run_sweep
 from periodic_jax.runs.disk import used
-from periodic_jax.runs.planning import blocks, describe, first_block, plan
+from periodic_jax.runs.planning import describe_plan, fitting_part, plan, split_count
 from periodic_jax.storage.reader import open_run
 
 
@@ -37,7 +37,7 @@ def test_a_plan_is_what_the_run_takes(small, planned):
     assert used(path / "telemetry.zarr") < 2 * planned.telemetry_bytes + 10**5
     assert 0 < planned.seconds < 600
     assert min(planned.temporary_bytes, planned.data_bytes, planned.record_bytes) > 0
-    lines = describe(planned, small)
+    lines = describe_plan(planned, small)
     assert lines[0] == "6 configurations of 120 steps: 720 config-steps"
     assert lines[-1] == "to split it: not needed"
 
@@ -45,10 +45,10 @@ def test_a_plan_is_what_the_run_takes(small, planned):
 def test_blocks_are_small_enough(small, planned):
     day = dataclasses.replace(small, lr=tuple(np.geomspace(0.01, 1, 64).tolist()))
     long = planned._replace(configs=128, seconds_per_config_step=86400 / planned.rows / planned.members / 120 * 3.5)
-    assert blocks(long) == 4
-    assert "4 independent runs, each with 16 of the 64 values of --lr and a folder" in describe(long, day)[-1]
-    assert blocks(planned, device_memory=planned.data_bytes + planned.state_bytes) > 1
-    assert blocks(planned._replace(telemetry_bytes=10**15)) == 6
+    assert split_count(long) == 4
+    assert "4 independent runs, each with 16 of the 64 values of --lr and a folder" in describe_plan(long, day)[-1]
+    assert split_count(planned, device_memory=planned.data_bytes + planned.state_bytes) > 1
+    assert split_count(planned._replace(telemetry_bytes=10**15)) == 6
 
 
 @pytest.mark.parametrize("days", [1.01, 2, 2.9, 3, 15.8, 999, 1000, 2500])
@@ -56,7 +56,7 @@ def test_the_parts_of_a_split_make_the_whole_and_none_is_too_large(small, planne
     config = dataclasses.replace(small, lr=tuple(np.geomspace(0.01, 1, 1000).tolist()))
     each = days * 86400 / planned.rows / planned.members / 120
     long = planned._replace(configs=4000, seconds_per_config_step=each, seconds_per_config_evaluation=0.0)
-    said = describe(long, config)[-1]
+    said = describe_plan(long, config)[-1]
     runs, some, more = map(int, re.search(r": (\d+) independent runs, each with (\d+)(?: or (\d+))?", said).groups(0))
     assert runs * some <= 1000 <= runs * max(some, more)
     assert (more == 0) == (runs * some == 1000)
@@ -68,8 +68,8 @@ def test_more_configurations_than_a_run_may_have_are_planned_in_blocks(small):
     config = dataclasses.replace(
         small, lr=tuple(np.geomspace(0.01, 1, 1000).tolist()), momentum=tuple(np.arange(100) / 101)
     )
-    block, words = first_block(config)
+    block, words = fitting_part(config)
     assert words.startswith("200000 configurations, and a run may have 100000: this is of one of 2 runs, ")
     assert words.endswith("with 500 of the 1000 values of --lr")
     assert len(block.grid()) == 100000
-    assert first_block(small) == (small, "")
+    assert fitting_part(small) == (small, "")

@@ -17,10 +17,10 @@ from periodic_jax.cli.main import main
 from periodic_jax.core.errors import RunStopped
 from periodic_jax.runs import signals
 from periodic_jax.runs.build import build_sweep
-from periodic_jax.runs.config import difference, from_record, to_record
+from periodic_jax.runs.config import difference, from_manifest, to_manifest
 from periodic_jax.runs.disk import check_room
 from periodic_jax.runs.run import resume_run
-from periodic_jax.runs.session import Plan, find_start
+from periodic_jax.runs.session import SessionPlan, find_resume_point
 from periodic_jax.storage.run_directory import checkpoint_steps, read_config, write_config
 
 
@@ -95,7 +95,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(sweep, cut):
     for file in (cut / "checkpoints/30").rglob("d/*"):
         flip(file)
     told = []
-    start = find_start(sweep, Plan(cut, STEPS, 10), False, told.append)
+    start = find_resume_point(sweep, SessionPlan(cut, STEPS, 10), False, told.append)
     assert start.step == 20
     assert told[0].startswith("checkpoint 30 cannot be gone on from (")
     assert start.states.keys() == sweep.placement.fetch(sweep.states).keys()
@@ -105,7 +105,7 @@ def test_damaged_telemetry_is_named_and_computed_again_on_request(whole, sweep, 
     file = cut / "telemetry.zarr/weight_norm/c/0/0"
     flip(file)
     with pytest.raises(ConfigError, match=rf"telemetry: {file} .*checksum.*--truncate .* from step 0 on"):
-        find_start(sweep, Plan(cut, STEPS, 10), False, print)
+        find_resume_point(sweep, SessionPlan(cut, STEPS, 10), False, print)
     resume_run(cut, truncate=True)
     assert_same_run(cut, whole)
 
@@ -115,9 +115,9 @@ def test_missing_telemetry_is_an_error(sweep, cut):
         file = cut / "telemetry.zarr" / name
         moved = file.rename(cut / "moved")
         with pytest.raises(ConfigError, match=name):
-            find_start(sweep, Plan(cut, STEPS, 10), False, print)
+            find_resume_point(sweep, SessionPlan(cut, STEPS, 10), False, print)
         moved.rename(file)
-    assert find_start(sweep, Plan(cut, STEPS, 10), False, print).step == 30
+    assert find_resume_point(sweep, SessionPlan(cut, STEPS, 10), False, print).step == 30
 
 
 def test_a_changed_config_is_an_error(cut):
@@ -142,9 +142,9 @@ def test_a_run_goes_on_with_another_number_of_devices(whole, cut, monkeypatch):
 
 def test_a_record_gives_back_the_configuration(tmp_path):
     config = configured(tmp_path, keep_every=20, layout="map", init_scale=3, epochs=2, steps=None)
-    record = {"config": to_record(config, "map")}
-    again = from_record(record, tmp_path)
-    assert to_record(again, "map") == record["config"]
+    record = {"config": to_manifest(config, "map")}
+    again = from_manifest(record, tmp_path)
+    assert to_manifest(again, "map") == record["config"]
     assert difference(again, record) == ""
     assert difference(configured(tmp_path, keep_every=20, layout="auto", steps=22, init_scale=3), record) == ""
 
@@ -163,7 +163,7 @@ def test_no_path_in_a_record_is_followed(cut, monkeypatch):
     write_config(cut, {**record, "config": {**record["config"], **strange}})
     with pytest.raises(ConfigError, match=r"--dataset: none given for /etc/secret\.npz"):
         resume_run(cut)
-    config = from_record(read_config(cut), cut, dataset="digits")
+    config = from_manifest(read_config(cut), cut, dataset="digits")
     assert (config.out, config.data_dir, config.download, config.dataset) == (cut, None, False, "digits")
 
 
@@ -205,7 +205,7 @@ def test_a_disk_that_fails_is_one_line_and_loses_nothing(whole, tmp_path, monkey
 def test_no_room_is_said(sweep, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(ConfigError, match=r"--out: .* MB free, which the run may take \(there are 1 kB\)"):
-        check_room(sweep, Plan(tmp_path, 10**5, 10))
+        check_room(sweep, SessionPlan(tmp_path, 10**5, 10))
     with pytest.raises(ConfigError, match="free, which the run may take"):
         run_sweep(configured(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from periodic_jax import ConfigError, RunConfig, dynamics, open_run, run_sweep
-from periodic_jax.runs.config import LATER, evaluated_every, from_record
+from periodic_jax.runs.config import LATER, evaluated_every, from_manifest
 from periodic_jax.runs.run import check, planned_steps
 from periodic_jax.storage.run_directory import read_config
 from periodic_jax.training import input_pipeline
@@ -211,7 +211,7 @@ def test_a_run_directory_of_before_an_option_is_read_as_without_it():
     held = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for name in LATER:
         del held[name]
-    assert from_record({"config": held}, Path("x")) == dataclasses.replace(config, out=Path("x"))
+    assert from_manifest({"config": held}, Path("x")) == dataclasses.replace(config, out=Path("x"))
     del held["width"]
     with pytest.raises(ConfigError, match="no value for width"):
-        from_record({"config": held}, Path("x"))
+        from_manifest({"config": held}, Path("x"))

@@ -8,10 +8,10 @@ import pytest
 from helpers.survival import assert_same_run, configured, states_at
 
 import periodic_jax as pj
-from periodic_jax.checkpoints.reader import DamagedCheckpoint, checksum, file_checksums, load, orbax
+from periodic_jax.checkpoints.reader import CorruptedCheckpoint, checksum, file_checksums, load_checkpoint, orbax
 from periodic_jax.core.errors import RunStopped
 from periodic_jax.core.files import write_json
-from periodic_jax.inspection.info import describe
+from periodic_jax.inspection.info import describe_run
 from periodic_jax.runs.run import resume_run
 from periodic_jax.storage import writer
 from periodic_jax.storage.checksums import seal
@@ -70,7 +70,7 @@ def test_it_has_more_chunks_and_padding(shared):
 
 
 def test_it_is_read_without_its_padding(shared, whole):
-    assert describe(shared, verify=True).faults == []
+    assert describe_run(shared, verify=True).faults == []
     assert {len(array) for array in states_at(shared, 30).values()} == {CONFIGS}
     before, expected = (open_run(path, flat=True).load() for path in (shared, whole))
     for name in ("loss", "weight_norm", "grad_norm"):
@@ -82,7 +82,7 @@ def test_it_is_read_without_its_padding(shared, whole):
 def test_it_is_gone_on_with_to_the_same_bits(shared, whole):
     resume_run(shared, say=pytest.fail)
     assert_same_run(shared, whole)
-    assert describe(shared, verify=True).faults == []
+    assert describe_run(shared, verify=True).faults == []
     assert (shared / "summary.csv").read_bytes() == (whole / "summary.csv").read_bytes()
     assert len(list((shared / TELEMETRY / "loss/c").iterdir())) == PARTS
     stored = orbax().metadata(os.path.abspath(shared / CHECKPOINTS / "40")).metadata
@@ -105,17 +105,17 @@ def test_a_branch_begins_from_it(shared):
 def test_the_part_of_one_process_is_held_against_its_own_checksum(shared):
     states = states_at(shared, 30)
     write_shared(shared, 30, states, spoil=2)
-    with pytest.raises(DamagedCheckpoint, match="its arrays have another checksum"):
-        load(shared, 30, states)
+    with pytest.raises(CorruptedCheckpoint, match="its arrays have another checksum"):
+        load_checkpoint(shared, 30, states)
 
 
 def test_padding_as_long_as_the_configurations_are_many_is_refused(shared):
     states = states_at(shared, 30)
     write_shared(shared, 30, states, share=2 * CONFIGS)
-    load(shared, 30, states)
+    load_checkpoint(shared, 30, states)
     write_shared(shared, 30, states, share=2 * CONFIGS + 1)
-    with pytest.raises(DamagedCheckpoint, match=r"it declares .* \(11"):
-        load(shared, 30, states)
+    with pytest.raises(CorruptedCheckpoint, match=r"it declares .* \(11"):
+        load_checkpoint(shared, 30, states)
 
 
 def test_a_store_that_was_being_regrouped_is_put_back(shared, whole):

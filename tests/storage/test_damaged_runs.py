@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from periodic_jax.analysis.pipeline import analyze
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import AXES, SweepGrid
-from periodic_jax.inspection.info import describe
+from periodic_jax.inspection.info import describe_run
 from periodic_jax.plots import save_all
 from periodic_jax.reporting.export import export
 from periodic_jax.reporting.html import contents
 from periodic_jax.storage.checksums import seal, seal_metadata
 from periodic_jax.storage.reader import open_run
 from periodic_jax.storage.run_directory import read_config, write_config
-from periodic_jax.storage.verification import damage
+from periodic_jax.storage.verification import find_corruptions
 from periodic_jax.storage.writer import TelemetryWriter
 
 HOSTILE = "../../x\n\x1b[31m<script>alert(1)</script>{__import__('os')}%s'; DROP TABLE \u202e\U0001f600"
@@ -193,8 +193,8 @@ def run(intact, tmp_path):
 
 
 @pytest.mark.parametrize("damage", STORES)
-def test_damaged_or_foreign_store(run, damage):
-    STORES[damage](run / "telemetry.zarr")
+def test_damaged_or_foreign_store(run, find_corruptions):
+    STORES[find_corruptions](run / "telemetry.zarr")
     for flat in (False, True):
         message = refusal(open_run, run, flat=flat)
         assert message.startswith((f"run directory: {run / 'telemetry.zarr'} ", f"telemetry: {run / 'telemetry.zarr'}"))
@@ -278,13 +278,13 @@ def test_evaluations_that_are_still_to_come_are_no_damage(tmp_path):
     grid, shapes, store = SweepGrid.product(), {"loss": np.zeros((1, 0), np.float32)}, tmp_path / "telemetry.zarr"
     longest = {"config": 1, "step": 300, "eval_step": 301, "layer": 1}
     writer = TelemetryWriter(tmp_path, grid, 100, range(101), shapes, ["train_loss"])
-    assert list(damage(store, 0, 0, longest)) == []
+    assert list(find_corruptions(store, 0, 0, longest)) == []
     writer.write(0, {"loss": np.zeros((1, 100), np.float32)})
     for step in range(101):
         writer.write_evaluation(step, {"train_loss": np.zeros(1, np.float32)})
     TelemetryWriter(tmp_path, grid, 300, range(301), shapes, ["train_loss"]).truncate(100)
-    assert list(damage(store, 0, 100, longest)) == []
-    assert {one.file for one in damage(store, 0, 150, longest)} == {"train_loss/c/0/1"}
+    assert list(find_corruptions(store, 0, 100, longest)) == []
+    assert {one.file for one in find_corruptions(store, 0, 150, longest)} == {"train_loss/c/0/1"}
 
 
 def test_truncated_curves(run):
@@ -297,12 +297,12 @@ def test_truncated_curves(run):
 
 def test_a_verified_run_is_called_so_only_where_it_is(run):
     mark(run, config={"steps": 120}, summary={})
-    assert [line for line in describe(run, verify=True).lines if line.startswith("verified")] == [
+    assert [line for line in describe_run(run, verify=True).lines if line.startswith("verified")] == [
         "verified: every telemetry chunk up to step 120 and 0 checkpoints"
     ]
     flip(run / "telemetry.zarr/loss/c/0/0")
     flip(run / "telemetry.zarr/lr/c/0")
-    lines = describe(run, verify=True).lines
+    lines = describe_run(run, verify=True).lines
     assert not any(line.startswith(("verified", "consistent")) for line in lines)
     assert lines[-3:] == [
         "damaged: telemetry.zarr/loss/c/0/0 (from step 0): its checksum is another one",
@@ -310,4 +310,4 @@ def test_a_verified_run_is_called_so_only_where_it_is(run):
         f"to mend it: periodic-jax resume {run} --truncate",
     ]
     shutil.rmtree(run / "telemetry.zarr")
-    assert describe(run, verify=True).faults == ["telemetry.zarr: missing"]
+    assert describe_run(run, verify=True).faults == ["telemetry.zarr: missing"]
