@@ -44,10 +44,11 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope="module")
 def halfway(tmp_path_factory):
     """A run stopped after 30 of 40 steps, as three processes left it; copied before use."""
-    out, asked = tmp_path_factory.mktemp("shared") / "run", iter(range(3))
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(RunStopped):
+    out, asked = tmp_path_factory.mktemp("shared") / "run", iter((0, 0, 0, 143))
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(telemetry, "MOST_IN_CHUNK", SHARE)
-        pj.run_sweep(configured(out, **GRID), stop=lambda: 0 if next(asked, None) is not None else 143)
+        with pytest.raises(RunStopped):
+            pj.run_sweep(configured(out, **GRID), stop=lambda: next(asked))
     for step in checkpoint_steps(out):
         write_shared(out, step, states_at(out, step))
     return out
