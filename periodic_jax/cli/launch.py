@@ -33,7 +33,7 @@ def print_plan(config: "RunConfig") -> None:
 
 def claim_folder(config: "RunConfig") -> None:
     """Refuse what cannot run before anything is printed, compiled or written."""
-    from periodic_jax.runs.run import check
+    from periodic_jax.runs.run import check, resumable_manifest
     from periodic_jax.storage.run_directory import claim_directory
 
     check(config)

@@ -6,7 +6,7 @@ import pytest
 from helpers.survival import states_at
 
 from periodic_jax import RunConfig, run_sweep
-from periodic_jax.runs.disk import used
+from periodic_jax.core.files import used_bytes
 from periodic_jax.runs.planning import describe_plan, fitting_part, plan, split_count
 from periodic_jax.storage.reader import open_run
 
@@ -34,7 +34,7 @@ def test_a_plan_is_what_the_run_takes(small, planned):
     states = states_at(path, 120)
     assert planned.checkpoint_bytes == 2 * sum(array.nbytes for array in states.values())
     assert planned.devices * planned.rows * planned.members == 6
-    assert used(path / "telemetry.zarr") < 2 * planned.telemetry_bytes + 10**5
+    assert used_bytes(path / "telemetry.zarr") < 2 * planned.telemetry_bytes + 10**5
     assert 0 < planned.seconds < 600
     assert min(planned.temporary_bytes, planned.data_bytes, planned.record_bytes) > 0
     lines = describe_plan(planned, small)

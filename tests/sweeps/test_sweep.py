@@ -8,7 +8,7 @@ import pytest
 from helpers.reference import augmented
 
 from periodic_jax import Batch, ConfigError, SweepGrid, create_train_state, dynamics, models, train_step
-from periodic_jax.sweeps.placement import Arrangement
+from periodic_jax.sweeps.placement import ROW_COST, Arrangement, device_shape
 from periodic_jax.sweeps.sweep import Sweep
 from periodic_jax.training import input_pipeline
 from periodic_jax.training.vectorize import lay_out
@@ -207,6 +207,20 @@ def test_a_grid_with_ragged_seeds_is_padded_and_unpadded(tiny, model):
         single = SweepGrid.of([{name: grid.coords[name][i] for name in ("lr", "seed")}])
         one, _ = collect(Sweep(model, tiny, single, batch_size=12), 6)
         np.testing.assert_allclose(ragged["loss"][i], one["loss"][0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_configuration_has_a_place_and_no_other_shape_leaves_less_to_do(seed):
+    rng = np.random.default_rng(seed)
+    seeds, devices = rng.integers(0, rng.integers(1, 6), rng.integers(1, 20)), int(rng.integers(1, 4))
+    rows, members = device_shape(seeds, devices)
+    arranged = Arrangement.of(seeds, devices)
+    assert arranged.source.shape == (rows * devices, members)
+    assert (seeds[arranged.source] == arranged.seeds[:, None]).all()
+    assert np.array_equal(arranged.flatten(arranged.source), np.arange(len(seeds)))
+    sizes = [int((seeds == s).sum()) for s in set(seeds.tolist())]
+    least = min((m + ROW_COST) * -(-sum(-(-size // m) for size in sizes) // devices) for m in range(1, 21))
+    assert rows * (members + ROW_COST) == pytest.approx(least)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
