@@ -192,9 +192,9 @@ def run(intact, tmp_path):
     return Path(shutil.copytree(intact, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("damage", STORES)
-def test_damaged_or_foreign_store(run, find_corruptions):
-    STORES[find_corruptions](run / "telemetry.zarr")
+@pytest.mark.parametrize("corrupt", STORES)
+def test_damaged_or_foreign_store(run, corrupt):
+    STORES[corrupt](run / "telemetry.zarr")
     for flat in (False, True):
         message = refusal(open_run, run, flat=flat)
         assert message.startswith((f"run directory: {run / 'telemetry.zarr'} ", f"telemetry: {run / 'telemetry.zarr'}"))
