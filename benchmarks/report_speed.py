@@ -53,7 +53,7 @@ def make_page(path: Path, steps: int) -> Path:
     write_run(path, grid, steps)
     begun = time.perf_counter()
     dataset = open_run(path, flat=True)
-    page = html.write(html.contents(dataset, analysis.analyze(dataset)), path)
+    page = html.write(html.report_contents(dataset, analysis.analyze(dataset)), path)
     print(f"{len(grid)} configurations x {steps} steps: analysed and written in {time.perf_counter() - begun:.1f} s")
     return page
 

@@ -49,7 +49,7 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
         NaN with fewer than two.
 
     Example:
-        >>> from periodic_jax.grid import SweepGrid
+        >>> from periodic_jax.core.grid import SweepGrid
         >>> grid, steps = SweepGrid.product(lr=1.0, weight_decay=1e-3), np.arange(400)[None]
         >>> curves = {"loss": 1 / (1 + steps), "weight_norm": 0.999**steps, "effective_lr": 0.999 ** (-2.0 * steps)}
         >>> curves |= {"effective_grad_norm": 1e-6 + 0 * steps, "angular_step": 1e-6 * curves["effective_lr"]}

@@ -187,7 +187,7 @@ def _report(options: Report) -> None:
 
     def look() -> dict[str, Any]:
         dataset = open_run(path, flat=True)
-        return html.contents(dataset, analysis.analyze(dataset))
+        return html.report_contents(dataset, analysis.analyze(dataset))
 
     port, every = (whole_number(name, getattr(options, name)) or 0 for name in ("port", "every"))
     if not 0 <= port < 2**16:

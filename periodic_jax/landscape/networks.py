@@ -48,7 +48,7 @@ class Networks:
 
     Example:
         >>> from periodic_jax import data, models
-        >>> from periodic_jax.train import create_train_state
+        >>> from periodic_jax.training.state import create_train_state
         >>> model, digits = models.build("ConvNetSI", width=2, depth=1), data.load("digits")
         >>> state = create_train_state(model, model.labels(), jax.random.key(0), jnp.zeros((2, 8, 8, 1)))
         >>> quality = Networks(state.task, digits).quality(state.params, state.batch_stats)

@@ -13,8 +13,8 @@ from periodic_jax.analysis.regimes import REGIMES
 from periodic_jax.cli.main import main
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import AXES, SweepGrid
-from periodic_jax.reporting import tables
 from periodic_jax.reporting.tables import COLUMNS, FORECASTS, SHOWN, as_text, findings, rows, save, to_csv
+from periodic_jax.storage import datasets
 from periodic_jax.storage.datasets import open_analysis
 from periodic_jax.storage.reader import open_run
 
@@ -292,7 +292,7 @@ def test_an_analysis_is_written_whole_or_not_at_all(found, tmp_path, monkeypatch
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tables.os, "replace", fail)
+    monkeypatch.setattr(datasets.os, "replace", fail)
     with pytest.raises(ConfigError, match="No space left"):
         save(found.isel(config=[0]), tmp_path)
     monkeypatch.undo()

@@ -28,7 +28,7 @@ def telemetry(grid, steps=900, bursts=(100, 300, 500, 700), change=lambda curve:
 
 
 def shown_of(dataset):
-    return html.contents(dataset, analysis.analyze(dataset))
+    return html.report_contents(dataset, analysis.analyze(dataset))
 
 
 def unpack(text, dtype="<f4"):

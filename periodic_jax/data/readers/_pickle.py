@@ -32,9 +32,9 @@ def unpickle(content: bytes, source: object) -> Any:
     Example:
         >>> unpickle(pickle.dumps({"data": np.arange(3, dtype=np.uint8)}, protocol=4), "batch")
         {'data': array([0, 1, 2], dtype=uint8)}
-        >>> unpickle(pickle.dumps(print), "batch")
+        >>> unpickle(pickle.dumps(print), "file")
         Traceback (most recent call last):
-        periodic_jax.errors.ConfigError: data file: builtins.print in batch is not accepted; expected a pickle of ...
+        periodic_jax.core.errors.ConfigError: data file: builtins.print in file is not accepted; expected a pickle of ...
     """
     reader = _Unpickler(io.BytesIO(content), encoding="bytes")
     reader.source = source

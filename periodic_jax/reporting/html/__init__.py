@@ -4,8 +4,8 @@ The page holds plotly's script, its own script and style, and the run as JSON wi
 to the extremes of each stretch of steps, so that jumps stay visible.
 """
 
-from periodic_jax.reporting.html.contents import contents
+from periodic_jax.reporting.html.contents import report_contents
 from periodic_jax.reporting.html.page import render, write
 from periodic_jax.reporting.html.server import serve
 
-__all__ = ["contents", "render", "serve", "write"]
+__all__ = ["render", "report_contents", "serve", "write"]

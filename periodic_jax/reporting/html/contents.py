@@ -39,7 +39,7 @@ WORDS = {
 }  # fmt: skip
 
 
-def contents(dataset: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
+def report_contents(dataset: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
     """Everything the page shows.
 
     Args:

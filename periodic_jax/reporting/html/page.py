@@ -18,7 +18,7 @@ def render(shown: dict[str, Any], *, live: int = 0) -> str:
     """The page as text.
 
     Args:
-        shown: from `contents`.
+        shown: from `report_contents`.
         live: seconds after which the page asks its server for the data again; 0 for a page that asks for nothing.
 
     Raises:
