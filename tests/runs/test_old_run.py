@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from periodic_jax import analysis, dynamics, open_run, resume_run
+from periodic_jax import RunCallbacks, analysis, dynamics, open_run, resume_run
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.storage.run_directory import checkpoint_steps, read_config
 
@@ -37,8 +37,13 @@ def test_it_opens_verified_and_is_analysed(path):
 def test_it_goes_on_from_its_checkpoint_to_its_end(path):
     before = open_run(path, flat=True).load()
     assert checkpoint_steps(path) == [REACHED]
-    chunks = []
-    resume_run(path, progress=lambda chunk, configs: chunks.append((chunk.first_step, chunk.steps)))
+    begun, chunks = [], []
+    callbacks = RunCallbacks(
+        on_start=lambda *counts: begun.append(counts),
+        on_chunk=lambda chunk: chunks.append((chunk.first_step, chunk.steps)),
+    )
+    resume_run(path, callbacks=callbacks)
+    assert begun == [(2, REACHED, STEPS)]
     assert chunks[0][0] == REACHED
     assert sum(steps for _, steps in chunks) == STEPS - REACHED
     after = open_run(path, flat=True).load()
