@@ -65,7 +65,7 @@ def abstract_states(config: RunConfig, image_shape: Sequence[int], num_classes: 
         config, image_shape, num_classes: as for `abstract_state`.
 
     Returns:
-        Arrays of the names, shapes and dtypes that `Sweep.export` gives; all their elements are one, which takes no
+        Arrays of the names, shapes and dtypes that `Placement.fetch` gives; all their elements are one, which takes no
         memory.
 
     Raises:

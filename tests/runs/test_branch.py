@@ -54,7 +54,7 @@ def test_a_branch_that_changes_nothing_is_its_parent(parent, tmp_path):
 
 def test_a_branch_killed_in_its_set_up_is_begun_again_or_resumed(parent, tmp_path, monkeypatch):
     """Before config.json is there, and then before the first checkpoint is in its place."""
-    out, settle = tmp_path / "branch", writer.finalize_first
+    out, finalize = tmp_path / "branch", writer.finalize_first
 
     class Killed(BaseException):
         pass
@@ -62,11 +62,11 @@ def test_a_branch_killed_in_its_set_up_is_begun_again_or_resumed(parent, tmp_pat
     def dies(path, content=None, *, forget=False):
         if not forget:
             raise Killed
-        settle(path, forget=True)
+        finalize(path, forget=True)
 
     for patched, name, left in (
         (run_directory, "write_config", {"checkpoints.partial"}),
-        (writer, "settle_first", {"checkpoints.partial", "config.json"}),
+        (writer, "finalize_first", {"checkpoints.partial", "config.json"}),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(patched, name, dies)
