@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import save, summary, table
-from periodic_jax import RunConfig
+from periodic_jax import RunCallbacks, RunConfig
 from periodic_jax.runs.build import build_sweep
 from periodic_jax.runs.session import SessionPlan, train_session
 from periodic_jax.sweeps.sweep import Sweep
@@ -70,7 +70,7 @@ def timed(sweep: Sweep, initial: dict[str, np.ndarray], steps: int, seconds: flo
         sweep.restore(initial, 0)
         plan = SessionPlan(Path(folder), steps, eval_every=steps, seconds=seconds, keep=10**6)
         started, busy = time.perf_counter(), time.process_time()
-        train_session(sweep, plan)
+        train_session(sweep, plan, RunCallbacks())
         elapsed = {"wall": time.perf_counter() - started, "cpu": time.process_time() - busy}
         return {**elapsed, "checkpoints": len(list((Path(folder) / "checkpoints").iterdir()))}
 

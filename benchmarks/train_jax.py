@@ -26,20 +26,18 @@ def build(options: argparse.Namespace):
 
     from periodic_jax import SweepGrid, models
     from periodic_jax.sweeps.sweep import Sweep
+    from periodic_jax.training.spec import TrainingSpec
 
     dtype = jnp.float64 if options.precision == "float64" else jnp.float32
     model = models.build(options.model, width=options.width, param_dtype=dtype)
     if options.record == "nothing":
         _measure_nothing()
     rates = list(np.geomspace(1e-3, 1e-1, options.configs))
-    sweep = Sweep(
+    return Sweep(
         model, images_of(options.size, options.channels), SweepGrid.product(lr=rates, weight_decay=1e-3),
-        batch_size=options.batch, layout=options.layout, capacity=options.capacity,
-        per_layer=options.record == "layers",
-    )  # fmt: skip
-    if options.record == "nothing":
-        sweep.recorded = ("loss",)
-    return sweep
+        TrainingSpec(batch_size=options.batch, per_layer=options.record == "layers"), layout=options.layout,
+        capacity=options.capacity,
+    ).compile()  # fmt: skip
 
 
 def _measure_nothing() -> None:

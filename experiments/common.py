@@ -24,6 +24,7 @@ from periodic_jax import plots
 from periodic_jax.core.errors import ConfigError, RunStopped
 from periodic_jax.core.files import write_json
 from periodic_jax.runs.branch import branch_run
+from periodic_jax.runs.callbacks import RunCallbacks
 from periodic_jax.runs.config import RunConfig, difference, evaluated_every, planned_steps
 from periodic_jax.runs.run import resume_run, run_sweep
 from periodic_jax.runs.signals import Stop
@@ -106,14 +107,15 @@ def train(name: str, run: RunConfig | Branch, out: Path, data_dir: str | None, s
         print(f"{name}: finished before")
         return
     print(f"{name}: {'going on' if record else 'training'}", flush=True)
+    callbacks = RunCallbacks(should_stop=stop)
     if isinstance(run, RunConfig):
-        run_sweep(run, stop=stop)
+        run_sweep(run, callbacks=callbacks)
     elif record is not None:
-        resume_run(path, data_dir=data_dir, stop=stop)
+        resume_run(path, data_dir=data_dir, callbacks=callbacks)
     else:
         branch_run(
             out / run.parent, path, step=run.step, select=run.select, change=run.change, steps=run.steps,
-            data_dir=data_dir, stop=stop,
+            data_dir=data_dir, callbacks=callbacks,
         )  # fmt: skip
 
 

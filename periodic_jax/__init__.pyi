@@ -7,8 +7,9 @@ from .core.grid import HParams, SweepGrid
 from .inspection import minima
 from .reporting import tables
 from .runs.branch import branch_run
+from .runs.callbacks import RunCallbacks
 from .runs.config import RunConfig
-from .runs.run import resume_run, run_sweep
+from .runs.run import RunResult, resume_run, run_sweep
 from .storage.reader import open_run
 from .training.optimizers import project_to_sphere, sphere_sgd
 from .training.state import Batch, TrainState, create_train_state
@@ -19,7 +20,9 @@ __all__ = [
     "Batch",
     "ConfigError",
     "HParams",
+    "RunCallbacks",
     "RunConfig",
+    "RunResult",
     "SweepGrid",
     "TrainState",
     "__version__",

@@ -16,10 +16,10 @@ import threading
 import time
 
 import pytest
-from helpers.survival import assert_same_run, branched, configured, flip, started, wait_for
+from helpers.survival import assert_same_run, branched, configured, flip, started, stop_after, wait_for
 
 from benchmarks import common
-from periodic_jax import ConfigError, open_run, run_sweep
+from periodic_jax import ConfigError, RunCallbacks, open_run, run_sweep
 from periodic_jax.core.errors import RunStopped
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.runs.branch import branch_run
@@ -220,10 +220,9 @@ def test_a_full_disk(undisturbed, tmp_path):
 
 def test_one_flipped_byte_in_every_file(tmp_path):
     """Reading gives what was written or an error; so does going on."""
-    asked = iter(range(3))
-    part, whole = tmp_path / "part", run_sweep(configured(tmp_path / "whole"))
+    part, whole = tmp_path / "part", run_sweep(configured(tmp_path / "whole")).path
     with pytest.raises(RunStopped):
-        run_sweep(configured(part), stop=lambda: 0 if next(asked, None) is not None else 143)
+        run_sweep(configured(part), callbacks=stop_after(3))
     expected, rng, outcome = open_run(part, flat=True).load(), random.Random(1), {}
     for file in sorted(file.relative_to(part) for file in part.rglob("*") if file.is_file()):
         if not (part / file).stat().st_size:
@@ -238,10 +237,10 @@ def test_one_flipped_byte_in_every_file(tmp_path):
             outcome[str(file)]["read"] = "same"
         told = []
         try:
-            resume_run(out, say=told.append)
+            resume_run(out, callbacks=RunCallbacks(log=told.append))
         except ConfigError as error:
             if "--truncate" in str(error):
-                resume_run(out, truncate=True, say=told.append)
+                resume_run(out, truncate=True, callbacks=RunCallbacks(log=told.append))
                 assert_same_run(out, whole)
                 outcome[str(file)]["resume"] = "error, and same with --truncate"
         else:

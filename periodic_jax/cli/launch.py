@@ -12,8 +12,8 @@ from periodic_jax.storage.locks import FREE, is_locked
 from periodic_jax.training import xla
 
 if TYPE_CHECKING:
-    from periodic_jax.runs.run import RunConfig
-    from periodic_jax.sweeps.sweep import Chunk
+    from periodic_jax.runs.run import RunConfig, RunResult
+    from periodic_jax.sweeps.chunks import Chunk
 
 
 def print_plan(config: "RunConfig") -> None:
@@ -45,36 +45,34 @@ def claim_folder(config: "RunConfig") -> None:
         log_line(f"{config.out} holds this run, unfinished: going on with it")
 
 
-def train_with_progress(
-    out: str | Path, start: Callable[..., Path], *arguments: Any, **options: Any
-) -> tuple[Path, list[Any]]:
-    """Run with a progress bar; the run directory and its analysis."""
+def train_with_progress(start: Callable[..., "RunResult"], *arguments: Any, **options: Any) -> "RunResult":
+    """Run with a progress bar."""
+    from periodic_jax.runs.callbacks import RunCallbacks
     from periodic_jax.runs.signals import Stop
 
     xla.use_cores_as_devices()
     xla.keep_compiled_programs()
-    found: list[Any] = []
-    with Stop() as stop, _progress(out) as report:
-        return start(*arguments, **options, progress=report, stop=stop, say=log_line, analysed=found.append), found
+    with Stop() as stop, _progress() as (show, move):
+        return start(*arguments, **options, callbacks=RunCallbacks(show, move, stop, log_line))
 
 
-def show_results(path: Path, found: list[Any]) -> list[Path]:
+def show_results(run: "RunResult") -> list[Path]:
     """Draw the figures, and print the table and the summary."""
     from periodic_jax import plots
     from periodic_jax.reporting import tables
     from periodic_jax.storage.reader import open_run
     from periodic_jax.storage.run_directory import read_config
 
-    files = plots.save_all(open_run(path, flat=True), found[0], path / "figures")
-    print(tables.as_text(found[0]), end="")
-    summary = read_config(path)["summary"]
+    files = plots.save_all(open_run(run, flat=True), run.analysis, run / "figures")
+    print(tables.as_text(run.analysis), end="")
+    summary = read_config(run.path)["summary"]
     pace = summary["ms_per_config_step"]  # None: not more than one chunk was trained
     steps, here = summary["config_steps"], summary["session_config_steps"]
     print(
         (f"{steps}" if here == steps else f"{here} of {steps}")
         + f" config-steps in {summary['seconds']:.1f} s with compilation, "
         + (f"{pace:.3g} ms each after it; " if pace else "")
-        + f"peak memory {summary['peak_rss_mb']:.0f} MB; in {path}"
+        + f"peak memory {summary['peak_rss_mb']:.0f} MB; in {run}"
     )
     return files
 
@@ -85,28 +83,30 @@ def print_figures(files: list[Path]) -> None:
 
 
 @contextlib.contextmanager
-def _progress(out: str | Path):
+def _progress():
     """A bar in config-steps, from when all is accepted, moved once a chunk; in a log file, where each state is a line,
     twice a minute.
+
+    Yields:
+        What shows it, and what moves it: `RunCallbacks.on_start` and ``on_chunk``.
     """
     from tqdm import tqdm
 
-    from periodic_jax.storage.run_directory import read_config
-
     pause = 0 if sys.stderr.isatty() else 30
     with contextlib.ExitStack() as shown:
-        bar: tqdm | None = None
+        bar: Any = None
 
-        def report(chunk: "Chunk", configs: int) -> None:
+        def show(configs: int, first_step: int, steps: int) -> None:
             nonlocal bar
-            if bar is None:
-                bar = tqdm(
-                    total=read_config(out)["config"]["steps"] * configs, initial=chunk.first_step * configs,
-                    unit="config-step", unit_scale=True, desc="compiling", mininterval=pause, dynamic_ncols=True,
-                )  # fmt: skip
-                shown.callback(bar.close)
+            bar = tqdm(
+                total=steps * configs, initial=first_step * configs, unit="config-step", unit_scale=True,
+                desc="compiling", mininterval=pause, dynamic_ncols=True,
+            )  # fmt: skip
+            shown.callback(bar.close)
+
+        def move(chunk: "Chunk") -> None:
             if chunk.steps:
                 bar.set_description("training", refresh=False)
-                bar.update(chunk.steps * configs)
+                bar.update(chunk.steps * len(chunk.diverged_at))
 
-        yield report
+        yield show, move

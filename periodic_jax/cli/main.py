@@ -82,7 +82,7 @@ def _sweep(options: Sweep) -> None:
         print_plan(config)
         return
     claim_folder(config)
-    print_figures(show_results(*train_with_progress(config.out, run_sweep, config)))
+    print_figures(show_results(train_with_progress(run_sweep, config)))
 
 
 def _demo(options: Demo) -> None:
@@ -98,7 +98,7 @@ def _demo(options: Demo) -> None:
         f"ConvNetSI of width {config.width} on scikit-learn's digits: {len(config.lr)} learning rates x "
         f"{len(config.weight_decay)} weight decays, {counted(config.steps or 0, 'step')} each."
     )
-    files = show_results(*train_with_progress(config.out, run_sweep, config))
+    files = show_results(train_with_progress(run_sweep, config))
     print("Look at:")
     for file in files:
         print(f"  {file}")
@@ -108,11 +108,11 @@ def _resume(options: Resume) -> None:
     from periodic_jax.runs.run import resume_run
 
     counts = {name: whole_number(name, getattr(options, name)) for name in ("steps", "epochs")}
-    end = train_with_progress(
-        options.run, resume_run, options.run, dataset=options.dataset or None, data_dir=options.data_dir or None,
+    run = train_with_progress(
+        resume_run, options.run, dataset=options.dataset or None, data_dir=options.data_dir or None,
         truncate=options.truncate, **counts,
     )  # fmt: skip
-    print_figures(show_results(*end))
+    print_figures(show_results(run))
 
 
 def _replay(options: Replay) -> None:
@@ -221,12 +221,12 @@ def _branch(options: Branch) -> None:
     given = {name: getattr(options, name) for name in RUN_AXES if getattr(options, name)}
     change: dict[str, Any] = {name: parse_axis(name, without_decay(name, words)) for name, words in given.items()}
     out = options.out or free_folder("branch")
-    end = train_with_progress(
-        out, branch_run, options.run, out, step=whole_number("step", options.step), select=to_selection(options.select),
+    run = train_with_progress(
+        branch_run, options.run, out, step=whole_number("step", options.step), select=to_selection(options.select),
         change=change, steps=whole_number("steps", options.steps), dataset=options.dataset or None,
         data_dir=options.data_dir or None,
     )  # fmt: skip
-    print_figures(show_results(*end))
+    print_figures(show_results(run))
 
 
 def _landscape(options: Landscape) -> None:

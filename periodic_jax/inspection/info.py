@@ -1,5 +1,6 @@
 """What a run directory holds: what ran, how far it came, what diverged, its size, and whether it is as written."""
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +25,12 @@ class RunDescription(NamedTuple):
     faults: list[str]  # what is not as it should be; empty for a sound run
 
 
-def describe_run(path: str | Path, *, verify: bool = False) -> RunDescription:
+def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDescription:
     """Describe a run directory, without changing anything in it.
 
     Args:
         path: the run directory.
-        verify: read every telemetry chunk, checkpoint and kept minimum, and compare their checksums.
+        verify: read every telemetry chunk, checkpoint and saved minimum, and compare their checksums.
 
     Returns:
         Lines for the reader, and the faults that were found.
@@ -38,21 +39,21 @@ def describe_run(path: str | Path, *, verify: bool = False) -> RunDescription:
         ConfigError: no run, or one whose config.json is damaged.
     """
     path = Path(path)
-    record = read_config(path)
-    held, begun = record.get("config", {}), first_step(record)
-    steps = held.get("steps")
+    manifest = read_config(path)
+    config, start_step = manifest.get("config", {}), first_step(manifest)
+    steps = config.get("steps")
     if not isinstance(steps, int):
         raise ConfigError("run directory", path, "a run whose config.json tells the number of steps")
-    done = reached(path, record)
+    done = reached(path, manifest)
     lines = [
-        f"{path}: {held.get('model')} of width {held.get('width')} and depth {held.get('depth')} on "
-        f"{held.get('dataset')}, periodic_jax {record.get('version')}"
+        f"{path}: {config.get('model')} of width {config.get('width')} and depth {config.get('depth')} on "
+        f"{config.get('dataset')}, periodic_jax {manifest.get('version')}"
     ]
-    if "parent" in record:
-        parent = record["parent"]
-        lines.append(f"branched from {parent.get('path')} at step {begun}, changed: {parent.get('changed')}")
-    lines += [f"command: {' '.join(map(str, record.get('command', ())))}", _progress(path, record, done, steps)]
-    faults = _look(path, lines, done - begun)
+    if "parent" in manifest:
+        parent = manifest["parent"]
+        lines.append(f"branched from {parent.get('path')} at step {start_step}, changed: {parent.get('changed')}")
+    lines += [f"command: {' '.join(map(str, manifest.get('command', ())))}", _progress(path, manifest, done, steps)]
+    faults = _describe_telemetry(path, lines, done - start_step)
     telemetry, checkpoints = used_bytes(path / TELEMETRY), used_bytes(path / "checkpoints")
     lines.append(
         f"size: {format_bytes(used_bytes(path))}, of which telemetry {format_bytes(telemetry)} and "
@@ -60,15 +61,15 @@ def describe_run(path: str | Path, *, verify: bool = False) -> RunDescription:
     )
     minima = saved_minima(path)
     if minima:
-        unfinished = sum(one.ended is None for one in minima)
+        unfinished = sum(minimum.ended is None for minimum in minima)
         lines.append(
             f"minima of periods: {len(minima)}, of which {unfinished} unfinished, of "
-            f"{len({one.config for one in minima})} configurations, {format_bytes(used_bytes(path / MINIMA))}"
+            f"{len({minimum.config for minimum in minima})} configurations, {format_bytes(used_bytes(path / MINIMA))}"
         )
     if verify:
-        found = list(corruptions(path, record))
+        verified = list(corruptions(path, manifest))
         # What was seen at first sight has its file and its reason here.
-        faults = found + [fault for fault in faults if not any(one.startswith(TELEMETRY) for one in found)]
+        faults = verified if any(line.startswith(TELEMETRY) for line in verified) else verified + faults
         if not faults:
             checked = (
                 f"every telemetry chunk up to step {done} and {counted(len(checkpoint_steps(path)), 'checkpoint')}"
@@ -83,15 +84,15 @@ def describe_run(path: str | Path, *, verify: bool = False) -> RunDescription:
     return RunDescription(lines, faults)
 
 
-def _progress(path: Path, record: dict[str, Any], done: int, steps: int) -> str:
-    if "summary" in record:
-        sessions = counted(len(record.get("sessions", ())) + 1, "session")
+def _progress(path: Path, manifest: dict[str, Any], done: int, steps: int) -> str:
+    if "summary" in manifest:
+        sessions = counted(len(manifest.get("sessions", ())) + 1, "session")
         return f"finished: {counted(steps, 'step')} in {sessions}"
     now = "running now" if is_locked(path) else f"to go on: periodic-jax resume {path}"
     return f"unfinished: {done} of {counted(steps, 'step')}, {steps - done} left; {now}"
 
 
-def _look(path: Path, lines: list[str], recorded: int) -> list[str]:
+def _describe_telemetry(path: Path, lines: list[str], recorded: int) -> list[str]:
     """Add what the telemetry says; returns what is wrong with it at first sight."""
     if not (path / TELEMETRY).exists():
         return [f"{TELEMETRY}: {verification.MISSING}"] if recorded else []

@@ -1,5 +1,6 @@
 """The states that a run's checkpoints hold, as training states of some of its configurations."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,12 +26,12 @@ class LoadedRun(NamedTuple):
     config: RunConfig
     grid: SweepGrid
 
-    def hparams(self, rows: Sequence[int]) -> HParams:
+    def hparams(self, configs: Sequence[int]) -> HParams:
         """The hyperparameters of some configurations, ``(configs,)``."""
-        return HParams(*(np.asarray(column)[np.asarray(rows)] for column in self.grid.hparams()))
+        return HParams(*(np.asarray(column)[np.asarray(configs)] for column in self.grid.hparams()))
 
 
-def load_run(path: str | Path, *, dataset: str | None = None, data_dir: str | None = None) -> LoadedRun:
+def load_run(path: str | os.PathLike[str], *, dataset: str | None = None, data_dir: str | None = None) -> LoadedRun:
     """Open a run for a look at its checkpoints. Writes nothing.
 
     Args:
@@ -42,30 +43,30 @@ def load_run(path: str | Path, *, dataset: str | None = None, data_dir: str | No
         ConfigError: no run, or other images than it was trained on.
     """
     path = Path(path)
-    record = run_directory.read_config(path)
-    config = from_manifest(record, path, dataset=dataset, data_dir=data_dir)
-    check_images(config, record)
+    manifest = run_directory.read_config(path)
+    config = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir)
+    check_images(config, manifest)
     return LoadedRun(path, config, config.grid())
 
 
-def select_checkpoints(run: LoadedRun, words: Sequence[str]) -> list[int]:
-    """The checkpoints that words name: ``all``, ``last``, or numbers of updates.
+def select_checkpoints(run: LoadedRun, names: Sequence[str]) -> list[int]:
+    """The checkpoints that are named: ``all``, ``last``, or numbers of updates.
 
     Raises:
         ConfigError: no such checkpoint.
     """
-    there = run_directory.checkpoint_steps(run.path)
-    accepted = f"all, last, or of {', '.join(map(str, there)) or 'none: the run has no checkpoint'}"
-    if not there:
-        raise ConfigError("--checkpoints", " ".join(words), accepted)
+    saved = run_directory.checkpoint_steps(run.path)
+    accepted = f"all, last, or of {', '.join(map(str, saved)) or 'none: the run has no checkpoint'}"
+    if not saved:
+        raise ConfigError("--checkpoints", " ".join(names), accepted)
     chosen: set[int] = set()
-    for word in words:
-        if word in ("all", "last"):
-            chosen.update(there if word == "all" else there[-1:])
-        elif word.isdecimal() and int(word) in there:
-            chosen.add(int(word))
+    for name in names:
+        if name in ("all", "last"):
+            chosen.update(saved if name == "all" else saved[-1:])
+        elif name.isdecimal() and int(name) in saved:
+            chosen.add(int(name))
         else:
-            raise ConfigError("--checkpoints", word or "an empty word", accepted)
+            raise ConfigError("--checkpoints", name or "an empty word", accepted)
     return sorted(chosen)
 
 
@@ -75,7 +76,7 @@ def select_configurations(run: LoadedRun, select: Mapping[str, Sequence[float]])
     Raises:
         ConfigError: an axis or a value that the run has not.
     """
-    kept = np.ones(len(run.grid), bool)
+    selected = np.ones(len(run.grid), bool)
     for name, wanted in select.items():
         if name not in run.grid.coords:
             raise ConfigError("--select", name, "one of " + ", ".join(run.grid.coords))
@@ -85,28 +86,30 @@ def select_configurations(run: LoadedRun, select: Mapping[str, Sequence[float]])
             missing = np.asarray(wanted)[~match.any(0)][0]
             values = ", ".join(f"{v:.15g}" for v in np.unique(column))
             raise ConfigError("--select", f"{name}={missing:.15g}", f"one of {values}")
-        kept &= match.any(1)
-    if not kept.any():
+        selected &= match.any(1)
+    if not selected.any():
         raise ConfigError("--select", " ".join(select), "values that one configuration has together")
-    return np.flatnonzero(kept).tolist()
+    return np.flatnonzero(selected).tolist()
 
 
-def load_states(run: LoadedRun, step: int, rows: Sequence[int] | None = None, folder: Path | None = None) -> TrainState:
+def load_states(
+    run: LoadedRun, step: int, configs: Sequence[int] | None = None, folder: Path | None = None
+) -> TrainState:
     """The states of some configurations in a checkpoint, stacked ``(configs, ...)``. Within the run's precision.
 
     Args:
         run: the run.
         step: of the checkpoint.
-        rows: the configurations, in the grid's order; all, if None.
+        configs: the configurations, in the grid's order; all, if None.
         folder: that holds ``checkpoints``; the run directory, if None.
 
     Raises:
         ConfigError: a checkpoint that is damaged.
     """
     template, arrays = abstract_state(run), load_arrays(run, step, folder)
-    kept = np.arange(len(run.grid)) if rows is None else np.asarray(rows)
+    chosen = np.arange(len(run.grid)) if configs is None else np.asarray(configs)
     leaves = [
-        jnp.asarray(arrays[name][kept]) if leaf.size else jnp.zeros((len(kept), *leaf.shape), leaf.dtype)
+        jnp.asarray(arrays[name][chosen]) if leaf.size else jnp.zeros((len(chosen), *leaf.shape), leaf.dtype)
         for name, leaf in named_leaves(template)
     ]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)

@@ -15,7 +15,6 @@ from periodic_jax.core.errors import ConfigError
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10, as the reference normalises
 QUANTITIES = ("loss", "accuracy", "rho", "grad_norm_si", "grad_norm_all", "cosine_distance")
-_LOSSES = {"cross_entropy": "cross_entropy", "squared": "squared"}
 _NEEDED = ("model", "width", "depth", "init_scale", "lr", "wd", "momentum", "noninvariant_lr", "steps", "batch", "loss")
 
 
@@ -47,8 +46,7 @@ def replay(
 
     Returns:
         ``step/QUANTITY`` ``(steps,)``, ``final/NAME`` in PyTorch's names and layouts, and ``eval_logits``. In the
-        precision
-        in force: float64 where 64-bit numbers are enabled.
+        precision in force: float64 where 64-bit numbers are enabled.
 
     Raises:
         ConfigError: a recording that lacks something or does not fit its images or its network.
@@ -77,7 +75,7 @@ def replay(
     )  # fmt: skip
     initial = {name.removeprefix("init/"): recording[name] for name in recording if name.startswith("init/")}
     variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), models.from_torch(model, initial))
-    task = Task(model, models.leaf_labels(variables["params"], model.labels()), _LOSSES[config["loss"]])
+    task = Task(model, models.leaf_labels(variables["params"], model.labels()), config["loss"])
     state = state_of(task, variables)
     hparams = HParams(
         lr=config["lr"], weight_decay=config["wd"], momentum=config["momentum"],
@@ -95,8 +93,8 @@ def replay(
     def run(states: Any, hparams: HParams, pixels: Any, classes: Any, order: Any) -> Any:
         def step(states: Any, rows: Any) -> Any:
             batch = Batch(normalised(pixels[rows]), classes[rows])
-            one = full_batch_step if full_batch else train_step
-            states, metrics = lay_out(lambda s, h: one(s, h, batch), layout)(states, hparams)
+            advance = full_batch_step if full_batch else train_step
+            states, metrics = lay_out(lambda s, h: advance(s, h, batch), layout)(states, hparams)
             return states, {name: value[-1] for name, value in metrics.items() if value.ndim == 1}
 
         steps = jnp.broadcast_to(order, (config["steps"], *order.shape)) if full_batch else order
@@ -178,6 +176,8 @@ def _quantities(metrics: Mapping[str, Any], invariant: bool) -> dict[str, np.nda
 
 
 def _config_of(recording: Mapping[str, Any]) -> dict[str, Any]:
+    from periodic_jax.training.losses import LOSSES
+
     try:
         config = json.loads(str(recording["config"]))
     except (KeyError, ValueError):
@@ -185,8 +185,8 @@ def _config_of(recording: Mapping[str, Any]) -> dict[str, Any]:
     missing = [name for name in _NEEDED if not isinstance(config, dict) or name not in config]
     if missing:
         raise ConfigError("recording", "config", f"a JSON object with {', '.join(missing)}")
-    if config["loss"] not in _LOSSES:
-        raise ConfigError("recording loss", config["loss"], "one of " + ", ".join(_LOSSES))
+    if config["loss"] not in LOSSES:
+        raise ConfigError("recording loss", config["loss"], "one of " + ", ".join(LOSSES))
     return config
 
 

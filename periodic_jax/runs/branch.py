@@ -2,19 +2,18 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 
-from periodic_jax.analysis.online import initial_rule as nothing_known
+from periodic_jax.analysis.online import initial_rule
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.formatting import flag_of
 from periodic_jax.core.grid import SweepGrid
 from periodic_jax.runs.config import RUN_AXES, check, from_manifest, planned_steps
-from periodic_jax.runs.run import Progress, run_session
+from periodic_jax.runs.run import RunCallbacks, RunResult, run_session
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.locks import locked
 from periodic_jax.storage.minima_files import PREFIX, with_rule_state
@@ -27,20 +26,17 @@ Axes = Mapping[str, Sequence[float]]
 
 
 def branch_run(
-    path: str | Path,
-    out: str | Path,
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
+    callbacks: RunCallbacks | None = None,
     step: int | None = None,
     select: Axes | None = None,
     change: Axes | None = None,
     steps: int | None = None,
     dataset: str | None = None,
     data_dir: str | None = None,
-    progress: Progress | None = None,
-    stop: Callable[[], int] = lambda: 0,
-    say: Callable[[str], None] = print,
-    analysed: Callable[[xr.Dataset], None] = lambda found: None,
-) -> Path:
+) -> RunResult:
     """Start a new run from a checkpoint of another one.
 
     Weights, statistics and momentum are those of the parent, and so are the order of the data and the numbers of the
@@ -50,16 +46,16 @@ def branch_run(
     Args:
         path: the parent's run directory.
         out: the new run's.
+        callbacks: as for `run_sweep`.
         step: of the checkpoint; the newest, if None.
         select: for each axis named, the values of the configurations to take; all, of axes that are not named.
         change: for each axis named, the new values, all combinations of which are run. Of such an axis one value
             must be selected, so that each new configuration has one parent.
         steps: number of the last step; the parent's, if None.
         dataset, data_dir: as for `resume_run`.
-        progress, stop, say, analysed: as for `run_sweep`.
 
     Returns:
-        The new run directory.
+        As `run_sweep`.
 
     Raises:
         ConfigError: no such checkpoint or configuration, or a damaged one, or unusable changes.
@@ -70,15 +66,14 @@ def branch_run(
 
     path, out = Path(path), Path(out)
     select, change = dict(select or {}), dict(change or {})
-    record = run_directory.read_config(path)
-    parent = from_manifest(record, path, dataset=dataset, data_dir=data_dir)
-    at = run_directory.checkpoint_steps(path)
-    if step is None and at:
-        step = at[-1]
-    if not at:
+    manifest = run_directory.read_config(path)
+    parent = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir)
+    checkpoints = run_directory.checkpoint_steps(path)
+    if not checkpoints:
         raise ConfigError("run directory", path, "one with checkpoints to branch from")
-    if step not in at:
-        raise ConfigError("--step", step, f"a checkpoint of {path}: {', '.join(map(str, at))}")
+    step = checkpoints[-1] if step is None else step
+    if step not in checkpoints:
+        raise ConfigError("--step", step, f"a checkpoint of {path}: {', '.join(map(str, checkpoints))}")
     axes = branched_axes({name: getattr(parent, name) for name in RUN_AXES}, select, change)
     config = dataclasses.replace(parent, out=out, steps=steps or planned_steps(parent), **axes)
     if planned_steps(config) <= step and steps is None:
@@ -90,20 +85,22 @@ def branch_run(
     try:
         with xla.precision(parent.precision):
             like = abstract_states(parent, parent.data.image_shape, parent.data.num_classes)
-            held = load_checkpoint(path, step, like)
-            # Where minima are kept, the branch's first period begins with the branch.
-            states = {name: array[source] for name, array in held.items() if not name.startswith(PREFIX)}
+            saved = load_checkpoint(path, step, like)
+            # Where minima are saved, the branch's first period begins with the branch.
+            states = {name: array[source] for name, array in saved.items() if not name.startswith(PREFIX)}
     except CorruptedCheckpoint as error:
         raise ConfigError("--step", step, f"a whole checkpoint ({error})") from None
     run_directory.claim_directory(out)
-    about = {
+    origin = {
         "name": path.resolve().name, "path": os.fspath(path.resolve()), "step": step,
-        "selected": _plain(select), "changed": _plain(change), "config": record["config"],
+        "selected": _plain(select), "changed": _plain(change), "config": manifest["config"],
     }  # fmt: skip
     with locked(out), xla.precision(config.precision):
         return run_session(
-            config, {"parent": about}, progress=progress, stop=stop, say=say, analysed=analysed,
-            prepare=lambda sweep: _begin(sweep, out, states, step, "fixed_norm" in change, config.keep_period_minima),
+            config, {"parent": origin}, callbacks or RunCallbacks(),
+            prepare=lambda sweep: _write_first_checkpoint(
+                sweep, out, states, step, "fixed_norm" in change, config.keep_period_minima
+            ),
         )  # fmt: skip
 
 
@@ -152,7 +149,7 @@ def parents(parent: SweepGrid, child: SweepGrid, select: Axes, change: Axes) -> 
 
 
 def _nearest(name: str, wanted: float, values: Sequence[float]) -> float:
-    """The value that a word such as 0.0316227766 means."""
+    """The axis's value that a rounded one such as 0.0316227766 means."""
     for value in values:
         if np.isclose(wanted, value, rtol=1e-9, atol=0):
             return value
@@ -161,7 +158,7 @@ def _nearest(name: str, wanted: float, values: Sequence[float]) -> float:
     )
 
 
-def _begin(
+def _write_first_checkpoint(
     sweep: "Sweep", out: Path, states: dict[str, np.ndarray], step: int, new_sphere: bool, every: int | None
 ) -> None:
     """Write the first checkpoint, from which the branch can always be resumed."""
@@ -173,12 +170,12 @@ def _begin(
     if new_sphere:
         sweep.restore(states, step)
         task = sweep.states.task
-        fresh = jax.jit(jax.vmap(jax.vmap(lambda params: state_of(task, {"params": params}).opt_state)))
-        replaced = sweep.placement.fetch(sweep.states.replace(opt_state=fresh(sweep.states.params)))
+        initial = jax.jit(jax.vmap(jax.vmap(lambda params: state_of(task, {"params": params}).opt_state)))
+        replaced = sweep.placement.fetch(sweep.states.replace(opt_state=initial(sweep.states.params)))
         states = states | {name: array for name, array in replaced.items() if "initial_norms" in name}
     if every:
         states = states | with_rule_state(
-            states, nothing_known(len(sweep.grid), every, np.dtype(sweep.hparams.lr.dtype))
+            states, initial_rule(len(sweep.grid), every, np.dtype(sweep.hparams.lr.dtype))
         )
     write_first(out, step, states)
 

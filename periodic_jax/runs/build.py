@@ -1,4 +1,4 @@
-"""The states of a run in outline: names, shapes and dtypes, before there is any array of that size."""
+"""Builds what a `RunConfig` describes: the network, abstract states (shapes and dtypes), the sweep, the session."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,8 @@ import numpy as np
 from periodic_jax.analysis.online import initial_rule
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.formatting import format_bytes
-from periodic_jax.runs.config import (
-    RUN_AXES,
-    RunConfig,
-    evaluated_every,
-    planned_steps,
-)
+from periodic_jax.runs.config import RUN_AXES, RunConfig, evaluated_every, planned_steps
+from periodic_jax.runs.manifest import former_ends
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.minima_files import with_rule_state
 
@@ -69,28 +65,28 @@ def abstract_states(config: RunConfig, image_shape: Sequence[int], num_classes: 
         config, image_shape, num_classes: as for `abstract_state`.
 
     Returns:
-        Arrays of the names, shapes and dtypes that `Sweep.export` gives; all their elements are one, which takes no
+        Arrays of the names, shapes and dtypes that `Placement.fetch` gives; all their elements are one, which takes no
         memory.
 
     Raises:
         ConfigError: they are larger than this machine's memory.
 
     Example:
-        >>> states = states_of(RunConfig(out="x", lr=(0.1, 1.0), width=8), (8, 8, 1), 10)
+        >>> states = abstract_states(RunConfig(out="x", lr=(0.1, 1.0), width=8), (8, 8, 1), 10)
         >>> states["params.conv0.kernel"].shape
         (2, 3, 3, 1, 8)
     """
     from periodic_jax.sweeps.placement import named_leaves
 
-    outline = abstract_state(config, image_shape, num_classes)
+    abstract = abstract_state(config, image_shape, num_classes)
     configs = int(np.prod([len(getattr(config, name)) for name in RUN_AXES]))
     states = {
         name: np.broadcast_to(np.zeros((), np.dtype(leaf.dtype)), (configs, *leaf.shape))
-        for name, leaf in named_leaves(outline)
+        for name, leaf in named_leaves(abstract)
         if leaf.size
     }
     if config.keep_period_minima:
-        float_type: Any = outline.params["head"]["kernel"].dtype
+        float_type: Any = abstract.params["head"]["kernel"].dtype
         states |= with_rule_state(states, initial_rule(configs, config.keep_period_minima, float_type))
     _check_memory(config, states)
     return states
@@ -111,26 +107,38 @@ def memory_bytes() -> int:
 
 
 def build_sweep(config: RunConfig) -> "Sweep":
-    """The grid of a configuration, ready to train. Within its `training.xla.precision`."""
-    from periodic_jax.runs.build import network
-    from periodic_jax.sweeps.sweep import Sweep
+    """The grid of a configuration, not compiled yet. Within its `training.xla.precision`.
 
-    model = network(config, config.data.num_classes)
+    Raises:
+        ConfigError: its states are larger than this machine's memory.
+    """
+    from periodic_jax.sweeps.sweep import Sweep
+    from periodic_jax.training.spec import TrainingSpec
+
+    abstract_states(config, config.data.image_shape, config.data.num_classes)  # refused here, where they do not fit
+    spec = TrainingSpec(
+        batch_size=config.batch_size, loss=config.loss, schedule=config.schedule,
+        per_filter=config.norm_per == "filter", full_batch=config.full_batch, augment=config.augment,
+        track_sharpness=config.track_sharpness, per_layer=config.per_layer,
+    )  # fmt: skip
     return Sweep(
-        model, config.data, config.grid(), batch_size=config.batch_size, layout=config.layout,
-        per_layer=config.per_layer, capacity=min(1000, planned_steps(config)), loss=config.loss,
-        schedule=config.schedule, per_filter=config.norm_per == "filter", full_batch=config.full_batch,
-        augment=config.augment, track_sharpness=config.track_sharpness,
+        network(config, config.data.num_classes), config.data, config.grid(), spec, layout=config.layout,
+        capacity=min(1000, planned_steps(config)),
     )  # fmt: skip
 
 
-def session_plan(config: RunConfig, record: dict[str, Any]) -> "SessionPlan":
-    """What a session of the run is to do."""
+def plan_session(config: RunConfig, manifest: Mapping[str, Any]) -> "SessionPlan":
+    """What a session of the run is to do.
+
+    Args:
+        config: that of the run.
+        manifest: the content of config.json before the session; empty for a new run.
+    """
     from periodic_jax.runs.session import SessionPlan
 
     return SessionPlan(
         Path(config.out), planned_steps(config), evaluated_every(config),
-        first_step=run_directory.first_step(record), ends=tuple(record.get("ends", ())), keep=config.keep,
+        first_step=run_directory.first_step(manifest), ends=tuple(former_ends(config, manifest)), keep=config.keep,
         keep_every=config.keep_every, seconds=config.checkpoint_seconds,
         keep_period_minima=config.keep_period_minima,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""With what a run was made: versions, command, code and hardware."""
+"""What config.json holds: the configuration, versions, command, code and hardware of its sessions, and the summary."""
 
 import json
 import os
@@ -7,17 +7,14 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import xarray as xr
-
-from periodic_jax import analysis
 from periodic_jax._version import __version__
-from periodic_jax.reporting import tables
 from periodic_jax.runs.config import RunConfig, check_images, planned_steps, to_manifest
-from periodic_jax.storage import reader, run_directory, schema
+from periodic_jax.storage import run_directory, schema
 
 if TYPE_CHECKING:
     from periodic_jax.runs.session import SessionResult
@@ -68,56 +65,59 @@ def _git_commit() -> str | None:
     return answer.stdout.strip() or None
 
 
-def next_manifest(config: RunConfig, record: dict[str, Any] | None, sweep: "Sweep") -> dict[str, Any]:
+def former_ends(config: RunConfig, manifest: Mapping[str, Any]) -> list[int]:
+    """The ends of former plans of a run, after which evaluations were made.
+
+    Args:
+        config: that of the session.
+        manifest: the content of config.json before it.
+    """
+    ends = list(manifest.get("ends", ()))
+    if "summary" in manifest and planned_steps(config) > manifest["config"]["steps"]:
+        ends.append(manifest["config"]["steps"])
+    return ends
+
+
+def next_manifest(config: RunConfig, manifest: dict[str, Any] | None, sweep: "Sweep") -> dict[str, Any]:
     """What config.json is to hold while a session runs.
 
     Args:
         config: that of the run, checked.
-        record: what it holds; None, or without ``config``, for a new run.
-        sweep: that of the session.
+        manifest: what it holds; None, or without ``config``, for a new run.
+        sweep: that of the session, compiled.
 
     Raises:
         ConfigError: the images are not those that the run began with.
     """
     data = json.loads(json.dumps(config.data.described()))
-    held = {"config": to_manifest(config, sweep.layout), "data": data}
-    if record is None or "config" not in record:
-        return {"format": schema.FORMAT, **(record or {}), **held, **provenance(sweep)}
-    check_images(config, record)
-    ends = list(record.get("ends", ()))
-    if "summary" in record and planned_steps(config) > record["config"]["steps"]:
-        ends.append(record["config"]["steps"])
-    sessions = [*record.get("sessions", ()), provenance(sweep)]
-    kept = {name: value for name, value in record.items() if name != "summary"}
-    return {**kept, **held, "ends": ends, "sessions": sessions}
+    resolved = {"config": to_manifest(config, sweep.layout), "data": data}
+    if manifest is None or "config" not in manifest:
+        return {"format": schema.FORMAT, **(manifest or {}), **resolved, **provenance(sweep)}
+    check_images(config, manifest)
+    sessions = [*manifest.get("sessions", ()), provenance(sweep)]
+    kept = {name: value for name, value in manifest.items() if name != "summary"}
+    return {**kept, **resolved, "ends": former_ends(config, manifest), "sessions": sessions}
 
 
-def write_summary(
-    path: Path, record: dict[str, Any], sweep: "Sweep", outcome: "SessionResult", started: float
-) -> xr.Dataset:
-    """Write the table, and that the run has ended.
+def finished_manifest(
+    manifest: dict[str, Any], sweep: "Sweep", outcome: "SessionResult", started: float
+) -> dict[str, Any]:
+    """What config.json is to hold when the run has ended.
 
     Args:
-        path: the run directory.
-        record: what config.json holds.
+        manifest: what it held in the session.
         sweep: that of the session.
         outcome: of the session.
         started: when it began, by `time.perf_counter`.
-
-    Returns:
-        The analysis.
     """
-    found = analysis.analyze(reader.open_run(path, flat=True))
-    tables.to_csv(found, path / run_directory.SUMMARY_FILE)
     configs, pace = len(sweep.grid), None
-    if outcome.steps:
-        pace = round(outcome.seconds / outcome.steps / configs * 1e3, 4)
+    if outcome.timed_steps:
+        pace = round(outcome.seconds / outcome.timed_steps / configs * 1e3, 4)
     summary = {
-        "config_steps": (outcome.step - run_directory.first_step(record)) * configs,
+        "config_steps": (outcome.step - run_directory.first_step(manifest)) * configs,
         # All that follows is of this session alone.
-        "session_config_steps": (outcome.step - outcome.begun) * configs, "ms_per_config_step": pace,
+        "session_config_steps": (outcome.step - outcome.start_step) * configs, "ms_per_config_step": pace,
         "compilations": sweep.compilations, "seconds": round(time.perf_counter() - started, 3),
         "peak_rss_mb": round(peak_rss_mb(), 1),
     }  # fmt: skip
-    run_directory.write_config(path, {**record, "summary": summary})
-    return found
+    return {**manifest, "summary": summary}

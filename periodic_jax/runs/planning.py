@@ -13,10 +13,9 @@ import numpy as np
 from periodic_jax.core import formatting
 from periodic_jax.core.formatting import counted, flag_of
 from periodic_jax.core.limits import MOST_CONFIGS
-from periodic_jax.runs import disk
-from periodic_jax.runs.build import build_sweep
-from periodic_jax.runs.config import RUN_AXES, RunConfig, evaluated_every, planned_steps
-from periodic_jax.storage.writer import along_steps, regular_chunk
+from periodic_jax.runs import build
+from periodic_jax.runs.config import RUN_AXES, RunConfig
+from periodic_jax.runs.resources import ResourceEstimate, estimate_resources
 from periodic_jax.sweeps.placement import device_shape
 from periodic_jax.training import xla
 
@@ -26,36 +25,16 @@ AT_ONCE = 32  # configurations that an accelerator's device trains in the measur
 
 
 class SweepPlan(NamedTuple):
-    """What a sweep takes. Bytes of memory are those of one device."""
+    """How a sweep would run, and what it takes."""
 
     configs: int
     steps: int
     devices: int
-    rows: int  # of each device ...
-    members: int  # ... with so many configurations each, padding included
+    seeds_per_device: int  # groups of configurations of one seed ...
+    configs_per_seed: int  # ... and configurations of each, padding included
     layout: str
-    data_bytes: int
-    state_bytes: int  # of training states, their copy for a checkpoint, and candidates for minima
-    record_bytes: int  # of what is recorded in a chunk, while the chunk before is fetched
-    temporary_bytes: int  # of the program itself
-    telemetry_bytes: int  # uncompressed
-    telemetry_files: int
-    checkpoint_bytes: int  # of all that are kept at a time
-    minima_bytes: int  # at most, of the kept minima; 0 where none are
     seconds_per_config_step: float  # of one device
-    seconds_per_config_evaluation: float
-    evaluations: int
-
-    @property
-    def memory_bytes(self) -> int:
-        """Memory of one device."""
-        return self.data_bytes + self.state_bytes + self.record_bytes + self.temporary_bytes
-
-    @property
-    def seconds(self) -> float:
-        """From the first step to the last."""
-        one = self.steps * self.seconds_per_config_step + self.evaluations * self.seconds_per_config_evaluation
-        return self.rows * self.members * one
+    estimate: ResourceEstimate
 
 
 def plan(config: RunConfig) -> SweepPlan:
@@ -64,37 +43,20 @@ def plan(config: RunConfig) -> SweepPlan:
     Args:
         config: what to run, checked.
     """
-    grid, steps = config.grid(), planned_steps(config)
-    per_chunk = regular_chunk(len(grid))
+    grid, session = config.grid(), build.plan_session(config, {})
     with xla.precision(config.precision):
-        sweep = build_sweep(dataclasses.replace(config, **_few(config, len(grid))))
-        local = -(-len(sweep.grid) // len(sweep.placement.devices))
-        pace, evaluation = sweep.seconds_per_step() / local, sweep.seconds_per_evaluation() / local
+        sweep = build.build_sweep(dataclasses.replace(config, **_few(config, len(grid))))
+        devices = len(sweep.placement.devices)
+        measured = -(-len(sweep.grid) // devices)  # configurations of a device
+        pace, evaluation = sweep.seconds_per_step() / measured, sweep.seconds_per_evaluation() / measured
         temporary = sweep.bytes_of_temporaries()
-    devices = len(sweep.placement.devices)
-    rows, members = device_shape(grid.seeds, devices)
-    evaluations = -(-steps // evaluated_every(config)) + 1
-    shapes = sweep.empty_telemetry()
-    numbers = {name: math.prod(empty.shape[2:]) for name, empty in shapes.items()}
-    itemsize, chunks = shapes["loss"].dtype.itemsize, -(-len(grid) // per_chunk)
-    files = sum(chunks * -(-steps // along_steps(per_chunk, number)) for number in numbers.values())
-    files += chunks * (len(sweep.evaluations) * -(-evaluations // max(evaluations, 100)) + 1)
-    kept = config.keep + 1 + (steps // config.keep_every if config.keep_every else 0)
-    one, weights, minima = sweep.bytes_of_a_state(), 0, 0
-    if every := config.keep_period_minima:
-        minima = disk.bytes_of_minima(grid, steps, every, sweep.bytes_of_weights())
-        weights = 2 * sweep.bytes_of_weights()  # of the lowest candidates, and the one that is looked at
-        one += weights // 2 + 2 * every * itemsize
-    return SweepPlan(
-        configs=len(grid), steps=steps, devices=devices, rows=rows, members=members,
-        layout=sweep.layout, data_bytes=sweep.bytes_of_data(),
-        state_bytes=rows * members * (2 * sweep.bytes_of_a_state() + weights),
-        record_bytes=2 * rows * members * sweep.capacity * sum(numbers.values()) * itemsize,
-        temporary_bytes=temporary * (rows * members // local if sweep.layout in ("vmap", "unroll") else 1),
-        telemetry_bytes=len(grid) * itemsize * (steps * sum(numbers.values()) + evaluations * len(sweep.evaluations)),
-        telemetry_files=files, checkpoint_bytes=kept * len(grid) * one, minima_bytes=minima,
-        seconds_per_config_step=pace, seconds_per_config_evaluation=evaluation, evaluations=evaluations,
-    )  # fmt: skip
+    groups, per_seed = device_shape(grid.seeds, devices)
+    seconds = groups * per_seed * (session.steps * pace + len(session.eval_steps) * evaluation)
+    at_once = groups * per_seed // measured if sweep.layout in ("vmap", "unroll") else 1
+    estimate = dataclasses.replace(
+        estimate_resources(sweep, grid, session), temporary_bytes=temporary * at_once, seconds=seconds
+    )
+    return SweepPlan(len(grid), session.steps, devices, groups, per_seed, sweep.layout, pace, estimate)
 
 
 def fitting_part(config: RunConfig) -> tuple[RunConfig, str]:
@@ -129,29 +91,32 @@ def split_count(plan: SweepPlan, device_memory: int | None = None) -> int:
 
 def _parts(plan: SweepPlan, device_memory: int | None) -> float:
     """How many times too large a sweep is for one run."""
-    wanted = [plan.seconds / 3600 / MOST_HOURS, plan.telemetry_bytes / MOST_BYTES]
+    estimate = plan.estimate
+    wanted = [estimate.seconds / 3600 / MOST_HOURS, estimate.telemetry_bytes / MOST_BYTES]
     if device_memory:
-        wanted.append((plan.memory_bytes - plan.data_bytes) / max(0.8 * device_memory - plan.data_bytes, 1))
+        data = estimate.data_bytes
+        wanted.append((estimate.memory_bytes - data) / max(0.8 * device_memory - data, 1))
     return max(wanted)
 
 
 def describe_plan(plan: SweepPlan, config: RunConfig, device_memory: int | None = None) -> list[str]:
     """A plan in words."""
     words = formatting.format_bytes
-    each = plan.rows * plan.members
+    each, takes = plan.seeds_per_device * plan.configs_per_seed, plan.estimate
     padding = plan.devices * each - plan.configs
     pace = f"{1e3 * plan.seconds_per_config_step:.3g} ms a config-step of one device, just measured"
     lines = [
         f"{counted(plan.configs, 'configuration')} of {counted(plan.steps, 'step')}: "
         f"{plan.configs * plan.steps:.3g} config-steps",
         f"{counted(plan.devices, 'device')}: {counted(each, 'configuration')} a device, in "
-        f"{counted(plan.rows, 'row')} of one seed; {padding} in all are padding",
-        f"memory of a device: {words(plan.memory_bytes)}: training states {words(plan.state_bytes)}, records of a "
-        f"chunk {words(plan.record_bytes)}, data {words(plan.data_bytes)}, temporaries {words(plan.temporary_bytes)}",
-        f"disk: telemetry {words(plan.telemetry_bytes)} before compression, in {plan.telemetry_files} files; "
-        f"checkpoints {words(plan.checkpoint_bytes)}"
-        + (f", minima of periods at most {words(plan.minima_bytes)}" if plan.minima_bytes else ""),
-        f"time: {_duration(plan.seconds)} with evaluations; {pace} with layout {plan.layout}",
+        f"{counted(plan.seeds_per_device, 'row')} of one seed; {padding} in all are padding",
+        f"memory of a device: {words(takes.memory_bytes)}: training states {words(takes.state_bytes)}, "
+        f"records of a chunk {words(takes.record_bytes)}, data {words(takes.data_bytes)}, "
+        f"temporaries {words(takes.temporary_bytes)}",
+        f"disk: telemetry {words(takes.telemetry_bytes)} before compression, in {takes.telemetry_files} files; "
+        f"checkpoints {words(takes.checkpoint_bytes)}"
+        + (f", minima of periods at most {words(takes.minima_bytes)}" if takes.minima_bytes else ""),
+        f"time: {_duration(takes.seconds)} with evaluations; {pace} with layout {plan.layout}",
     ]
     number = split_count(plan, device_memory)
     if number == 1:
@@ -173,15 +138,13 @@ def describe_plan(plan: SweepPlan, config: RunConfig, device_memory: int | None 
 
 def device_memory() -> int | None:
     """Bytes of memory of one device: an accelerator's own, or its part of this machine's; None where unknown."""
-    import os
-
     import jax
 
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+        return build.memory_bytes() // jax.local_device_count()
     except (ValueError, OSError, AttributeError):
         return None
 

@@ -1,17 +1,22 @@
-"""From a configuration to a run directory: data, network, grid, sweep, telemetry, checkpoints, summary."""
+"""Runs a configuration, or goes on with a run: from a `RunConfig` to a run directory and its analysis."""
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from periodic_jax import analysis
 from periodic_jax.core.errors import ConfigError, RunStopped
 from periodic_jax.core.formatting import counted
-from periodic_jax.runs.build import build_sweep, session_plan
+from periodic_jax.reporting import tables
+from periodic_jax.runs import build
+from periodic_jax.runs.callbacks import RunCallbacks
 from periodic_jax.runs.config import (
     RUN_AXES,
     RunConfig,
@@ -21,21 +26,23 @@ from periodic_jax.runs.config import (
     planned_steps,
     steps_of_epoch,
 )
-from periodic_jax.runs.manifest import next_manifest, write_summary
+from periodic_jax.runs.manifest import finished_manifest, next_manifest
 from periodic_jax.runs.verify import corruptions
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.locks import LOCK_FILE, locked
-from periodic_jax.storage.run_directory import checkpoint_steps
+from periodic_jax.storage.reader import open_run
 from periodic_jax.storage.writer import finalize_store
 from periodic_jax.training import xla
 
 if TYPE_CHECKING:
-    from periodic_jax.sweeps.sweep import Chunk, Sweep
+    from periodic_jax.sweeps.sweep import Sweep
 
 
 __all__ = [
     "RUN_AXES",
+    "RunCallbacks",
     "RunConfig",
+    "RunResult",
     "check",
     "planned_steps",
     "resumable_manifest",
@@ -44,17 +51,30 @@ __all__ = [
     "steps_of_epoch",
 ]
 
-Progress = Callable[["Chunk", int], None]
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """A finished run. It stands for the path of its directory in `open`, `pathlib.Path`, `open_run` and ``/``.
+
+    Attributes:
+        path: the run directory.
+        analysis: what `analysis.analyze` says of it.
+    """
+
+    path: Path
+    analysis: xr.Dataset = field(repr=False)
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __truediv__(self, name: str | os.PathLike[str]) -> Path:
+        return self.path / name
 
 
-def run_sweep(
-    config: RunConfig,
-    *,
-    progress: Progress | None = None,
-    stop: Callable[[], int] = lambda: 0,
-    say: Callable[[str], None] = print,
-    analysed: Callable[[xr.Dataset], None] = lambda found: None,
-) -> Path:
+def run_sweep(config: RunConfig, *, callbacks: RunCallbacks | None = None) -> RunResult:
     """Train all configurations and record every step in a run directory.
 
     Everything that can be wrong with the configuration is refused before anything is compiled or written. A directory
@@ -62,64 +82,57 @@ def run_sweep(
 
     Args:
         config: what to run.
-        progress: called with a chunk and the number of configurations: with an empty chunk when all is accepted and
-            training begins, then after each chunk.
-        stop: asked once a chunk; anything but 0 stops the run after a checkpoint, and is the `RunStopped`'s status.
-        say: called with what the user should know, a line at a time.
-        analysed: called at the end with the analysis of the run.
+        callbacks: for progress, an early stop and messages, which are printed otherwise.
 
     Returns:
-        The run directory, for `open_run`.
+        The run directory, for `open_run`, and its analysis.
 
     Raises:
         ConfigError: a setting that cannot be used, or a directory that holds another run, or a finished one.
-        RunStopped: ``stop`` asked for it, or something could not be written.
+        RunStopped: ``callbacks.should_stop`` asked for it, or something could not be written.
 
     Example:
         >>> import tempfile, periodic_jax as pj
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pj.run_sweep(RunConfig(out=f"{folder}/run", lr=(0.1, 1.0), width=2, steps=3))
-        ...     pj.open_run(path).loss.shape
-        (2, 3)
+        ...     run = pj.run_sweep(RunConfig(out=f"{folder}/run", lr=(0.1, 1.0), width=2, steps=3))
+        ...     pj.open_run(run).loss.shape, (run / "summary.csv").exists(), run.analysis.regime.values[0]
+        ((2, 3), True, 'undecided')
     """
     check(config)
     path = Path(config.out)
     if resumable_manifest(config) is None:
         run_directory.claim_directory(path)
     with locked(path):
-        record = resumable_manifest(config)
-        if record is not None:
-            config = dataclasses.replace(config, layout=from_manifest(record, path, dataset=config.dataset).layout)
-        return run_session(config, record, progress=progress, stop=stop, say=say, analysed=analysed)
+        manifest = resumable_manifest(config)
+        if manifest is not None:
+            config = dataclasses.replace(config, layout=from_manifest(manifest, path, dataset=config.dataset).layout)
+        return run_session(config, manifest, callbacks or RunCallbacks())
 
 
 def resume_run(
-    path: str | Path,
+    path: str | os.PathLike[str],
     *,
+    callbacks: RunCallbacks | None = None,
     steps: int | None = None,
     epochs: int | None = None,
     dataset: str | None = None,
     data_dir: str | None = None,
     truncate: bool = False,
-    progress: Progress | None = None,
-    stop: Callable[[], int] = lambda: 0,
-    say: Callable[[str], None] = print,
-    analysed: Callable[[xr.Dataset], None] = lambda found: None,
-) -> Path:
+) -> RunResult:
     """Continue an unfinished run to the bits it would have had undisturbed, or extend a finished one.
 
     Args:
         path: the run directory.
+        callbacks: as for `run_sweep`.
         steps: a new number of the last step, at least the planned one; a schedule keeps its end.
         epochs: the same in epochs.
         dataset: the npz file, where the data set is one: paths in config.json are not followed.
         data_dir: as for `RunConfig`.
         truncate: where telemetry is damaged, go back to the checkpoint before it, and compute it again. Refused of a
-            finished run that is whole.
-        progress, stop, say, analysed: as for `run_sweep`.
+            finished run that is as it was written.
 
     Returns:
-        The run directory.
+        As `run_sweep`.
 
     Raises:
         ConfigError: no run, a finished one without a new end, or a damaged one.
@@ -128,8 +141,8 @@ def resume_run(
     path = Path(path)
     run_directory.read_config(path)  # before a lock is put where there is no run
     with locked(path):
-        record = run_directory.read_config(path)
-        config = from_manifest(record, path, dataset=dataset, data_dir=data_dir)
+        manifest = run_directory.read_config(path)
+        config = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir)
         if steps is not None and epochs is not None:
             raise ConfigError("--steps", f"{steps} with --epochs {epochs}", "either --steps or --epochs")
         before = planned_steps(config)
@@ -139,111 +152,89 @@ def resume_run(
             if after < before:
                 raise ConfigError("--steps", after, f"at least the {before} steps of the run")
             config = dataclasses.replace(config, steps=after)
-        if planned_steps(config) == before and "summary" in record:
+        if planned_steps(config) == before and "summary" in manifest:
             if not truncate:
                 raise ConfigError("run directory", path, f"an unfinished run, or --steps above {before} to extend it")
-            _check_damaged(path)
+            if not any(corruptions(path, manifest)):
+                raise ConfigError("--truncate", path, "a damaged run; this one is finished and all as it was written")
         check(config)
-        return run_session(config, record, truncate=truncate, progress=progress, stop=stop, say=say, analysed=analysed)
-
-
-def _check_damaged(path: Path) -> None:
-    """Refuse to mend a finished run that is whole.
-
-    Raises:
-        ConfigError: it is.
-    """
-    if not any(corruptions(path, run_directory.read_config(path))):
-        raise ConfigError("--truncate", path, "a damaged run; this one is finished and all as it was written")
+        return run_session(config, manifest, callbacks or RunCallbacks(), truncate=truncate)
 
 
 def resumable_manifest(config: RunConfig) -> dict[str, Any] | None:
-    """The record of the run that the configuration's directory holds; None where it may be a new one.
+    """The config.json of the run that the configuration's directory holds; None where it may be a new one.
 
     Raises:
         ConfigError: it holds another run, or this one, finished.
     """
     path = Path(config.out)
     try:
-        held = (path / run_directory.CONFIG_FILE).exists()
+        has_run = (path / run_directory.CONFIG_FILE).exists()
     except OSError:
-        held = False
-    if not held:
+        has_run = False
+    if not has_run:
         run_directory.check_unused(path)
         return None
     try:
-        record = run_directory.read_config(path)
+        manifest = run_directory.read_config(path)
     except ConfigError as error:
         raise ConfigError("--out", path, f"a folder that holds no run yet ({error})") from None
-    if other := difference(config, record):
-        raise ConfigError("--out", path, f"a folder that holds no run yet, or this one ({other})")
-    if "summary" in record:
+    if differing := difference(config, manifest):
+        raise ConfigError("--out", path, f"a folder that holds no run yet, or this one ({differing})")
+    if "summary" in manifest:
         raise ConfigError("--out", path, "a folder that holds no run yet (this run is finished)")
-    return record
+    return manifest
 
 
 def run_session(
     config: RunConfig,
-    record: dict[str, Any] | None,
+    manifest: dict[str, Any] | None,
+    callbacks: RunCallbacks,
     *,
     truncate: bool = False,
-    progress: Progress | None = None,
-    stop: Callable[[], int] = lambda: 0,
-    say: Callable[[str], None] = print,
-    analysed: Callable[[xr.Dataset], None] = lambda found: None,
     prepare: Callable[["Sweep"], None] = lambda sweep: None,
-) -> Path:
+) -> RunResult:
     """One session of the run in a directory that is claimed and locked.
 
     Args:
         config: that of the run, checked.
-        record: the content of config.json; None, or without ``config``, for a new run.
-        truncate, progress, stop, say, analysed: as for `resume_run`.
+        manifest: the content of config.json; None, or without ``config``, for a new run.
+        callbacks, truncate: as for `resume_run`.
         prepare: called before config.json is written.
-
-    Returns:
-        The run directory.
 
     Raises:
         ConfigError: no room, other images than before, or damaged telemetry.
         RunStopped: as `run_sweep`.
     """
     from periodic_jax.checkpoints.writer import finalize_first
-    from periodic_jax.runs.build import abstract_states
-    from periodic_jax.runs.disk import check_room
+    from periodic_jax.runs.resources import check_room, estimate_resources
     from periodic_jax.runs.session import train_session
 
-    started, path = time.perf_counter(), Path(config.out)
+    started, path, is_new = time.perf_counter(), Path(config.out), "config" not in (manifest or {})
     with xla.precision(config.precision), _without_a_trace(path):
         xla.check_reductions()
-        abstract_states(config, config.data.image_shape, config.data.num_classes)  # refused here, where they do not fit
         finalize_store(path)
-        sweep = build_sweep(config)
-        new, record = "config" not in (record or {}), next_manifest(config, record, sweep)
-        plan = session_plan(config, record)
-        check_room(sweep, plan)
+        sweep, plan = build.build_sweep(config), build.plan_session(config, manifest or {})
+        check_room(estimate_resources(sweep, sweep.grid, plan), path)
+        manifest = next_manifest(config, manifest, sweep.compile())
         try:
-            finalize_first(path, forget=new)
+            finalize_first(path, forget=is_new)
             prepare(sweep)
-            run_directory.write_config(path, record)
+            run_directory.write_config(path, manifest)
             finalize_first(path, forget=False)
-            outcome = train_session(
-                sweep, plan, truncate=truncate, stop=stop, say=say,
-                progress=lambda chunk: progress(chunk, len(sweep.grid)) if progress else None,
-            )  # fmt: skip
-            if outcome.step == plan.steps:
-                analysed(write_summary(path, record, sweep, outcome, started))
+            outcome = train_session(sweep, plan, callbacks, truncate=truncate)
+            if outcome.step < plan.steps:
+                done = f"{outcome.step} of {counted(plan.steps, 'step')}"
+                raise RunStopped(f"stopped after {done}; to go on: periodic-jax resume {path}", sweep.stopped)
+            found = analysis.analyze(open_run(path, flat=True))
+            tables.to_csv(found, path / run_directory.SUMMARY_FILE)
+            run_directory.write_config(path, finished_manifest(manifest, sweep, outcome, started))
         except OSError as error:
-            kept = max(checkpoint_steps(path), default=plan.first_step)
+            kept = max(run_directory.checkpoint_steps(path), default=plan.first_step)
             reason = error.strerror or str(error)
             message = f"{path}: {reason}; all up to step {kept} is kept: periodic-jax resume {path} goes on from there"
             raise RunStopped(message, 1) from error
-    if outcome.step < plan.steps:
-        raise RunStopped(
-            f"stopped after {outcome.step} of {counted(plan.steps, 'step')}; to go on: periodic-jax resume {path}",
-            sweep.stopped,
-        )
-    return path
+    return RunResult(path, found)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """One session of a run: from where its directory stands to its end, or to where it is stopped.
 
 A chunk of steps counts when its telemetry, and then a checkpoint at or after its end, are on disk. A session begins
-at the newest whole checkpoint, forgets what was recorded after it, and goes on to the same bits.
+at the newest verified checkpoint, forgets what was recorded after it, and goes on to the same bits.
 """
 
 import shutil
@@ -17,6 +17,7 @@ from periodic_jax.analysis.online import initial_rule
 from periodic_jax.checkpoints.reader import CorruptedCheckpoint, load_checkpoint
 from periodic_jax.checkpoints.writer import Checkpoints
 from periodic_jax.core.errors import ConfigError
+from periodic_jax.runs.callbacks import RunCallbacks
 from periodic_jax.runs.minima_recorder import MinimaRecorder
 from periodic_jax.storage import verification
 from periodic_jax.storage.minima_files import (
@@ -28,7 +29,8 @@ from periodic_jax.storage.minima_files import (
 )
 from periodic_jax.storage.run_directory import TELEMETRY, checkpoint_steps
 from periodic_jax.storage.writer import TelemetryWriter
-from periodic_jax.sweeps.sweep import Chunk, Sweep
+from periodic_jax.sweeps.chunks import ChunkEnds
+from periodic_jax.sweeps.sweep import Sweep
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class SessionPlan:
         first_step: number of the first step; not 0 for a branch.
         ends: the ends of former plans, after which evaluations were made.
         keep, keep_every, seconds: of the checkpoints; see `Checkpoints`.
-        keep_period_minima: steps between the candidates for the lowest point of each period; None: none are kept.
+        keep_period_minima: steps between the candidates for the lowest point of each period; None: none are saved.
     """
 
     path: Path
@@ -73,30 +75,20 @@ class ResumePoint(NamedTuple):
 class SessionResult(NamedTuple):
     """How a session ended."""
 
-    begun: int  # updates made before
+    start_step: int  # updates made before
     step: int  # and now
     seconds: float  # from the end of the first chunk, whose program is compiled
-    steps: int  # made in that time
+    timed_steps: int  # made in that time
 
 
-def train_session(
-    sweep: Sweep,
-    plan: SessionPlan,
-    *,
-    truncate: bool = False,
-    progress: Callable[[Chunk], None] = lambda chunk: None,
-    stop: Callable[[], int] = lambda: 0,
-    say: Callable[[str], None] = print,
-) -> SessionResult:
+def train_session(sweep: Sweep, plan: SessionPlan, callbacks: RunCallbacks, *, truncate: bool = False) -> SessionResult:
     """Train to the planned end, recording every step.
 
     Args:
-        sweep: freshly made.
+        sweep: at no step yet.
         plan: what to do.
-        truncate: go back to before damaged telemetry, and before kept minima that are damaged or missing.
-        progress: called with an empty chunk when all is accepted, then with each chunk that was recorded.
-        stop: asked once a chunk; ends the session after a checkpoint.
-        say: called with what the user should know.
+        callbacks: what to call meanwhile.
+        truncate: go back to before damaged telemetry, and before saved minima that are damaged or missing.
 
     Returns:
         Where the run stands now.
@@ -106,7 +98,7 @@ def train_session(
         OSError: something could not be written; all up to the last checkpoint is kept.
     """
     minima = MinimaRecorder(sweep, plan.path, plan.keep_period_minima) if plan.keep_period_minima else None
-    start = find_resume_point(sweep, plan, truncate, say)
+    start = find_resume_point(sweep, plan, truncate, callbacks.log)
     checkpoints = Checkpoints(
         plan.path, keep=plan.keep, keep_every=plan.keep_every, seconds=plan.seconds, first_step=plan.first_step,
     )  # fmt: skip
@@ -121,15 +113,15 @@ def train_session(
         sweep.restore(start.states, start.step)
         writer.write_diverged(start.states["diverged_at"])
         if minima:
-            minima.restore(start.states, say)
-    empty = sweep.empty_telemetry()
-    progress(Chunk(start.step, empty, None, np.full(len(empty["loss"]), -1)))  # nothing can be refused from here on
+            minima.restore(start.states, callbacks.log)
+    callbacks.on_start(len(sweep.grid), start.step, plan.steps)  # nothing can be refused from here on
 
     timed_from, timed_steps = 0.0, 0
+    ends = ChunkEnds(origin=plan.first_step, mark_every=plan.keep_every, weights_every=plan.keep_period_minima)
     try:
         for chunk in sweep.chunks(
-            plan.steps - start.step, eval_every=plan.eval_every, origin=plan.first_step, mark_every=plan.keep_every,
-            weights_every=plan.keep_period_minima, keep=checkpoints.due, stop=stop,
+            plan.steps - start.step, eval_every=plan.eval_every, ends=ends, keep=checkpoints.due,
+            stop=callbacks.should_stop,
         ):  # fmt: skip
             writer.write(chunk.first_step, chunk.telemetry)
             end = chunk.first_step + chunk.steps
@@ -137,12 +129,12 @@ def train_session(
                 writer.write_evaluation(end, chunk.evaluation)
             writer.write_diverged(chunk.diverged_at)
             if minima:
-                minima.see(chunk)
+                minima.update(chunk)
             if chunk.states is not None:
                 writer.commit()
                 states = sweep.placement.fetch(chunk.states)
                 checkpoints.save(end, {**states, **minima.export()} if minima else states)
-            progress(chunk)
+            callbacks.on_chunk(chunk)
             if timed_from:
                 timed_steps += chunk.steps
             elif chunk.steps:
@@ -157,49 +149,44 @@ def train_session(
     return SessionResult(start.step, sweep.step, seconds, timed_steps)
 
 
-def find_resume_point(sweep: Sweep, plan: SessionPlan, truncate: bool, say: Callable[[str], None]) -> ResumePoint:
-    """The newest checkpoint that is whole, before which all telemetry is; the first step, where there is none.
+def find_resume_point(sweep: Sweep, plan: SessionPlan, truncate: bool, log: Callable[[str], None]) -> ResumePoint:
+    """The newest verified checkpoint before which all telemetry is there; the first step, where there is none.
 
-    Without ``truncate``, kept minima are not looked at: nothing that is still to come depends on them.
+    Without ``truncate``, saved minima are not looked at: nothing that is still to come depends on them.
 
     Raises:
         ConfigError: damaged telemetry, and ``truncate`` is not set.
     """
     store = plan.path / TELEMETRY
     if truncate and plan.keep_period_minima:
-        for fault in discard_corrupted(plan.path, _one_minimum(sweep)):
-            say(f"removed, to be found again: {fault}")
-    start = newest_checkpoint(sweep, plan, plan.steps, say, with_minima=truncate)
-    damaged: list[verification.Corruption] = []
+        for error in discard_corrupted(plan.path, _abstract_minimum(sweep)):
+            log(f"removed, to be found again: {error}")
+    start = newest_checkpoint(sweep, plan, plan.steps, log, with_minima=truncate)
+    corruptions: list[verification.Corruption] = []
     if store.exists():
         lengths = {
             "config": len(sweep.grid), "step": plan.steps - plan.first_step, "eval_step": len(plan.eval_steps),
             "layer": len(sweep.layer_names()),
         }  # fmt: skip
-        damaged += verification.find_corruptions(store, plan.first_step, start.step, lengths)
+        corruptions += verification.find_corruptions(store, plan.first_step, start.step, lengths)
     elif start.step != plan.first_step:
-        damaged.append(verification.Corruption("", None, "missing"))
-    if damaged and not truncate:
-        more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        raise ConfigError(
-            "telemetry", f"{store / damaged[0].file}{more}",
-            f"what was written ({damaged[0].reason}); periodic-jax resume {plan.path} --truncate computes it again "
-            f"from {_place(plan, damaged)}",
-        )  # fmt: skip
-    if damaged:
-        steps = [plan.first_step if one.first_step is None else one.first_step for one in damaged]
-        start = newest_checkpoint(sweep, plan, min(steps), say, with_minima=True)
+        corruptions.append(verification.Corruption("", None, "missing"))
+    if corruptions:
+        last_good = min(plan.first_step if c.first_step is None else c.first_step for c in corruptions)
+        if not truncate:
+            raise _damaged_telemetry(plan, corruptions, last_good)
+        start = newest_checkpoint(sweep, plan, last_good, log, with_minima=True)
         if start.step == plan.first_step:
             shutil.rmtree(store, ignore_errors=True)
     if truncate:
-        say(f"damaged files of telemetry: {len(damaged)}; going on from step {start.step}")
+        log(f"damaged files of telemetry: {len(corruptions)}; going on from step {start.step}")
     return start
 
 
 def newest_checkpoint(
-    sweep: Sweep, plan: SessionPlan, most: int, say: Callable[[str], None], *, with_minima: bool = False
+    sweep: Sweep, plan: SessionPlan, most: int, log: Callable[[str], None], *, with_minima: bool = False
 ) -> ResumePoint:  # fmt: skip
-    """The newest whole checkpoint of at most ``most`` steps; ``with_minima``: all found by then must be there too."""
+    """The newest verified checkpoint of at most ``most`` steps; ``with_minima``: with all minima found by then."""
     like = sweep.placement.fetch(sweep.states)
     if plan.keep_period_minima:
         rule = initial_rule(len(like["step"]), plan.keep_period_minima, sweep.hparams.lr.dtype)
@@ -208,8 +195,8 @@ def newest_checkpoint(
     def read(step: int) -> dict[str, np.ndarray]:
         states = load_checkpoint(plan.path, step, like)
         if with_minima and plan.keep_period_minima:
-            for words in find_missing_minima(plan.path, states, step).values():
-                raise CorruptedCheckpoint(words)
+            for missing in find_missing_minima(plan.path, states, step).values():
+                raise CorruptedCheckpoint(missing)
         return states
 
     for step in reversed(checkpoint_steps(plan.path)):
@@ -218,7 +205,7 @@ def newest_checkpoint(
         try:
             return ResumePoint(step, read(step))
         except CorruptedCheckpoint as error:
-            say(f"checkpoint {step} cannot be gone on from ({error}): falling back to the one before it")
+            log(f"checkpoint {step} cannot be gone on from ({error}): falling back to the one before it")
     if plan.first_step:
         raise ConfigError(
             "run directory", plan.path, f"a whole checkpoint at step {plan.first_step}, where this run was branched"
@@ -226,13 +213,17 @@ def newest_checkpoint(
     return ResumePoint(0, None)
 
 
-def _one_minimum(sweep: Sweep) -> dict[str, np.ndarray]:
-    """Arrays of the names, shapes and dtypes of a kept minimum."""
+def _abstract_minimum(sweep: Sweep) -> dict[str, np.ndarray]:
+    """Arrays of the names, shapes and dtypes of a saved minimum."""
     return {name: array[0] for name, array in sweep.placement.fetch(sweep.states).items() if name.startswith(WEIGHTS)}
 
 
-def _place(plan: SessionPlan, damaged: list[verification.Corruption]) -> str:
-    """The step of the checkpoint to which truncation would go back."""
-    most = min(plan.first_step if one.first_step is None else one.first_step for one in damaged)
-    step = max((step for step in checkpoint_steps(plan.path) if step <= most), default=plan.first_step)
-    return f"step {step} on"
+def _damaged_telemetry(plan: SessionPlan, corruptions: list[verification.Corruption], last_good: int) -> ConfigError:
+    """Name the first damaged file, and the step to which truncation would go back."""
+    more = f", and {len(corruptions) - 1} more" if len(corruptions) > 1 else ""
+    step = max((step for step in checkpoint_steps(plan.path) if step <= last_good), default=plan.first_step)
+    return ConfigError(
+        "telemetry", f"{plan.path / TELEMETRY / corruptions[0].file}{more}",
+        f"what was written ({corruptions[0].reason}); periodic-jax resume {plan.path} --truncate computes it again "
+        f"from step {step} on",
+    )  # fmt: skip

@@ -18,7 +18,7 @@ BLOCK = 4000  # steps read at a time
 
 
 def corruptions(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
-    """Read every telemetry chunk, checkpoint and kept minimum, and give what is not as it was written.
+    """Read every telemetry chunk, checkpoint and saved minimum, and give what is not as it was written.
 
     Args:
         path: the run directory.
@@ -32,12 +32,12 @@ def corruptions(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
             yield f"{TELEMETRY}: {verification.MISSING}"
     else:
         damaged = list(verification.find_corruptions(store, first_step(manifest), done, lengths(manifest)))
-        yield from (f"{TELEMETRY}/{one}" for one in damaged)
+        yield from (f"{TELEMETRY}/{corruption}" for corruption in damaged)
         if not damaged:
             yield from _missing_steps(path, first_step(manifest), done)
     steps = checkpoint_steps(path)
     minima = saved_minima(path)
-    like = _states(path, manifest) if steps or minima else {}
+    like = _abstract_states(path, manifest) if steps or minima else {}
     newest: dict[str, np.ndarray] = {}
     for step in steps:
         try:
@@ -48,14 +48,14 @@ def corruptions(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
     if f"{PREFIX}found" in newest:
         yield from find_missing_minima(path, newest, steps[-1], finished="summary" in manifest).values()
     weights = {name: array[0] for name, array in like.items() if name.startswith(WEIGHTS)}
-    for one in minima:
+    for minimum in minima:
         try:
-            read_minimum(one, weights)
+            read_minimum(minimum, weights)
         except ConfigError as error:
             yield str(error)
 
 
-def _states(path: Path, record: dict[str, Any]) -> dict[str, np.ndarray]:
+def _abstract_states(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
     """What a checkpoint must hold, as config.json tells.
 
     Raises:
@@ -64,8 +64,8 @@ def _states(path: Path, record: dict[str, Any]) -> dict[str, np.ndarray]:
     from periodic_jax.runs.build import abstract_states
     from periodic_jax.training import xla
 
-    config = from_manifest(record, path, dataset="any")
-    shape, classes = (record.get("data", {}).get(name) for name in ("image_shape", "classes"))
+    config = from_manifest(manifest, path, dataset="any")
+    shape, classes = (manifest.get("data", {}).get(name) for name in ("image_shape", "classes"))
     sizes = [*shape, classes] if isinstance(shape, list) else []
     if len(sizes) != 4 or not all(type(size) is int and 1 <= size <= MOST_PIXELS for size in sizes):
         raise ConfigError("run directory", path, "a config.json that tells the size of the images")
@@ -73,15 +73,15 @@ def _states(path: Path, record: dict[str, Any]) -> dict[str, np.ndarray]:
         return abstract_states(config, shape, classes)
 
 
-def _missing_steps(path: Path, begun: int, done: int) -> Iterator[str]:
+def _missing_steps(path: Path, start_step: int, done: int) -> Iterator[str]:
     """Steps without a loss, of configurations that had not diverged by then."""
     dataset = open_run(path, flat=True)
     steps = dataset.step.values
     ends = np.where(np.isnan(dataset.diverged_at.values), done, dataset.diverged_at.values)
-    if not np.array_equal(steps, np.arange(begun, begun + len(steps))):
+    if not np.array_equal(steps, np.arange(start_step, start_step + len(steps))):
         yield f"{TELEMETRY}/step: steps are missing or out of order"
-    for first in range(0, done - begun, BLOCK):
-        part = slice(first, min(first + BLOCK, done - begun))
+    for first in range(0, done - start_step, BLOCK):
+        part = slice(first, min(first + BLOCK, done - start_step))
         absent = np.isnan(read(dataset, "loss", step=part)) & (steps[part] < ends[:, None])
         for i in np.flatnonzero(absent.any(1)):
             yield f"{TELEMETRY}/loss: no step {steps[part][absent[i].argmax()]} of configuration {i}"

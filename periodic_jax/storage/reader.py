@@ -1,6 +1,7 @@
 """A run directory as one xarray Dataset."""
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from periodic_jax.storage.verification import MISSING, Corruption, expected, met
 from periodic_jax.storage.verified_store import VerifiedStore, corrupted_telemetry
 
 
-def open_run(path: str | Path, *, flat: bool = False) -> xr.Dataset:
+def open_run(path: str | os.PathLike[str], *, flat: bool = False) -> xr.Dataset:
     """Open a run's telemetry.
 
     Args:
@@ -33,7 +34,8 @@ def open_run(path: str | Path, *, flat: bool = False) -> xr.Dataset:
         ConfigError: the folder holds no run, or a damaged one. A chunk that is damaged, or missing though the run had
             reached it, is named when it is read, also where that is later.
     """
-    path, config = Path(path), read_config(path)
+    path = Path(path)
+    config = read_config(path)
     store = path / TELEMETRY
     try:
         begun, step = first_step(config), reached(path, config)

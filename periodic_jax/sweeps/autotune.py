@@ -21,12 +21,12 @@ SECONDS = 0.3  # of training in one timing
 OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory")
 
 
-def candidates(backend: str, members: int) -> list[str]:
+def candidates(backend: str, configs_per_seed: int) -> list[str]:
     """Layouts worth timing on a backend.
 
     Args:
         backend: ``cpu``, ``gpu`` or ``tpu``.
-        members: configurations of one seed on one device.
+        configs_per_seed: that a device trains together.
 
     Returns:
         One layout where there is nothing to find out.
@@ -37,12 +37,12 @@ def candidates(backend: str, members: int) -> list[str]:
     """
     if backend == "cpu":
         return ["map"]
-    if members == 1:
+    if configs_per_seed == 1:
         return ["vmap"]
-    return ["vmap", *(f"map:{block}" for block in (16, 4) if block < members), "map"]
+    return ["vmap", *(f"map:{block}" for block in (16, 4) if block < configs_per_seed), "map"]
 
 
-def smaller(layout: str, members: int) -> str | None:
+def smaller(layout: str, configs_per_seed: int) -> str | None:
     """The layout that batches half as many configurations, or None where they run one by one already.
 
     Example:
@@ -51,7 +51,7 @@ def smaller(layout: str, members: int) -> str | None:
     """
     if layout in ("map", "map:1", "unroll"):
         return None
-    block = members if layout == "vmap" else min(int(layout.partition(":")[2]), members)
+    block = configs_per_seed if layout == "vmap" else min(int(layout.partition(":")[2]), configs_per_seed)
     return f"map:{max(block // 2, 1)}"
 
 

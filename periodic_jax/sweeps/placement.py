@@ -1,7 +1,10 @@
-"""Where a sweep's arrays are: rows of configurations, sharded over devices, and on the host in the grid's order."""
+"""Where a sweep's arrays are: configurations in groups of one seed, sharded over devices, and on the host in the grid's
+order.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,49 +16,53 @@ from jaxtyping import Array
 
 from periodic_jax.training.state import TrainState
 
-ROW_COST = 0.1  # of a mini-batch's gather and patches, in steps of one configuration; more with small networks
+# Of a mini-batch's gather and patches, in steps of one configuration; more with small networks.
+SEED_COST = 0.1
 
 
 class Arrangement(NamedTuple):
-    """Where each configuration sits among (rows, members)."""
+    """Where each configuration sits among (seeds, configurations per seed).
 
-    seeds: np.ndarray  # (rows,) the seed of each
-    source: np.ndarray  # (rows, members) configuration shown there, padding included
-    row: np.ndarray  # (configs,) where configuration i is: its row ...
-    column: np.ndarray  # (configs,) ... and its member
+    A seed of many configurations may have several places along the first axis.
+    """
+
+    seeds: np.ndarray  # (seeds,) the seed of each group
+    source: np.ndarray  # (seeds, configs per seed) configuration shown there, padding included
+    row: np.ndarray  # (configs,) where configuration i is: its place among the seeds ...
+    column: np.ndarray  # (configs,) ... and within its seed
 
     @staticmethod
     def of(seeds: np.ndarray, devices: int) -> "Arrangement":
-        """Cut the groups of one seed into rows, in the shape that leaves each device the least to do.
+        """Cut the configurations of one seed into groups, in the shape that leaves each device the least to do.
 
         Args:
             seeds: of each configuration.
-            devices: among which the rows are divided.
+            devices: among which the groups are divided.
         """
-        rows, members = device_shape(seeds, devices)
-        groups = [np.flatnonzero(seeds == seed) for seed in np.unique(seeds)]
-        cut = [group[k : k + members] for group in groups for k in range(0, len(group), members)]
+        groups_of_device, per_seed = device_shape(seeds, devices)
+        of_seeds = [np.flatnonzero(seeds == seed) for seed in np.unique(seeds)]
+        groups = [configs[k : k + per_seed] for configs in of_seeds for k in range(0, len(configs), per_seed)]
         row, column = np.zeros(len(seeds), int), np.zeros(len(seeds), int)
-        for k, part in enumerate(cut):
-            row[part], column[part] = k, np.arange(len(part))
-        cut += [cut[-1]] * (rows * devices - len(cut))
-        source = np.stack([np.resize(part, members) for part in cut])
+        for k, group in enumerate(groups):
+            row[group], column[group] = k, np.arange(len(group))
+        groups += [groups[-1]] * (groups_of_device * devices - len(groups))
+        source = np.stack([np.resize(group, per_seed) for group in groups])
         return Arrangement(seeds[source[:, 0]], source, row, column)
 
     def flatten(self, array: Any, axis: int = 0) -> np.ndarray:
-        """Pick the configurations, in grid order, from an array whose axes ``axis`` and ``axis + 1`` are (rows,
-        members).
+        """Pick the configurations, in grid order, from an array whose axes ``axis`` and ``axis + 1`` are (seeds,
+        configurations per seed).
         """
         index = (slice(None),) * axis + (self.row, self.column)
         return np.asarray(array)[index]
 
 
 def device_shape(seeds: np.ndarray, devices: int) -> tuple[int, int]:
-    """The number of rows of a device, and of members of a row, that leave each device the least to do.
+    """The number of seeds of a device, and of configurations per seed, that leave each device the least to do.
 
     Args:
         seeds: of each configuration.
-        devices: among which the rows are divided.
+        devices: among which the configurations are divided.
 
     Example:
         >>> device_shape(np.array([0, 0, 0, 0, 0]), 2), device_shape(np.array([0, 0, 1, 1]), 2)
@@ -63,9 +70,9 @@ def device_shape(seeds: np.ndarray, devices: int) -> tuple[int, int]:
     """
     sizes = np.unique(seeds, return_counts=True)[1]
     candidates = {-(-int(size) // parts) for size in np.unique(sizes) for parts in range(1, int(size) + 1)}
-    rows = {m: -(-int((-(-sizes // m)).sum()) // devices) for m in candidates}
-    members = min(candidates, key=lambda m: (rows[m] * (m + ROW_COST), rows[m]))
-    return rows[members], members
+    groups = {n: -(-int((-(-sizes // n)).sum()) // devices) for n in candidates}
+    per_seed = min(candidates, key=lambda n: (groups[n] * (n + SEED_COST), groups[n]))
+    return groups[per_seed], per_seed
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class Placement:
     """The configurations of a grid among devices.
 
     Attributes:
-        arrangement: of the configurations, in rows.
+        arrangement: of the configurations, by seed.
         mesh: of the devices.
     """
 
@@ -82,7 +89,7 @@ class Placement:
 
     @staticmethod
     def of(seeds: np.ndarray, devices: Sequence[Any]) -> "Placement":
-        """Share the configurations out.
+        """Divide the configurations among devices.
 
         Args:
             seeds: of each configuration.
@@ -96,20 +103,25 @@ class Placement:
         """The devices, in the order of the mesh."""
         return list(self.mesh.devices.flat)
 
-    def rows(self, rows: Any) -> Array:
-        """Rows ``(rows, members, ...)`` on the devices."""
-        return jax.device_put(np.asarray(rows), NamedSharding(self.mesh, P("device")))
+    @property
+    def configs_per_seed(self) -> int:
+        """Configurations of one seed that a device trains together, padding included."""
+        return self.arrangement.source.shape[1]
 
-    def spread(self, values: np.ndarray) -> Array:
-        """Values of configurations ``(configs, ...)`` on the devices."""
-        return self.rows(values[self.arrangement.source])
+    def shard(self, array: Any) -> Array:
+        """An array ``(seeds, ...)`` on the devices, each with its part."""
+        return jax.device_put(np.asarray(array), NamedSharding(self.mesh, P("device")))
 
-    def everywhere(self, array: Any) -> Array:
-        """What all devices are to hold."""
+    def shard_configs(self, values: np.ndarray) -> Array:
+        """Values of configurations ``(configs, ...)`` on the devices, ``(seeds, configs per seed, ...)``."""
+        return self.shard(values[self.arrangement.source])
+
+    def replicate(self, array: Any) -> Array:
+        """An array on all devices, each with the whole."""
         return jax.device_put(np.asarray(array), NamedSharding(self.mesh, P()))
 
-    def flat(self, array: Array, axis: int = 0) -> np.ndarray:
-        """The configurations, on the host, of an array whose axis ``axis`` are the rows."""
+    def gather(self, array: Array, axis: int = 0) -> np.ndarray:
+        """The configurations, on the host and in the grid's order, of an array whose axis ``axis`` are the seeds."""
         shards = sorted(array.addressable_shards, key=lambda shard: shard.index[axis].start or 0)
         return self.arrangement.flatten(np.concatenate([shard.data for shard in shards], axis), axis)
 
@@ -119,11 +131,11 @@ class Placement:
 
         Leaves without elements are left out.
         """
-        return {name: self.flat(leaf) for name, leaf in named_leaves(states) if leaf.size}
+        return {name: self.gather(leaf) for name, leaf in named_leaves(states) if leaf.size}
 
     def put(self, arrays: Mapping[str, np.ndarray], like: Any) -> Any:
         """A tree such as ``like`` on the devices, of what `fetch` gave of one."""
-        leaves = [self.spread(arrays[name]) if leaf.size else leaf for name, leaf in named_leaves(like)]
+        leaves = [self.shard_configs(arrays[name]) if leaf.size else leaf for name, leaf in named_leaves(like)]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -132,11 +144,23 @@ def weights_of(states: TrainState) -> dict[str, Any]:
     return {"params": states.params, "batch_stats": states.batch_stats}
 
 
-def choose_where(lower: Array, weights: Any, lowest: Any) -> Any:
-    """Of the configurations ``(rows, members)`` that ``lower`` marks the first weights, of the others the second."""
+@jax.jit
+def copied(tree: Any) -> Any:
+    """A copy on the devices, which the next chunk leaves alone."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+@partial(jax.jit, donate_argnums=1)
+def choose(is_lower: Array, weights: Any, lowest: Any) -> Any:
+    """The first weights, whose memory is taken over, where ``is_lower``, and the second ones elsewhere.
+
+    Args:
+        is_lower: of each configuration, ``(seeds, configs per seed)``, sharded.
+        weights, lowest: parameters and running statistics.
+    """
 
     def of_leaf(new: Array, old: Array) -> Array:
-        return jnp.where(lower.reshape(*lower.shape, *[1] * (new.ndim - lower.ndim)), new, old)
+        return jnp.where(is_lower.reshape(*is_lower.shape, *[1] * (new.ndim - is_lower.ndim)), new, old)
 
     return jax.tree.map(of_leaf, weights, lowest)
 

@@ -1,46 +1,47 @@
-"""The programs that a sweep compiles: a chunk of steps, and an evaluation, of all configurations on one device."""
+"""The programs that a sweep compiles: a chunk of steps, and an evaluation, of all configurations."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from periodic_jax.core.grid import HParams
-from periodic_jax.landscape.sharpness import sphere_sharpness
+from periodic_jax.landscape.sharpness import SHARPNESS, sphere_sharpness
 from periodic_jax.storage.schema import PER_LAYER, SCALARS
 from periodic_jax.training import input_pipeline
 from periodic_jax.training.input_pipeline import DeviceData
+from periodic_jax.training.spec import TrainingSpec
 from periodic_jax.training.state import Batch, TrainState
 from periodic_jax.training.step import eval_step, full_batch_step, train_step
 from periodic_jax.training.vectorize import lay_out, over_seeds
 
 
+def recorded_names(spec: TrainingSpec) -> tuple[str, ...]:
+    """Names of what is recorded of each step."""
+    return SCALARS + (SHARPNESS if spec.track_sharpness else ()) + (PER_LAYER if spec.per_layer else ())
+
+
 @dataclass(frozen=True)
 class Programs:
-    """The programs of a sweep in one layout.
+    """The programs of a sweep in one layout, on one device.
 
     Args:
         layout: see `training.vectorize`.
-        batch_size: images in a mini-batch.
+        spec: how the configurations are trained.
         images: number of training images.
         capacity: most steps in a chunk.
-        recorded: names of what is recorded of each step, of `SCALARS` and `PER_LAYER`.
-        full_batch: each step is full-batch gradient descent.
-        augment: crop and flip the images of each step at random.
-        track_sharpness: steps between measurements of `SHARPNESS`; None: no measurements.
     """
 
     layout: str
-    batch_size: int
+    spec: TrainingSpec
     images: int
     capacity: int
-    recorded: tuple[str, ...] = SCALARS
-    full_batch: bool = False
-    augment: bool = False
-    track_sharpness: int | None = None
 
     def chunk(
         self,
@@ -54,7 +55,7 @@ class Programs:
         """``count`` <= capacity steps; a dynamic bound, so that chunks of every length are one program."""
         indices = jax.vmap(
             lambda seed: input_pipeline.batch_indices(
-                seed, first_step, count, capacity=self.capacity, count=self.images, batch_size=self.batch_size
+                seed, first_step, count, capacity=self.capacity, count=self.images, batch_size=self.spec.batch_size
             )
         )(seeds)
 
@@ -62,7 +63,7 @@ class Programs:
 
         def step(states: TrainState, t: Array) -> tuple[TrainState, dict[str, Array]]:
             def of_seed(states: TrainState, hparams: HParams, index: Array, seed: Array | None) -> Any:
-                if self.full_batch:
+                if self.spec.full_batch:
                     return lay_out(
                         lambda s, h: self._advanced(full_batch_step, s, h, whole, first_step + t), self.layout
                     )(states, hparams)
@@ -74,7 +75,7 @@ class Programs:
                 )
 
             rows = jax.lax.dynamic_index_in_dim(indices, t, axis=1, keepdims=False)
-            augmented = seeds if self.augment else None
+            augmented = seeds if self.spec.augment else None
             return over_seeds(of_seed, self.layout)(states, hparams, rows, augmented)
 
         shapes = jax.eval_shape(lambda s: step(s, jnp.int32(0))[1], states)
@@ -95,30 +96,31 @@ class Programs:
         Two arrays are written in each step instead of one for each quantity.
         """
         measured = {}
-        if self.track_sharpness:
+        if self.spec.track_sharpness:
             # Before the step: to keep its weights until after it costs a tenth of all steps.
-            batches = batch if self.full_batch else jax.tree.map(lambda leaf: leaf[None], batch)
+            batches = batch if self.spec.full_batch else jax.tree.map(lambda leaf: leaf[None], batch)
             nothing = jnp.full((), jnp.nan, jax.tree.leaves(state.params)[0].dtype)
-            due = step % self.track_sharpness == 0
+            due = step % self.spec.track_sharpness == 0
             sharpness = jax.lax.cond(due, lambda: sphere_sharpness(state, batches), lambda: nothing)
             measured = {"sphere_sharpness": jnp.where(state.diverged_at < 0, sharpness, jnp.nan)}
         state, metrics = advance(state, hparams, batch)
-        if self.track_sharpness:
+        if self.spec.track_sharpness:
             measured["elr_times_sharpness"] = metrics["effective_lr"] * measured["sphere_sharpness"]
         metrics = {**metrics, **measured}
         return state, {kind: jnp.stack([metrics[n] for n in names]) for kind, names in self.kinds().items() if names}
 
     def kinds(self) -> dict[str, list[str]]:
         """The recorded names: a number of each step, or a number of each layer."""
-        layers = [name for name in self.recorded if name in PER_LAYER]
-        return {"numbers": [name for name in self.recorded if name not in layers], "layers": layers}
+        recorded = recorded_names(self.spec)
+        layers = [name for name in recorded if name in PER_LAYER]
+        return {"numbers": [name for name in recorded if name not in layers], "layers": layers}
 
     def _whole_data(self, data: DeviceData) -> Batch:
         """The training set as stacked mini-batches."""
-        number = self.images // self.batch_size
+        number = self.images // self.spec.batch_size
 
         def split(a: Array) -> Array:
-            return a[: number * self.batch_size].reshape(number, self.batch_size, *a.shape[1:])
+            return a[: number * self.spec.batch_size].reshape(number, self.spec.batch_size, *a.shape[1:])
 
         return Batch(input_pipeline.normalise(split(data.images), data), split(data.labels))
 
@@ -146,7 +148,7 @@ class Programs:
         same noise of the batch statistics everywhere.
         """
         count = len(labels)
-        size = min(self.batch_size, count)
+        size = min(self.spec.batch_size, count)
         starts = jnp.minimum(jnp.arange(0, count, size), count - size)
         news = jnp.arange(0, count, size)
 
@@ -174,6 +176,36 @@ class Programs:
 
         zero = jnp.zeros(states.step.shape, data.mean.dtype)
         return jax.lax.scan(add, [(zero, zero)] * (1 + len(parts)), (starts, news))[0]
+
+
+class ShardedPrograms:
+    """`Programs`, sharded over devices and compiled on first use.
+
+    Args:
+        programs: of one device.
+        mesh: of the devices.
+
+    Attributes:
+        chunk: as `Programs.chunk`; takes over the memory of the states.
+        evaluation: as `Programs.evaluation`.
+        kinds: as `Programs.kinds`.
+        compilations: how often the chunk program was traced; 1 after any number of chunks.
+    """
+
+    def __init__(self, programs: Programs, mesh: Mesh) -> None:
+        self.compilations = 0
+
+        def chunk(*arguments: Any) -> tuple[TrainState, dict[str, Array]]:
+            self.compilations += 1
+            return programs.chunk(*arguments)
+
+        shard, over = partial(jax.shard_map, mesh=mesh, check_vma=False), P("device")
+        results = (over, P(None, "device"))
+        self.kinds = programs.kinds()
+        self.chunk = jax.jit(
+            shard(chunk, in_specs=(over, over, over, P(), P(), P()), out_specs=results), donate_argnums=0
+        )
+        self.evaluation = jax.jit(shard(programs.evaluation, in_specs=(over, P()), out_specs=over))
 
 
 def _prepare(model: Any, images: Array) -> Any:

@@ -1,13 +1,14 @@
 """How configurations are arranged and laid out in one compiled program.
 
-They are arranged as (rows, members): the members of a row have one seed, and share every mini-batch and its first-layer
-patches. Every device holds the same number of rows, so it gathers mini-batches for its own seeds only. What does not
-fill the rows is padded with copies, whose results are dropped. How the members are laid out is one knob, ``layout``:
+They are arranged as (seeds, configurations per seed): those of one seed share every mini-batch and its first-layer
+patches. Every device holds the same number of seeds, so it gathers mini-batches for its own seeds only. What does not
+fill them is padded with copies, whose results are dropped. How the configurations of a seed are laid out is one knob,
+``layout``:
 
-    vmap       all members as one batched computation
+    vmap       all configurations as one batched computation
     unroll     one after the other, in straight-line code
     map        one after the other, in a loop
-    map:K      blocks of K batched members, in a loop
+    map:K      blocks of K batched configurations, in a loop
 
 No layout changes what is computed.
 """
@@ -36,7 +37,7 @@ def check_layout(layout: str) -> str:
 
 
 def lay_out(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
-    """Lift a function of one member's trees to one of stacked trees, in the given layout.
+    """Lift a function of one configuration's trees to one of stacked trees, in the given layout.
 
     Args:
         function: of any number of trees.

@@ -251,24 +251,21 @@ def test_wrong_input_is_refused_before_compiling_is_shown(capsys, arguments):
     refuse(capsys, *arguments)
 
 
-def test_an_error_in_training_is_on_a_line_of_its_own(capsys, tmp_path):
+def test_an_error_in_training_is_on_a_line_of_its_own(capsys):
     """Standard error as a log file has it."""
     import numpy as np
 
     from periodic_jax.cli.launch import train_with_progress
     from periodic_jax.core.errors import RunStopped
-    from periodic_jax.storage.run_directory import write_config
-    from periodic_jax.sweeps.sweep import Chunk
+    from periodic_jax.sweeps.chunks import Chunk
 
-    write_config(tmp_path, {"format": 1, "config": {"steps": 10}})
-
-    def start(progress, **options):
-        for steps in (0, 4):
-            progress(Chunk(0, {"loss": np.zeros((2, steps))}, None, np.zeros(2)), 2)
+    def start(callbacks):
+        callbacks.on_start(2, 0, 10)
+        callbacks.on_chunk(Chunk(0, {"loss": np.zeros((2, 4))}, None, np.zeros(2)))
         raise RunStopped("the disk is full", 1)
 
     with pytest.raises(RunStopped):
-        train_with_progress(tmp_path, start)
+        train_with_progress(start)
     said = capsys.readouterr().err
     assert "compiling" in said
     assert "8.00/20.0" in said

@@ -8,7 +8,7 @@ import time
 import jax
 import numpy as np
 
-from periodic_jax import RunConfig, open_run
+from periodic_jax import RunCallbacks, RunConfig, open_run
 from periodic_jax.checkpoints.reader import load_checkpoint
 from periodic_jax.runs.build import abstract_states
 from periodic_jax.runs.config import from_manifest
@@ -24,6 +24,12 @@ STEPS = 40
 
 def configured(out, **changes):
     return RunConfig(**{"out": out, "steps": STEPS, **SETTINGS, **changes})
+
+
+def stop_after(chunks):
+    """Callbacks that ask for an end before the chunk of that number."""
+    asked = iter(range(chunks))
+    return RunCallbacks(should_stop=lambda: 0 if next(asked, None) is not None else 143)
 
 
 def assert_same_run(path, expected, step=STEPS):

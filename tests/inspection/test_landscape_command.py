@@ -28,7 +28,7 @@ def run(tmp_path_factory):
         out=tmp_path_factory.mktemp("runs") / "run", lr=(0.5, 1e30), weight_decay=(0.0,), width=2, depth=1, steps=6,
         batch_size=64, track_sharpness=2, keep_every=3, eval_every=6, corrupt_train=0.2,
     )  # fmt: skip
-    return pj.run_sweep(config)
+    return pj.run_sweep(config).path
 
 
 @pytest.fixture(scope="module")

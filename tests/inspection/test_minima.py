@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
-from helpers.survival import flip
+from helpers.survival import flip, stop_after
 
 import periodic_jax as pj
 from periodic_jax import ConfigError
@@ -57,7 +57,7 @@ def configured(out, **changes):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The undisturbed run: two seeds, and two configurations that diverge."""
-    return pj.run_sweep(configured(tmp_path_factory.mktemp("minima") / "run"))
+    return pj.run_sweep(configured(tmp_path_factory.mktemp("minima") / "run")).path
 
 
 @pytest.fixture(scope="module")
@@ -102,26 +102,25 @@ def test_kept_minima_are_the_weights_of_their_steps(whole):
 
 
 def test_a_stopped_run_goes_on_to_the_same_minima_and_training_does_not_notice(whole, tmp_path):
-    chunks = iter(range(3))
     with pytest.raises(RunStopped):
-        pj.run_sweep(configured(tmp_path / "run"), stop=lambda: 0 if next(chunks, None) is not None else 143)
+        pj.run_sweep(configured(tmp_path / "run"), callbacks=stop_after(3))
     assert not any(one.ended is None for one in saved_minima(tmp_path / "run"))
     # Killed later than its checkpoint: minima of steps that are computed again, and half a file.
     (tmp_path / "run/minima/0").mkdir(parents=True, exist_ok=True)
     (tmp_path / "run/minima/0/33-55.npz").write_bytes(b"")
     (tmp_path / "run/minima/0/33-55.npz.partial").write_bytes(b"")
-    resume_run(tmp_path / "run", say=pytest.fail)
+    resume_run(tmp_path / "run", callbacks=pj.RunCallbacks(log=pytest.fail))
     assert_same_minima(tmp_path / "run", whole)
     assert not list((tmp_path / "run/minima").rglob("*.partial"))
     assert describe_run(tmp_path / "run", verify=True).faults == []
-    plain = pj.run_sweep(configured(tmp_path / "plain", keep_period_minima=None))
+    plain = pj.run_sweep(configured(tmp_path / "plain", keep_period_minima=None)).path
     a, b = (open_run(path, flat=True).load().drop_attrs() for path in (whole, plain))
     assert a.identical(b)
     assert not (plain / "minima").exists()
 
 
 def test_a_branch_begins_a_period_of_its_own_and_an_extended_run_forgets_unfinished_ones(whole, tmp_path):
-    out = pj.branch_run(whole, tmp_path / "branch", step=20)
+    out = pj.branch_run(whole, tmp_path / "branch", step=20).path
     assert all(one.step > 20 for one in saved_minima(out))
     assert {one.config for one in saved_minima(out)} == {0, 1}
     shutil.copytree(whole, tmp_path / "run")
@@ -168,7 +167,7 @@ def test_minima_that_are_not_those_kept_are_named_refused_and_found_again(whole,
     with pytest.raises(ConfigError, match=said):
         minima.compare(cut)
     heard: list[str] = []
-    resume_run(cut, truncate=True, say=heard.append)
+    resume_run(cut, truncate=True, callbacks=pj.RunCallbacks(log=heard.append))
     assert any("damaged files of telemetry: 0; going on from step" in line for line in heard)
     assert_same_minima(cut, whole)
     assert describe_run(cut, verify=True).faults == []
@@ -186,7 +185,7 @@ def test_a_run_that_is_whole_is_left_so_by_truncation(whole, tmp_path):
 
 
 def test_a_run_that_kept_none_yet_says_what_it_keeps(tmp_path):
-    path = pj.run_sweep(configured(tmp_path / "run", steps=EVERY - 1, seed=(0,), noninvariant_lr=(0.0,)))
+    path = pj.run_sweep(configured(tmp_path / "run", steps=EVERY - 1, seed=(0,), noninvariant_lr=(0.0,))).path
     with pytest.raises(ConfigError, match=f"each is the lowest of every {EVERY} steps"):
         minima.compare(path)
 
@@ -333,7 +332,7 @@ def test_one_minimum_and_weights_that_are_not_finite_are_told(whole, tmp_path):
 
 
 def test_without_kept_minima_the_last_checkpoints_before_the_onsets_do(tmp_path, monkeypatch):
-    cut = pj.run_sweep(configured(tmp_path / "run", keep_period_minima=None))
+    cut = pj.run_sweep(configured(tmp_path / "run", keep_period_minima=None)).path
     with pytest.raises(ConfigError, match="--keep-period-minima"):
         minima.compare(cut)
     nothing = Periods(*[np.full((4, 3), np.nan)] * len(Periods._fields))

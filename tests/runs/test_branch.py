@@ -23,14 +23,14 @@ def parent(tmp_path_factory):
         out=tmp_path_factory.mktemp("parent") / "run", lr=(0.1, 1.0), weight_decay=(1e-3, 1e-2), width=2, depth=1,
         steps=30, eval_every=10, keep_every=10,
     )  # fmt: skip
-    return run_sweep(config)
+    return run_sweep(config).path
 
 
 def test_a_branch_that_changes_nothing_is_its_parent(parent, tmp_path):
     """To the bit, in another order of the configurations, and though it is first finished and then extended: the same
     data order, schedule and numbers of steps. Only the evaluation at its first end remains.
     """
-    path = branch_run(parent, tmp_path / "branch", step=10, select={"lr": [1.0, 0.1]}, steps=25)
+    path = branch_run(parent, tmp_path / "branch", step=10, select={"lr": [1.0, 0.1]}, steps=25).path
     record = read_config(path)
     about = record["parent"]
     assert (about["path"], about["step"], about["selected"]) == (str(parent), 10, {"lr": [1.0, 0.1]})
@@ -54,7 +54,7 @@ def test_a_branch_that_changes_nothing_is_its_parent(parent, tmp_path):
 
 def test_a_branch_killed_in_its_set_up_is_begun_again_or_resumed(parent, tmp_path, monkeypatch):
     """Before config.json is there, and then before the first checkpoint is in its place."""
-    out, settle = tmp_path / "branch", writer.finalize_first
+    out, finalize = tmp_path / "branch", writer.finalize_first
 
     class Killed(BaseException):
         pass
@@ -62,11 +62,11 @@ def test_a_branch_killed_in_its_set_up_is_begun_again_or_resumed(parent, tmp_pat
     def dies(path, content=None, *, forget=False):
         if not forget:
             raise Killed
-        settle(path, forget=True)
+        finalize(path, forget=True)
 
     for patched, name, left in (
         (run_directory, "write_config", {"checkpoints.partial"}),
-        (writer, "settle_first", {"checkpoints.partial", "config.json"}),
+        (writer, "finalize_first", {"checkpoints.partial", "config.json"}),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(patched, name, dies)

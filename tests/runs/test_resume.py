@@ -9,7 +9,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from helpers.survival import STEPS, assert_same_run, configured, flip, started, wait_for
+from helpers.survival import STEPS, assert_same_run, configured, flip, started, stop_after, wait_for
 
 from periodic_jax import ConfigError, open_run, run_sweep
 from periodic_jax.checkpoints.writer import Checkpoints
@@ -18,22 +18,17 @@ from periodic_jax.core.errors import RunStopped
 from periodic_jax.runs import signals
 from periodic_jax.runs.build import build_sweep
 from periodic_jax.runs.config import difference, from_manifest, to_manifest
-from periodic_jax.runs.disk import check_room
+from periodic_jax.runs.resources import check_room, estimate_resources
 from periodic_jax.runs.run import resume_run
 from periodic_jax.runs.session import SessionPlan, find_resume_point
 from periodic_jax.storage.run_directory import checkpoint_steps, read_config, write_config
-
-
-def stop_after(chunks):
-    """Asks for an end before the chunk of that number."""
-    asked = iter(range(chunks))
-    return lambda: 0 if next(asked, None) is not None else 143
+from periodic_jax.sweeps.sweep import Sweep
 
 
 def interrupted(out, chunks=3, **changes):
     """A run stopped after some chunks: 3 are 30 steps."""
     with pytest.raises(RunStopped) as stopped:
-        run_sweep(configured(out, **changes), stop=stop_after(chunks))
+        run_sweep(configured(out, **changes), callbacks=stop_after(chunks))
     assert stopped.value.status == 143
     assert f"periodic-jax resume {out}" in str(stopped.value)
     return out
@@ -42,7 +37,7 @@ def interrupted(out, chunks=3, **changes):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The undisturbed run."""
-    return run_sweep(configured(tmp_path_factory.mktemp("whole") / "run"))
+    return run_sweep(configured(tmp_path_factory.mktemp("whole") / "run")).path
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +200,8 @@ def test_a_disk_that_fails_is_one_line_and_loses_nothing(whole, tmp_path, monkey
 def test_no_room_is_said(sweep, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(ConfigError, match=r"--out: .* MB free, which the run may take \(there are 1 kB\)"):
-        check_room(sweep, SessionPlan(tmp_path, 10**5, 10))
+        check_room(estimate_resources(sweep, sweep.grid, SessionPlan(tmp_path, 10**5, 10)), tmp_path)
+    monkeypatch.setattr(Sweep, "compile", lambda self: pytest.fail("compiled"))
     with pytest.raises(ConfigError, match="free, which the run may take"):
         run_sweep(configured(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -1,12 +1,13 @@
 import dataclasses
 import itertools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from periodic_jax import ConfigError, RunConfig, dynamics, open_run, run_sweep
+from periodic_jax import ConfigError, RunCallbacks, RunConfig, analysis, dynamics, open_run, run_sweep
 from periodic_jax.runs.config import LATER, evaluated_every, from_manifest
 from periodic_jax.runs.run import check, planned_steps
 from periodic_jax.storage.run_directory import read_config
@@ -20,11 +21,10 @@ def run(tmp_path_factory):
     """A finished run of four configurations in float64, and the chunks it reported."""
     out = tmp_path_factory.mktemp("runs") / "small"
     seen = []
-    path = run_sweep(
-        RunConfig(out=out, precision="float64", per_layer=True, **SMALL), progress=lambda *told: seen.append(told)
-    )
-    assert path == out
-    return path, seen
+    callbacks = RunCallbacks(on_start=lambda *counts: seen.append(counts), on_chunk=seen.append, log=pytest.fail)
+    done = run_sweep(RunConfig(out=out, precision="float64", per_layer=True, **SMALL), callbacks=callbacks)
+    assert done.path == out
+    return done, seen
 
 
 def test_every_step_and_evaluation_is_recorded(run):
@@ -71,6 +71,16 @@ def test_config_json_tells_how_to_repeat_the_run(run):
     json.dumps(record, allow_nan=False)
 
 
+def test_a_result_stands_for_its_path_and_has_the_analysis(run):
+    done = run[0]
+    assert Path(done) == done.path == done / "."
+    assert f"{done}" == os.fspath(done) == str(done.path)
+    with open(done / "config.json") as file:
+        assert file.read(1) == "{"
+    assert done.analysis.identical(analysis.analyze(open_run(done, flat=True)))
+    assert "Dataset" not in repr(done)
+
+
 def test_the_table_is_written(run):
     lines = (run[0] / "summary.csv").read_text().splitlines()
     assert len(lines) == 5
@@ -78,8 +88,9 @@ def test_the_table_is_written(run):
 
 
 def test_progress_is_told_of_every_step_once(run):
-    steps = [(chunk.first_step, chunk.steps) for chunk, configs in run[1] if configs == 4]
-    assert steps[0] == (0, 0)  # all is accepted
+    assert run[1][0] == (4, 0, 25)  # configurations, first step, last step: all is accepted
+    steps = [(chunk.first_step, chunk.steps) for chunk in run[1][1:]]
+    assert steps[0] == (0, 0)  # the evaluation before the first step
     assert sum(count for _, count in steps) == 25
     assert all(a[0] + a[1] == b[0] for a, b in itertools.pairwise(steps))
 
@@ -91,7 +102,7 @@ def test_the_same_configuration_gives_the_same_bits(run, tmp_path):
 
 def test_a_run_directory_is_never_written_over(run):
     with pytest.raises(ConfigError, match=r"--out: .* is not accepted; expected a folder that holds no run yet"):
-        run_sweep(RunConfig(out=run[0], **SMALL))
+        run_sweep(RunConfig(out=run[0].path, **SMALL))
 
 
 def test_a_diverging_configuration_is_recorded_as_such(tmp_path):

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers.survival import assert_same_run, configured, states_at
+from helpers.survival import assert_same_run, configured, states_at, stop_after
 
 import periodic_jax as pj
 from periodic_jax.checkpoints.reader import CorruptedCheckpoint, checksum, file_checksums, load_checkpoint, orbax
@@ -40,18 +40,18 @@ def write_shared(path, step, states, share=SHARE, spoil=None):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The run that no others had a part in."""
-    return pj.run_sweep(configured(tmp_path_factory.mktemp("whole") / "run", **GRID))
+    return pj.run_sweep(configured(tmp_path_factory.mktemp("whole") / "run", **GRID)).path
 
 
 @pytest.fixture(scope="module")
 def halfway(tmp_path_factory):
     """A run stopped after 30 of 40 steps, as three processes left it; copied before use."""
-    out, asked = tmp_path_factory.mktemp("shared") / "run", iter(range(3))
+    out = tmp_path_factory.mktemp("shared") / "run"
     config = configured(out, **GRID)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "MOST_IN_CHUNK", SHARE)
         with pytest.raises(RunStopped):
-            pj.run_sweep(config, stop=lambda: 0 if next(asked, None) is not None else 143)
+            pj.run_sweep(config, callbacks=stop_after(3))
     for step in checkpoint_steps(out):
         write_shared(out, step, states_at(out, step))
     return out
@@ -80,7 +80,7 @@ def test_it_is_read_without_its_padding(shared, whole):
 
 
 def test_it_is_gone_on_with_to_the_same_bits(shared, whole):
-    resume_run(shared, say=pytest.fail)
+    resume_run(shared, callbacks=pj.RunCallbacks(log=pytest.fail))
     assert_same_run(shared, whole)
     assert describe_run(shared, verify=True).faults == []
     assert (shared / "summary.csv").read_bytes() == (whole / "summary.csv").read_bytes()
@@ -91,12 +91,12 @@ def test_it_is_gone_on_with_to_the_same_bits(shared, whole):
 
 def test_damaged_chunks_of_it_are_computed_again(shared, whole):
     (shared / TELEMETRY / "loss/c/1/0").unlink()
-    resume_run(shared, truncate=True, say=lambda line: None)
+    resume_run(shared, truncate=True, callbacks=pj.RunCallbacks(log=lambda line: None))
     assert_same_run(shared, whole)
 
 
 def test_a_branch_begins_from_it(shared):
-    out = pj.branch_run(shared, shared.with_name("branch"), steps=40)
+    out = pj.branch_run(shared, shared.with_name("branch"), steps=40).path
     grown, parent = open_run(out, flat=True), states_at(shared, 30)
     assert grown.sizes["config"] == CONFIGS
     assert np.array_equal(states_at(out, 30)["params.conv0.kernel"], parent["params.conv0.kernel"], equal_nan=True)
@@ -121,6 +121,6 @@ def test_padding_as_long_as_the_configurations_are_many_is_refused(shared):
 def test_a_store_that_was_being_regrouped_is_put_back(shared, whole):
     store = shared / TELEMETRY
     store.rename(f"{store}.replaced")
-    resume_run(shared, say=pytest.fail)
+    resume_run(shared, callbacks=pj.RunCallbacks(log=pytest.fail))
     assert_same_run(shared, whole)
     assert not list(shared.glob("*.replaced"))

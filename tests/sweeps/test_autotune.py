@@ -6,6 +6,7 @@ from periodic_jax import SweepGrid
 from periodic_jax.sweeps import autotune
 from periodic_jax.sweeps.sweep import Sweep
 from periodic_jax.training import xla
+from periodic_jax.training.spec import TrainingSpec
 
 GRID = SweepGrid.product(lr=[0.05, 0.1, 0.5, 1.0, 2.0], weight_decay=1e-3)
 
@@ -54,14 +55,14 @@ def test_one_candidate_is_not_timed():
     assert autotune.fastest(["map"], lambda _: pytest.fail("timed"), "key") == "map"
 
 
-@pytest.mark.parametrize("members", [1, 2, 5, 16, 64])
-def test_halving_ends_at_one_by_one(members):
+@pytest.mark.parametrize("per_seed", [1, 2, 5, 16, 64])
+def test_halving_ends_at_one_by_one(per_seed):
     seen, layout = [], "vmap"
-    while (layout := autotune.smaller(layout, members)) is not None:
+    while (layout := autotune.smaller(layout, per_seed)) is not None:
         seen.append(int(layout.partition(":")[2]))
     assert seen == sorted(seen, reverse=True)
     assert seen[-1] == 1
-    assert seen[0] <= max(members / 2, 1)
+    assert seen[0] <= max(per_seed / 2, 1)
 
 
 def sweep_short_of_memory(monkeypatch, tiny, model, most, **options):
@@ -75,12 +76,12 @@ def sweep_short_of_memory(monkeypatch, tiny, model, most, **options):
         real(self, count)
 
     monkeypatch.setattr(Sweep, "_train_from_start", train)
-    return Sweep(model, tiny, GRID, batch_size=12, devices=jax.devices()[:1], capacity=4, **options)
+    return Sweep(model, tiny, GRID, TrainingSpec(12), devices=jax.devices()[:1], capacity=4, **options).compile()
 
 
 def test_want_of_memory_halves_the_block_and_goes_on(tiny, model, monkeypatch):
     expected = next(
-        iter(Sweep(model, tiny, GRID, batch_size=12, layout="map:1", capacity=4).chunks(4, eval_every=None))
+        iter(Sweep(model, tiny, GRID, TrainingSpec(12), layout="map:1", capacity=4).chunks(4, eval_every=None))
     )
     sweep = sweep_short_of_memory(monkeypatch, tiny, model, 1, layout="vmap")
     assert sweep.layout == "map:1"
@@ -89,17 +90,31 @@ def test_want_of_memory_halves_the_block_and_goes_on(tiny, model, monkeypatch):
     assert sweep.compilations == 1
 
 
+def test_nothing_is_compiled_before_it_is_needed(tiny, model, monkeypatch):
+    compiled, train = [], Sweep._train_from_start
+    monkeypatch.setattr(Sweep, "_train_from_start", lambda self, count: compiled.append(count) or train(self, count))
+    sweep = Sweep(model, tiny, GRID, TrainingSpec(12), capacity=4)
+    sizes = sweep.bytes_of_a_state(), sweep.bytes_of_weights()
+    assert (sweep.layout, sweep.layer_names(), compiled) == ("auto", ["conv0/kernel", "conv1/kernel"], [])
+    assert sum(chunk.steps for chunk in sweep.chunks(4, eval_every=None)) == 4
+    assert sweep.compile() is sweep
+    assert (sweep.layout, sweep.compilations, compiled) == ("map", 1, [0])
+    states = sweep.placement.fetch(sweep.states)
+    assert sizes[0] == sum(array[0].nbytes for array in states.values())
+    assert sizes[1] == sum(array[0].nbytes for name, array in states.items() if name.startswith(("params", "batch")))
+
+
 def test_other_failures_are_not_taken_for_want_of_memory(tiny, model, monkeypatch):
     def fail(self, count):
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")
 
     monkeypatch.setattr(Sweep, "_train_from_start", fail)
     with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
-        Sweep(model, tiny, GRID, batch_size=12, layout="vmap")
+        Sweep(model, tiny, GRID, TrainingSpec(12), layout="vmap").compile()
 
 
 def test_candidates_are_timed_on_the_sweeps_own_program(tiny, model, monkeypatch, cache):
-    monkeypatch.setattr(autotune, "candidates", lambda backend, members: ["map:2", "map"])
+    monkeypatch.setattr(autotune, "candidates", lambda backend, per_seed: ["map:2", "map"])
     monkeypatch.setattr(autotune, "SECONDS", 0.01)
     sweep = sweep_short_of_memory(monkeypatch, tiny, model, 1)
     assert sweep.layout == "map"
@@ -109,7 +124,7 @@ def test_candidates_are_timed_on_the_sweeps_own_program(tiny, model, monkeypatch
 
 def test_a_step_of_a_short_run_is_timed_too(tiny, model, monkeypatch):
     """A chunk of two steps may take less than any timing: as many chunks follow as are needed."""
-    sweep, asked = Sweep(model, tiny, GRID, batch_size=12, capacity=2), []
+    sweep, asked = Sweep(model, tiny, GRID, TrainingSpec(12), capacity=2), []
     timed = autotune.seconds_per_step
 
     def heard(train):

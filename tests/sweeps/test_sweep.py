@@ -8,9 +8,10 @@ import pytest
 from helpers.reference import augmented
 
 from periodic_jax import Batch, ConfigError, SweepGrid, create_train_state, dynamics, models, train_step
-from periodic_jax.sweeps.placement import ROW_COST, Arrangement, device_shape
+from periodic_jax.sweeps.placement import SEED_COST, Arrangement, device_shape
 from periodic_jax.sweeps.sweep import Sweep
 from periodic_jax.training import input_pipeline
+from periodic_jax.training.spec import TrainingSpec
 from periodic_jax.training.vectorize import lay_out
 
 LAYOUTS = ["vmap", "unroll", "map", "map:2"]
@@ -51,7 +52,7 @@ def alone(model, dataset, lr, weight_decay, seed, steps, batch_size):
 @pytest.mark.parametrize(("layout", "devices"), [*((layout, 2) for layout in LAYOUTS), ("map", 1)])
 def test_a_configuration_in_a_grid_equals_the_same_alone(float64, tiny, layout, devices):
     model = network()
-    sweep = Sweep(model, tiny, GRID, batch_size=12, layout=layout, devices=jax.devices()[:devices])
+    sweep = Sweep(model, tiny, GRID, TrainingSpec(12), layout=layout, devices=jax.devices()[:devices])
     assert len(sweep.placement.devices) == devices
     telemetry, _ = collect(sweep, 20)
     for i in (0, 3, 6):
@@ -64,7 +65,7 @@ def test_a_configuration_in_a_grid_equals_the_same_alone(float64, tiny, layout, 
 
 @pytest.mark.parametrize("layout", ["map"])
 def test_in_float32_too(tiny, model, layout):
-    telemetry, _ = collect(Sweep(model, tiny, GRID, batch_size=12, layout=layout), 20)
+    telemetry, _ = collect(Sweep(model, tiny, GRID, TrainingSpec(12), layout=layout), 20)
     for i in (0, 7):
         expected = alone(
             model, tiny, *(float(GRID.coords[n][i]) for n in ("lr", "weight_decay")), int(GRID.seeds[i]), 20, 12
@@ -78,7 +79,7 @@ def test_a_nan_configuration_changes_no_other_by_one_bit(tiny, model, layout):
     grid = SweepGrid.product(lr=[0.05, 0.1, 0.5, 1.0], weight_decay=1e-3)
 
     def run(poisoned):
-        sweep = Sweep(model, tiny, grid, batch_size=12, layout=layout)
+        sweep = Sweep(model, tiny, grid, TrainingSpec(12), layout=layout)
         if poisoned is not None:
             place = (sweep.placement.arrangement.row[poisoned], sweep.placement.arrangement.column[poisoned])
             params = jax.tree.map(lambda leaf: leaf.at[place].set(jnp.nan), sweep.states.params)
@@ -101,20 +102,20 @@ def test_a_nan_configuration_changes_no_other_by_one_bit(tiny, model, layout):
 
 
 def test_one_compilation_serves_chunks_of_every_length(tiny, model):
-    sweep = Sweep(model, tiny, GRID, batch_size=12, capacity=9)
+    sweep = Sweep(model, tiny, GRID, TrainingSpec(12), capacity=9)
     lengths = [chunk.steps for chunk in sweep.chunks(50, eval_every=11)]
     assert sum(lengths) == 50
     assert len(set(lengths)) > 2
     list(sweep.chunks(5, eval_every=100))
     assert sweep.compilations == 1
-    assert sweep._run_chunk._cache_size() == 1
-    assert sweep._run_evaluation._cache_size() == 1
+    assert sweep.programs.chunk._cache_size() == 1
+    assert sweep.programs.evaluation._cache_size() == 1
 
 
 @pytest.mark.parametrize("capacity", [4])
 def test_results_do_not_depend_on_the_chunks_by_one_bit(tiny, model, capacity):
-    whole, evaluations = collect(Sweep(model, tiny, GRID, batch_size=12, capacity=20), 20)
-    cut, again = collect(Sweep(model, tiny, GRID, batch_size=12, capacity=capacity), 20)
+    whole, evaluations = collect(Sweep(model, tiny, GRID, TrainingSpec(12), capacity=20), 20)
+    cut, again = collect(Sweep(model, tiny, GRID, TrainingSpec(12), capacity=capacity), 20)
     for name in whole:
         assert np.array_equal(whole[name], cut[name]), name
     for name in evaluations:
@@ -122,7 +123,7 @@ def test_results_do_not_depend_on_the_chunks_by_one_bit(tiny, model, capacity):
 
 
 def test_evaluations_come_before_the_first_step_every_so_often_and_at_the_end(tiny, model):
-    chunks = list(Sweep(model, tiny, GRID, batch_size=12).chunks(17, eval_every=7))
+    chunks = list(Sweep(model, tiny, GRID, TrainingSpec(12)).chunks(17, eval_every=7))
     assert [c.first_step + c.steps for c in chunks if c.evaluation] == [0, 7, 14, 17]
 
 
@@ -130,7 +131,7 @@ def test_evaluations_come_before_the_first_step_every_so_often_and_at_the_end(ti
 def test_evaluation_counts_every_image_once(float64, tiny, batch_size):
     """40 = 3 x 12 + 4 training images and 11 test images, fewer than a mini-batch."""
     model = network()
-    sweep = Sweep(model, tiny, GRID, batch_size=batch_size)
+    sweep = Sweep(model, tiny, GRID, TrainingSpec(batch_size))
     first = next(iter(sweep.chunks(1, eval_every=1))).evaluation
     on_device = input_pipeline.to_device(tiny, jnp.float64)
     variables = jax.tree.map(
@@ -164,7 +165,7 @@ def test_recorded_neighbours_obey_pythagoras_and_the_rotation_budget(tiny, preci
     with jax.enable_x64(precision == "float64"), jax.default_matmul_precision("highest"):
         dtype = jnp.dtype(precision)
         model = models.ConvNet(width=2, num_classes=3, eps=0.0, param_dtype=dtype)
-        telemetry, _ = collect(Sweep(model, tiny, GRID, batch_size=12), 200)
+        telemetry, _ = collect(Sweep(model, tiny, GRID, TrainingSpec(12)), 200)
     seen = {name: values.astype(np.float64) for name, values in telemetry.items()}
     assert all(np.isfinite(values).all() for values in seen.values())
     lr, decay = (GRID.coords[n][:, None] for n in ("lr", "weight_decay"))
@@ -179,7 +180,7 @@ def test_recorded_neighbours_obey_pythagoras_and_the_rotation_budget(tiny, preci
 
 
 def test_per_layer_telemetry_adds_up(tiny, model):
-    sweep = Sweep(model, tiny, GRID, batch_size=12, per_layer=True)
+    sweep = Sweep(model, tiny, GRID, TrainingSpec(12, per_layer=True))
     telemetry, _ = collect(sweep, 5)
     assert sweep.layer_names() == ["conv0/kernel", "conv1/kernel"]
     assert telemetry["layer_weight_norm"].shape == (8, 5, 2)
@@ -202,10 +203,10 @@ def test_a_grid_with_ragged_seeds_is_padded_and_unpadded(tiny, model):
     grid = SweepGrid.of(
         [{"lr": 0.1, "seed": 2}, {"lr": 0.2, "seed": 1}, {"lr": 0.3, "seed": 2}, {"lr": 0.4, "seed": 2}]
     )
-    ragged, _ = collect(Sweep(model, tiny, grid, batch_size=12), 6)
+    ragged, _ = collect(Sweep(model, tiny, grid, TrainingSpec(12)), 6)
     for i in (0, 1, 3):
         single = SweepGrid.of([{name: grid.coords[name][i] for name in ("lr", "seed")}])
-        one, _ = collect(Sweep(model, tiny, single, batch_size=12), 6)
+        one, _ = collect(Sweep(model, tiny, single, TrainingSpec(12)), 6)
         np.testing.assert_allclose(ragged["loss"][i], one["loss"][0], rtol=1e-4)
 
 
@@ -219,8 +220,8 @@ def test_every_configuration_has_a_place_and_no_other_shape_leaves_less_to_do(se
     assert (seeds[arranged.source] == arranged.seeds[:, None]).all()
     assert np.array_equal(arranged.flatten(arranged.source), np.arange(len(seeds)))
     sizes = [int((seeds == s).sum()) for s in set(seeds.tolist())]
-    least = min((m + ROW_COST) * -(-sum(-(-size // m) for size in sizes) // devices) for m in range(1, 21))
-    assert rows * (members + ROW_COST) == pytest.approx(least)
+    least = min((m + SEED_COST) * -(-sum(-(-size // m) for size in sizes) // devices) for m in range(1, 21))
+    assert rows * (members + SEED_COST) == pytest.approx(least)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -243,7 +244,7 @@ def test_lay_out_stacks_a_function_of_several_trees(layout):
 )
 def test_unusable_settings_are_refused(tiny, model, options, named):
     with pytest.raises(ConfigError, match=named):
-        Sweep(model, tiny, GRID, **{"batch_size": 12, **options})
+        Sweep(model, tiny, GRID, TrainingSpec(options.pop("batch_size", 12)), **options)
 
 
 class Probe(nn.Module):
@@ -270,11 +271,10 @@ def test_the_batches_are_the_same_whatever_the_layout_the_devices_and_the_chunks
         Probe(),
         tiny,
         grid,
-        batch_size=12,
+        TrainingSpec(12, augment=True),
         layout=layout,
         devices=jax.devices()[:devices],
         capacity=capacity,
-        augment=True,
     )
     telemetry, _ = collect(sweep, 9)
     for seed in (0, 4):
@@ -293,7 +293,7 @@ def test_the_batches_are_the_same_whatever_the_layout_the_devices_and_the_chunks
 def test_corrupted_and_clean_images_are_evaluated_apart(tiny):
     corrupted = np.arange(40) % 3 == 1
     dataset = dataclasses.replace(tiny, corrupted=corrupted)
-    sweep = Sweep(Probe(), dataset, GRID, batch_size=12)
+    sweep = Sweep(Probe(), dataset, GRID, TrainingSpec(12))
     assert set(sweep.evaluations) == set(next(iter(sweep.chunks(1, eval_every=1))).evaluation)
     _, seen = collect(sweep, 1)
     images = (tiny.images / 255 - np.array(tiny.mean)) / np.array(tiny.std)
@@ -306,7 +306,7 @@ def test_corrupted_and_clean_images_are_evaluated_apart(tiny):
 
 
 def test_without_corruption_there_are_no_such_evaluations(tiny):
-    assert Sweep(Probe(), tiny, GRID, batch_size=12).evaluations == (
+    assert Sweep(Probe(), tiny, GRID, TrainingSpec(12)).evaluations == (
         "train_loss",
         "train_error",
         "test_loss",

@@ -1,0 +1,54 @@
+"""A chunk of steps: what a sweep yields, and where one ends."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array
+
+from periodic_jax.training.state import TrainState
+
+
+class Chunk(NamedTuple):
+    """Telemetry of consecutive steps, on the host, and the evaluation after the last of them where one was due."""
+
+    first_step: int
+    telemetry: dict[str, np.ndarray]  # (configs, steps), or (configs, steps, layers)
+    evaluation: dict[str, np.ndarray] | None  # (configs,)
+    diverged_at: np.ndarray  # (configs,) step, or -1
+    weights: Any = None  # parameters and running statistics at its end, on the device, where candidates were asked for
+    states: TrainState | None = None  # at the end of the chunk, on the device, where they were asked for
+
+    @property
+    def steps(self) -> int:
+        """Number of steps in the chunk."""
+        return next(iter(self.telemetry.values())).shape[1]
+
+
+@dataclass(frozen=True)
+class ChunkEnds:
+    """Where chunks end, besides evaluations.
+
+    Attributes:
+        seconds: wanted duration of a chunk.
+        origin: the run's first step.
+        mark_every: chunks end at its multiples too.
+        weights_every: likewise, and there come with the parameters and running statistics.
+    """
+
+    seconds: float = 1.0
+    origin: int = 0
+    mark_every: int | None = None
+    weights_every: int | None = None
+
+
+class PendingChunk(NamedTuple):
+    """A chunk that the devices compute, or have computed: `Chunk` before it is fetched."""
+
+    first_step: int
+    steps: int
+    telemetry: dict[str, Array]
+    evaluation: dict[str, Array] | None
+    diverged_at: Array
+    weights: Any
+    states: TrainState | None
