@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.signal import find_peaks
 
+from periodic_jax.analysis.blocks import map_blocks, rows_in_cache
 from periodic_jax.core import segments
 from periodic_jax.dynamics import rotation_spent
 
-MOST_AT_ONCE = 2**18  # numbers in one temporary array, or one configuration's: 2 MB in float64 stay in the cache
 LOSS_NOISE = 6.0  # standard deviations of ln loss that a rise must exceed: once in 10^9 steps by chance
 NORM_NOISE = 10.0  # of ln ρ: the highest and the lowest of 10^5 noisy values are 9 apart
 SLOWEST_RISE = 1 / 3  # of the fall's steps, to regain half of it: a burst takes a few steps, a wave as long as its fall
@@ -86,16 +86,12 @@ def detect_periods(
     lead, steps = arrays["weight_norm"].shape[:-1], arrays["weight_norm"].shape[-1]
     configs = math.prod(lead)
     flat = {name: array.reshape(configs, steps) for name, array in arrays.items()}
-    rows = max(MOST_AT_ONCE // max(steps, 1), 1)
-    tables = [
-        _of_block({name: array[i : i + rows] for name, array in flat.items()}, min_growth, min_loss_ratio, window)
-        for i in range(0, configs, rows)
-    ]
-    config = np.concatenate([table[0] + i * rows for i, table in enumerate(tables)] or [np.zeros(0, np.int64)])
-    columns = np.concatenate([table[1] for table in tables] or [np.zeros((len(Periods._fields) - 1, 0))], axis=1)
-    count = np.bincount(config, minlength=configs)
-    padded = segments.padded(columns, config, count)
-    return Periods(count.reshape(lead), *padded.reshape(len(columns), *lead, padded.shape[-1]))
+
+    def detect(rows: slice) -> Periods:
+        return _detect_block({name: a[rows] for name, a in flat.items()}, min_growth, min_loss_ratio, window)
+
+    periods = map_blocks(detect, configs, rows_in_cache(steps))
+    return Periods(*(field.reshape((*lead, *field.shape[1:])) for field in periods))
 
 
 def cycles(found: Periods) -> Cycles:
@@ -140,11 +136,8 @@ def rotation(angular_step: Any) -> np.ndarray:
     return rotation_spent(np.minimum(angle, angle.dtype.type(np.pi / 2 - 1e-3)))
 
 
-def _of_block(
-    block: Mapping[str, np.ndarray], min_growth: float, min_loss_ratio: float, window: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of some configurations ``(configs, steps)``: the configuration of each destabilisation ``(found,)``, and the
-    fields of `Periods` after the first, ``(13, found)``.
+def _detect_block(block: Mapping[str, np.ndarray], min_growth: float, min_loss_ratio: float, window: int) -> Periods:
+    """The destabilisations of configurations with curves ``(configs, steps)``.
 
     All curves become one long one, without its missing steps, in which each configuration is a segment.
     """
@@ -189,7 +182,8 @@ def _of_block(
         -segments.highest(-loss[there], fall, onset + 1), step[fall], norm[there][fall],
         np.exp(segments.largest_spike(log_loss, fall, onset + 1)), burst, slow,
     )  # fmt: skip
-    return row[onset], np.array(columns, np.float64)
+    count = np.bincount(row[onset], minlength=len(norm))
+    return Periods(count, *segments.padded(np.array(columns, np.float64), row[onset], count))
 
 
 def _minima(log_norm: np.ndarray, row: np.ndarray, prominence: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
-"""Everything the package can tell of a run, as one xarray Dataset: regimes, periods, theory, forecasts."""
+"""Analyses a run into one xarray Dataset: regimes, periods, theory, forecasts."""
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,11 +8,12 @@ import xarray as xr
 from scipy import stats
 
 from periodic_jax import dynamics
-from periodic_jax.analysis.forecast import Forecast, ForecastOrigin, forecast, forecast_origin, references
+from periodic_jax.analysis.blocks import map_blocks
+from periodic_jax.analysis.forecast import ForecastOrigin, forecast, forecast_origin, references
 from periodic_jax.analysis.periods import Cycles, Periods, cycles, detect_periods
 from periodic_jax.analysis.regimes import BURN_IN, Regimes, classify_regimes
 from periodic_jax.analysis.stability import before_onsets, threshold
-from periodic_jax.analysis.theory_checks import ASSUMED, CHECKS, Theory, check
+from periodic_jax.analysis.theory_checks import CHECKS, Theory, Trajectory, check
 from periodic_jax.core import segments
 from periodic_jax.core.grid import AXES
 from periodic_jax.storage.reader import read
@@ -22,6 +22,7 @@ CURVES = ("loss", "weight_norm", "effective_lr", "effective_grad_norm", "angular
 MOST_IN_MEMORY = 2**30  # bytes of telemetry read at a time
 INTERVAL = 0.95  # of a fitted slope
 QUIET = 0.1  # rotation of a quiet fall over ln(ρ_max/ρ_min): gradients then prolong it by a tenth at most
+EVENTS = ("config", "destabilisation")
 FITS = ("falling_edge", "falling_edge_quiet", "falling_edge_uncorrected", "period_length")
 
 
@@ -35,8 +36,29 @@ class Slope(NamedTuple):
     points: int
 
 
+class Hyperparameters(NamedTuple):
+    """Of each configuration, ``(configs,)``."""
+
+    lr: np.ndarray  # η
+    weight_decay: np.ndarray  # λ
+    momentum: np.ndarray  # μ
+    pacing_decay: np.ndarray  # λ where it sets a pace; 0 where norm or effective learning rate are fixed
+    is_free: np.ndarray  # whether the norm is not projected
+
+
+class BlockAnalysis(NamedTuple):
+    """What a block of configurations is analysed into; its arrays have the configurations first."""
+
+    periods: Periods
+    regimes: Regimes
+    theory: Theory
+    final_norm: np.ndarray  # last recorded ρ
+    steps: np.ndarray  # steps recorded
+    origin: ForecastOrigin | None  # None without forecasts
+
+
 def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int = MOST_IN_MEMORY) -> xr.Dataset:
-    """What each configuration of a run did, how long its periods are, and whether the theory held.
+    """Analyse each configuration of a run: its regime, its periods, and whether they agree with the theory.
 
     Args:
         dataset: a run opened with ``open_run(path, flat=True)``; read block by block of configurations.
@@ -56,133 +78,92 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
         >>> run = xr.Dataset({name: (("config", "step"), values) for name, values in curves.items()})
         >>> run = run.assign(diverged_at=("config", [np.nan])).assign_coords(
         ...     {name: ("config", values) for name, values in grid.coords.items()})
-        >>> found = analyze(run)
-        >>> print(found.regime.item(), int(found.violations.item()))
+        >>> result = analyze(run)
+        >>> print(result.regime.item(), int(result.violations.item()))
         converging 0
     """
-    hyper = {name: np.asarray(dataset[name].values) for name in AXES}
-    free = hyper["fixed_norm"] == 0
-    # Where the norm is held, or the effective learning rate, decay sets no pace.
-    decay = np.where(free & (hyper["elr"] == 0), hyper["weight_decay"], 0.0)
+    axes = {name: np.asarray(dataset[name].values) for name in AXES}
+    is_free = axes["fixed_norm"] == 0
+    pacing_decay = np.where(is_free & (axes["elr"] == 0), axes["weight_decay"], 0.0)
+    hyper = Hyperparameters(axes["lr"], axes["weight_decay"], axes["momentum"], pacing_decay, is_free)
+    configs = dataset.sizes["config"]
+    # As few blocks as memory allows: each chunk of a store holds all configurations, and is read again for every block.
+    names = [name for name in CURVES if name in dataset]
+    size = sum(dataset[name].dtype.itemsize for name in names) * max(dataset.sizes["step"], 1)
+    rows = max(math.ceil(configs / max(math.ceil(configs * size / most_in_memory), 1)), 1)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a diverging run leaves float32's range
-        parts = [
-            _of_block(block, rows, hyper, decay, free, predict) for rows, block in _blocks(dataset, most_in_memory)
-        ]
-    found = Periods(*_stacked([part[0] for part in parts]))
-    regimes = Regimes(*_stacked([part[1] for part in parts]))
-    theory = Theory(*_stacked([part[2] for part in parts]))
-    final_norm, steps = _stacked([part[3] for part in parts])
+        analysis = map_blocks(lambda block: _analyze_block(dataset, block, hyper, predict), configs, rows)
+    periods, between = analysis.periods, cycles(analysis.periods)
 
-    variables: dict[str, Any] = {name: ("config", values) for name, values in regimes._asdict().items()}
-    variables["destabilisations"] = ("config", found.found)
-    variables |= {name: ("config", values) for name, values in _of_runs(dataset, found).items()}
-    variables |= {"final_weight_norm": ("config", final_norm), "steps": ("config", steps)}
-    checks = theory._asdict()
-    violations = checks.pop("violations")
-    variables |= {name: ("config", values) for name, values in checks.items()}
-    variables["check_violations"] = (("config", "check"), violations, {f"{n} assumes": w for n, w in ASSUMED.items()})
+    variables = _along("config", **analysis.regimes._asdict(), destabilisations=periods.found)
+    variables |= _along("config", **_of_runs(dataset, periods), final_weight_norm=analysis.final_norm)
+    variables |= _along("config", steps=analysis.steps, **analysis.theory._asdict())
+    violations = variables.pop("violations")[1]
+    assumptions = {f"{name} assumes": entry.assumes for name, entry in CHECKS.items()}
+    variables["check_violations"] = (("config", "check"), violations, assumptions)
     variables["violations"] = ("config", np.nansum(violations, axis=1))
-    edges, predicted = _falling_edges(found, hyper["weight_decay"], hyper["momentum"], decay > 0)
-    both = {
-        **{n: v for n, v in found._asdict().items() if n != "found"},
-        "fall_steps": edges,
-        "predicted_fall_steps": predicted,
-    }
-    variables |= {_plain(name): (("config", "destabilisation"), values) for name, values in both.items()}
-    between = cycles(found)
-    variables |= {f"period_{name}": (("config", "period"), values) for name, values in between._asdict().items()}
-    variables |= {
-        f"period_lowest_{name}": (("config", "period"), _lowest_between(dataset, name, found))
-        for name in ("train_loss", "test_error")
-    }
-    variables |= _slopes(found, between, hyper, decay)
-    variables |= _stability(dataset, found, hyper)
+    renamed = {"onset": "onset_step", "end": "end_step", "fall": "fall_step"}
+    fields = {renamed.get(name, name): values for name, values in periods._asdict().items() if name != "found"}
+    variables |= _along(EVENTS, **fields, **_falling_edges(periods, hyper))
+    lowest = {f"lowest_{name}": _lowest_between(dataset, name, periods) for name in ("train_loss", "test_error")}
+    lengths = {f"period_{name}": values for name, values in (between._asdict() | lowest).items()}
+    variables |= _along(("config", "period"), **lengths)
+    variables |= _slopes(periods, between, hyper) | _stability(dataset, periods, hyper)
+    if analysis.origin is not None:
+        variables |= _forecasts(analysis.origin, periods, hyper, np.isfinite(read(dataset, "diverged_at")))
     coords = {**{name: dataset[name] for name in AXES}, "check": list(CHECKS), "fit": list(FITS)}
-    if predict:
-        now = ForecastOrigin(*_stacked([part[4] for part in parts]))
-        gone = np.isfinite(read(dataset, "diverged_at"))
-        variables |= _forecasts(now, found, hyper, decay, gone)
     return xr.Dataset(variables, coords, {"run": dataset.attrs.get("name", ""), "burn_in": BURN_IN})
 
 
-def _blocks(dataset: xr.Dataset, most_in_memory: int) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-    """The curves of some configurations after the other, as few times as memory allows: each chunk of a store holds
-    all configurations, and is read again for every block.
-    """
-    names = [name for name in CURVES if name in dataset]
-    configs, steps = dataset.sizes["config"], dataset.sizes["step"]
-    size = sum(dataset[name].dtype.itemsize for name in names) * max(steps, 1)
-    blocks = max(math.ceil(configs * size / most_in_memory), 1)
-    rows = math.ceil(configs / blocks)
-    for first in range(0, configs, rows):
-        chosen = slice(first, min(first + rows, configs))
-        block = {name: read(dataset, name, config=chosen) for name in names}
-        missing = set(CURVES[:5]) - set(names)
-        block |= {name: np.full_like(block["loss"], np.nan) for name in missing}
-        block["diverged_at"] = read(dataset, "diverged_at", config=chosen)
-        yield chosen, block
+def _analyze_block(dataset: xr.Dataset, rows: slice, hyper: Hyperparameters, predict: bool) -> BlockAnalysis:
+    curves = {name: read(dataset, name, config=rows) for name in (*CURVES, "diverged_at") if name in dataset}
+    curves |= {name: np.full_like(curves["loss"], np.nan) for name in CURVES[:5] if name not in curves}
+    lr, weight_decay, momentum, pacing_decay, is_free = (values[rows] for values in hyper)
+    periods = detect_periods(curves)
+    trajectory = Trajectory(*map(curves.get, CURVES[1:]), weight_decay, momentum, is_free)
+    known = np.isfinite(curves["loss"]) | np.isfinite(curves["weight_norm"])
+    return BlockAnalysis(
+        periods,
+        classify_regimes(curves, lr, pacing_decay, momentum, periods=periods),
+        check(trajectory),
+        _last(curves["weight_norm"]),
+        segments.ends(known),
+        forecast_origin(curves, periods, pacing_decay) if predict else None,
+    )
 
 
-def _of_block(
-    block: dict[str, np.ndarray], rows: slice, hyper: dict[str, np.ndarray], decay: np.ndarray, free: np.ndarray,
-    predict: bool,
-) -> tuple[Any, ...]:  # fmt: skip
-    found = detect_periods(block)
-    each = [array[rows] for array in (hyper["lr"], decay, hyper["momentum"])]
-    regimes = classify_regimes(block, *each, periods=found)
-    curves = {name: block[name] for name in CURVES[1:] if name in block}
-    theory = check(curves, hyper["weight_decay"][rows], hyper["momentum"][rows], free[rows])
-    known = np.isfinite(block["loss"]) | np.isfinite(block["weight_norm"])
-    steps = np.max(np.where(known, np.arange(known.shape[1]) + 1, 0), axis=1, initial=0)
-    now = forecast_origin(block, found, decay[rows]) if predict else None
-    return found, regimes, theory, (_last(block["weight_norm"]), steps), now
+def _along(dims: str | tuple[str, ...], **arrays: np.ndarray) -> dict[str, Any]:
+    return {name: (dims, values) for name, values in arrays.items()}
 
 
-def _stacked(parts: list[Any]) -> list[np.ndarray]:
-    """Fields of blocks one after the other, the shorter ones filled up with NaN before the last of `ForecastOrigin`."""
-    stacked = []
-    for columns in zip(*parts, strict=True):
-        if columns[0].ndim < 2:
-            stacked.append(np.concatenate(columns))
-            continue
-        most = max(column.shape[1] for column in columns)
-        moved = isinstance(parts[0], ForecastOrigin)  # whose last entry is that of the last step, and stays the last
-        filled = [
-            np.insert(column, [column.shape[1] - moved] * (most - column.shape[1]), np.nan, axis=1)
-            for column in columns
-        ]
-        stacked.append(np.concatenate(filled))
-    return stacked
-
-
-def _of_runs(dataset: xr.Dataset, found: Periods) -> dict[str, np.ndarray]:
+def _of_runs(dataset: xr.Dataset, periods: Periods) -> dict[str, np.ndarray]:
     """Numbers of whole configurations."""
-    gaps = np.diff(found.onset, axis=1)
     with np.errstate(invalid="ignore"):
-        mean_period = np.nansum(gaps, axis=1) / np.where(found.found > 1, found.found - 1, np.nan)
-    return {
-        "mean_period": mean_period,
-        "final_train_loss": _last(_evaluations(dataset, "train_loss")),
-        "lowest_train_loss": _lowest(_evaluations(dataset, "train_loss")),
-        "final_test_error": _last(_evaluations(dataset, "test_error")),
-        "lowest_test_error": _lowest(_evaluations(dataset, "test_error")),
-        "diverged_at": read(dataset, "diverged_at").astype(np.float64),
+        gaps = np.nansum(np.diff(periods.onset, axis=1), axis=1)
+        mean_period = gaps / np.where(periods.found > 1, periods.found - 1, np.nan)
+    extremes = {
+        f"{kind}_{name}": reduce(_evaluations(dataset, name))
+        for name in ("train_loss", "test_error")
+        for kind, reduce in (("final", _last), ("lowest", _lowest))
     }
+    return {"mean_period": mean_period, **extremes, "diverged_at": read(dataset, "diverged_at").astype(np.float64)}
 
 
-def _falling_edges(
-    found: Periods, weight_decay: np.ndarray, momentum: np.ndarray, decays: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _onset_lr(periods: Periods) -> np.ndarray:
+    """η = η̃ρ² at each onset."""
+    return periods.onset_effective_lr * periods.onset_weight_norm**2
+
+
+def _falling_edges(periods: Periods, hyper: Hyperparameters) -> dict[str, np.ndarray]:
     """Steps of the falling edge before each destabilisation, and those that decay alone would take."""
-    lr = found.onset_effective_lr * found.onset_weight_norm**2
+    rate = _onset_lr(periods), hyper.weight_decay[:, None], hyper.momentum[:, None]
     with np.errstate(all="ignore"):
-        predicted = dynamics.falling_edge_steps(
-            found.fall_weight_norm, found.onset_weight_norm, lr, weight_decay[:, None], momentum[:, None]
-        )
-    return found.onset - found.fall, np.where(decays[:, None], predicted, np.nan)
+        predicted = dynamics.falling_edge_steps(periods.fall_weight_norm, periods.onset_weight_norm, *rate)
+    predicted = np.where(hyper.pacing_decay[:, None] > 0, predicted, np.nan)
+    return {"fall_steps": periods.onset - periods.fall, "predicted_fall_steps": predicted}
 
 
-def _slopes(found: Periods, between: Cycles, hyper: dict[str, np.ndarray], decay: np.ndarray) -> dict[str, Any]:
+def _slopes(periods: Periods, between: Cycles, hyper: Hyperparameters) -> dict[str, Any]:
     """Slopes of log duration against log ηλ/(1-μ), the ``decay_rate`` at each destabilisation: of `FITS`.
 
     Without gradients a falling edge takes ln(ρ_max/ρ_min) / (-ln a) steps; with them, by the rotation budget, exactly
@@ -191,19 +172,18 @@ def _slopes(found: Periods, between: Cycles, hyper: dict[str, np.ndarray], decay
     ln(ρ_max/ρ_min) alone: ``falling_edge_quiet`` where the theory that leaves gradients out can be expected to hold
     (`QUIET`), ``falling_edge_uncorrected`` everywhere.
     """
-    lr = found.onset_effective_lr * found.onset_weight_norm**2
-    rate = lr * np.where(decay > 0, decay, np.nan)[:, None] / (1 - hyper["momentum"])[:, None]
+    decay = np.where(hyper.pacing_decay > 0, hyper.pacing_decay, np.nan)[:, None]
+    rate = _onset_lr(periods) * decay / (1 - hyper.momentum)[:, None]
     with np.errstate(all="ignore"):
-        ratio = np.log(found.fall_weight_norm / found.onset_weight_norm)
-        steps = found.onset - found.fall
-        plain = np.where(hyper["momentum"] == 0, 0, np.nan)[:, None]  # rotation tells little of the norm otherwise
-        exact = plain + steps / (ratio + found.fall_rotation)
-        quiet = np.where(found.fall_rotation <= QUIET * ratio, plain + steps / ratio, np.nan)
+        ratio = np.log(periods.fall_weight_norm / periods.onset_weight_norm)
+        steps = periods.onset - periods.fall
+        plain = np.where(hyper.momentum == 0, 0, np.nan)[:, None]  # rotation tells little of the norm otherwise
+        exact = plain + steps / (ratio + periods.fall_rotation)
+        quiet = np.where(periods.fall_rotation <= QUIET * ratio, plain + steps / ratio, np.nan)
     fits = [log_slope(rate, y) for y in (exact, quiet, steps / ratio)] + [log_slope(rate[:, 1:], between.length)]
-    found_rate = {"decay_rate": (("config", "destabilisation"), rate)}
-    return found_rate | {f"slope{end}": ("fit", [getattr(fit, field) for fit in fits]) for end, field in
-            (("", "slope"), ("_low", "low"), ("_high", "high"), ("_intercept", "intercept"), ("_points", "points"))
-            }  # fmt: skip
+    columns = {"slope" if name == "slope" else f"slope_{name}": list(column) for name, column in
+               zip(Slope._fields, zip(*fits, strict=True), strict=True)}  # fmt: skip
+    return _along(EVENTS, decay_rate=rate) | _along("fit", **columns)
 
 
 def log_slope(x: np.ndarray, y: np.ndarray) -> Slope:
@@ -229,11 +209,11 @@ def log_slope(x: np.ndarray, y: np.ndarray) -> Slope:
     return Slope(float(fit.slope), float(fit.slope - half), float(fit.slope + half), float(fit.intercept), points)
 
 
-def _lowest_between(dataset: xr.Dataset, name: str, found: Periods) -> np.ndarray:
+def _lowest_between(dataset: xr.Dataset, name: str, periods: Periods) -> np.ndarray:
     """The lowest evaluation of each period: after the steps from behind one onset to the next; NaN without any."""
     values = _evaluations(dataset, name)
     steps = dataset["eval_step"].values if values.size else np.zeros(0)
-    left, right = found.onset[:, :-1], found.onset[:, 1:]
+    left, right = periods.onset[:, :-1], periods.onset[:, 1:]
     row, k = np.nonzero(np.isfinite(right))
     first = np.searchsorted(steps, left[row, k], side="right")
     last = np.searchsorted(steps, right[row, k], side="right")
@@ -246,34 +226,27 @@ def _lowest_between(dataset: xr.Dataset, name: str, found: Periods) -> np.ndarra
 
 
 def _forecasts(
-    now: ForecastOrigin, found: Periods, hyper: dict[str, np.ndarray], decay: np.ndarray, gone: np.ndarray
+    origin: ForecastOrigin, periods: Periods, hyper: Hyperparameters, has_diverged: np.ndarray
 ) -> dict[str, Any]:
     """The forecast for the next destabilisation of what has not diverged, and of recorded ones for a back-test."""
-    ahead: Forecast = forecast(now, references(found.onset_effective_lr), decay, hyper["momentum"], decay > 0)
-    names = ("origin", "soonest", "latest", "expected")
-    last = {name: np.where(gone, np.nan, getattr(ahead, name)[:, -1]) for name in names}
-    for name in names[1:]:  # what is to come comes after the last step
+    decay, reference = hyper.pacing_decay, references(periods.onset_effective_lr)
+    ahead = forecast(origin, reference, decay, hyper.momentum, decay > 0)._asdict()
+    last = {name: np.where(has_diverged, np.nan, values[:, 0]) for name, values in ahead.items()}
+    for name in ("soonest", "latest", "expected"):  # what is to come comes after the last step
         last[name] = np.maximum(last[name], last["origin"] + 1)
-    variables: dict[str, Any] = {f"forecast_{name}": ("config", values) for name, values in last.items()}
-    dims = ("config", "destabilisation")
-    variables |= {f"backtest_{n}": (dims, getattr(ahead, n)[:, :-1]) for n in names}
-    variables["backtest_next_jump"] = (dims, now.next_jump[:, :-1])
-    return variables
+    earlier = {name: values[:, 1:] for name, values in (ahead | {"next_jump": origin.next_jump}).items()}
+    return _along("config", **{f"forecast_{name}": values for name, values in last.items()}) | _along(
+        EVENTS, **{f"backtest_{name}": values for name, values in earlier.items()}
+    )
 
 
-def _plain(name: str) -> str:
-    """The name in the Dataset of a field of `Periods`."""
-    return {"onset": "onset_step", "end": "end_step", "fall": "fall_step"}.get(name, name)
-
-
-def _stability(dataset: xr.Dataset, found: Periods, hyper: dict[str, np.ndarray]) -> dict[str, Any]:
+def _stability(dataset: xr.Dataset, periods: Periods, hyper: Hyperparameters) -> dict[str, Any]:
     """Sharpness before the destabilisations, of a run that recorded it."""
     if "elr_times_sharpness" not in dataset.variables:
         return {}
-    before = before_onsets(read(dataset, "elr_times_sharpness").astype(np.float64), found)
-    limit = threshold(hyper["lr"], hyper["weight_decay"], hyper["momentum"])
-    variables = {name: (("config", "destabilisation"), values) for name, values in before._asdict().items()}
-    return {**variables, "stability_threshold": ("config", limit)}
+    before = before_onsets(read(dataset, "elr_times_sharpness").astype(np.float64), periods)
+    limit = threshold(hyper.lr, hyper.weight_decay, hyper.momentum)
+    return _along(EVENTS, **before._asdict()) | _along("config", stability_threshold=limit)
 
 
 def _evaluations(dataset: xr.Dataset, name: str) -> np.ndarray:

@@ -6,12 +6,13 @@ decay, nothing sets a pace: it converges, settles in a chaotic equilibrium, or d
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from periodic_jax.analysis.periods import LOSS_NOISE, MOST_AT_ONCE, Periods, detect_periods, rotation
+from periodic_jax.analysis.blocks import map_blocks, rows_in_cache
+from periodic_jax.analysis.periods import LOSS_NOISE, Periods, detect_periods, rotation
 from periodic_jax.core import segments
 from periodic_jax.core.formatting import counted
 
@@ -31,18 +32,44 @@ class Regimes(NamedTuple):
 
     regime: np.ndarray  # of `REGIMES`
     confidence: np.ndarray  # 0 to 1, 0.5 where the deciding evidence is at its threshold; not a calibrated probability
-    because: np.ndarray  # the deciding evidence in words
+    because: np.ndarray  # the deciding evidence as text
     pace: np.ndarray  # `rotation_pace` after the burn-in
-    burst_share: np.ndarray  # share of the rotation after the burn-in that destabilisations hold
+    burst_share: np.ndarray  # share of the rotation after the burn-in that is in destabilisations
     level: np.ndarray  # geometric mean of the loss over the last third of the steps, relative to the third before
     loss_ratio: np.ndarray  # median loss after the burn-in over the first loss
     angle: np.ndarray  # median angular step after the burn-in, radians
 
 
+class Evidence(NamedTuple):
+    """Evidence that the rules decide on, each ``(configs,)``, or scalars of one configuration."""
+
+    diverged_at: Any  # step, NaN for never
+    is_infinite: Any  # whether loss or norm became infinite
+    steps: Any  # reached
+    most_loss_ratio: Any  # that training which learns may have, by the noise of its loss
+    balance: Any  # confidence in an equilibrium, 0 to 1
+    destabilisations: Any  # how many
+    decays: Any  # whether there is weight decay
+    pace: Any  # from here on as in `Regimes`
+    burst_share: Any
+    level: Any
+    loss_ratio: Any
+    angle: Any
+
+
+class Rule(NamedTuple):
+    """A regime with the condition under which a configuration is in it."""
+
+    regime: str  # of `REGIMES`
+    holds: Callable[[Evidence], Any]  # truth values (configs,)
+    confidence: Callable[[Evidence], Any]  # (configs,), before what few steps take off
+    reason: Callable[[Evidence], str]  # of one configuration
+
+
 def classify_regimes(
     telemetry: Mapping[Any, Any], lr: Any, weight_decay: Any, momentum: Any = 0.0, *, periods: Periods | None = None
 ) -> Regimes:
-    """Name what each configuration did, by the first of these that holds.
+    """Name what each configuration did, by the first of these rules, which are `RULES`, that holds.
 
     diverged: loss or weights became infinite or NaN.
     undecided: fewer than `LEAST_STEPS` steps.
@@ -57,8 +84,8 @@ def classify_regimes(
     Args:
         telemetry: as `detect_periods`, with ``angular_step``; and with ``diverged_at`` ``(...)``, NaN for never, to
             tell a run that diverged to NaN from one that has not come so far.
-        lr, weight_decay, momentum: η, λ, μ, ``(...)``; λ = 0 also where norm or effective learning rate are held.
-        periods: what `detect_periods` found, if known.
+        lr, weight_decay, momentum: η, λ, μ, ``(...)``; λ = 0 also where norm or effective learning rate are fixed.
+        periods: the result of `detect_periods`, if known.
 
     Returns:
         Regime, confidence and evidence of each configuration.
@@ -66,20 +93,29 @@ def classify_regimes(
     Example:
         >>> loss, angle = 1 / np.arange(1, 301), np.full(300, 1e-6)
         >>> curves = {"loss": loss, "weight_norm": 0.999 ** np.arange(300), "effective_lr": loss, "angular_step": angle}
-        >>> found = classify_regimes(curves, 1.0, 1e-3)
-        >>> print(found.regime, found.because)
+        >>> regimes = classify_regimes(curves, 1.0, 1e-3)
+        >>> print(regimes.regime, regimes.because)
         converging rotation at 0.00 of the decay's pace, loss x 0.59 from the middle third to the last
     """
-    found = detect_periods(telemetry) if periods is None else periods
-    loss, norm, angle = (np.asarray(telemetry[name]) for name in ("loss", "weight_norm", "angular_step"))
-    lead, steps = norm.shape[:-1], norm.shape[-1]
+    periods = detect_periods(telemetry) if periods is None else periods
+    arrays = {name: np.asarray(telemetry[name]) for name in ("loss", "weight_norm", "angular_step")}
+    lead, configs = arrays["loss"].shape[:-1], math.prod(arrays["loss"].shape[:-1])
     diverged_at = np.asarray(telemetry["diverged_at"], np.float64) if "diverged_at" in telemetry else np.nan
-    flat = [array.reshape(math.prod(lead), steps) for array in (loss, norm, angle)]
-    each = [np.broadcast_to(value, lead).ravel() for value in (lr, weight_decay, momentum, diverged_at, found.found)]
-    bursts = [a.reshape(math.prod(lead), a.shape[-1]) for a in (found.onset, found.rotation)]
-    rows = max(MOST_AT_ONCE // max(steps, 1), 1)
-    blocks = [_of_block(*(a[i : i + rows] for a in (*flat, *each, *bursts))) for i in range(0, math.prod(lead), rows)]
-    columns = [np.concatenate(parts) for parts in zip(*blocks, strict=True)] if blocks else [np.zeros(0)] * 8
+    each = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "diverged_at": diverged_at}
+    arrays |= {name: np.broadcast_to(value, lead) for name, value in each.items()} | periods._asdict()
+    flat = {name: array.reshape((configs, *array.shape[len(lead) :])) for name, array in arrays.items()}
+    evidence = map_blocks(
+        lambda rows: _evidence({name: array[rows] for name, array in flat.items()}),
+        configs, rows_in_cache(arrays["loss"].shape[-1]),
+    )  # fmt: skip
+    choice = np.argmax([rule.holds(evidence) for rule in RULES], axis=0)
+    confidence = np.select([choice == k for k in range(len(RULES))], [rule.confidence(evidence) for rule in RULES])
+    # Few steps take nothing off the confidence of the first rule alone.
+    confidence = np.where(choice == 0, 1, confidence * evidence.steps / (evidence.steps + LEAST_STEPS))
+    each = zip(choice, map(Evidence._make, zip(*evidence, strict=True)), strict=True)
+    reasons = np.array([RULES[k].reason(one) for k, one in each], object)
+    regime = np.array([rule.regime for rule in RULES])[choice]
+    columns = (regime, confidence, reasons, *(getattr(evidence, name) for name in Regimes._fields[3:]))
     return Regimes(*(column.reshape(lead) for column in columns))
 
 
@@ -92,6 +128,10 @@ def rotation_pace(angular_step: Any, lr: Any, weight_decay: Any, momentum: Any =
     Args:
         angular_step: radians ``(..., steps)``; NaN is left out.
         lr, weight_decay, momentum: η, λ, μ, ``(...)``.
+
+    Example:
+        >>> float(rotation_pace(np.full(100, np.arccos(1 - 1e-3)), 1.0, 1e-3).round(3))
+        1.0
     """
     spent = rotation(angular_step)
     needed = -np.log1p(-np.asarray(lr) * np.asarray(weight_decay) / (1 + np.asarray(momentum)))
@@ -99,50 +139,76 @@ def rotation_pace(angular_step: Any, lr: Any, weight_decay: Any, momentum: Any =
         return np.nansum(spent, axis=-1, dtype=np.float64) / np.isfinite(spent).sum(-1) / needed
 
 
-def _of_block(
-    loss: np.ndarray, norm: np.ndarray, angle: np.ndarray, lr: np.ndarray, weight_decay: np.ndarray,
-    momentum: np.ndarray, diverged_at: np.ndarray, count: np.ndarray, onset: np.ndarray, burst: np.ndarray,
-) -> Regimes:  # fmt: skip
-    """Of configurations with curves ``(configs, steps)``."""
+def _pace_and_level(e: Evidence) -> str:
+    pace = f"rotation at {e.pace:.2f} of the decay's pace" if e.decays else "no decay sets a pace"
+    return f"{pace}, loss x {e.level:.2f} from the middle third to the last"
+
+
+RULES = (  # the first that holds wins
+    Rule(
+        "diverged", lambda e: np.isfinite(e.diverged_at) | e.is_infinite, lambda e: np.ones(len(e.steps)),
+        lambda e: "not finite" + (f" at step {e.diverged_at:.0f}" if np.isfinite(e.diverged_at) else ""),
+    ),
+    Rule(
+        "undecided", lambda e: e.steps < LEAST_STEPS, lambda e: np.zeros(len(e.steps)),
+        lambda e: f"only {counted(e.steps, 'step')}",
+    ),
+    Rule(
+        "diverged", lambda e: e.loss_ratio >= e.most_loss_ratio,
+        lambda e: _beyond(e.loss_ratio, e.most_loss_ratio, 1), lambda e: f"loss {e.loss_ratio:.3g} times the first",
+    ),
+    Rule(
+        "diverged", lambda e: e.angle >= LARGEST_ANGLE, lambda e: _beyond(e.angle, LARGEST_ANGLE, 4),
+        lambda e: f"a step turns by {np.degrees(e.angle):.0f} degrees, a random walk",
+    ),
+    Rule("equilibrium", lambda e: e.balance >= 0.5, lambda e: e.balance, _pace_and_level),
+    Rule(
+        "periodic", lambda e: e.destabilisations > 0,
+        lambda e: np.minimum(1 - e.balance, e.destabilisations / (e.destabilisations + 0.25)),
+        lambda e: counted(e.destabilisations, "destabilisation")
+        + (f", which hold {e.burst_share:.0%} of the rotation" if e.burst_share > 0 else ""),
+    ),
+    Rule("converging", lambda e: np.ones(len(e.steps), bool), lambda e: 1 - e.balance, _pace_and_level),
+)  # fmt: skip
+
+
+def after_burn_in(known: np.ndarray) -> np.ndarray:
+    """Which of the known steps ``(configs, steps)`` come after the first `BURN_IN` of all steps up to the last known.
+
+    Example:
+        >>> after_burn_in(np.array([[True, True, True, False]])).tolist()
+        [[False, True, True, False]]
+    """
+    return known & (np.arange(known.shape[1]) >= BURN_IN * segments.ends(known)[:, None])
+
+
+def _evidence(block: Mapping[str, np.ndarray]) -> Evidence:
+    """The evidence on some configurations: telemetry, hyperparameters and fields of `Periods` by name."""
+    loss, norm, angle = (block[name] for name in ("loss", "weight_norm", "angular_step"))
     known = np.isfinite(loss) & np.isfinite(norm)
+    late, steps = after_burn_in(known), segments.ends(known)
     place = np.arange(loss.shape[1])
-    reached = np.max(np.where(known, place + 1, 0), axis=1, initial=0)
-    begin = BURN_IN * reached[:, None]
-    late = known & (place >= begin)
     log_loss = np.log(np.where(known & (loss > 0), loss, np.nan))
     noise = np.array([segments.noise(row, np.zeros(1, int), 1)[0] for row in log_loss])
     with np.errstate(divide="ignore", invalid="ignore"):
-        pace = rotation_pace(np.where(late, angle, np.nan), lr, weight_decay, momentum)
+        pace = rotation_pace(np.where(late, angle, np.nan), *(block[n] for n in ("lr", "weight_decay", "momentum")))
         spent = np.where(late, np.nan_to_num(rotation(angle)), 0).sum(1, dtype=np.float64)
-        burst_share = np.minimum(np.where(onset >= begin, burst, 0).sum(1) / spent, 1)
-        middle = place >= (1 + BURN_IN) / 2 * reached[:, None]
-        level = np.exp(_mean(log_loss, late & middle) - _mean(log_loss, late & ~middle))
+        bursts = np.where(block["onset"] >= BURN_IN * steps[:, None], block["rotation"], 0).sum(1)
+        burst_share = np.minimum(bursts / spent, 1)
+        last = place >= (1 + BURN_IN) / 2 * steps[:, None]
+        level = np.exp(_mean(log_loss, late & last) - _mean(log_loss, late & ~last))
         first = loss[np.arange(len(loss)), known.argmax(1)] if loss.size else np.full(len(loss), np.nan)
         loss_ratio = _median(loss, late) / first
-    turn, decays = _median(angle, late), lr * weight_decay > 0
-
+    decays = block["lr"] * block["weight_decay"] > 0
     paced = np.where(decays, _beyond(pace, LEAST_PACE, 2), np.where(spent > 0, 1.0, 0.0))
-    settled = np.fmin(
-        np.fmin(paced, _beyond(level, LEAST_LEVEL, 8)), 1 - np.nan_to_num(burst_share) * (0.5 / MOST_BURSTS)
-    )
-    most = np.maximum(LARGEST_LOSS_RATIO, np.exp(LOSS_NOISE * noise))
-    bursting = np.minimum(1 - settled, count / (count + 0.25))
-    conditions = {  # in order, each with the confidence that it gives
-        ("diverged", 0): (np.isfinite(diverged_at) | np.isinf(loss).any(1) | np.isinf(norm).any(1), 1.0),
-        ("undecided", 1): (reached < LEAST_STEPS, 0.0),
-        ("diverged", 2): (loss_ratio >= most, _beyond(loss_ratio, most, 1)),
-        ("diverged", 3): (turn >= LARGEST_ANGLE, _beyond(turn, LARGEST_ANGLE, 4)),
-        ("equilibrium", 4): (settled >= 0.5, settled),
-        ("periodic", 5): (count > 0, bursting),
-        ("converging", 6): (np.full(len(loss), True), 1 - settled),
-    }
-    choice = np.argmax([condition for condition, _ in conditions.values()], axis=0)
-    certain = np.select([choice == k for k in range(7)], [confidence for _, confidence in conditions.values()])
-    certain = np.where(choice == 0, 1, certain * reached / (reached + LEAST_STEPS))
-    regime = np.array([name for name, _ in conditions])[choice]
-    numbers = zip(choice, diverged_at, reached, loss_ratio, turn, burst_share, pace, level, count, decays, strict=True)
-    because = np.array([_words(*row) for row in numbers], object)
-    return Regimes(regime, certain, because, pace, burst_share, level, loss_ratio, turn)
+    outside = 1 - np.nan_to_num(burst_share) * (0.5 / MOST_BURSTS)
+    return Evidence(
+        diverged_at=block["diverged_at"], is_infinite=np.isinf(loss).any(1) | np.isinf(norm).any(1), steps=steps,
+        most_loss_ratio=np.maximum(LARGEST_LOSS_RATIO, np.exp(LOSS_NOISE * noise)),
+        balance=np.fmin(np.fmin(paced, _beyond(level, LEAST_LEVEL, 8)), outside),
+        destabilisations=block["found"], decays=decays, pace=pace, burst_share=burst_share, level=level,
+        loss_ratio=loss_ratio, angle=_median(angle, late),
+    )  # fmt: skip
 
 
 def _beyond(value: np.ndarray, threshold: Any, steepness: int) -> np.ndarray:
@@ -165,24 +231,3 @@ def _median(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.where(
         empty, np.nan, np.nanmedian(np.where(np.expand_dims(empty, 1), 0, part), axis=1) if part.size else np.nan
     )
-
-
-def _words(
-    choice: int, diverged_at: float, reached: int, loss_ratio: float, turn: float, burst_share: float, pace: float,
-    level: float, count: int, decays: bool,
-) -> str:  # fmt: skip
-    """The evidence for the chosen condition, for people."""
-    at = f" at step {diverged_at:.0f}" if np.isfinite(diverged_at) else ""
-    keeps = f"rotation at {pace:.2f} of the decay's pace" if decays else "no decay sets a pace"
-    level_text = f"loss x {level:.2f} from the middle third to the last"
-    jumps = counted(count, "destabilisation")
-    held = f", which hold {burst_share:.0%} of the rotation" if burst_share > 0 else ""
-    return (
-        f"not finite{at}",
-        f"only {counted(reached, 'step')}",
-        f"loss {loss_ratio:.3g} times the first",
-        f"a step turns by {np.degrees(turn):.0f} degrees, a random walk",
-        f"{keeps}, {level_text}",
-        f"{jumps}{held}",
-        f"{keeps}, {level_text}",
-    )[choice]

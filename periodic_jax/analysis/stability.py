@@ -34,24 +34,24 @@ def threshold(lr: np.ndarray, weight_decay: np.ndarray, momentum: np.ndarray) ->
     return np.asarray(dynamics.sharpness_limit(1.0, lr, weight_decay, momentum))
 
 
-def before_onsets(elr_times_sharpness: np.ndarray, found: Periods) -> Stability:
+def before_onsets(elr_times_sharpness: np.ndarray, periods: Periods) -> Stability:
     """What was measured before each destabilisation.
 
     Args:
         elr_times_sharpness: ``(configs, steps)``, NaN where nothing was measured.
-        found: the destabilisations of the same configurations.
+        periods: the destabilisations of the same configurations.
 
     Example:
         >>> curve = np.where(np.arange(100) % 2 == 0, np.arange(100) / 50, np.nan)[None]
-        >>> found = Periods(*(np.full((1, 1), np.nan) for _ in Periods._fields))
-        >>> found = found._replace(found=np.ones(1), onset=np.full((1, 1), 98.0), fall=np.zeros((1, 1)))
-        >>> [round(float(part[0, 0]), 2) for part in before_onsets(curve, found)]
+        >>> periods = Periods(*(np.full((1, 1), np.nan) for _ in Periods._fields))
+        >>> periods = periods._replace(found=np.ones(1), onset=np.full((1, 1), 98.0), fall=np.zeros((1, 1)))
+        >>> [round(float(part[0, 0]), 2) for part in before_onsets(curve, periods)]
         [1.88, 0.48]
     """
-    at_onset, calm = np.full((2, *found.onset.shape), np.nan)
+    at_onset, calm = np.full((2, *periods.onset.shape), np.nan)
     measured = np.isfinite(elr_times_sharpness)
-    for i, k in zip(*np.nonzero(np.isfinite(found.onset) & np.isfinite(found.fall)), strict=True):
-        onset, fall = int(found.onset[i, k]), int(found.fall[i, k])
+    for i, k in zip(*np.nonzero(np.isfinite(periods.onset) & np.isfinite(periods.fall)), strict=True):
+        onset, fall = int(periods.onset[i, k]), int(periods.fall[i, k])
         steps = np.flatnonzero(measured[i, fall : onset + 1]) + fall
         if len(steps) < 2 * LEAST:
             continue

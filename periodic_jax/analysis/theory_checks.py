@@ -1,37 +1,230 @@
-"""Holds the theory against every recorded step: exact relations, the rotation budget, bounds, equilibrium. NumPy only.
+"""Compares every recorded step with the theory: exact relations, rotation budget, bounds, equilibrium. NumPy only.
 
-Each check counts the steps that violate it, where its assumptions hold, with ℓ and L the lowest and highest effective
-gradient norm recorded. Numbers in float32 are taken to agree within `ROUNDING`.
+Each of `CHECKS` counts the steps that violate it, where its assumptions hold. ℓ and L are the lowest and highest
+recorded effective gradient norm. Numbers in float32 agree within `ROUNDING`.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 
 from periodic_jax import dynamics
-from periodic_jax.analysis.periods import MOST_AT_ONCE, delta_jumps, rotation
-from periodic_jax.analysis.regimes import BURN_IN
+from periodic_jax.analysis.blocks import map_blocks, rows_in_cache
+from periodic_jax.analysis.periods import delta_jumps, rotation
+from periodic_jax.analysis.regimes import after_burn_in
 
 ROUNDING = 1e-4  # relative; the median step agrees to 1e-7
-CHECKS = (
-    "norm_recursion", "angular_step", "highest_effective_lr", "attracting_interval", "largest_tangent",
-    "smallest_tangent", "t_min", "t_max",
-)  # fmt: skip
-ASSUMED = {
-    "norm_recursion": "plain SGD: no momentum, a free norm",
-    "angular_step": "as norm_recursion",
-    "highest_effective_lr": "plain SGD, constant learning rate and decay, a² ≥ ½, ℓ > 0; after any step",
-    "attracting_interval": "as highest_effective_lr; after the first step inside",
-    "largest_tangent": "as attracting_interval",
-    "smallest_tangent": "as attracting_interval",
-    "t_min": "as highest_effective_lr; δ = ηλ/2, from each step below the threshold that follows a δ-jump",
-    "t_max": "as t_min",
-}
+
+
+class Bounds(NamedTuple):
+    """Arguments of `dynamics.bounds`, ``(configs, 1)``, which take only η̃ and ηλ: η is set to 1."""
+
+    lowest: np.ndarray  # ℓ
+    highest: np.ndarray  # L
+    lr: np.ndarray  # 1
+    weight_decay: np.ndarray  # ηλ
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Recorded curves ``(configs, steps)``, NaN where missing, and hyperparameters ``(configs,)``."""
+
+    weight_norm: np.ndarray  # ρ
+    effective_lr: np.ndarray  # η̃
+    effective_grad_norm: np.ndarray  # g̃
+    angular_step: np.ndarray  # θ, radians
+    radial_leak: np.ndarray | None  # cosine between gradient and weights; None if not recorded
+    weight_decay: np.ndarray  # λ
+    momentum: np.ndarray  # μ
+    is_free: np.ndarray  # False where the norm is projected, and so has no recursion
+
+    def select(self, rows: slice) -> "Trajectory":
+        """Some of the configurations."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Trajectory(**{name: None if value is None else value[rows] for name, value in values.items()})
+
+    @cached_property
+    def lr(self) -> np.ndarray:
+        """η = η̃ρ² of each step."""
+        return self.effective_lr * self.weight_norm**2
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        """Whether each step is recorded."""
+        return np.isfinite(self.lr) & np.isfinite(self.effective_grad_norm) & np.isfinite(self.angular_step)
+
+    @cached_property
+    def pair(self) -> np.ndarray:
+        """Whether each step but the last is recorded, and the next one too."""
+        return self.known[:, :-1] & self.known[:, 1:]
+
+    @cached_property
+    def decay(self) -> np.ndarray:
+        """ηλ of each step, 0 where it is missing."""
+        return np.where(self.known, self.lr, 0) * self.weight_decay[:, None]
+
+    @cached_property
+    def tangent(self) -> np.ndarray:
+        """tan θ = η̃g̃/a of each step in theory."""
+        return self.effective_lr * self.effective_grad_norm / (1 - self.decay)
+
+    @cached_property
+    def slack(self) -> np.ndarray:
+        """Relative error to accept: a radial leak adds 2aη⟨∇f, x⟩ to the squared norm."""
+        leak = np.zeros((1, 1), self.weight_norm.dtype) if self.radial_leak is None else self.radial_leak
+        return ROUNDING + 4 * (self.tangent * leak)
+
+    @cached_property
+    def is_plain(self) -> np.ndarray:
+        """Whether it is plain SGD, ``(configs,)``."""
+        return self.is_free & (self.momentum == 0)
+
+    @cached_property
+    def lowest_gradient(self) -> np.ndarray:
+        """ℓ above 0, ``(configs,)``; infinite where no gradient is."""
+        return self._lowest(self.effective_grad_norm, self.effective_grad_norm > 0)
+
+    @cached_property
+    def highest_gradient(self) -> np.ndarray:
+        """L, ``(configs,)``; 0 where no step is recorded."""
+        return np.max(np.where(self.known, self.effective_grad_norm, 0), axis=1, initial=0)
+
+    @cached_property
+    def has_bounds(self) -> np.ndarray:
+        """Whether the assumptions of `dynamics.bounds` hold, ``(configs,)``."""
+        decay = self._lowest(self.decay)
+        is_constant = np.max(np.where(self.known, self.lr, 0), axis=1, initial=0) < self._lowest(self.lr) * (1 + 1e-3)
+        return self.is_plain & is_constant & (decay > 0) & ((1 - decay) ** 2 >= 0.5) & np.isfinite(self.lowest_gradient)
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """ℓ, L and ηλ; some numbers where the bounds do not apply."""
+        given = ((self.lowest_gradient, 1), (self.highest_gradient, 1), (1, 1), (self._lowest(self.decay), 0.1))
+        return Bounds(*(np.where(self.has_bounds, *pair).astype(np.float64)[:, None] for pair in given))
+
+    @cached_property
+    def entered(self) -> np.ndarray:
+        """Whether each step is the first in the attracting interval, or comes after it."""
+        low, high = dynamics.attracting_interval(*self.bounds)
+        inside = self.known & (self.effective_lr >= low) & (self.effective_lr <= high)
+        return np.logical_or.accumulate(inside, axis=1) & self.known
+
+    @cached_property
+    def recorded_tangent(self) -> np.ndarray:
+        """tan θ of each step as recorded."""
+        return np.tan(np.minimum(self.angular_step, np.pi / 2 - 1e-6))
+
+    @cached_property
+    def violating_waits(self) -> tuple[np.ndarray, np.ndarray]:
+        """First steps of waits for a δ-jump, δ = ηλ/2, that are shorter than t_min; that are longer than t_max.
+
+        A wait begins at each step below the threshold that follows a jump or nothing known, and ends at the next jump.
+        One that a missing step cuts short may only be too long.
+        """
+        steps = self.known.shape[1]
+        jumps = delta_jumps(self.angular_step, self.bounds.weight_decay / 2) & self.known
+        below = self.known & ~jumps
+        begins = below.copy()
+        begins[:, 1:] &= ~below[:, :-1]
+        row, begin = np.nonzero(begins)
+        above = np.flatnonzero(~below.ravel())
+        following = np.append(above, below.size)[np.searchsorted(above, row * steps + begin)]
+        end = np.minimum(following - row * steps, steps)
+        has_ended = (end < steps) & jumps[row, np.minimum(end, steps - 1)]
+        lowest, highest, lr, decay = (bound[row, 0] for bound in self.bounds)
+        start = self.effective_lr[row, begin].astype(np.float64)
+        least = dynamics.t_min(start * (1 + ROUNDING), highest, decay / 2, lr, decay)
+        most = dynamics.t_max(start * (1 - ROUNDING), lowest * (1 - ROUNDING), decay / 2, lr, decay)
+        early, overdue = np.zeros((2, *begins.shape), bool)
+        early[row, begin], overdue[row, begin] = has_ended & (end - begin < least), end - begin > most + 1
+        return early, overdue
+
+    def _lowest(self, values: np.ndarray, chosen: np.ndarray | bool = True) -> np.ndarray:
+        return np.min(np.where(self.known & chosen, values, np.inf), axis=1, initial=np.inf)
+
+
+Violates = Callable[[Trajectory], np.ndarray]
+
+
+class Check(NamedTuple):
+    """A relation that the theory states."""
+
+    violates: Violates  # which steps violate it; waits: at their first step
+    applies: Callable[[Trajectory], np.ndarray]  # where its assumptions hold, ``(configs,)``
+    assumes: str  # the assumptions, for the reader of an analysis
+
+
+CHECKS: dict[str, Check] = {}
+
+
+def _check(applies: str, assumes: str) -> Callable[[Violates], Violates]:
+    """Register a function in `CHECKS`; it applies where that property of `Trajectory` holds."""
+
+    def register(violates: Violates) -> Violates:
+        CHECKS[violates.__name__] = Check(violates, attrgetter(applies), assumes)
+        return violates
+
+    return register
+
+
+@_check("is_plain", "plain SGD: no momentum, a free norm")
+def norm_recursion(t: Trajectory) -> np.ndarray:
+    """ρ₊² = a²ρ²(1 + tan²θ)."""
+    predicted = ((1 - t.decay) ** 2 * (1 + t.tangent**2))[:, :-1]
+    return t.pair & (np.abs((t.weight_norm[:, 1:] / t.weight_norm[:, :-1]) ** 2 / predicted - 1) > t.slack[:, :-1])
+
+
+@_check("is_plain", "as norm_recursion")
+def angular_step(t: Trajectory) -> np.ndarray:
+    """θ = atan(η̃g̃/a)."""
+    error = np.abs(t.angular_step - np.arctan(t.tangent))
+    return t.known & (error > t.slack * np.maximum(t.angular_step, 1e-4))
+
+
+@_check("has_bounds", "plain SGD, constant learning rate and decay, a² ≥ ½, ℓ > 0; after any step")
+def highest_effective_lr(t: Trajectory) -> np.ndarray:
+    """η̃ ≤ 1/(2aℓ) after any step."""
+    highest = dynamics.highest_effective_lr(t.bounds.lowest, t.bounds.lr, t.bounds.weight_decay)
+    return t.pair & (t.effective_lr[:, 1:] > highest * (1 + ROUNDING))
+
+
+@_check("has_bounds", "as highest_effective_lr; after the first step inside")
+def attracting_interval(t: Trajectory) -> np.ndarray:
+    """η̃ stays in the interval."""
+    low, high = dynamics.attracting_interval(*t.bounds)
+    return t.entered & ((t.effective_lr < low * (1 - ROUNDING)) | (t.effective_lr > high * (1 + ROUNDING)))
+
+
+@_check("has_bounds", "as attracting_interval")
+def largest_tangent(t: Trajectory) -> np.ndarray:
+    """tan θ ≤ sL/(aℓ)."""
+    return t.entered & (t.recorded_tangent > dynamics.largest_tangent(*t.bounds) * (1 + 10 * ROUNDING))
+
+
+@_check("has_bounds", "as attracting_interval")
+def smallest_tangent(t: Trajectory) -> np.ndarray:
+    """tan θ ≥ η̃ℓ/a at the lower end η̃ of the interval."""
+    return t.entered & (t.recorded_tangent < dynamics.smallest_tangent(*t.bounds) / (1 + 10 * ROUNDING))
+
+
+@_check("has_bounds", "as highest_effective_lr; δ = ηλ/2, from each step below the threshold that follows a δ-jump")
+def t_min(t: Trajectory) -> np.ndarray:
+    """No δ-jump comes sooner."""
+    return t.violating_waits[0]
+
+
+@_check("has_bounds", "as t_min")
+def t_max(t: Trajectory) -> np.ndarray:
+    """A δ-jump comes by then."""
+    return t.violating_waits[1]
 
 
 class Theory(NamedTuple):
-    """What the theory says of each configuration, ``(configs,)``, and ``violations`` ``(configs, checks)``."""
+    """What the theory predicts for each configuration, ``(configs,)``, and ``violations`` ``(configs, checks)``."""
 
     lowest_gradient: np.ndarray  # ℓ: lowest effective gradient norm above 0
     highest_gradient: np.ndarray  # L
@@ -40,149 +233,59 @@ class Theory(NamedTuple):
     equilibrium_effective_lr: np.ndarray  # predicted from the same
     measured_effective_lr: np.ndarray  # η over the square of the measured norm
     rotation_spent: np.ndarray  # Σ -ln cos θ
-    rotation_budget: np.ndarray  # -Σ ln a + ln(ρ_T/ρ_0); NaN with momentum or a held norm, where there is none
+    rotation_budget: np.ndarray  # -Σ ln a + ln(ρ_T/ρ_0); NaN with momentum or a projected norm, where there is none
     budget_residual: np.ndarray  # (spent - budget) / (spent - Σ ln a)
     radial_leak: np.ndarray  # root mean square of the cosine between gradient and weights
     violations: np.ndarray  # steps (of t_min, t_max: waits) that violate each of `CHECKS`; NaN where not applicable
 
 
-def check(telemetry: Mapping[Any, Any], weight_decay: np.ndarray, momentum: np.ndarray, free: np.ndarray) -> Theory:
-    """Hold the theory against the steps of each configuration.
+def check(trajectory: Trajectory) -> Theory:
+    """Compare the steps of each configuration with the theory, leaving out those with a missing value.
 
     Args:
-        telemetry: ``weight_norm``, ``effective_lr``, ``effective_grad_norm``, ``angular_step`` and maybe
-            ``radial_leak``, each ``(configs, steps)``; NaN for what is missing, which is left out. The learning rate of
-            each step is η̃ρ².
-        weight_decay: λ ``(configs,)``.
-        momentum: μ ``(configs,)``.
-        free: whether the norm is, ``(configs,)``; where it is projected the norm has no recursion.
+        trajectory: curves ``(configs, steps)`` and hyperparameters ``(configs,)``.
 
     Returns:
         Predictions, measurements and violations.
+
+    Example:
+        >>> norm, zero = 0.999 ** np.arange(100)[None], np.zeros(1)
+        >>> decaying = Trajectory(norm, norm**-2, 0 * norm, 0 * norm, None, zero + 1e-3, zero, zero == 0)
+        >>> check(decaying).violations[0, :2].tolist()
+        [0.0, 0.0]
     """
-    arrays = {name: np.asarray(values) for name, values in telemetry.items()}
-    configs, steps = arrays["weight_norm"].shape
-    rows = max(MOST_AT_ONCE // max(steps, 1), 1)
-    blocks = [
-        _of_block(
-            {n: a[i : i + rows] for n, a in arrays.items()}, *(a[i : i + rows] for a in (weight_decay, momentum, free))
+    configs, steps = trajectory.weight_norm.shape
+    return map_blocks(lambda rows: _check_block(trajectory.select(rows)), configs, rows_in_cache(steps))
+
+
+@np.errstate(all="ignore")  # NaN and 0 stand for what is missing, and stay
+def _check_block(t: Trajectory) -> Theory:
+    late = after_burn_in(t.known)
+    lr, measured_norm = _mean(t.lr, t.known), _mean(t.weight_norm**4, late) ** 0.25
+    given = np.sqrt(_mean(t.effective_grad_norm**2, late)), lr, t.weight_decay, t.momentum
+    balances = t.is_free & (t.weight_decay > 0)
+    spent, decayed, growth = (
+        np.where(t.pair, values, 0).sum(1, dtype=np.float64)
+        for values in (
+            rotation(t.angular_step)[:, :-1],
+            -np.log1p(-t.decay[:, :-1].astype(np.float64)),
+            np.diff(np.log(t.weight_norm)),
         )
-        for i in range(0, configs, rows)
-    ]
-    return Theory(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
-
-
-def _of_block(
-    block: Mapping[str, np.ndarray], weight_decay: np.ndarray, momentum: np.ndarray, free: np.ndarray
-) -> Theory:
-    """Of some configurations."""
-    norm, elr, gradient, angle = (
-        block[name] for name in ("weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
     )
-    with np.errstate(all="ignore"):  # NaN and 0 are what is missing, and stay so
-        lr = elr * norm**2
-        known = np.isfinite(lr) & np.isfinite(gradient) & np.isfinite(angle)
-        pair = known[:, :-1] & known[:, 1:]
-        place = np.arange(norm.shape[1])
-        late = known & (place >= BURN_IN * np.max(np.where(known, place + 1, 0), axis=1, initial=0)[:, None])
-        lost = np.where(known, lr, 0) * weight_decay[:, None]  # ηλ of each step
-        spent, budget, decayed = _budget(rotation(angle), np.log(norm), lost, pair)
-        plain = free & (momentum == 0)
-        typical = _mean(lr, known)
-        strength = np.sqrt(_mean(gradient**2, late))
-        measured = _mean(norm**4, late) ** 0.25
-        leak = block.get("radial_leak", np.zeros((1, 1), norm.dtype))
-        lowest = np.min(np.where(known & (gradient > 0), gradient, np.inf), axis=1, initial=np.inf)
-        highest = np.max(np.where(known, gradient, 0), axis=1, initial=0)
-        applies = (free & (weight_decay > 0), typical, weight_decay, momentum)
-        equilibrium = [
-            np.where(applies[0], predicted(strength, *applies[1:]), np.nan)
-            for predicted in (dynamics.equilibrium_weight_norm, dynamics.equilibrium_effective_lr)
-        ]
-        violations = _violations(
-            norm, elr, gradient, angle, lr, lost, leak, known, pair, lowest, highest, momentum, free
-        )
-        return Theory(
-            np.where(np.isfinite(lowest), lowest, np.nan), np.where(highest > 0, highest, np.nan),
-            equilibrium[0], measured, equilibrium[1], typical / measured**2,
-            spent, np.where(plain, budget, np.nan), np.where(plain, (spent - budget) / (spent + decayed), np.nan),
-            np.sqrt(_mean(leak**2 + 0 * norm, known)) if "radial_leak" in block else np.full(len(norm), np.nan),
-            violations,
-        )  # fmt: skip
-
-
-def _budget(
-    spent: np.ndarray, log_norm: np.ndarray, lost: np.ndarray, pair: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rotation spent, rotation budget, and decay -Σ ln a, over the steps whose end is recorded too."""
-
-    def total(values: np.ndarray) -> np.ndarray:
-        return np.where(pair, values, 0).sum(1, dtype=np.float64)
-
-    decayed = total(-np.log1p(-lost[:, :-1].astype(np.float64)))
-    return total(spent[:, :-1]), decayed + total(np.diff(log_norm)), decayed
-
-
-def _violations(
-    norm: np.ndarray, elr: np.ndarray, gradient: np.ndarray, angle: np.ndarray, lr: np.ndarray, lost: np.ndarray,
-    leak: np.ndarray, known: np.ndarray, pair: np.ndarray, lowest: np.ndarray, highest: np.ndarray,
-    momentum: np.ndarray, free: np.ndarray,
-) -> np.ndarray:  # fmt: skip
-    """Violations of each of `CHECKS`, ``(configs, checks)``, NaN where its assumptions do not hold."""
-    plain = free & (momentum == 0)
-    tangent = elr * gradient / (1 - lost)
-    wrong = np.zeros((len(CHECKS), len(norm)))
-    ratio = (norm[:, 1:] / norm[:, :-1]) ** 2 / ((1 - lost) ** 2 * (1 + tangent**2))[:, :-1]
-    slack = ROUNDING + 4 * (tangent * leak)  # a leak adds 2aη⟨∇f, x⟩ to the squared norm
-    wrong[0] = (pair & (np.abs(ratio - 1) > slack[:, :-1])).sum(1)
-    wrong[1] = (known & (np.abs(angle - np.arctan(tangent)) > slack * np.maximum(angle, 1e-4))).sum(1)
-    first_lr, first_lost = (np.nanmin(np.where(known, a, np.inf), axis=1, initial=np.inf) for a in (lr, lost))
-    constant = np.max(np.where(known, lr, 0), axis=1, initial=0) < first_lr * (1 + 1e-3)
-    applies = plain & constant & (first_lost > 0) & ((1 - first_lost) ** 2 >= 0.5) & np.isfinite(lowest)
-    # As rates and decays for the bounds, which only take their product and η̃.
-    bound = _column(np.where(applies, lowest, 1)), _column(np.where(applies, highest, 1))
-    rate = np.ones((len(norm), 1)), _column(np.where(applies, first_lost, 0.1))
-    low, high = dynamics.attracting_interval(*bound, *rate)
-    after_step = np.zeros_like(known)
-    after_step[:, 1:] = pair
-    wrong[2] = (after_step & (elr > dynamics.highest_effective_lr(bound[0], *rate) * (1 + ROUNDING))).sum(1)
-    inside = known & (elr >= low) & (elr <= high)
-    entered = np.logical_or.accumulate(inside, axis=1) & known
-    wrong[3] = (entered & ((elr < low * (1 - ROUNDING)) | (elr > high * (1 + ROUNDING)))).sum(1)
-    turned, wide = np.tan(np.minimum(angle, np.pi / 2 - 1e-6)), 1 + 10 * ROUNDING
-    wrong[4] = (entered & (turned > dynamics.largest_tangent(*bound, *rate) * wide)).sum(1)
-    wrong[5] = (entered & (turned < dynamics.smallest_tangent(*bound, *rate) / wide)).sum(1)
-    wrong[6:] = _waits(elr, angle, known, bound, rate)
-    holds = [plain, plain, *[applies] * 6]
-    return np.where(holds, wrong, np.nan).T
-
-
-def _waits(
-    elr: np.ndarray, angle: np.ndarray, known: np.ndarray, bound: tuple[np.ndarray, np.ndarray],
-    rate: tuple[np.ndarray, np.ndarray],
-) -> np.ndarray:  # fmt: skip
-    """Waits for a δ-jump, δ = ηλ/2, that are shorter than t_min or longer than t_max: ``(2, configs)``."""
-    delta = rate[1] / 2
-    jumps = delta_jumps(angle, delta) & known
-    # A wait begins at each step below the threshold that follows a jump or nothing known, and ends at the next jump.
-    below = known & ~jumps
-    begins = below.copy()
-    begins[:, 1:] &= ~below[:, :-1]
-    row, begin = np.nonzero(begins)
-    flat = np.flatnonzero(~below.ravel())
-    following = np.append(flat, below.size)[np.searchsorted(flat, row * below.shape[1] + begin)]
-    end = np.minimum(following - row * below.shape[1], below.shape[1])
-    ended = (end < below.shape[1]) & jumps[row, np.minimum(end, below.shape[1] - 1)]
-    arguments = delta[row, 0], rate[0][row, 0], rate[1][row, 0]
-    start = elr[row, begin].astype(np.float64)
-    early = ended & (end - begin < dynamics.t_min(start * (1 + ROUNDING), bound[1][row, 0], *arguments))
-    # A wait that what is missing cut short may only be too long.
-    overdue = end - begin > dynamics.t_max(start * (1 - ROUNDING), bound[0][row, 0] * (1 - ROUNDING), *arguments) + 1
-    return np.stack([np.bincount(row, weights=bad, minlength=len(elr)) for bad in (early, overdue)])
-
-
-def _column(values: np.ndarray) -> np.ndarray:
-    return np.asarray(values, np.float64)[:, None]
+    budget = decayed + growth
+    return Theory(
+        lowest_gradient=np.where(np.isfinite(t.lowest_gradient), t.lowest_gradient, np.nan),
+        highest_gradient=np.where(t.highest_gradient > 0, t.highest_gradient, np.nan),
+        equilibrium_weight_norm=np.where(balances, dynamics.equilibrium_weight_norm(*given), np.nan),
+        measured_weight_norm=measured_norm,
+        equilibrium_effective_lr=np.where(balances, dynamics.equilibrium_effective_lr(*given), np.nan),
+        measured_effective_lr=lr / measured_norm**2,
+        rotation_spent=spent,
+        rotation_budget=np.where(t.is_plain, budget, np.nan),
+        budget_residual=np.where(t.is_plain, (spent - budget) / (spent + decayed), np.nan),
+        radial_leak=np.full(len(lr), np.nan) if t.radial_leak is None else np.sqrt(_mean(t.radial_leak**2, t.known)),
+        violations=np.stack([np.where(c.applies(t), c.violates(t).sum(1), np.nan) for c in CHECKS.values()], axis=1),
+    )
 
 
 def _mean(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:

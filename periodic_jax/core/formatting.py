@@ -1,17 +1,13 @@
 """Numbers, counts and sizes as text, and the command line's spelling of a setting."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def format_bytes(size: float) -> str:
     """Bytes with a unit.
 
     Example:
-        >>> in_words(999), in_words(1_234_567)
+        >>> format_bytes(999), format_bytes(1_234_567)
         ('999 B', '1.23 MB')
     """
     for unit in ("B", "kB", "MB", "GB"):
@@ -30,7 +26,7 @@ def short_numbers(values: Iterable[float]) -> list[str]:
     """
     values = list(values)
     texts = ([f"{value:.{digits}g}" for value in values] for digits in range(3, 18))
-    return next(words for words in texts if len(set(words)) == len(set(values)))
+    return next(text for text in texts if len(set(text)) == len(set(values)))
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

@@ -142,6 +142,16 @@ def noise(values: np.ndarray, firsts: np.ndarray, order: int) -> np.ndarray:
     return found
 
 
+def ends(known: np.ndarray) -> np.ndarray:
+    """One more than the last position that is known of each row ``(rows, steps)``; 0 where there is none.
+
+    Example:
+        >>> ends(np.array([[True, False, True, False], [False] * 4])).tolist()
+        [3, 0]
+    """
+    return np.max(np.where(known, np.arange(known.shape[1]) + 1, 0), axis=1, initial=0)
+
+
 def padded(columns: np.ndarray, config: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Columns ``(fields, found)`` in the order of their configurations as ``(fields, configs, most)``, NaN behind."""
     place = np.arange(len(config)) - np.repeat(np.cumsum(count) - count, count)
