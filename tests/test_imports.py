@@ -210,7 +210,7 @@ def test_the_self_check_passes_here_and_tells_wrong_sums(monkeypatch, precision)
 
             monkeypatch.setattr(jax, "device_get", skewed)
             assert not runtime.reductions_are_right()
-            with pytest.raises(ConfigError, match="XLA_FLAGS: .*its self-check failed"):
+            with pytest.raises(ConfigError, match=r"^XLA_FLAGS: .*its self-check failed"):
                 runtime.check_reductions()
             monkeypatch.setattr(jax, "device_get", right)
 
@@ -221,8 +221,8 @@ def test_the_self_check_passes_here_and_tells_wrong_sums(monkeypatch, precision)
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_the_self_check_finds_the_defect(precision):
     code = (
-        f"import json, jax; jax.numpy.zeros(1)\nfrom periodic_jax import runtime\nwith runtime.precision({precision!r}):"
-        " print(json.dumps(runtime.reductions_are_right()))"
+        "import json, jax; jax.numpy.zeros(1)\nfrom periodic_jax import runtime\n"
+        f"with runtime.precision({precision!r}): print(json.dumps(runtime.reductions_are_right()))"
     )
     assert in_fresh_python(code, JAX_PLATFORMS="cpu") is False
     assert in_fresh_python(code, JAX_PLATFORMS="cpu", XLA_FLAGS=runtime.SAFE_REDUCTIONS) is True
