@@ -7,7 +7,6 @@ from helpers.synthetic import cut, stack, trajectory
 from periodic_jax import dynamics
 from periodic_jax.analysis.theory_checks import CHECKS, Theory, Trajectory, check
 
-
 CURVES = ("weight_norm", "effective_lr", "effective_grad_norm", "angular_step", "radial_leak")
 
 

@@ -108,9 +108,9 @@ def test_any_other_name_is_refused_and_nothing_runs(tmp_path, monkeypatch, proto
     ],
 )
 def test_crafted_instructions_are_refused_at_once(content):
-    started = time.perf_counter()
+    started = time.process_time()
     assert "in batch is not accepted" in refusal(unpickle, content, "batch")
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 10  # where it is followed, it takes years
 
 
 @pytest.mark.parametrize("array", [ARRAY.astype(np.int32), ARRAY.astype(float), np.array([{}])])

@@ -221,7 +221,7 @@ def test_a_network_beyond_the_memory_is_refused_before_anything_is_written(tmp_p
 def test_killed_and_terminated_runs_lose_nothing(whole, tmp_path, capfd, monkeypatch):
     """SIGKILL right after a checkpoint, SIGTERM in the next session, and a third one to the end."""
     out = tmp_path / "run"
-    process = started(out)
+    process = started(out, keep=4)  # all, wherever the kill comes
     wait_for(process, lambda: checkpoint_steps(out))
     process.kill()
     assert "Traceback" not in process.communicate()[1]
@@ -235,11 +235,16 @@ def test_killed_and_terminated_runs_lose_nothing(whole, tmp_path, capfd, monkeyp
 
     def saves(self, step, states):
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.2)  # a thread hears it
+        until = time.monotonic() + 60
+        while not entered[-1]():  # a thread hears it
+            assert time.monotonic() < until
+            time.sleep(0.01)
         save(self, step, states)
 
+    entered, enter = [], signals.Stop.__enter__
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", saves)
+        patch.setattr(signals.Stop, "__enter__", lambda self: entered.append(self) or enter(self))
         patch.setattr(signals.os, "_exit", lambda status: None)  # it comes again with the last checkpoint
         with pytest.raises(SystemExit) as stop:
             main(["resume", str(out)])

@@ -38,5 +38,5 @@ def test_a_second_signal_ends_the_process_though_its_main_thread_is_busy():
     while "again to stop at once" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=100)  # of the many minutes that its call takes
     assert process.returncode == 143
