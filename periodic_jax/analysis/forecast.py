@@ -76,14 +76,9 @@ def forecast_origin(telemetry: Mapping[Any, Any], periods: Periods, weight_decay
             recent = gradient[i, max(min((start + at) // 2, at - LEAST_RECENT), start, 0) : at + 1]
             recent = recent[np.isfinite(recent) & (recent > 0)]
             following = jumps[np.searchsorted(jumps, at) :]
-            table[:, i, k] = ForecastOrigin(
-                origin=at,
-                effective_lr=elr[i, at],
-                lr=elr[i, at] * norm[i, at] ** 2,
-                lowest_gradient=recent.min() if len(recent) else np.nan,
-                highest_gradient=recent.max() if len(recent) else np.nan,
-                next_jump=following[0] if len(following) else np.nan,
-            )
+            lowest, highest = (recent.min(), recent.max()) if len(recent) else (np.nan, np.nan)
+            next_jump = following[0] if len(following) else np.nan
+            table[:, i, k] = at, elr[i, at], elr[i, at] * norm[i, at] ** 2, lowest, highest, next_jump
     return ForecastOrigin(*table)
 
 

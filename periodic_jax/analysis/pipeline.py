@@ -13,7 +13,7 @@ from periodic_jax.analysis.forecast import ForecastOrigin, forecast, forecast_or
 from periodic_jax.analysis.periods import Cycles, Periods, cycles, detect_periods
 from periodic_jax.analysis.regimes import BURN_IN, Regimes, classify_regimes
 from periodic_jax.analysis.stability import before_onsets, threshold
-from periodic_jax.analysis.theory_checks import CHECKS, Theory, Trajectory, check
+from periodic_jax.analysis.theory_checks import CHECKS, Theory, Trajectory, check_theory
 from periodic_jax.core import segments
 from periodic_jax.core.grid import AXES
 from periodic_jax.storage.reader import read
@@ -116,23 +116,26 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
 
 
 def _analyze_block(dataset: xr.Dataset, rows: slice, hyper: Hyperparameters, predict: bool) -> BlockAnalysis:
-    curves = {name: read(dataset, name, config=rows) for name in (*CURVES, "diverged_at") if name in dataset}
+    names = [name for name in CURVES if name in dataset] + ["diverged_at"]
+    curves = {name: read(dataset, name, config=rows) for name in names}
     curves |= {name: np.full_like(curves["loss"], np.nan) for name in CURVES[:5] if name not in curves}
     lr, weight_decay, momentum, pacing_decay, is_free = (values[rows] for values in hyper)
     periods = detect_periods(curves)
-    trajectory = Trajectory(*map(curves.get, CURVES[1:]), weight_decay, momentum, is_free)
-    known = np.isfinite(curves["loss"]) | np.isfinite(curves["weight_norm"])
+    norm, elr, gradient, angle = (curves[name] for name in CURVES[1:5])
+    trajectory = Trajectory(norm, elr, gradient, angle, weight_decay, momentum, is_free, curves.get("radial_leak"))
+    known = np.isfinite(curves["loss"]) | np.isfinite(norm)
     return BlockAnalysis(
         periods,
         classify_regimes(curves, lr, pacing_decay, momentum, periods=periods),
-        check(trajectory),
-        _last(curves["weight_norm"]),
+        check_theory(trajectory),
+        _last(norm),
         segments.ends(known),
         forecast_origin(curves, periods, pacing_decay) if predict else None,
     )
 
 
-def _along(dims: str | tuple[str, ...], **arrays: np.ndarray) -> dict[str, Any]:
+def _along(dims: str | tuple[str, ...], **arrays: Any) -> dict[str, Any]:
+    """Variables of a Dataset with these dimensions."""
     return {name: (dims, values) for name, values in arrays.items()}
 
 

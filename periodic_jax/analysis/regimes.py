@@ -101,8 +101,9 @@ def classify_regimes(
     arrays = {name: np.asarray(telemetry[name]) for name in ("loss", "weight_norm", "angular_step")}
     lead, configs = arrays["loss"].shape[:-1], math.prod(arrays["loss"].shape[:-1])
     diverged_at = np.asarray(telemetry["diverged_at"], np.float64) if "diverged_at" in telemetry else np.nan
-    each = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "diverged_at": diverged_at}
-    arrays |= {name: np.broadcast_to(value, lead) for name, value in each.items()} | periods._asdict()
+    scalars = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "diverged_at": diverged_at}
+    arrays |= {name: np.broadcast_to(value, lead) for name, value in scalars.items()}
+    arrays |= {name: getattr(periods, name) for name in ("found", "onset", "rotation")}
     flat = {name: array.reshape((configs, *array.shape[len(lead) :])) for name, array in arrays.items()}
     evidence = map_blocks(
         lambda rows: _evidence({name: array[rows] for name, array in flat.items()}),
@@ -189,14 +190,14 @@ def _evidence(block: Mapping[str, np.ndarray]) -> Evidence:
     late, steps = after_burn_in(known), segments.ends(known)
     place = np.arange(loss.shape[1])
     log_loss = np.log(np.where(known & (loss > 0), loss, np.nan))
-    noise = np.array([segments.noise(row, np.zeros(1, int), 1)[0] for row in log_loss])
+    noise = segments.noise(log_loss.ravel(), len(place) * np.arange(len(loss)), 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         pace = rotation_pace(np.where(late, angle, np.nan), *(block[n] for n in ("lr", "weight_decay", "momentum")))
         spent = np.where(late, np.nan_to_num(rotation(angle)), 0).sum(1, dtype=np.float64)
         bursts = np.where(block["onset"] >= BURN_IN * steps[:, None], block["rotation"], 0).sum(1)
         burst_share = np.minimum(bursts / spent, 1)
-        last = place >= (1 + BURN_IN) / 2 * steps[:, None]
-        level = np.exp(_mean(log_loss, late & last) - _mean(log_loss, late & ~last))
+        last, judged = place >= (1 + BURN_IN) / 2 * steps[:, None], late & np.isfinite(log_loss)
+        level = np.exp(segments.mean(log_loss, judged & last) - segments.mean(log_loss, judged & ~last))
         first = loss[np.arange(len(loss)), known.argmax(1)] if loss.size else np.full(len(loss), np.nan)
         loss_ratio = _median(loss, late) / first
     decays = block["lr"] * block["weight_decay"] > 0
@@ -215,12 +216,6 @@ def _beyond(value: np.ndarray, threshold: Any, steepness: int) -> np.ndarray:
     """How sure a value is above its threshold: x^k / (1 + x^k) of their ratio x, 0.5 at the threshold; 0 for NaN."""
     ratio = np.clip(np.nan_to_num(value, nan=0, posinf=np.inf) / threshold, 0, 1e6)
     return ratio**steepness / (1 + ratio**steepness)
-
-
-def _mean(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Mean of the chosen, finite values of each row, NaN where there are none."""
-    chosen = chosen & np.isfinite(values)
-    return np.where(chosen, values, 0).sum(1, dtype=np.float64) / chosen.sum(1)
 
 
 def _median(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ recorded effective gradient norm. Numbers in float32 agree within `ROUNDING`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from periodic_jax import dynamics
 from periodic_jax.analysis.blocks import map_blocks, rows_in_cache
 from periodic_jax.analysis.periods import delta_jumps, rotation
 from periodic_jax.analysis.regimes import after_burn_in
+from periodic_jax.core import segments
 
 ROUNDING = 1e-4  # relative; the median step agrees to 1e-7
 
@@ -37,15 +38,15 @@ class Trajectory:
     effective_lr: np.ndarray  # η̃
     effective_grad_norm: np.ndarray  # g̃
     angular_step: np.ndarray  # θ, radians
-    radial_leak: np.ndarray | None  # cosine between gradient and weights; None if not recorded
     weight_decay: np.ndarray  # λ
     momentum: np.ndarray  # μ
     is_free: np.ndarray  # False where the norm is projected, and so has no recursion
+    radial_leak: np.ndarray | None = None  # cosine between gradient and weights (configs, steps)
 
     def select(self, rows: slice) -> "Trajectory":
         """Some of the configurations."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Trajectory(**{name: None if value is None else value[rows] for name, value in values.items()})
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: array[rows] for name, array in arrays.items() if array is not None})
 
     @cached_property
     def lr(self) -> np.ndarray:
@@ -69,7 +70,7 @@ class Trajectory:
 
     @cached_property
     def tangent(self) -> np.ndarray:
-        """tan θ = η̃g̃/a of each step in theory."""
+        """η̃g̃/a of each step: what tan θ is in theory."""
         return self.effective_lr * self.effective_grad_norm / (1 - self.decay)
 
     @cached_property
@@ -115,7 +116,7 @@ class Trajectory:
 
     @cached_property
     def recorded_tangent(self) -> np.ndarray:
-        """tan θ of each step as recorded."""
+        """Recorded tan θ of each step."""
         return np.tan(np.minimum(self.angular_step, np.pi / 2 - 1e-6))
 
     @cached_property
@@ -201,13 +202,13 @@ def attracting_interval(t: Trajectory) -> np.ndarray:
 
 @_check("has_bounds", "as attracting_interval")
 def largest_tangent(t: Trajectory) -> np.ndarray:
-    """tan θ ≤ sL/(aℓ)."""
+    """The largest tan θ is sL/(aℓ)."""
     return t.entered & (t.recorded_tangent > dynamics.largest_tangent(*t.bounds) * (1 + 10 * ROUNDING))
 
 
 @_check("has_bounds", "as attracting_interval")
 def smallest_tangent(t: Trajectory) -> np.ndarray:
-    """tan θ ≥ η̃ℓ/a at the lower end η̃ of the interval."""
+    """The smallest tan θ is η̃ℓ/a, η̃ the lower end of the interval."""
     return t.entered & (t.recorded_tangent < dynamics.smallest_tangent(*t.bounds) / (1 + 10 * ROUNDING))
 
 
@@ -239,7 +240,7 @@ class Theory(NamedTuple):
     violations: np.ndarray  # steps (of t_min, t_max: waits) that violate each of `CHECKS`; NaN where not applicable
 
 
-def check(trajectory: Trajectory) -> Theory:
+def check_theory(trajectory: Trajectory) -> Theory:
     """Compare the steps of each configuration with the theory, leaving out those with a missing value.
 
     Args:
@@ -250,8 +251,8 @@ def check(trajectory: Trajectory) -> Theory:
 
     Example:
         >>> norm, zero = 0.999 ** np.arange(100)[None], np.zeros(1)
-        >>> decaying = Trajectory(norm, norm**-2, 0 * norm, 0 * norm, None, zero + 1e-3, zero, zero == 0)
-        >>> check(decaying).violations[0, :2].tolist()
+        >>> decaying = Trajectory(norm, norm**-2, 0 * norm, 0 * norm, zero + 1e-3, zero, zero == 0)
+        >>> check_theory(decaying).violations[0, :2].tolist()
         [0.0, 0.0]
     """
     configs, steps = trajectory.weight_norm.shape
@@ -261,8 +262,8 @@ def check(trajectory: Trajectory) -> Theory:
 @np.errstate(all="ignore")  # NaN and 0 stand for what is missing, and stay
 def _check_block(t: Trajectory) -> Theory:
     late = after_burn_in(t.known)
-    lr, measured_norm = _mean(t.lr, t.known), _mean(t.weight_norm**4, late) ** 0.25
-    given = np.sqrt(_mean(t.effective_grad_norm**2, late)), lr, t.weight_decay, t.momentum
+    lr, measured_norm = segments.mean(t.lr, t.known), segments.mean(t.weight_norm**4, late) ** 0.25
+    given = np.sqrt(segments.mean(t.effective_grad_norm**2, late)), lr, t.weight_decay, t.momentum
     balances = t.is_free & (t.weight_decay > 0)
     spent, decayed, growth = (
         np.where(t.pair, values, 0).sum(1, dtype=np.float64)
@@ -273,6 +274,7 @@ def _check_block(t: Trajectory) -> Theory:
         )
     )
     budget = decayed + growth
+    leak = np.full(len(lr), np.nan) if t.radial_leak is None else np.sqrt(segments.mean(t.radial_leak**2, t.known))
     return Theory(
         lowest_gradient=np.where(np.isfinite(t.lowest_gradient), t.lowest_gradient, np.nan),
         highest_gradient=np.where(t.highest_gradient > 0, t.highest_gradient, np.nan),
@@ -283,10 +285,6 @@ def _check_block(t: Trajectory) -> Theory:
         rotation_spent=spent,
         rotation_budget=np.where(t.is_plain, budget, np.nan),
         budget_residual=np.where(t.is_plain, (spent - budget) / (spent + decayed), np.nan),
-        radial_leak=np.full(len(lr), np.nan) if t.radial_leak is None else np.sqrt(_mean(t.radial_leak**2, t.known)),
+        radial_leak=leak,
         violations=np.stack([np.where(c.applies(t), c.violates(t).sum(1), np.nan) for c in CHECKS.values()], axis=1),
     )
-
-
-def _mean(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    return np.where(chosen, values, 0).sum(1, dtype=np.float64) / chosen.sum(1)

@@ -152,6 +152,16 @@ def ends(known: np.ndarray) -> np.ndarray:
     return np.max(np.where(known, np.arange(known.shape[1]) + 1, 0), axis=1, initial=0)
 
 
+def mean(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Mean of the chosen values of each row ``(rows, steps)``, in double precision; NaN where none is chosen.
+
+    Example:
+        >>> mean(np.array([[1.0, 2.0, 9.0]]), np.array([[True, True, False]])).tolist()
+        [1.5]
+    """
+    return np.where(chosen, values, 0).sum(1, dtype=np.float64) / chosen.sum(1)
+
+
 def padded(columns: np.ndarray, config: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Columns ``(fields, found)`` in the order of their configurations as ``(fields, configs, most)``, NaN behind."""
     place = np.arange(len(config)) - np.repeat(np.cumsum(count) - count, count)

@@ -5,16 +5,16 @@ import pytest
 from helpers.synthetic import cut, stack, trajectory
 
 from periodic_jax import dynamics
-from periodic_jax.analysis.theory_checks import CHECKS, Theory, Trajectory, check
+from periodic_jax.analysis.theory_checks import CHECKS, Theory, Trajectory, check_theory
 
-CURVES = ("weight_norm", "effective_lr", "effective_grad_norm", "angular_step", "radial_leak")
+CURVES = ("weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
 
 
 def run(telemetry, decay=1e-3, momentum=0.0, free=True):
     configs = len(telemetry["loss"])
     each = (np.broadcast_to(value, configs) for value in (decay, momentum, free))
     curves = {name: values.astype(np.float32) for name, values in telemetry.items()}
-    return check(Trajectory(*map(curves.get, CURVES), *each))
+    return check_theory(Trajectory(*(curves[name] for name in CURVES), *each, curves.get("radial_leak")))
 
 
 def noisy(steps=1500, **changes):
