@@ -37,7 +37,7 @@ def train_step(state: TrainState, hparams: HParams, batch: Batch) -> tuple[Train
         and all fields of `training.tracking.Dynamics`.
 
     Example:
-        >>> from periodic_jax import SweepGrid, models
+        >>> from periodic_jax import SweepGrid, create_train_state, models
         >>> model = models.build("ConvNetSI", width=2)
         >>> batch = Batch(jax.random.normal(jax.random.key(1), (4, 8, 8, 1)), jnp.arange(4))
         >>> state = create_train_state(model, model.labels(), jax.random.key(0), batch.images)
