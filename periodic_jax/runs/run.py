@@ -95,7 +95,7 @@ def run_sweep(config: RunConfig, *, callbacks: RunCallbacks | None = None) -> Ru
         >>> import tempfile, periodic_jax as pj
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     run = pj.run_sweep(RunConfig(out=f"{folder}/run", lr=(0.1, 1.0), width=2, steps=3))
-        ...     pj.open_run(run).loss.shape, (run / "summary.csv").exists(), run.analysis.regime.values[0]
+        ...     pj.open_run(run).loss.shape, (run / "summary.csv").exists(), run.analysis.regime.item(0)
         ((2, 3), True, 'undecided')
     """
     check(config)
