@@ -4,6 +4,7 @@ They draw and compute nothing.
 Colour tells the learning rate (or the largest swept axis), panels the weight decay (or the next), line styles a third.
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.files import write_atomically
 from periodic_jax.plots.curvature import (
     against_checkpoints,
     against_threshold,
@@ -121,7 +123,8 @@ def save(drawn: Iterable[tuple[str, Figure]], folder: Path, formats: tuple[str, 
             with mpl.rc_context(STYLE):
                 for kind in formats:
                     written.append(folder / f"{name}.{kind}")
-                    figure.savefig(written[-1], metadata=METADATA[kind])
+                    draw = functools.partial(figure.savefig, format=kind, metadata=METADATA[kind])
+                    write_atomically(written[-1], draw)
     except OSError as error:
         raise ConfigError("figures", folder, f"a folder that can be written ({error.strerror})") from None
     return written

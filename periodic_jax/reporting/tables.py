@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from periodic_jax.analysis.theory_checks import CHECKS
+from periodic_jax.core.files import write_atomically
 from periodic_jax.core.formatting import short_numbers
 from periodic_jax.core.grid import AXES
 from periodic_jax.storage.datasets import _unwritten, write_store
@@ -171,15 +172,14 @@ def to_csv(analysis: xr.Dataset, path: Path) -> None:
     """Write the analysis with every hyperparameter as a column, whole or not at all; unknown numbers are empty."""
     columns = [*COLUMNS, *(name for name in FORECASTS if name in analysis)]
     table = {name: column(analysis, name).tolist() for name in (*AXES, *columns)}
-    draft = path.with_name(path.name + ".partial")
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["config", *table])
+    for i in range(analysis.sizes["config"]):
+        cells = (values[i] for values in table.values())
+        writer.writerow([i, *("" if c != c else c for c in cells)])
     try:
-        with draft.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["config", *table])
-            for i in range(analysis.sizes["config"]):
-                cells = (values[i] for values in table.values())
-                writer.writerow([i, *("" if c != c else c for c in cells)])
-        draft.replace(path)
+        write_atomically(path, text.getvalue().encode())
     except OSError as error:
         raise _unwritten(path, error) from None
 

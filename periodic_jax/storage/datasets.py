@@ -1,7 +1,5 @@
 """Datasets of results on disk."""
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +7,7 @@ import xarray as xr
 from zarr.storage import LocalStore
 
 from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.files import replace_folder
 from periodic_jax.storage.run_directory import ANALYSIS
 
 
@@ -18,22 +17,12 @@ def write_store(dataset: xr.Dataset, store: Path) -> Path:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    draft, old = (store.with_name(store.name + end) for end in (".partial", ".old"))
     # Words become numbers with their meanings in the attributes: zarr's format has no settled type for words yet.
     try:
-        for left in (draft, old):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        _numeric(dataset).to_zarr(LocalStore(draft), mode="w-", zarr_format=3, consolidated=False)
-        if store.exists():
-            os.replace(store, old)
-        os.replace(draft, store)
-        shutil.rmtree(old, ignore_errors=True)
+        with replace_folder(store) as draft:
+            _numeric(dataset).to_zarr(LocalStore(draft), mode="w-", zarr_format=3, consolidated=False)
     except OSError as error:
-        if old.exists() and not store.exists():
-            os.replace(old, store)
         raise _unwritten(store, error) from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return store
 
 

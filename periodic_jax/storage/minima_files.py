@@ -9,17 +9,17 @@ whole or not at all; zip's own CRC-32 tells damage, ``which`` a file in another'
 many there must be. Orbax would take a folder and 0.1 s for each. Nothing is unpickled.
 """
 
-import os
 import re
 import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.files import write_atomically
 from periodic_jax.storage.run_directory import MINIMA
 
 UNFINISHED = "unfinished"
@@ -60,20 +60,14 @@ def write_minimum(path: Path, config: int, step: int, ended: int | None, arrays:
     folder = path / MINIMA / str(config)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{step}-{UNFINISHED if ended is None else ended}.npz"
-    draft = file.with_name(file.name + ".partial")
-    with draft.open("wb") as opened:
+
+    def write(opened: BinaryIO) -> None:
         with zipfile.ZipFile(opened, "w") as archive:
             for name, array in {**arrays, "which": _which(config, step, ended)}.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-        opened.flush()
-        os.fsync(opened.fileno())
-    draft.replace(file)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+
+    write_atomically(file, write, sync_folder=True)
 
 
 def read_minimum(one: Minimum, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -66,7 +66,7 @@ def test_a_branch_killed_in_its_set_up_is_begun_again_or_resumed(parent, tmp_pat
 
     for patched, name, left in (
         (run_directory, "write_config", {"checkpoints.partial"}),
-        (writer, "settle_first", {"checkpoints.partial", "config.json"}),
+        (writer, "finalize_first", {"checkpoints.partial", "config.json"}),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(patched, name, dies)

@@ -2,12 +2,12 @@
 
 import html
 import json
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.files import write_atomically
 
 FILE = "report.html"
 # Neither text nor numbers of a run may end the script element that holds them, or open a comment in it.
@@ -61,10 +61,8 @@ def write(shown: dict[str, Any], folder: Path) -> Path:
     """
     text = render(shown)
     path = folder / FILE
-    draft = path.with_name(FILE + ".partial")
     try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
+        write_atomically(path, text.encode())
     except OSError as error:
         raise ConfigError("run directory", folder, f"a folder that can be written ({error.strerror})") from None
     return path
