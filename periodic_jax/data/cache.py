@@ -32,14 +32,14 @@ def cached(name: str, place: Place, check: Callable[[Arrays], Arrays]) -> Arrays
         Its arrays.
 
     Raises:
-        ConfigError: as ``place.read``.
+        DataFileError: as ``place.read``.
     """
     stamp = _stamp(place)
     copy = cache_folder() / f"{name}-{hashlib.sha256(os.fsencode(place.path.resolve())).hexdigest()[:16]}"
     try:
         if json.loads((copy / STAMP).read_text()) == stamp:
             return check(Arrays(*(np.load(copy / f"{part}.npy", allow_pickle=False) for part in Arrays._fields)))
-    except (OSError, ValueError, EOFError):  # no copy, or a damaged one
+    except (OSError, ValueError, EOFError):  # no copy, or a corrupted one
         pass
     arrays = place.read()
     _write(copy, arrays, stamp)

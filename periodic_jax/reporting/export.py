@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, MissingDependencyError
 from periodic_jax.core.files import replace_folder
 from periodic_jax.core.grid import AXES
 from periodic_jax.core.segments import extremes
@@ -17,7 +17,7 @@ BUCKETS = 1000  # of a curve in TensorBoard and W&B, which take milliseconds for
 
 
 def export(dataset: xr.Dataset, kind: str, out: Path) -> Path:
-    """Write a run in another format, whole or not at all.
+    """Write a run in another format, atomically.
 
     Args:
         dataset: a flat run.
@@ -28,7 +28,8 @@ def export(dataset: xr.Dataset, kind: str, out: Path) -> Path:
         ``out``.
 
     Raises:
-        ConfigError: an unknown kind, a missing package, or ``out`` exists or cannot be written.
+        ConfigError: an unknown kind, or ``out`` exists or cannot be written.
+        MissingDependencyError: a package is not installed.
     """
     if kind not in KINDS:
         raise ConfigError("--to", kind, "one of " + ", ".join(KINDS))
@@ -151,5 +152,5 @@ def _curves(dataset: xr.Dataset, i: int, dim: str) -> dict[str, np.ndarray]:
     return curves
 
 
-def _missing(extra: str, package: str) -> ConfigError:
-    return ConfigError("--to", extra, f"another format, or {package}: pip install 'periodic_jax[{extra}]'")
+def _missing(extra: str, package: str) -> MissingDependencyError:
+    return MissingDependencyError(f"--to {extra}", package, f"periodic_jax[{extra}]")

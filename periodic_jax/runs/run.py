@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from periodic_jax.core.errors import ConfigError, RunStopped
+from periodic_jax.core.errors import ConfigError, PeriodicJaxError, RunInterrupted
 from periodic_jax.core.formatting import counted
 from periodic_jax.runs.build import build_sweep, session_plan
 from periodic_jax.runs.config import (
@@ -64,7 +64,7 @@ def run_sweep(
         config: what to run.
         progress: called with a chunk and the number of configurations: with an empty chunk when all is accepted and
             training begins, then after each chunk.
-        stop: asked once a chunk; anything but 0 stops the run after a checkpoint, and is the `RunStopped`'s status.
+        stop: asked once a chunk; anything but 0 stops the run after a checkpoint, and is the `RunInterrupted`'s status.
         say: called with what the user should know, a line at a time.
         analysed: called at the end with the analysis of the run.
 
@@ -73,7 +73,7 @@ def run_sweep(
 
     Raises:
         ConfigError: a setting that cannot be used, or a directory that holds another run, or a finished one.
-        RunStopped: ``stop`` asked for it, or something could not be written.
+        RunInterrupted: ``stop`` asked for it, or something could not be written.
 
     Example:
         >>> import tempfile, periodic_jax as pj
@@ -123,7 +123,7 @@ def resume_run(
 
     Raises:
         ConfigError: no run, a finished one without a new end, or a damaged one.
-        RunStopped: as `run_sweep`.
+        RunInterrupted: as `run_sweep`.
     """
     path = Path(path)
     run_directory.read_config(path)  # before a lock is put where there is no run
@@ -142,19 +142,19 @@ def resume_run(
         if planned_steps(config) == before and "summary" in record:
             if not truncate:
                 raise ConfigError("run directory", path, f"an unfinished run, or --steps above {before} to extend it")
-            _check_damaged(path)
+            _check_corrupted(path)
         check(config)
         return run_session(config, record, truncate=truncate, progress=progress, stop=stop, say=say, analysed=analysed)
 
 
-def _check_damaged(path: Path) -> None:
-    """Refuse to mend a finished run that is whole.
+def _check_corrupted(path: Path) -> None:
+    """Refuse to truncate a finished run that is verified.
 
     Raises:
         ConfigError: it is.
     """
     if not any(corruptions(path, run_directory.read_config(path))):
-        raise ConfigError("--truncate", path, "a damaged run; this one is finished and all as it was written")
+        raise ConfigError("--truncate", path, "a corrupted run; this one is finished and verified")
 
 
 def resumable_manifest(config: RunConfig) -> dict[str, Any] | None:
@@ -173,7 +173,7 @@ def resumable_manifest(config: RunConfig) -> dict[str, Any] | None:
         return None
     try:
         record = run_directory.read_config(path)
-    except ConfigError as error:
+    except PeriodicJaxError as error:
         raise ConfigError("--out", path, f"a folder that holds no run yet ({error})") from None
     if other := difference(config, record):
         raise ConfigError("--out", path, f"a folder that holds no run yet, or this one ({other})")
@@ -205,8 +205,9 @@ def run_session(
         The run directory.
 
     Raises:
-        ConfigError: no room, other images than before, or damaged telemetry.
-        RunStopped: as `run_sweep`.
+        ConfigError: no room, or other images than before.
+        CorruptedRunError: corrupted telemetry.
+        RunInterrupted: as `run_sweep`.
     """
     from periodic_jax.checkpoints.writer import finalize_first
     from periodic_jax.runs.build import abstract_states
@@ -237,9 +238,9 @@ def run_session(
             kept = max(checkpoint_steps(path), default=plan.first_step)
             reason = error.strerror or str(error)
             message = f"{path}: {reason}; all up to step {kept} is kept: periodic-jax resume {path} goes on from there"
-            raise RunStopped(message, 1) from error
+            raise RunInterrupted(message, 1) from error
     if outcome.step < plan.steps:
-        raise RunStopped(
+        raise RunInterrupted(
             f"stopped after {outcome.step} of {counted(plan.steps, 'step')}; to go on: periodic-jax resume {path}",
             sweep.stopped,
         )
@@ -251,7 +252,7 @@ def _without_a_trace(path: Path) -> Iterator[None]:
     """Leave no folder behind where a new run is refused."""
     try:
         yield
-    except ConfigError:
+    except PeriodicJaxError:
         if not (path / run_directory.CONFIG_FILE).exists():
             with contextlib.suppress(OSError):  # there is something else in it
                 (path / LOCK_FILE).unlink()

@@ -1,7 +1,7 @@
 """One session of a run: from where its directory stands to its end, or to where it is stopped.
 
 A chunk of steps counts when its telemetry, and then a checkpoint at or after its end, are on disk. A session begins
-at the newest whole checkpoint, forgets what was recorded after it, and goes on to the same bits.
+at the newest verified checkpoint, forgets what was recorded after it, and goes on to the same bits.
 """
 
 import shutil
@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from periodic_jax.analysis.online import initial_rule
-from periodic_jax.checkpoints.reader import CorruptedCheckpoint, load_checkpoint
+from periodic_jax.checkpoints.reader import load_checkpoint
 from periodic_jax.checkpoints.writer import Checkpoints
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import CorruptedRunError
 from periodic_jax.runs.minima_recorder import MinimaRecorder
 from periodic_jax.storage import verification
 from periodic_jax.storage.minima_files import (
@@ -26,7 +26,7 @@ from periodic_jax.storage.minima_files import (
     find_missing_minima,
     with_rule_state,
 )
-from periodic_jax.storage.run_directory import TELEMETRY, checkpoint_steps
+from periodic_jax.storage.run_directory import CHECKPOINTS, TELEMETRY, checkpoint_steps
 from periodic_jax.storage.writer import TelemetryWriter
 from periodic_jax.sweeps.sweep import Chunk, Sweep
 
@@ -93,7 +93,7 @@ def train_session(
     Args:
         sweep: freshly made.
         plan: what to do.
-        truncate: go back to before damaged telemetry, and before kept minima that are damaged or missing.
+        truncate: go back to before corrupted telemetry, and before kept minima that are corrupted or missing.
         progress: called with an empty chunk when all is accepted, then with each chunk that was recorded.
         stop: asked once a chunk; ends the session after a checkpoint.
         say: called with what the user should know.
@@ -102,7 +102,7 @@ def train_session(
         Where the run stands now.
 
     Raises:
-        ConfigError: damaged telemetry, and ``truncate`` is not set.
+        CorruptedRunError: corrupted telemetry, and ``truncate`` is not set.
         OSError: something could not be written; all up to the last checkpoint is kept.
     """
     minima = MinimaRecorder(sweep, plan.path, plan.keep_period_minima) if plan.keep_period_minima else None
@@ -158,48 +158,45 @@ def train_session(
 
 
 def find_resume_point(sweep: Sweep, plan: SessionPlan, truncate: bool, say: Callable[[str], None]) -> ResumePoint:
-    """The newest checkpoint that is whole, before which all telemetry is; the first step, where there is none.
+    """The newest checkpoint that is verified, before which all telemetry is; the first step, where there is none.
 
     Without ``truncate``, kept minima are not looked at: nothing that is still to come depends on them.
 
     Raises:
-        ConfigError: damaged telemetry, and ``truncate`` is not set.
+        CorruptedRunError: corrupted telemetry, and ``truncate`` is not set.
     """
     store = plan.path / TELEMETRY
     if truncate and plan.keep_period_minima:
         for fault in discard_corrupted(plan.path, _one_minimum(sweep)):
             say(f"removed, to be found again: {fault}")
     start = newest_checkpoint(sweep, plan, plan.steps, say, with_minima=truncate)
-    damaged: list[verification.Corruption] = []
+    corruptions: list[verification.Corruption] = []
     if store.exists():
         lengths = {
             "config": len(sweep.grid), "step": plan.steps - plan.first_step, "eval_step": len(plan.eval_steps),
             "layer": len(sweep.layer_names()),
         }  # fmt: skip
-        damaged += verification.find_corruptions(store, plan.first_step, start.step, lengths)
+        corruptions += verification.find_corruptions(store, plan.first_step, start.step, lengths)
     elif start.step != plan.first_step:
-        damaged.append(verification.Corruption("", None, "missing"))
-    if damaged and not truncate:
-        more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        raise ConfigError(
-            "telemetry", f"{store / damaged[0].file}{more}",
-            f"what was written ({damaged[0].reason}); periodic-jax resume {plan.path} --truncate computes it again "
-            f"from {_place(plan, damaged)}",
-        )  # fmt: skip
-    if damaged:
-        steps = [plan.first_step if one.first_step is None else one.first_step for one in damaged]
+        corruptions.append(verification.Corruption("", None, "missing"))
+    if corruptions and not truncate:
+        more = f", and {len(corruptions) - 1} more files" if len(corruptions) > 1 else ""
+        remedy = f"periodic-jax resume {plan.path} --truncate computes it again from {_place(plan, corruptions)}"
+        raise CorruptedRunError(store / corruptions[0].file, f"{corruptions[0].reason}{more}", remedy)
+    if corruptions:
+        steps = [plan.first_step if one.first_step is None else one.first_step for one in corruptions]
         start = newest_checkpoint(sweep, plan, min(steps), say, with_minima=True)
         if start.step == plan.first_step:
             shutil.rmtree(store, ignore_errors=True)
     if truncate:
-        say(f"damaged files of telemetry: {len(damaged)}; going on from step {start.step}")
+        say(f"corrupted files of telemetry: {len(corruptions)}; going on from step {start.step}")
     return start
 
 
 def newest_checkpoint(
     sweep: Sweep, plan: SessionPlan, most: int, say: Callable[[str], None], *, with_minima: bool = False
 ) -> ResumePoint:  # fmt: skip
-    """The newest whole checkpoint of at most ``most`` steps; ``with_minima``: all found by then must be there too."""
+    """The newest verified checkpoint of at most ``most`` steps; ``with_minima``: with all minima found by then."""
     like = sweep.placement.fetch(sweep.states)
     if plan.keep_period_minima:
         rule = initial_rule(len(like["step"]), plan.keep_period_minima, sweep.hparams.lr.dtype)
@@ -209,7 +206,7 @@ def newest_checkpoint(
         states = load_checkpoint(plan.path, step, like)
         if with_minima and plan.keep_period_minima:
             for words in find_missing_minima(plan.path, states, step).values():
-                raise CorruptedCheckpoint(words)
+                raise CorruptedRunError(plan.path / CHECKPOINTS / str(step), words, "use an earlier checkpoint")
         return states
 
     for step in reversed(checkpoint_steps(plan.path)):
@@ -217,11 +214,12 @@ def newest_checkpoint(
             continue
         try:
             return ResumePoint(step, read(step))
-        except CorruptedCheckpoint as error:
-            say(f"checkpoint {step} cannot be gone on from ({error}): falling back to the one before it")
+        except CorruptedRunError as error:
+            say(f"checkpoint {step} cannot be gone on from ({error.reason}): falling back to the one before it")
     if plan.first_step:
-        raise ConfigError(
-            "run directory", plan.path, f"a whole checkpoint at step {plan.first_step}, where this run was branched"
+        first = plan.path / CHECKPOINTS / str(plan.first_step)
+        raise CorruptedRunError(
+            first, "missing or not verified, where this run was branched", "branch again from its parent"
         )
     return ResumePoint(0, None)
 
@@ -231,8 +229,8 @@ def _one_minimum(sweep: Sweep) -> dict[str, np.ndarray]:
     return {name: array[0] for name, array in sweep.placement.fetch(sweep.states).items() if name.startswith(WEIGHTS)}
 
 
-def _place(plan: SessionPlan, damaged: list[verification.Corruption]) -> str:
+def _place(plan: SessionPlan, corruptions: list[verification.Corruption]) -> str:
     """The step of the checkpoint to which truncation would go back."""
-    most = min(plan.first_step if one.first_step is None else one.first_step for one in damaged)
+    most = min(plan.first_step if one.first_step is None else one.first_step for one in corruptions)
     step = max((step for step in checkpoint_steps(plan.path) if step <= most), default=plan.first_step)
     return f"step {step} on"

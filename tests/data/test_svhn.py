@@ -35,7 +35,7 @@ def test_svhn_is_read_with_its_0_as_class_0(tmp_path):
     assert_holds(dataset, DATA)
     assert dataset.num_classes == 10
     (tmp_path / "svhn" / "test_32x32.mat").unlink()
-    with pytest.raises(ConfigError, match=r"test_32x32.mat is not accepted; expected an existing file"):
+    with pytest.raises(ConfigError, match=r"test_32x32.mat: no such file; expected an existing file"):
         data.load("svhn", data_dir=tmp_path)
 
 

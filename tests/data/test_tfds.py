@@ -9,7 +9,8 @@ import pytest
 from helpers.official_files import Images, cifar10_binary_files, random_images, refusal, write_folder
 
 from periodic_jax import data
-from periodic_jax.data.readers import tfds
+from periodic_jax.core.errors import MissingDependencyError, PeriodicJaxError
+from periodic_jax.data.readers import tfds as reader
 
 DATA = random_images(seed=3, train=23, test=11)
 TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
@@ -25,7 +26,7 @@ def binary_records(path, labels_number):
 
 
 def prepare(folder, archive):
-    """TFDS's own builder of CIFAR-10 over a small archive of the binary version, as `prepared.download` starts it."""
+    """TFDS's own builder of CIFAR-10 over a small archive of the binary version, as `reader.download` starts it."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.image_classification import cifar
 
@@ -38,7 +39,7 @@ def prepare(folder, archive):
         if not TENSORFLOW:
             patch.setattr(cifar, "_load_data", binary_records)
             found = SimpleNamespace(find_spec=lambda name: True)
-            patch.setattr(tfds, "importlib", SimpleNamespace(util=found))
+            patch.setattr(reader, "importlib", SimpleNamespace(util=found))
         return data.load("cifar10", data_dir=folder, download=True)
 
 
@@ -76,7 +77,7 @@ def test_what_tfds_prepared_is_read_in_the_official_order(folders, monkeypatch):
 
 @pytest.mark.skipif(TENSORFLOW, reason="TensorFlow is installed, and TFDS uses it")
 def test_reading_needs_no_tensorflow(folders):
-    tfds.read("cifar10", version(folders))
+    reader.read("cifar10", version(folders))
     assert "tensorflow_datasets" in sys.modules
     assert "tensorflow" not in sys.modules
 
@@ -118,16 +119,16 @@ def test_tfrecord_files_are_read_without_tensorflow(folders, tmp_path):
     whole = file.read_bytes()
     for cut in (1, 4, 2000, len(whole) - 5):
         file.write_bytes(whole[:-cut])
-        assert "cut record" in refusal(tfds.read, "cifar10", folder)
+        assert "cut record" in refusal(reader.read, "cifar10", folder)
     (length,) = struct.unpack_from("<Q", whole)
     file.write_bytes(whole[length + 16 :])
-    assert "22 train examples" in refusal(tfds.read, "cifar10", folder)
+    assert "22 train examples" in refusal(reader.read, "cifar10", folder)
     rng = np.random.default_rng(0)
     for _ in range(20):
-        damaged = bytearray(whole)
-        damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
-        file.write_bytes(damaged)
-        assert "\n" not in refusal(tfds.read, "cifar10", folder)
+        corrupted = bytearray(whole)
+        corrupted[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        file.write_bytes(corrupted)
+        assert "\n" not in refusal(reader.read, "cifar10", folder)
 
 
 def test_metadata_that_would_import_or_look_elsewhere_is_refused(folders, tmp_path, monkeypatch):
@@ -139,7 +140,7 @@ def test_metadata_that_would_import_or_look_elsewhere_is_refused(folders, tmp_pa
     def said(features=features, info=info):
         (folder / "features.json").write_text(features if isinstance(features, str) else json.dumps(features))
         (folder / "dataset_info.json").write_text(info if isinstance(info, str) else json.dumps(info))
-        return refusal(tfds.read, "cifar10", folder)
+        return refusal(reader.read, "cifar10", folder)
 
     assert said() == ""
     for key in ("type", "pythonClassName", "python_class_name"):
@@ -150,25 +151,26 @@ def test_metadata_that_would_import_or_look_elsewhere_is_refused(folders, tmp_pa
     assert said(info={**info, "moduleName": "strange_module"}) == ""
     elsewhere = [{**split, "filepathTemplate": "/etc/{DATASET}"} for split in info["splits"]]
     assert "files /etc/" in said(info={**info, "splits": elsewhere})
-    for damaged in ("", "[]", "{}", "[" * 100_000, '{"splits": 3}', '{"splits": [{"name": "train"}]}'):
-        assert "damage" in said(info=damaged)
+    for corrupted in ("", "[]", "{}", "[" * 100_000, '{"splits": 3}', '{"splits": [{"name": "train"}]}'):
+        assert "corrupted" in said(info=corrupted)
     assert "strange_module" not in sys.modules
     for file in folder.glob("*array_record*"):
         file.write_bytes(file.read_bytes()[:-100])
-    assert "damage" in said()
+    assert "corrupted" in said()
 
 
 def test_the_newest_version_is_read(folders, tmp_path):
     for number in ("3.0.2", "3.0.10", "incomplete.XY_3.0.11"):
         write_folder(tmp_path / "cifar10" / number, {"dataset_info.json": b"{}"})
-    (place, _) = tfds.places("cifar10", tmp_path)
+    (place, _) = reader.places("cifar10", tmp_path)
     assert place.path.name == "3.0.10"
 
 
 @pytest.mark.skipif(TENSORFLOW, reason="TensorFlow is installed")
 def test_a_download_without_tensorflow_is_refused(folders, tmp_path):
-    said = refusal(tfds.download, "cifar10", tmp_path)
-    assert said.startswith("--download: cifar10 is not accepted; expected TensorFlow")
+    with pytest.raises(MissingDependencyError) as caught:
+        reader.download("cifar10", tmp_path)
+    assert str(caught.value).startswith("--download of cifar10 needs TensorFlow, which is not installed: python -m pip")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -179,8 +181,10 @@ def test_a_download_that_fails_is_told_in_a_line(folders, tmp_path, monkeypatch)
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", fail)
-    monkeypatch.setattr(tfds, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: True)))
-    said = refusal(tfds.download, "cifar10", tmp_path)
-    assert said.startswith("--download: cifar10 to ")
+    monkeypatch.setattr(reader, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: True)))
+    with pytest.raises(PeriodicJaxError) as caught:
+        reader.download("cifar10", tmp_path)
+    said = str(caught.value)
+    assert said.startswith("--download of cifar10 to ")
     assert "no route" in said
     assert "\n" not in said

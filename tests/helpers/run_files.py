@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from helpers.synthetic import write_run
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import CorruptedRunError, RunNotFoundError
 
 NAMES = ("loss", "weight_norm", "effective_lr", "angular_step")
 
@@ -24,10 +24,11 @@ def written(path, grid, **options):
 
 
 def refusal(call, *args, **kwargs) -> str:
-    """The message of the ConfigError that the call must raise, checked to be one line."""
-    with pytest.raises(ConfigError) as caught:
+    """The message of the error about a run that the call must raise, checked to be one line that says what to do."""
+    with pytest.raises((CorruptedRunError, RunNotFoundError)) as caught:
         call(*args, **kwargs)
     message = str(caught.value)
     assert message.isprintable()
-    assert " is not accepted; expected " in message
+    assert "; " in message
+    assert message.endswith(caught.value.remedy)
     return message

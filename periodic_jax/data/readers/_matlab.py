@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from periodic_jax.core.errors import ConfigError
-from periodic_jax.data.dataset import refusal
+from periodic_jax.core.errors import DataFileError
 
 LARGEST = 2**30  # bytes in one array
 INT32, MATRIX, COMPRESSED = 5, 14, 15
@@ -38,13 +37,13 @@ def read_matlab(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
         ConfigError: no such file, a damaged one, or another format.
     """
     if not path.is_file():
-        raise ConfigError("data file", path, "an existing file")
+        raise DataFileError(path, "no such file", "an existing file")
     if path.stat().st_size > LARGEST:
-        raise refusal(path, f"{path.stat().st_size} bytes", f"at most {LARGEST}")
+        raise DataFileError(path, f"{path.stat().st_size} bytes", f"at most {LARGEST}")
     content = path.read_bytes()
     order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
     if order is None or len(content) <= 128:
-        raise refusal(path, "no header of MATLAB 5", "a MATLAB 5 file")
+        raise DataFileError(path, "no header of MATLAB 5", "a MATLAB 5 file")
     found = {}
     try:
         for kind, element in _elements(memoryview(content)[128:], order):
@@ -59,7 +58,7 @@ def read_matlab(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
                 if array is not None:
                     found[name] = array
     except (ValueError, zlib.error, struct.error, MemoryError) as error:
-        raise refusal(path, f"damage ({error})", "a whole MATLAB 5 file") from None
+        raise DataFileError(path, f"corrupted ({error})", "a whole MATLAB 5 file") from None
     return found
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from periodic_jax.data.dataset import Arrays, checked, refusal
+from periodic_jax.core.errors import DataFileError
+from periodic_jax.data.dataset import Arrays, checked
 from periodic_jax.data.locations import Place
 from periodic_jax.data.readers._matlab import read_matlab
 
@@ -28,7 +29,7 @@ def read(folder: Path) -> Arrays:
         The images and labels; the digit 0, labelled 10 in the files, is class 0.
 
     Raises:
-        ConfigError: a missing, damaged or foreign file.
+        DataFileError: a missing, corrupted or foreign file.
     """
     train, test = (_read(folder / name) for name in FILES)
     return checked(Arrays(*train, *test), folder, 10, SHAPE)
@@ -37,13 +38,13 @@ def read(folder: Path) -> Arrays:
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     arrays = read_matlab(path, ("X", "y"))
     if missing := [name for name in ("X", "y") if name not in arrays]:
-        raise refusal(path, f"no {missing[0]}", "images X and labels y")
+        raise DataFileError(path, f"no {missing[0]}", "images X and labels y")
     images, labels = arrays["X"], arrays["y"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != SHAPE:
-        raise refusal(path, f"X {images.dtype} {images.shape}", "uint8 X (32, 32, 3, count)")
+        raise DataFileError(path, f"X {images.dtype} {images.shape}", "uint8 X (32, 32, 3, count)")
     if labels.size != images.shape[3] or max(labels.shape, default=0) != labels.size:
-        raise refusal(path, f"y {labels.shape}", f"y ({images.shape[3]}, 1)")
+        raise DataFileError(path, f"y {labels.shape}", f"y ({images.shape[3]}, 1)")
     labels = labels.ravel()
     if len(wrong := labels[~np.isin(labels, np.arange(1, 11))]):
-        raise refusal(path, f"label {wrong[0]}", "labels from 1 to 10")
+        raise DataFileError(path, f"label {wrong[0]}", "labels from 1 to 10")
     return images.transpose(3, 0, 1, 2), labels.astype(np.int32) % 10
