@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import platformdirs
+
 from periodic_jax.core.limits import MOST_JSON
 
 PARTIAL = ".partial"  # ending of what is not complete yet
@@ -138,6 +140,5 @@ def sync(path: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where what can be had again is kept: $XDG_CACHE_HOME/periodic_jax, or ~/.cache/periodic_jax."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return Path(root, "periodic_jax") if root else Path(os.path.expanduser("~"), ".cache", "periodic_jax")
+    """Where what can be made again is kept: on Linux $XDG_CACHE_HOME/periodic_jax, or ~/.cache/periodic_jax."""
+    return platformdirs.user_cache_path("periodic_jax", appauthor=False)

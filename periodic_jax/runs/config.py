@@ -114,7 +114,7 @@ class RunConfig:
         """The data set with its variations, read on first use.
 
         Raises:
-            ConfigError: it is not found, damaged, or cannot be varied so.
+            ConfigError: it is not found, corrupted, or cannot be varied so.
         """
         from periodic_jax import data
 

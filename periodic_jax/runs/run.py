@@ -122,7 +122,9 @@ def resume_run(
         The run directory.
 
     Raises:
-        ConfigError: no run, a finished one without a new end, or a damaged one.
+        ConfigError: a finished run without a new end.
+        RunNotFoundError: there is no run.
+        CorruptedRunError: the run is corrupted.
         RunInterrupted: as `run_sweep`.
     """
     path = Path(path)
