@@ -55,7 +55,7 @@ def load(name: str, *, data_dir: str | Path | None = None, download: bool = Fals
     """Read a data set.
 
     CIFAR and SVHN are looked for in this order, below ``data_dir`` and then in the usual folders: the official files
-    (CIFAR: the unpacked folder or the whole ``.tar.gz``; SVHN: the two ``.mat`` files; also in ``~/datasets/NAME``), a
+    (CIFAR: the unpacked folder or the ``.tar.gz``; SVHN: the two ``.mat`` files; also in ``~/datasets/NAME``), a
     data set prepared by TFDS (also in ``~/tensorflow_datasets``), and, only if ``download`` is set, TFDS's download.
 
     Args:

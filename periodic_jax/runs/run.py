@@ -114,8 +114,8 @@ def resume_run(
         epochs: the same in epochs.
         dataset: the npz file, where the data set is one: paths in config.json are not followed.
         data_dir: as for `RunConfig`.
-        truncate: where telemetry is damaged, go back to the checkpoint before it, and compute it again. Refused of a
-            finished run that is whole.
+        truncate: where telemetry is corrupted, go back to the checkpoint before it, and compute it again. Refused of a
+            finished run that is verified.
         progress, stop, say, analysed: as for `run_sweep`.
 
     Returns:

@@ -50,6 +50,7 @@ def open_run(path: str | Path, *, flat: bool = False) -> xr.Dataset:
         for described in (dataset, *dataset.variables.values()):
             described.attrs.pop(SEAL, None)
         dataset = _named(dataset, path)
+        dataset.encoding["source"] = str(path)
         dataset.attrs.update(name=path.resolve().name, model=str(config.get("config", {}).get("model", "")))
         return dataset if flat else _unstacked(dataset)
     except PeriodicJaxError:
@@ -70,7 +71,7 @@ def read(dataset: xr.Dataset, name: str, **chosen: slice) -> np.ndarray:
     Raises:
         CorruptedRunError: the store lacks it, or its values are corrupted.
     """
-    run = Path(dataset.attrs.get("name", ""))
+    run = Path(dataset.encoding.get("source", ""))
     if name not in dataset.variables:
         raise corrupted_telemetry(run, Corruption(name, None, MISSING))
     try:

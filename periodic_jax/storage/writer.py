@@ -134,8 +134,8 @@ class TelemetryWriter:
     def _opened(self) -> dict[str, Any]:
         # As a LocalStore: a path given as text would be taken for an address where it has "::" in it.
         group = zarr.open_group(LocalStore(self._store), mode="r+", zarr_format=3)
-        whole: Any = {"write_empty_chunks": True}  # so that a missing file is always damage
-        return {name: array.with_config(whole) for name, array in group.arrays()}
+        complete: Any = {"write_empty_chunks": True}  # so that a missing file is always corruption
+        return {name: array.with_config(complete) for name, array in group.arrays()}
 
     def _cut(self, name: str, kept: int) -> None:
         """Remove the chunks from index ``kept`` on, and fill the rest of the one that it falls into."""

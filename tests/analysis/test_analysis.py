@@ -347,7 +347,7 @@ def test_command_refuses_what_is_no_run(tmp_path, capsys, corruption):
         "no folder": "run: there is no config.json; give",
         "no store": "telemetry.zarr: nothing is recorded yet; periodic-jax resume",
         "broken chunk": "telemetry.zarr/weight_norm/c/0/0: corrupted (",
-        "no curve": "telemetry.zarr: corrupted (",
+        "no curve": f"{path}/telemetry.zarr/diverged_at: corrupted (missing); periodic-jax resume {path} --truncate",
     }
     assert expected[corruption] in said.err
     assert not (path / "analysis.zarr").exists()
