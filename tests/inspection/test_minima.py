@@ -156,7 +156,7 @@ def add_another(path):
 
 @pytest.mark.parametrize(
     ("do", "said"),
-    [(corrupt, "CRC-32"), (lose, "minima are there"), (copy_another, "it is that of configuration"),
+    [(corrupt, ".npz: "), (lose, "minima are there"), (copy_another, "it is that of configuration"),
      (add_another, "minima are there")],
 )  # fmt: skip
 def test_minima_that_are_not_those_kept_are_named_refused_and_found_again(whole, tmp_path, do, said):
