@@ -21,7 +21,7 @@ from PIL import Image
 from experiments import evidence, pages
 from experiments.declare import Branch, Experiment, placed
 from periodic_jax import plots
-from periodic_jax.core.errors import ConfigError, RunStopped
+from periodic_jax.core.errors import ConfigError, CorruptedRunError, PeriodicJaxError, RunInterrupted
 from periodic_jax.core.files import write_json
 from periodic_jax.runs.branch import branch_run
 from periodic_jax.runs.callbacks import RunCallbacks
@@ -84,12 +84,12 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None
             for name, run in runs.items():
                 train(name, run, out, options.data_dir, stop)
         print(write(experiment, options.scale, out, options.pages))
-    except ConfigError as error:
-        print(f"experiments.{experiment.name}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RunStopped as stopped:
+    except RunInterrupted as stopped:
         print(f"experiments.{experiment.name}: {stopped}; the same command goes on", file=sys.stderr)
         sys.exit(stopped.status)
+    except PeriodicJaxError as error:
+        print(f"experiments.{experiment.name}: {error}", file=sys.stderr)
+        sys.exit(error.status)
 
 
 def train(name: str, run: RunConfig | Branch, out: Path, data_dir: str | None, stop: Stop) -> None:
@@ -97,7 +97,7 @@ def train(name: str, run: RunConfig | Branch, out: Path, data_dir: str | None, s
 
     Raises:
         ConfigError: the folder holds another run.
-        RunStopped: a signal asked for it.
+        RunInterrupted: a signal asked for it.
     """
     path = out / name
     record = _held(path)
@@ -242,14 +242,14 @@ def check(experiment: Experiment, scale: str, out: Path, folder: Path) -> list[s
         What differs; empty where all is as it should be.
 
     Raises:
-        ConfigError: there is no page, or what is kept beside it cannot be read.
+        CorruptedRunError: there is no page, or what is kept beside it cannot be read.
     """
     name = pages.folder_name(experiment.name, scale)
     kept, page = folder / name, folder / f"{name}.md"
     try:
         record, text = json.loads((kept / RECORD).read_text()), page.read_text()
     except (OSError, ValueError) as error:
-        raise ConfigError("page", page, f"a page with its {RECORD} ({type(error).__name__})") from None
+        raise CorruptedRunError(page, f"no page with its {RECORD}: {type(error).__name__}", "write it again") from None
     faults = [
         f"{kept / file}: {'not as it was written' if (kept / file).exists() else 'missing'}"
         for file, digest in record["sha256"].items() if not (kept / file).exists() or _digest(kept / file) != digest

@@ -10,7 +10,7 @@ import xarray as xr
 
 from periodic_jax import analysis
 from periodic_jax.analysis.regimes import BURN_IN
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import CorruptedRunError
 from periodic_jax.reporting import tables
 from periodic_jax.storage.reader import open_run
 
@@ -87,14 +87,14 @@ def load(file: Path) -> xr.Dataset:
     """Read what `save` wrote.
 
     Raises:
-        ConfigError: there is none, or a damaged one.
+        CorruptedRunError: there is none, or a corrupted one.
     """
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
             described = json.loads(stored[DIMS].item())
             arrays = {name: (dims, stored[name]) for name, dims in described["dims"].items()}
     except Exception as error:  # whatever a damaged archive makes NumPy raise
-        raise ConfigError("evidence", file, f"a file as it was written ({type(error).__name__})") from None
+        raise CorruptedRunError(file, type(error).__name__, "restore it from the repository") from None
     found = xr.Dataset(arrays, attrs=described["attrs"])
     return found.set_coords([name for name in described["coords"] if name in found])
 

@@ -2,7 +2,14 @@ from . import analysis, data, dynamics, models, plots
 from ._version import __version__
 from .analysis.periods import detect_periods
 from .analysis.regimes import classify_regimes
-from .core.errors import ConfigError
+from .core.errors import (
+    ConfigError,
+    CorruptedRunError,
+    MissingDependencyError,
+    PeriodicJaxError,
+    RunInterrupted,
+    RunNotFoundError,
+)
 from .core.grid import HParams, SweepGrid
 from .inspection import minima
 from .reporting import tables
@@ -19,9 +26,14 @@ from .training.tracking import track_dynamics
 __all__ = [
     "Batch",
     "ConfigError",
+    "CorruptedRunError",
     "HParams",
+    "MissingDependencyError",
+    "PeriodicJaxError",
     "RunCallbacks",
     "RunConfig",
+    "RunInterrupted",
+    "RunNotFoundError",
     "RunResult",
     "SweepGrid",
     "TrainState",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from periodic_jax import data
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import CorruptedRunError
 from periodic_jax.data import Dataset
 from periodic_jax.runs import config as config_module
 from periodic_jax.training import xla
@@ -159,7 +159,7 @@ def test_altered_evidence_is_found(copied):
     assert any("not as it was written" in one for one in fault)
     assert any("onset_elr" in one for one in fault)
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match="evidence"):
+    with pytest.raises(CorruptedRunError, match="evidence"):
         faults(copied)
 
 

@@ -19,8 +19,8 @@ import pytest
 from helpers.survival import assert_same_run, branched, configured, flip, started, stop_after, wait_for
 
 from benchmarks import common
-from periodic_jax import ConfigError, RunCallbacks, open_run, run_sweep
-from periodic_jax.core.errors import RunStopped
+from periodic_jax import RunCallbacks, open_run, run_sweep
+from periodic_jax.core.errors import PeriodicJaxError, RunInterrupted
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.runs.branch import branch_run
 from periodic_jax.runs.run import resume_run
@@ -221,7 +221,7 @@ def test_a_full_disk(undisturbed, tmp_path):
 def test_one_flipped_byte_in_every_file(tmp_path):
     """Reading gives what was written or an error; so does going on."""
     part, whole = tmp_path / "part", run_sweep(configured(tmp_path / "whole")).path
-    with pytest.raises(RunStopped):
+    with pytest.raises(RunInterrupted):
         run_sweep(configured(part), callbacks=stop_after(3))
     expected, rng, outcome = open_run(part, flat=True).load(), random.Random(1), {}
     for file in sorted(file.relative_to(part) for file in part.rglob("*") if file.is_file()):
@@ -231,14 +231,14 @@ def test_one_flipped_byte_in_every_file(tmp_path):
         shutil.copytree(part, out)
         flip(out / file, rng.random())
         outcome[str(file)] = {"read": "error", "resume": "error"}
-        with contextlib.suppress(ConfigError, ValueError):
+        with contextlib.suppress(PeriodicJaxError, ValueError):
             read = open_run(out, flat=True).load()
             assert read.drop_attrs().identical(expected.drop_attrs()), file
             outcome[str(file)]["read"] = "same"
         told = []
         try:
             resume_run(out, callbacks=RunCallbacks(log=told.append))
-        except ConfigError as error:
+        except PeriodicJaxError as error:
             if "--truncate" in str(error):
                 resume_run(out, truncate=True, callbacks=RunCallbacks(log=told.append))
                 assert_same_run(out, whole)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, in orbax's format: the states of all configurations at the end of a chunk; read when whole.
+"""Checkpoints of a run, in orbax's format: the states of all configurations at the end of a chunk; read when verified.
 
     DIR/checkpoints/STEP/                  a flat tree of arrays, configurations first and in the grid's order
     DIR/checkpoints/STEP/checksums.json    of all other files there
@@ -6,7 +6,7 @@
 The order is the grid's, so that a run can go on with another number of devices. Earlier versions could share a grid
 among processes: what these wrote has a part for each, with a row of ``check``, and padding behind the last
 configuration, which is cut off. Checksums, and the shapes that are declared, are compared before orbax reads anything,
-since its readers do not bear damage well. Nothing in a checkpoint is unpickled or run.
+since corrupted files can crash its readers. Nothing in a checkpoint is unpickled or run.
 `checkpoints.writer` writes them.
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import CorruptedRunError, MissingDependencyError, PeriodicJaxError
 from periodic_jax.core.files import read_json, used_bytes
 from periodic_jax.storage.checksums import SEAL, is_checksummed
 from periodic_jax.storage.run_directory import CHECKPOINTS, CHECKSUMS
@@ -36,16 +36,12 @@ FRAMING = 2**24  # bytes, more than the files of a checkpoint take beside its ar
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every file it writes
 
 
-class CorruptedCheckpoint(Exception):
-    """A checkpoint that is not what was written."""
-
-
 @functools.cache
 def orbax() -> Any:
     """Version 1 of orbax's interface: ``save``, ``load`` and ``metadata``.
 
     Raises:
-        ConfigError: the installed orbax has none.
+        MissingDependencyError: the installed orbax has none.
     """
     for name in ORBAX_V1:
         try:
@@ -55,7 +51,8 @@ def orbax() -> Any:
         if all(hasattr(module, wanted) for wanted in ("save", "load", "metadata")):
             return module
     version = importlib.metadata.version("orbax-checkpoint")
-    raise ConfigError("orbax-checkpoint", version, f"a version with {' or '.join(ORBAX_V1)}, such as 0.12.8")
+    wanted = f"a version of orbax-checkpoint with {' or '.join(ORBAX_V1)} (there is {version})"
+    raise MissingDependencyError("a checkpoint", wanted, "orbax-checkpoint>=0.12.8")
 
 
 def load_checkpoint(path: Path, step: int, like: Tree) -> dict[str, np.ndarray]:
@@ -70,10 +67,10 @@ def load_checkpoint(path: Path, step: int, like: Tree) -> dict[str, np.ndarray]:
         The arrays, configurations first.
 
     Raises:
-        DamagedCheckpoint: anything else than what was written, or other arrays than ``like``.
+        CorruptedRunError: anything else than what was written, or other arrays than ``like``.
     """
     folder, configs = path / CHECKPOINTS / str(step), _length(like)
-    with _as_corruption():
+    with _as_corruption(folder):
         _check_files(folder, sum(array.nbytes for array in like.values()))
         declared = _outline(orbax().metadata(os.path.abspath(folder)).metadata)
         parts, rows = _parts_and_rows(declared, like)
@@ -85,26 +82,27 @@ def load_checkpoint(path: Path, step: int, like: Tree) -> dict[str, np.ndarray]:
         content = orbax().load(os.path.abspath(folder), wanted)
         stored = {name: np.asarray(array) for name, array in content["states"].items()}
         pieces = []
-        for k, (written, held, crc) in enumerate(np.asarray(content["check"]).tolist()):
-            piece = {name: array[k * (rows // parts) :][:held] for name, array in stored.items()}
+        for k, (written, count, crc) in enumerate(np.asarray(content["check"]).tolist()):
+            piece = {name: array[k * (rows // parts) :][:count] for name, array in stored.items()}
             if (written, crc) != (step, checksum(piece)):
-                raise CorruptedCheckpoint("its arrays have another checksum")
+                raise ValueError("its arrays have another checksum")
             pieces.append(piece)
         states = {name: np.concatenate([piece[name] for piece in pieces]) for name in stored}
         if {len(array) for array in states.values()} != {configs}:
-            raise CorruptedCheckpoint("it is of other configurations")
+            raise ValueError("it is of other configurations")
         return states
 
 
 @contextlib.contextmanager
-def _as_corruption() -> Iterator[None]:
+def _as_corruption(folder: Path) -> Iterator[None]:
     """Whatever a crafted checkpoint makes orbax or tensorstore raise."""
     try:
         yield
-    except (CorruptedCheckpoint, ConfigError):
+    except PeriodicJaxError:
         raise
     except Exception as error:
-        raise CorruptedCheckpoint(str(error).partition("\n")[0][:200] or type(error).__name__) from None
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise CorruptedRunError(folder, reason, "use another checkpoint") from None
 
 
 def _parts_and_rows(declared: Mapping[str, tuple[Any, ...]], like: Tree) -> tuple[int, int]:
@@ -129,21 +127,21 @@ def _like(like: Tree, rows: int, parts: int) -> dict[str, Any]:
 def _check_files(folder: Path, size: int) -> None:
     """Compare all checksums of the files of a checkpoint whose arrays take ``size`` bytes."""
     if (found := used_bytes(folder)) > 2 * size + FRAMING:
-        raise CorruptedCheckpoint(f"its files take {found} bytes, its arrays {size}")
+        raise ValueError(f"its files take {found} bytes, its arrays {size}")
     sealed = read_json(folder / CHECKSUMS)
     if not is_checksummed(sealed):
-        raise CorruptedCheckpoint(f"{CHECKSUMS} has another checksum")
+        raise ValueError(f"{CHECKSUMS} has another checksum")
     for name, crc in file_checksums(folder).items():
         if sealed.pop(name, None) != crc:
-            raise CorruptedCheckpoint(f"{name} has another checksum")
+            raise ValueError(f"{name} has another checksum")
     if missing := set(sealed) - {SEAL}:
-        raise CorruptedCheckpoint(f"{min(missing)} is missing")
+        raise ValueError(f"{min(missing)} is missing")
 
 
 def _outline(tree: Any) -> dict[str, tuple[Any, ...]]:
     """Shape, dtype and whether a stored block is larger than the array, of each array."""
     if tree is None:
-        raise CorruptedCheckpoint("what it declares cannot be read")
+        raise ValueError("what it declares cannot be read")
     outline = {}
     for name, leaf in {"check": tree["check"], **{f"states.{n}": leaf for n, leaf in tree["states"].items()}}.items():
         stored = getattr(leaf, "storage_metadata", None)
@@ -160,7 +158,7 @@ def _check_outline(declared: Mapping[str, tuple[Any, ...]], wanted: Mapping[str,
                 "nothing" if one is None else f"{one[1]} {one[0]}{' in larger blocks' if one[2] else ''}"
                 for one in (declared.get(name), wanted.get(name))
             )
-            raise CorruptedCheckpoint(f"it declares {here} for {name}, the run {there}")
+            raise ValueError(f"it declares {here} for {name}, the run {there}")
 
 
 def file_checksums(folder: Path) -> dict[str, int]:

@@ -87,15 +87,15 @@ class Checkpoints:
 
     def discard_after(self, step: int) -> None:
         """Remove all later checkpoints, and what a killed process left half-written or half-removed."""
-        whole = checkpoint_steps(self._path)
+        complete = checkpoint_steps(self._path)
         for folder in (self._path / CHECKPOINTS).glob("*"):
             if not folder.name.isdecimal():
                 shutil.rmtree(folder)
-            elif int(folder.name) > step or int(folder.name) not in whole:
+            elif int(folder.name) > step or int(folder.name) not in complete:
                 self._drop(int(folder.name))
 
     def _drop(self, step: int) -> None:
-        """Remove a checkpoint: under another name first, so that a half-removed one is not taken for whole."""
+        """Remove a checkpoint: under another name first, so that a half-removed one is not taken for complete."""
         folder = self._path / CHECKPOINTS / str(step)
         if folder.exists():
             shutil.rmtree(folder.rename(folder.with_name(f"{step}.removed")))

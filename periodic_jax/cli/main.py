@@ -33,7 +33,7 @@ from periodic_jax.cli.values import (
     whole_number,
     without_decay,
 )
-from periodic_jax.core.errors import ConfigError, RunStopped
+from periodic_jax.core.errors import ConfigError, PeriodicJaxError
 from periodic_jax.core.formatting import counted
 from periodic_jax.training import xla
 
@@ -61,9 +61,9 @@ def _do(arguments: Sequence[str] | None) -> None:
         _ACTIONS[type(command)](command)
     except ConfigError as error:
         sys.exit(refuse(str(as_typed(error, command))))
-    except RunStopped as stopped:
-        log_line(str(stopped))
-        sys.exit(stopped.status)
+    except PeriodicJaxError as error:
+        log_line(str(error))
+        sys.exit(error.status)
     except KeyboardInterrupt:
         log_line("interrupted")
         sys.exit(130)

@@ -149,7 +149,7 @@ class Resume:
     dataset: DatasetFile = ""
     data_dir: DataFolder = ""
     truncate: bool = False
-    """Where telemetry is damaged, go back to the checkpoint before it and compute it again."""
+    """Where telemetry is corrupted, go back to the checkpoint before it and compute it again."""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,31 @@
-"""The one error a user's own input can cause, and what ends a run before its last step."""
+"""The errors that tell a user what to do next. Each is one printable line."""
 
 
-class ConfigError(ValueError):
-    """A setting that cannot be used: one line that names it, its value and what is accepted.
+class PeriodicJaxError(Exception):
+    """Something that a user can put right: what happened, to what, and what to do next.
+
+    Attributes:
+        status: the exit status of the command that ends by it.
+    """
+
+    status = 2
+
+    def _sentence(self) -> str:
+        """The message, before characters of no shape are escaped."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        # Values and names of files may hold line breaks or terminal codes: as escapes they stay on one harmless line.
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in self._sentence())
+
+
+class ConfigError(PeriodicJaxError, ValueError):
+    """A setting that cannot be used.
 
     Args:
         argument: the setting as the user knows it, e.g. ``--lr``.
         value: what was given.
-        accepted: what would be accepted, in words.
+        accepted: what would be accepted.
 
     Example:
         >>> str(ConfigError("--width", 0, "a whole number from 1"))
@@ -18,15 +36,89 @@ class ConfigError(ValueError):
         self.argument, self.value, self.accepted = argument, value, accepted
         super().__init__(argument, value, accepted)
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         value = f"{self.value:.15g}" if isinstance(self.value, float) else self.value
-        text = f"{self.argument}: {value} is not accepted; expected {self.accepted}"
-        # What was given may hold line breaks or terminal codes: shown as escapes, it stays one harmless line.
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        return f"{self.argument}: {value} is not accepted; expected {self.accepted}"
 
 
-class RunStopped(Exception):
-    """A run that ended before its last step, in one line; all up to its last checkpoint is kept.
+class DataFileError(ConfigError):
+    """A file that was given as a data set and is none: the file, what is wrong with it, what is expected.
+
+    Example:
+        >>> str(DataFileError("x.npz", "no array labels", "images and labels"))
+        'data file x.npz: no array labels; expected images and labels'
+    """
+
+    def __init__(self, file: object, reason: str, expected: str) -> None:
+        super().__init__("data file", file, expected)
+        self.args, self.file, self.reason = (file, reason, expected), file, reason
+
+    def _sentence(self) -> str:
+        return f"data file {self.file}: {self.reason}; expected {self.accepted}"
+
+
+class _FileError(PeriodicJaxError):
+    """A file or folder, what is wrong with it, and what to do next."""
+
+    def __init__(self, file: object, reason: str, remedy: str) -> None:
+        self.file, self.reason, self.remedy = file, reason, remedy
+        super().__init__(file, reason, remedy)
+
+    def _sentence(self) -> str:
+        return f"{self.file}: {self.reason}; {self.remedy}"
+
+
+class RunNotFoundError(_FileError):
+    """There is no run, or not that part of it: where, why, and what to do.
+
+    Example:
+        >>> str(RunNotFoundError("runs/a", "no config.json", "give the folder of a run"))
+        'runs/a: no config.json; give the folder of a run'
+    """
+
+
+class CorruptedRunError(_FileError):
+    """A file of a run is not what was written: which, why, and what to do.
+
+    Example:
+        >>> str(CorruptedRunError("runs/a/config.json", "its checksum is another one", "restore it from a copy"))
+        'runs/a/config.json: corrupted (its checksum is another one); restore it from a copy'
+    """
+
+    def _sentence(self) -> str:
+        return f"{self.file}: corrupted ({self.reason}); {self.remedy}"
+
+
+class UnwritableError(_FileError):
+    """A result could not be written; what was there before is unchanged: where, why, and what to do."""
+
+    def __init__(self, file: object, reason: object, remedy: str = "what was there is unchanged") -> None:
+        super().__init__(file, f"not written ({reason})", remedy)
+
+
+class MissingDependencyError(PeriodicJaxError):
+    """A package is not installed, or not in a version that will do.
+
+    Args:
+        purpose: what needs it.
+        package: what is needed.
+        install: what to give to pip.
+
+    Example:
+        >>> str(MissingDependencyError("the report", "plotly", "periodic_jax[report]"))
+        "the report needs plotly, which is not installed: python -m pip install 'periodic_jax[report]'"
+    """
+
+    def __init__(self, purpose: str, package: str, install: str) -> None:
+        self.purpose, self.package, self.install = purpose, package, install
+        super().__init__(purpose, package, install)
+
+    def _sentence(self) -> str:
+        return f"{self.purpose} needs {self.package}, which is not installed: python -m pip install '{self.install}'"
+
+
+class RunInterrupted(PeriodicJaxError):
+    """A run ended before its last step; all up to its last checkpoint is kept.
 
     Args:
         message: why, and how to go on.
@@ -34,8 +126,5 @@ class RunStopped(Exception):
     """
 
     def __init__(self, message: str, status: int) -> None:
-        self.message, self.status = message, status
+        self.status = status
         super().__init__(message, status)
-
-    def __str__(self) -> str:
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in self.message)

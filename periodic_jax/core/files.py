@@ -1,14 +1,20 @@
-"""Reading and writing files that others may have touched: bounded, atomic, without following links."""
+"""Bounded reading, and the one atomic write and the one atomic replacement of a folder."""
 
 import contextlib
 import json
 import os
+import secrets
+import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import platformdirs
 
 from periodic_jax.core.limits import MOST_JSON
+
+PARTIAL = ".partial"  # ending of what is not complete yet
 
 
 def read_json(file: Path) -> Any:
@@ -58,17 +64,81 @@ def used_bytes(folder: Path) -> int:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    draft = path.with_name(path.name + ".partial")
-    with draft.open("w") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    """Write a JSON file atomically."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], *, sync_folder: bool = False) -> None:
+    """Write a file. A kill at any moment leaves the old file or the new one.
+
+    Args:
+        path: the file, in an existing folder.
+        content: its bytes, or a function that writes them to the open file.
+        sync_folder: the new name survives a loss of power too.
+
+    Raises:
+        OSError: it cannot be written; the old file is unchanged.
+    """
+    draft = path.with_name(path.name + PARTIAL)
+    try:
+        with draft.open("wb") as file:
+            file.write(content) if isinstance(content, bytes) else content(file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+    if sync_folder:
+        sync(path.parent)
+
+
+@contextlib.contextmanager
+def replace_folder(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Build a folder, or a file, beside its place. It takes the place of an earlier one when the block ends.
+
+    Args:
+        path: its place.
+        shared: several processes may do so at once, so that each needs names of its own.
+
+    Yields:
+        The path to build it at.
+
+    Raises:
+        OSError: it cannot be moved; the earlier one is back in its place.
+    """
+    mark = f".{secrets.token_hex(4)}" if shared else ""
+    draft, old = (path.with_name(path.name + mark + ending) for ending in (PARTIAL, f".old{PARTIAL}"))
+    if old.exists() and not path.exists():  # a process was killed between the two renames
+        old.replace(path)
+    for left in (draft, old):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        yield draft
+        if path.exists():
+            path.replace(old)
+        draft.replace(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.replace(path)
+        raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            draft.unlink()
+
+
+def sync(path: Path) -> None:
+    """Make what was written to a file, or the names in a folder, survive a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def cache_folder() -> Path:
-    """Where what can be had again is kept: $XDG_CACHE_HOME/periodic_jax, or ~/.cache/periodic_jax."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return Path(root, "periodic_jax") if root else Path(os.path.expanduser("~"), ".cache", "periodic_jax")
+    """Where what can be made again is kept: on Linux $XDG_CACHE_HOME/periodic_jax, or ~/.cache/periodic_jax."""
+    return platformdirs.user_cache_path("periodic_jax", appauthor=False)

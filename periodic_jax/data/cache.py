@@ -1,16 +1,15 @@
 """Uncompressed copies of what was read, so that the next start takes a fraction of a second."""
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from periodic_jax.core.files import cache_folder
+from periodic_jax.core.files import cache_folder, replace_folder
 from periodic_jax.data.dataset import Arrays
 from periodic_jax.data.locations import Place
 
@@ -33,14 +32,14 @@ def cached(name: str, place: Place, check: Callable[[Arrays], Arrays]) -> Arrays
         Its arrays.
 
     Raises:
-        ConfigError: as ``place.read``.
+        DataFileError: as ``place.read``.
     """
     stamp = _stamp(place)
     copy = cache_folder() / f"{name}-{hashlib.sha256(os.fsencode(place.path.resolve())).hexdigest()[:16]}"
     try:
         if json.loads((copy / STAMP).read_text()) == stamp:
             return check(Arrays(*(np.load(copy / f"{part}.npy", allow_pickle=False) for part in Arrays._fields)))
-    except (OSError, ValueError, EOFError):  # no copy, or a damaged one
+    except (OSError, ValueError, EOFError):  # no copy, or a corrupted one
         pass
     arrays = place.read()
     _write(copy, arrays, stamp)
@@ -58,16 +57,9 @@ def _stamp(place: Place) -> dict[str, object]:
 
 
 def _write(copy: Path, arrays: Arrays, stamp: dict[str, object]) -> None:
-    """Write a copy whole or not at all."""
-    draft = None
-    try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{copy.name}-", dir=copy.parent))
+    # no room, no permission, or another process was faster
+    with contextlib.suppress(OSError), replace_folder(copy, shared=True) as draft:
+        draft.mkdir(parents=True)
         for part, array in zip(Arrays._fields, arrays, strict=True):
             np.save(draft / f"{part}.npy", array, allow_pickle=False)
         (draft / STAMP).write_text(json.dumps(stamp))
-        shutil.rmtree(copy, ignore_errors=True)
-        draft.rename(copy)
-    except OSError:  # no room, no permission, or another process was faster
-        if draft:
-            shutil.rmtree(draft, ignore_errors=True)

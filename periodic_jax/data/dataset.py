@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import DataFileError
 
 # Of CIFAR-10; the reference normalises CIFAR-100 and SVHN by them too.
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -84,18 +84,19 @@ def checked(arrays: Arrays, source: object, num_classes: int, shape: tuple[int, 
         The same, with int32 labels and contiguous images.
 
     Raises:
-        ConfigError: wrong shapes or dtypes, no images, or labels outside the classes.
+        DataFileError: wrong shapes or dtypes, no images, or labels outside the classes.
     """
     shape = shape or arrays.images.shape[1:]
     for images, labels in ((arrays.images, arrays.labels), (arrays.test_images, arrays.test_labels)):
         check_images(images, source)
         if images.shape[1:] != shape:
-            raise refusal(source, f"images {_by(images.shape[1:])}", f"images {_by(shape)}")
+            raise DataFileError(source, f"images {_by(images.shape[1:])}", f"images {_by(shape)}")
         if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-            raise refusal(source, f"{_described(labels)} labels", f"one whole number for each of {len(images)} images")
+            expected = f"one whole number for each of {len(images)} images"
+            raise DataFileError(source, f"{_described(labels)} labels", expected)
         if not 0 <= labels.min() <= labels.max() < num_classes:
             outside = labels.min() if labels.min() < 0 else labels.max()
-            raise refusal(source, f"label {outside}", f"labels from 0 to {num_classes - 1}")
+            raise DataFileError(source, f"label {outside}", f"labels from 0 to {num_classes - 1}")
     train, labels, test, test_labels = arrays
     contiguous = np.ascontiguousarray
     return Arrays(contiguous(train), labels.astype(np.int32), contiguous(test), test_labels.astype(np.int32))
@@ -105,15 +106,10 @@ def check_images(images: np.ndarray, source: object) -> None:
     """Refuse what is not an array of images.
 
     Raises:
-        ConfigError: another dtype or number of dimensions, or an empty array.
+        DataFileError: another dtype or number of dimensions, or an empty array.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
-        raise refusal(source, f"{_described(images)} images", IMAGES)
-
-
-def refusal(source: object, found: str, expected: str) -> ConfigError:
-    """The error about a file's content."""
-    return ConfigError("data file", f"{found} in {source}", expected)
+        raise DataFileError(source, f"{_described(images)} images", IMAGES)
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, DataFileError
 from periodic_jax.data.cache import cached
 from periodic_jax.data.dataset import CIFAR_MEAN, CIFAR_STD, Arrays, Dataset, checked
 from periodic_jax.data.locations import Place, folders
@@ -55,7 +55,7 @@ def load(name: str, *, data_dir: str | Path | None = None, download: bool = Fals
     """Read a data set.
 
     CIFAR and SVHN are looked for in this order, below ``data_dir`` and then in the usual folders: the official files
-    (CIFAR: the unpacked folder or the whole ``.tar.gz``; SVHN: the two ``.mat`` files; also in ``~/datasets/NAME``), a
+    (CIFAR: the unpacked folder or the ``.tar.gz``; SVHN: the two ``.mat`` files; also in ``~/datasets/NAME``), a
     data set prepared by TFDS (also in ``~/tensorflow_datasets``), and, only if ``download`` is set, TFDS's download.
 
     Args:
@@ -67,7 +67,8 @@ def load(name: str, *, data_dir: str | Path | None = None, download: bool = Fals
         The data set.
 
     Raises:
-        ConfigError: an unknown name, nothing found, or files that are damaged or foreign.
+        ConfigError: an unknown name, or nothing found.
+        DataFileError: files that are corrupted or foreign.
 
     Example:
         >>> load("digits").images.shape
@@ -83,11 +84,12 @@ def load(name: str, *, data_dir: str | Path | None = None, download: bool = Fals
             raise ConfigError("--dataset", name, f"one of {', '.join(DATASETS)}, or the path of an npz file")
         return DATASETS[name](where)
     except OSError as error:  # a folder that must not be listed, a disk that fails
-        raise ConfigError("data file", error.filename or name, f"a readable one ({error.strerror})") from None
+        reason = f"unreadable ({error.strerror})"
+        raise DataFileError(error.filename or name, reason, "a file that can be read") from None
 
 
 def _from_disk(name: str, where: Where, official: list[Place], files: str, num_classes: int) -> Dataset:
-    """The first place that exists; a damaged one is an error, and not passed over for the next."""
+    """The first place that exists; a corrupted one is an error, and not passed over for the next."""
     if where.data_dir is not None and where.data_dir.is_file():
         candidates = official[:1]
     else:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import CorruptedRunError, PeriodicJaxError
 from periodic_jax.core.files import used_bytes
 from periodic_jax.core.formatting import counted, format_bytes
 from periodic_jax.core.grid import AXES
@@ -15,7 +15,16 @@ from periodic_jax.storage import verification
 from periodic_jax.storage.locks import is_locked
 from periodic_jax.storage.minima_files import saved_minima
 from periodic_jax.storage.reader import open_run
-from periodic_jax.storage.run_directory import MINIMA, TELEMETRY, checkpoint_steps, first_step, reached, read_config
+from periodic_jax.storage.run_directory import (
+    CONFIG_FILE,
+    MINIMA,
+    RESTORE,
+    TELEMETRY,
+    checkpoint_steps,
+    first_step,
+    reached,
+    read_config,
+)
 
 
 class RunDescription(NamedTuple):
@@ -36,14 +45,15 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDe
         Lines for the reader, and the faults that were found.
 
     Raises:
-        ConfigError: no run, or one whose config.json is damaged.
+        RunNotFoundError: there is no run.
+        CorruptedRunError: its config.json is corrupted.
     """
     path = Path(path)
     manifest = read_config(path)
     config, start_step = manifest.get("config", {}), first_step(manifest)
     steps = config.get("steps")
     if not isinstance(steps, int):
-        raise ConfigError("run directory", path, "a run whose config.json tells the number of steps")
+        raise CorruptedRunError(path / CONFIG_FILE, "no number of steps", RESTORE)
     done = reached(path, manifest)
     lines = [
         f"{path}: {config.get('model')} of width {config.get('width')} and depth {config.get('depth')} on "
@@ -76,7 +86,7 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDe
             )
             checked += f", and {counted(len(minima), 'minimum', 'minima')}" if minima else ""
             lines.append(f"verified: {checked}")
-    lines += [f"damaged: {fault}" for fault in faults]
+    lines += [f"corrupted: {fault}" for fault in faults]
     if any(TELEMETRY in fault or MINIMA in fault for fault in faults):
         lines.append(f"to mend it: periodic-jax resume {path} --truncate")
     if not faults:
@@ -99,8 +109,8 @@ def _describe_telemetry(path: Path, lines: list[str], recorded: int) -> list[str
     try:
         dataset = open_run(path, flat=True)
         diverged = dataset.diverged_at.values
-    except (ConfigError, ValueError) as error:
-        return [str(error)]
+    except (PeriodicJaxError, ValueError) as error:
+        return [f"{error.file}: {error.reason}" if isinstance(error, CorruptedRunError) else str(error)]
     swept = [name for name in AXES if len(np.unique(dataset[name])) > 1]
     lines.append(counted(dataset.sizes["config"], "configuration") + (f" over {', '.join(swept)}" if swept else ""))
     gone = np.flatnonzero(np.isfinite(diverged))

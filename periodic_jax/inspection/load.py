@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from periodic_jax.checkpoints.reader import CorruptedCheckpoint, load_checkpoint
+from periodic_jax.checkpoints.reader import load_checkpoint
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import HParams, SweepGrid
 from periodic_jax.runs import build
@@ -104,7 +104,7 @@ def load_states(
         folder: that holds ``checkpoints``; the run directory, if None.
 
     Raises:
-        ConfigError: a checkpoint that is damaged.
+        CorruptedRunError: the checkpoint is corrupted.
     """
     template, arrays = abstract_state(run), load_arrays(run, step, folder)
     chosen = np.arange(len(run.grid)) if configs is None else np.asarray(configs)
@@ -119,15 +119,11 @@ def load_arrays(run: LoadedRun, step: int, folder: Path | None = None) -> dict[s
     """All that a checkpoint holds, configurations first; arguments as for `load_states`.
 
     Raises:
-        ConfigError: a checkpoint that is damaged.
+        CorruptedRunError: the checkpoint is corrupted.
     """
     data = run.config.data
-    try:
-        return load_checkpoint(
-            folder or run.path, step, build.abstract_states(run.config, data.image_shape, data.num_classes)
-        )
-    except CorruptedCheckpoint as error:
-        raise ConfigError("run directory", f"checkpoint {step} of {run.path}", f"a whole one ({error})") from None
+    like = build.abstract_states(run.config, data.image_shape, data.num_classes)
+    return load_checkpoint(folder or run.path, step, like)
 
 
 def abstract_state(run: LoadedRun) -> TrainState:

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from periodic_jax import analysis
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.inspection.load import LoadedRun, load_arrays, load_states
 from periodic_jax.landscape.connectivity import Params
 from periodic_jax.storage.minima_files import find_missing_minima, read_minimum, saved_minima
 from periodic_jax.storage.reader import open_run
-from periodic_jax.storage.run_directory import checkpoint_steps, first_step, read_config
+from periodic_jax.storage.run_directory import MINIMA, checkpoint_steps, first_step, read_config
 from periodic_jax.sweeps.placement import named_leaves, weights_of
 from periodic_jax.training.input_pipeline import INITIALISATION, purpose_key
 from periodic_jax.training.state import TrainState, create_train_state
@@ -47,7 +47,8 @@ def minima_of(run: LoadedRun, rows: Sequence[int], outline: TrainState) -> Minim
         outline: of `inspection.load.abstract_state`.
 
     Raises:
-        ConfigError: damaged or missing minima, or none at all.
+        CorruptedRunError: corrupted or missing minima.
+        ConfigError: there are none at all.
     """
     if run.config.keep_period_minima:
         return Minima(KEPT, _kept(run, rows, outline))
@@ -60,8 +61,8 @@ def _kept(run: LoadedRun, rows: Sequence[int], outline: TrainState) -> list[list
         finished = "summary" in read_config(run.path)
         wrong = find_missing_minima(run.path, load_arrays(run, steps[-1]), steps[-1], finished=finished)
         for words in (wrong[i] for i in rows if i in wrong):
-            accepted = f"all that were kept ({words}); periodic-jax resume {run.path} --truncate finds them again"
-            raise ConfigError("run directory", run.path, accepted)
+            remedy = f"periodic-jax resume {run.path} --truncate finds them again"
+            raise CorruptedRunError(run.path / MINIMA, words, remedy)
     weights = weights_of(outline)
     names, tree = named_leaves(weights), jax.tree.structure(weights)
     like = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in names}

@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.files import write_atomically
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10, as the reference normalises
 QUANTITIES = ("loss", "accuracy", "rho", "grad_norm_si", "grad_norm_all", "cosine_distance")
@@ -146,16 +147,14 @@ def _distance(a: Any, b: Any) -> float:
 
 
 def save(result: Mapping[str, np.ndarray], path: str | Path) -> None:
-    """Write a replay as an npz file, whole or not at all.
+    """Write a replay as an npz file, atomically.
 
     Raises:
         ConfigError: the file cannot be written.
     """
-    draft, arrays = Path(f"{path}.partial"), cast(dict[str, Any], result)
+    arrays = cast(dict[str, Any], result)
     try:
-        with draft.open("wb") as file:
-            np.savez(file, **arrays)
-        draft.replace(path)
+        write_atomically(Path(path), lambda file: np.savez(file, **arrays))
     except OSError as error:
         raise ConfigError("--out", path, f"a file that can be written ({error.strerror})") from None
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, MissingDependencyError
 
 Path = tuple[str, ...]  # (collection, module, ..., leaf)
 
@@ -158,7 +158,7 @@ def _load(path: Any) -> Mapping[str, Any]:
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ConfigError("state dict", path, "arrays, as reading a file needs torch, which is not installed") from None
+        raise MissingDependencyError(f"reading {path}", "torch", "torch") from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:

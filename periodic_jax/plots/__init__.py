@@ -4,6 +4,7 @@ They draw and compute nothing.
 Colour tells the learning rate (or the largest swept axis), panels the weight decay (or the next), line styles a third.
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import UnwritableError
+from periodic_jax.core.files import write_atomically
 from periodic_jax.plots.curvature import (
     against_checkpoints,
     against_threshold,
@@ -92,7 +94,7 @@ def save_all(
         The files written.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        UnwritableError: the folder cannot be written.
     """
     drawn = figures(dataset, found, steps_per_epoch=steps_per_epoch, log_steps=log_steps)
     return save(drawn, folder, formats)
@@ -112,7 +114,7 @@ def save(drawn: Iterable[tuple[str, Figure]], folder: Path, formats: tuple[str, 
     """Write figures under their names.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        UnwritableError: the folder cannot be written.
     """
     written = []
     try:
@@ -121,9 +123,10 @@ def save(drawn: Iterable[tuple[str, Figure]], folder: Path, formats: tuple[str, 
             with mpl.rc_context(STYLE):
                 for kind in formats:
                     written.append(folder / f"{name}.{kind}")
-                    figure.savefig(written[-1], metadata=METADATA[kind])
+                    draw = functools.partial(figure.savefig, format=kind, metadata=METADATA[kind])
+                    write_atomically(written[-1], draw)
     except OSError as error:
-        raise ConfigError("figures", folder, f"a folder that can be written ({error.strerror})") from None
+        raise UnwritableError(folder, error.strerror) from None
     return written
 
 

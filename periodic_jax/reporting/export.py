@@ -1,15 +1,14 @@
 """A run in the formats of other tools: CSV, NetCDF, npz, TensorBoard, Weights & Biases. No network."""
 
 import csv
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, MissingDependencyError
+from periodic_jax.core.files import replace_folder
 from periodic_jax.core.grid import AXES
 from periodic_jax.core.segments import extremes
 from periodic_jax.storage.reader import read
@@ -18,7 +17,7 @@ BUCKETS = 1000  # of a curve in TensorBoard and W&B, which take milliseconds for
 
 
 def export(dataset: xr.Dataset, kind: str, out: Path) -> Path:
-    """Write a run in another format, whole or not at all.
+    """Write a run in another format, atomically.
 
     Args:
         dataset: a flat run.
@@ -29,22 +28,19 @@ def export(dataset: xr.Dataset, kind: str, out: Path) -> Path:
         ``out``.
 
     Raises:
-        ConfigError: an unknown kind, a missing package, or ``out`` exists or cannot be written.
+        ConfigError: an unknown kind, or ``out`` exists or cannot be written.
+        MissingDependencyError: a package is not installed.
     """
     if kind not in KINDS:
         raise ConfigError("--to", kind, "one of " + ", ".join(KINDS))
     if out.exists():
         raise ConfigError("--out", out, "a file or folder that does not exist yet")
-    draft = out.with_name(out.name + ".partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove(draft)
-        KINDS[kind](dataset, draft)
-        os.replace(draft, out)
+        with replace_folder(out) as draft:
+            KINDS[kind](dataset, draft)
     except OSError as error:
         raise ConfigError("--out", out, f"a place that can be written ({error.strerror or error})") from None
-    finally:
-        _remove(draft)
     return out
 
 
@@ -156,12 +152,5 @@ def _curves(dataset: xr.Dataset, i: int, dim: str) -> dict[str, np.ndarray]:
     return curves
 
 
-def _missing(extra: str, package: str) -> ConfigError:
-    return ConfigError("--to", extra, f"another format, or {package}: pip install 'periodic_jax[{extra}]'")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    elif path.exists():
-        path.unlink()
+def _missing(extra: str, package: str) -> MissingDependencyError:
+    return MissingDependencyError(f"--to {extra}", package, f"periodic_jax[{extra}]")

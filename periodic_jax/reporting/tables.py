@@ -10,9 +10,11 @@ import numpy as np
 import xarray as xr
 
 from periodic_jax.analysis.theory_checks import CHECKS
+from periodic_jax.core.errors import UnwritableError
+from periodic_jax.core.files import write_atomically
 from periodic_jax.core.formatting import short_numbers
 from periodic_jax.core.grid import AXES
-from periodic_jax.storage.datasets import _unwritten, write_store
+from periodic_jax.storage.datasets import write_store
 from periodic_jax.storage.run_directory import ANALYSIS, SUMMARY_FILE
 
 SHOWN = (
@@ -168,27 +170,26 @@ def _backtest(analysis: xr.Dataset) -> str:
 
 
 def to_csv(analysis: xr.Dataset, path: Path) -> None:
-    """Write the analysis with every hyperparameter as a column, whole or not at all; unknown numbers are empty."""
+    """Write the analysis with every hyperparameter as a column, atomically; unknown numbers are empty."""
     columns = [*COLUMNS, *(name for name in FORECASTS if name in analysis)]
     table = {name: column(analysis, name).tolist() for name in (*AXES, *columns)}
-    draft = path.with_name(path.name + ".partial")
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["config", *table])
+    for i in range(analysis.sizes["config"]):
+        cells = (values[i] for values in table.values())
+        writer.writerow([i, *("" if c != c else c for c in cells)])
     try:
-        with draft.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["config", *table])
-            for i in range(analysis.sizes["config"]):
-                cells = (values[i] for values in table.values())
-                writer.writerow([i, *("" if c != c else c for c in cells)])
-        draft.replace(path)
+        write_atomically(path, text.getvalue().encode())
     except OSError as error:
-        raise _unwritten(path, error) from None
+        raise UnwritableError(path, error.strerror or error) from None
 
 
 def save(analysis: xr.Dataset, folder: Path) -> list[Path]:
-    """Write summary.csv and analysis.zarr, each whole or not at all, over those of an earlier analysis.
+    """Write summary.csv and analysis.zarr, each atomically, over those of an earlier analysis.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        UnwritableError: the folder cannot be written.
     """
     store = write_store(analysis, folder / ANALYSIS)
     to_csv(analysis, folder / SUMMARY_FILE)

@@ -58,10 +58,11 @@ def branch_run(
         As `run_sweep`.
 
     Raises:
-        ConfigError: no such checkpoint or configuration, or a damaged one, or unusable changes.
-        RunStopped: as `run_sweep`.
+        ConfigError: no such checkpoint or configuration, or unusable changes.
+        CorruptedRunError: the checkpoint is corrupted.
+        RunInterrupted: as `run_sweep`.
     """
-    from periodic_jax.checkpoints.reader import CorruptedCheckpoint, load_checkpoint
+    from periodic_jax.checkpoints.reader import load_checkpoint
     from periodic_jax.runs.build import abstract_states
 
     path, out = Path(path), Path(out)
@@ -82,14 +83,11 @@ def branch_run(
         raise ConfigError("--steps", steps, f"above {step}, where the branch begins")
     check(config)
     source = parents(parent.grid(), config.grid(), select, change)
-    try:
-        with xla.precision(parent.precision):
-            like = abstract_states(parent, parent.data.image_shape, parent.data.num_classes)
-            saved = load_checkpoint(path, step, like)
-            # Where minima are saved, the branch's first period begins with the branch.
-            states = {name: array[source] for name, array in saved.items() if not name.startswith(PREFIX)}
-    except CorruptedCheckpoint as error:
-        raise ConfigError("--step", step, f"a whole checkpoint ({error})") from None
+    with xla.precision(parent.precision):
+        like = abstract_states(parent, parent.data.image_shape, parent.data.num_classes)
+        saved = load_checkpoint(path, step, like)
+        # Where minima are saved, the branch's first period begins with the branch.
+        states = {name: array[source] for name, array in saved.items() if not name.startswith(PREFIX)}
     run_directory.claim_directory(out)
     origin = {
         "name": path.resolve().name, "path": os.fspath(path.resolve()), "step": step,

@@ -16,7 +16,7 @@ class RunCallbacks:
         on_start: called once all is accepted and training begins, with the number of configurations, the session's
             first step and the number of the last step.
         on_chunk: called with each chunk that was recorded. The evaluation before step 0 comes with a chunk of no steps.
-        should_stop: asked once a chunk. Anything but 0 stops the run after a checkpoint, and is the `RunStopped`'s
+        should_stop: asked once a chunk. Anything but 0 stops the run after a checkpoint, and is the `RunInterrupted`'s
             status.
         log: called with what the user should know, a line at a time.
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.core.formatting import flag_of
 from periodic_jax.core.grid import AXES, SweepGrid
 from periodic_jax.core.limits import MOST_EVALUATIONS, MOST_STEPS
-from periodic_jax.storage.run_directory import CONFIG_FILE
+from periodic_jax.storage.run_directory import CONFIG_FILE, RESTORE
 from periodic_jax.training import xla
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class RunConfig:
         """The data set with its variations, read on first use.
 
         Raises:
-            ConfigError: it is not found, damaged, or cannot be varied so.
+            ConfigError: it is not found, corrupted, or cannot be varied so.
         """
         from periodic_jax import data
 
@@ -249,7 +249,8 @@ def from_manifest(
         data_dir: where the data set's files are, before the usual folders.
 
     Raises:
-        ConfigError: it is not a whole configuration, or names a file as its data set and ``dataset`` is None.
+        CorruptedRunError: it is not a complete configuration.
+        ConfigError: it names a file as its data set and ``dataset`` is None.
     """
     from periodic_jax.data import DATASETS
 
@@ -260,7 +261,7 @@ def from_manifest(
         value = tuple(held[name]) if isinstance(held.get(name), list) else held.get(name, default)
         if not _is(value, hints[name]):
             shown = "no value" if value is MISSING else repr(value)[:50]
-            raise ConfigError("run directory", f"{shown} for {name} in {path / CONFIG_FILE}", "a whole configuration")
+            raise CorruptedRunError(path / CONFIG_FILE, f"{shown} for {name}", RESTORE)
         values[name] = value
     if dataset is not None:
         values["dataset"] = dataset

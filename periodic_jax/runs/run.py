@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from periodic_jax import analysis
-from periodic_jax.core.errors import ConfigError, RunStopped
+from periodic_jax.core.errors import ConfigError, PeriodicJaxError, RunInterrupted
 from periodic_jax.core.formatting import counted
 from periodic_jax.reporting import tables
 from periodic_jax.runs import build
@@ -89,7 +89,7 @@ def run_sweep(config: RunConfig, *, callbacks: RunCallbacks | None = None) -> Ru
 
     Raises:
         ConfigError: a setting that cannot be used, or a directory that holds another run, or a finished one.
-        RunStopped: ``callbacks.should_stop`` asked for it, or something could not be written.
+        RunInterrupted: ``callbacks.should_stop`` asked for it, or something could not be written.
 
     Example:
         >>> import tempfile, periodic_jax as pj
@@ -128,15 +128,17 @@ def resume_run(
         epochs: the same in epochs.
         dataset: the npz file, where the data set is one: paths in config.json are not followed.
         data_dir: as for `RunConfig`.
-        truncate: where telemetry is damaged, go back to the checkpoint before it, and compute it again. Refused of a
-            finished run that is as it was written.
+        truncate: where telemetry is corrupted, go back to the checkpoint before it, and compute it again. Refused of a
+            finished run that is verified.
 
     Returns:
         As `run_sweep`.
 
     Raises:
-        ConfigError: no run, a finished one without a new end, or a damaged one.
-        RunStopped: as `run_sweep`.
+        ConfigError: a finished run without a new end.
+        RunNotFoundError: there is no run.
+        CorruptedRunError: the run is corrupted.
+        RunInterrupted: as `run_sweep`.
     """
     path = Path(path)
     run_directory.read_config(path)  # before a lock is put where there is no run
@@ -156,7 +158,7 @@ def resume_run(
             if not truncate:
                 raise ConfigError("run directory", path, f"an unfinished run, or --steps above {before} to extend it")
             if not any(corruptions(path, manifest)):
-                raise ConfigError("--truncate", path, "a damaged run; this one is finished and all as it was written")
+                raise ConfigError("--truncate", path, "a corrupted run; this one is finished and verified")
         check(config)
         return run_session(config, manifest, callbacks or RunCallbacks(), truncate=truncate)
 
@@ -177,7 +179,7 @@ def resumable_manifest(config: RunConfig) -> dict[str, Any] | None:
         return None
     try:
         manifest = run_directory.read_config(path)
-    except ConfigError as error:
+    except PeriodicJaxError as error:
         raise ConfigError("--out", path, f"a folder that holds no run yet ({error})") from None
     if differing := difference(config, manifest):
         raise ConfigError("--out", path, f"a folder that holds no run yet, or this one ({differing})")
@@ -203,8 +205,9 @@ def run_session(
         prepare: called before config.json is written.
 
     Raises:
-        ConfigError: no room, other images than before, or damaged telemetry.
-        RunStopped: as `run_sweep`.
+        ConfigError: no room, or other images than before.
+        CorruptedRunError: corrupted telemetry.
+        RunInterrupted: as `run_sweep`.
     """
     from periodic_jax.checkpoints.writer import finalize_first
     from periodic_jax.runs.resources import check_room, estimate_resources
@@ -225,7 +228,7 @@ def run_session(
             outcome = train_session(sweep, plan, callbacks, truncate=truncate)
             if outcome.step < plan.steps:
                 done = f"{outcome.step} of {counted(plan.steps, 'step')}"
-                raise RunStopped(f"stopped after {done}; to go on: periodic-jax resume {path}", sweep.stopped)
+                raise RunInterrupted(f"stopped after {done}; to go on: periodic-jax resume {path}", sweep.stopped)
             found = analysis.analyze(open_run(path, flat=True))
             tables.to_csv(found, path / run_directory.SUMMARY_FILE)
             run_directory.write_config(path, finished_manifest(manifest, sweep, outcome, started))
@@ -233,7 +236,7 @@ def run_session(
             kept = max(run_directory.checkpoint_steps(path), default=plan.first_step)
             reason = error.strerror or str(error)
             message = f"{path}: {reason}; all up to step {kept} is kept: periodic-jax resume {path} goes on from there"
-            raise RunStopped(message, 1) from error
+            raise RunInterrupted(message, 1) from error
     return RunResult(path, found)
 
 
@@ -242,7 +245,7 @@ def _without_a_trace(path: Path) -> Iterator[None]:
     """Leave no folder behind where a new run is refused."""
     try:
         yield
-    except ConfigError:
+    except PeriodicJaxError:
         if not (path / run_directory.CONFIG_FILE).exists():
             with contextlib.suppress(OSError):  # there is something else in it
                 (path / LOCK_FILE).unlink()

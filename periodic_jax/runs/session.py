@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from periodic_jax.analysis.online import initial_rule
-from periodic_jax.checkpoints.reader import CorruptedCheckpoint, load_checkpoint
+from periodic_jax.checkpoints.reader import load_checkpoint
 from periodic_jax.checkpoints.writer import Checkpoints
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import CorruptedRunError
 from periodic_jax.runs.callbacks import RunCallbacks
 from periodic_jax.runs.minima_recorder import MinimaRecorder
 from periodic_jax.storage import verification
@@ -27,7 +27,7 @@ from periodic_jax.storage.minima_files import (
     find_missing_minima,
     with_rule_state,
 )
-from periodic_jax.storage.run_directory import TELEMETRY, checkpoint_steps
+from periodic_jax.storage.run_directory import CHECKPOINTS, TELEMETRY, checkpoint_steps
 from periodic_jax.storage.writer import TelemetryWriter
 from periodic_jax.sweeps.chunks import ChunkEnds
 from periodic_jax.sweeps.sweep import Sweep
@@ -88,13 +88,13 @@ def train_session(sweep: Sweep, plan: SessionPlan, callbacks: RunCallbacks, *, t
         sweep: at no step yet.
         plan: what to do.
         callbacks: what to call meanwhile.
-        truncate: go back to before damaged telemetry, and before saved minima that are damaged or missing.
+        truncate: go back to before corrupted telemetry, and before saved minima that are corrupted or missing.
 
     Returns:
         Where the run stands now.
 
     Raises:
-        ConfigError: damaged telemetry, and ``truncate`` is not set.
+        CorruptedRunError: corrupted telemetry, and ``truncate`` is not set.
         OSError: something could not be written; all up to the last checkpoint is kept.
     """
     minima = MinimaRecorder(sweep, plan.path, plan.keep_period_minima) if plan.keep_period_minima else None
@@ -155,7 +155,7 @@ def find_resume_point(sweep: Sweep, plan: SessionPlan, truncate: bool, log: Call
     Without ``truncate``, saved minima are not looked at: nothing that is still to come depends on them.
 
     Raises:
-        ConfigError: damaged telemetry, and ``truncate`` is not set.
+        CorruptedRunError: corrupted telemetry, and ``truncate`` is not set.
     """
     store = plan.path / TELEMETRY
     if truncate and plan.keep_period_minima:
@@ -174,12 +174,12 @@ def find_resume_point(sweep: Sweep, plan: SessionPlan, truncate: bool, log: Call
     if corruptions:
         last_good = min(plan.first_step if c.first_step is None else c.first_step for c in corruptions)
         if not truncate:
-            raise _damaged_telemetry(plan, corruptions, last_good)
+            raise _corrupted_telemetry(plan, corruptions, last_good)
         start = newest_checkpoint(sweep, plan, last_good, log, with_minima=True)
         if start.step == plan.first_step:
             shutil.rmtree(store, ignore_errors=True)
     if truncate:
-        log(f"damaged files of telemetry: {len(corruptions)}; going on from step {start.step}")
+        log(f"corrupted files of telemetry: {len(corruptions)}; going on from step {start.step}")
     return start
 
 
@@ -195,8 +195,8 @@ def newest_checkpoint(
     def read(step: int) -> dict[str, np.ndarray]:
         states = load_checkpoint(plan.path, step, like)
         if with_minima and plan.keep_period_minima:
-            for missing in find_missing_minima(plan.path, states, step).values():
-                raise CorruptedCheckpoint(missing)
+            for reason in find_missing_minima(plan.path, states, step).values():
+                raise CorruptedRunError(plan.path / CHECKPOINTS / str(step), reason, "use an earlier checkpoint")
         return states
 
     for step in reversed(checkpoint_steps(plan.path)):
@@ -204,11 +204,12 @@ def newest_checkpoint(
             continue
         try:
             return ResumePoint(step, read(step))
-        except CorruptedCheckpoint as error:
-            log(f"checkpoint {step} cannot be gone on from ({error}): falling back to the one before it")
+        except CorruptedRunError as error:
+            log(f"checkpoint {step} cannot be gone on from ({error.reason}): falling back to the one before it")
     if plan.first_step:
-        raise ConfigError(
-            "run directory", plan.path, f"a whole checkpoint at step {plan.first_step}, where this run was branched"
+        first = plan.path / CHECKPOINTS / str(plan.first_step)
+        raise CorruptedRunError(
+            first, "missing or not verified, where this run was branched", "branch again from its parent"
         )
     return ResumePoint(0, None)
 
@@ -218,12 +219,11 @@ def _abstract_minimum(sweep: Sweep) -> dict[str, np.ndarray]:
     return {name: array[0] for name, array in sweep.placement.fetch(sweep.states).items() if name.startswith(WEIGHTS)}
 
 
-def _damaged_telemetry(plan: SessionPlan, corruptions: list[verification.Corruption], last_good: int) -> ConfigError:
-    """Name the first damaged file, and the step to which truncation would go back."""
-    more = f", and {len(corruptions) - 1} more" if len(corruptions) > 1 else ""
+def _corrupted_telemetry(
+    plan: SessionPlan, corruptions: list[verification.Corruption], last_good: int
+) -> CorruptedRunError:
+    """Name the first corrupted file, and the step to which truncation would go back."""
+    more = f", and {len(corruptions) - 1} more files" if len(corruptions) > 1 else ""
     step = max((step for step in checkpoint_steps(plan.path) if step <= last_good), default=plan.first_step)
-    return ConfigError(
-        "telemetry", f"{plan.path / TELEMETRY / corruptions[0].file}{more}",
-        f"what was written ({corruptions[0].reason}); periodic-jax resume {plan.path} --truncate computes it again "
-        f"from step {step} on",
-    )  # fmt: skip
+    remedy = f"periodic-jax resume {plan.path} --truncate computes it again from step {step} on"
+    return CorruptedRunError(plan.path / TELEMETRY / corruptions[0].file, f"{corruptions[0].reason}{more}", remedy)

@@ -6,12 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import CorruptedRunError
 from periodic_jax.runs.config import from_manifest
 from periodic_jax.storage import verification
 from periodic_jax.storage.minima_files import PREFIX, WEIGHTS, find_missing_minima, read_minimum, saved_minima
 from periodic_jax.storage.reader import open_run, read
-from periodic_jax.storage.run_directory import TELEMETRY, checkpoint_steps, first_step, lengths, reached
+from periodic_jax.storage.run_directory import (
+    CONFIG_FILE,
+    RESTORE,
+    TELEMETRY,
+    checkpoint_steps,
+    first_step,
+    lengths,
+    reached,
+)
 
 MOST_PIXELS = 2**16  # along a side, and classes
 BLOCK = 4000  # steps read at a time
@@ -24,16 +32,16 @@ def corruptions(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
         path: the run directory.
         manifest: the content of its config.json.
     """
-    from periodic_jax.checkpoints.reader import CorruptedCheckpoint, load_checkpoint
+    from periodic_jax.checkpoints.reader import load_checkpoint
 
     store, done = path / TELEMETRY, reached(path, manifest)
     if not store.exists():
         if done > first_step(manifest):
             yield f"{TELEMETRY}: {verification.MISSING}"
     else:
-        damaged = list(verification.find_corruptions(store, first_step(manifest), done, lengths(manifest)))
-        yield from (f"{TELEMETRY}/{corruption}" for corruption in damaged)
-        if not damaged:
+        found = list(verification.find_corruptions(store, first_step(manifest), done, lengths(manifest)))
+        yield from (f"{TELEMETRY}/{corruption}" for corruption in found)
+        if not found:
             yield from _missing_steps(path, first_step(manifest), done)
     steps = checkpoint_steps(path)
     minima = saved_minima(path)
@@ -42,24 +50,24 @@ def corruptions(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
     for step in steps:
         try:
             newest = load_checkpoint(path, step, like)
-        except CorruptedCheckpoint as error:
+        except CorruptedRunError as error:
             newest = {}
-            yield f"checkpoints/{step}: {error}"
+            yield f"checkpoints/{step}: {error.reason}"
     if f"{PREFIX}found" in newest:
         yield from find_missing_minima(path, newest, steps[-1], finished="summary" in manifest).values()
     weights = {name: array[0] for name, array in like.items() if name.startswith(WEIGHTS)}
     for minimum in minima:
         try:
             read_minimum(minimum, weights)
-        except ConfigError as error:
-            yield str(error)
+        except CorruptedRunError as error:
+            yield f"{minimum.file.relative_to(path)}: {error.reason}"
 
 
 def _abstract_states(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
     """What a checkpoint must hold, as config.json tells.
 
     Raises:
-        ConfigError: it does not tell.
+        CorruptedRunError: it does not tell.
     """
     from periodic_jax.runs.build import abstract_states
     from periodic_jax.training import xla
@@ -68,7 +76,7 @@ def _abstract_states(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarr
     shape, classes = (manifest.get("data", {}).get(name) for name in ("image_shape", "classes"))
     sizes = [*shape, classes] if isinstance(shape, list) else []
     if len(sizes) != 4 or not all(type(size) is int and 1 <= size <= MOST_PIXELS for size in sizes):
-        raise ConfigError("run directory", path, "a config.json that tells the size of the images")
+        raise CorruptedRunError(path / CONFIG_FILE, "no size of the images and number of classes", RESTORE)
     with xla.precision(config.precision):
         return abstract_states(config, shape, classes)
 

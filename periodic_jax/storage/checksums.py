@@ -13,7 +13,7 @@ def seal(content: Mapping[str, Any]) -> dict[str, Any]:
 
     Example:
         >>> sealed = seal({"a": 1})
-        >>> is_whole(sealed), is_whole(sealed | {"a": 2}), is_whole({"a": 2})
+        >>> is_checksummed(sealed), is_checksummed(sealed | {"a": 2}), is_checksummed({"a": 2})
         (True, False, False)
     """
     rest = {key: value for key, value in content.items() if key != SEAL}

@@ -1,46 +1,29 @@
 """Datasets of results on disk."""
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 from zarr.storage import LocalStore
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import CorruptedRunError, RunNotFoundError, UnwritableError
+from periodic_jax.core.files import replace_folder
 from periodic_jax.storage.run_directory import ANALYSIS
 
 
 def write_store(dataset: xr.Dataset, store: Path) -> Path:
-    """Write a Dataset as a zarr store, whole or not at all, over an earlier one.
+    """Write a Dataset as a zarr store, atomically, over an earlier one.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        UnwritableError: the folder cannot be written.
     """
-    draft, old = (store.with_name(store.name + end) for end in (".partial", ".old"))
     # Words become numbers with their meanings in the attributes: zarr's format has no settled type for words yet.
     try:
-        for left in (draft, old):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        _numeric(dataset).to_zarr(LocalStore(draft), mode="w-", zarr_format=3, consolidated=False)
-        if store.exists():
-            os.replace(store, old)
-        os.replace(draft, store)
-        shutil.rmtree(old, ignore_errors=True)
+        with replace_folder(store) as draft:
+            _numeric(dataset).to_zarr(LocalStore(draft), mode="w-", zarr_format=3, consolidated=False)
     except OSError as error:
-        if old.exists() and not store.exists():
-            os.replace(old, store)
-        raise _unwritten(store, error) from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        raise UnwritableError(store, error.strerror or error) from None
     return store
-
-
-def _unwritten(path: Path, error: OSError) -> ConfigError:
-    """What to say of a result that could not be written; drafts and renaming leave what was there as it was."""
-    reason = error.strerror or error
-    return ConfigError("not written", path, f"a place that can be written ({reason}); what was there is unchanged")
 
 
 def _numeric(dataset: xr.Dataset) -> xr.Dataset:
@@ -58,26 +41,29 @@ def open_analysis(path: str | Path) -> xr.Dataset:
     """Open the analysis.zarr of a run directory, with its words.
 
     Raises:
-        ConfigError: there is none, or a damaged one.
+        RunNotFoundError: there is none.
+        CorruptedRunError: it is corrupted.
     """
-    return read_store(Path(path) / ANALYSIS, "an analysis, as periodic-jax analyze writes it")
+    return read_store(Path(path) / ANALYSIS, f"periodic-jax analyze {path} writes it")
 
 
-def read_store(store: str | Path, accepted: str = "a store of results, as this package writes it") -> xr.Dataset:
+def read_store(store: str | Path, remedy: str = "write it again") -> xr.Dataset:
     """Read what `write_store` wrote, with its words.
 
     Args:
         store: the folder.
-        accepted: what it should be, for the error.
+        remedy: what to do where there is none, for the error.
 
     Raises:
-        ConfigError: there is none, or a damaged one.
+        RunNotFoundError: there is none.
+        CorruptedRunError: it is corrupted.
     """
+    if not Path(store).exists():
+        raise RunNotFoundError(store, "there is no such folder of results", remedy)
     try:
         stored = xr.open_zarr(LocalStore(store, read_only=True), consolidated=False, zarr_format=3, chunks=None).load()
         coded = {name: array for name, array in stored.variables.items() if "flag_meanings" in array.attrs}
         words = {name: (a.dims, np.asarray(a.attrs["flag_meanings"])[a.values]) for name, a in coded.items()}
         return stored.drop_vars(coded).assign(words).set_coords([n for n in words if n in stored.coords])
-    except Exception as error:  # whatever a damaged or foreign store makes zarr, NumPy or xarray raise
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ConfigError("run directory", store, f"{accepted} ({reason})") from None
+    except Exception as error:  # whatever a corrupted or foreign store makes zarr, NumPy or xarray raise
+        raise CorruptedRunError(store, str(error).partition("\n")[0] or type(error).__name__, remedy) from None

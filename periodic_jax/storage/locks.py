@@ -1,10 +1,10 @@
 """A lock that keeps two processes off one run directory."""
 
 import contextlib
-import fcntl
-import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from periodic_jax.core.errors import ConfigError
 
@@ -20,7 +20,7 @@ def locked(path: Path) -> Iterator[None]:
         path: an existing folder.
 
     Raises:
-        ConfigError: another process holds it, or the folder cannot be written.
+        ConfigError: another process holds the lock, or the folder cannot be written.
 
     Example:
         >>> import tempfile
@@ -28,31 +28,32 @@ def locked(path: Path) -> Iterator[None]:
         ...     sorted(file.name for file in Path(folder).iterdir())
         ['.lock']
     """
+    lock = _lock(path)
     try:
-        # Not through a link: in a stranger's folder it could lead to any file.
-        handle = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        lock.acquire()
+    except Timeout:
+        raise ConfigError("run directory", path, FREE) from None
     except OSError as error:
         raise ConfigError("run directory", path, f"a folder that can be written ({error.strerror})") from None
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError("run directory", path, FREE) from None
         yield
     finally:
-        os.close(handle)
+        lock.release()
 
 
 def is_locked(path: Path) -> bool:
     """Whether a process is writing to a run directory."""
     try:
-        handle = os.open(path / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if (path / LOCK_FILE).is_file():
+            with _lock(path):
+                pass
+    except Timeout:
+        return True
     except OSError:
         return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
     return False
+
+
+def _lock(path: Path) -> FileLock:
+    # A lock of the file's contents by the system (flock), through no link: a link could lead to any file.
+    return FileLock(path / LOCK_FILE, blocking=False)

@@ -1,4 +1,4 @@
-"""What the files of a run directory declare of their own size, held against what its config.json implies.
+"""What the files of a run directory declare of their own size, compared with what its config.json implies.
 
 A run directory may be a stranger's. A zarr.json of 100 bytes can declare terabytes, a chunk of 100 kB can unfold to
 gigabytes, and a link can lead to any file. All of that is looked at before anything is read.
@@ -19,7 +19,7 @@ DIMENSIONS = (
 
 
 def metadata_error(content: Any, lengths: Mapping[str, int]) -> str | None:
-    """What a zarr.json declares that no run of these lengths does, in words; None for an innocent one.
+    """What a zarr.json declares that no run of these lengths does; None where all is well.
 
     Args:
         content: of the file, of an array or a group.
@@ -29,7 +29,7 @@ def metadata_error(content: Any, lengths: Mapping[str, int]) -> str | None:
         LookupError, TypeError, AttributeError: it is no such metadata at all.
 
     Example:
-        >>> metadata_fault({"node_type": "group", "attributes": {}}, {})
+        >>> metadata_error({"node_type": "group", "attributes": {}}, {})
     """
     if content.get("consolidated_metadata"):
         return "declares the arrays a second time"

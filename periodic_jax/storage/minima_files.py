@@ -5,21 +5,21 @@
 
 A file holds plain arrays, uncompressed, by the names of a checkpoint (``params...``, ``batch_stats...``), ``score`` and
 ``which``: what its name says, (CONFIG, STEP, END or -1). It is written while the configuration is trained,
-whole or not at all; zip's own CRC-32 tells damage, ``which`` a file in another's place, and the last checkpoint how
+atomically; zip's own CRC-32 tells corruption, ``which`` a file in another's place, and the last checkpoint how
 many there must be. Orbax would take a folder and 0.1 s for each. Nothing is unpickled.
 """
 
-import os
 import re
 import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import CorruptedRunError
+from periodic_jax.core.files import write_atomically
 from periodic_jax.storage.run_directory import MINIMA
 
 UNFINISHED = "unfinished"
@@ -60,20 +60,14 @@ def write_minimum(path: Path, config: int, step: int, ended: int | None, arrays:
     folder = path / MINIMA / str(config)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{step}-{UNFINISHED if ended is None else ended}.npz"
-    draft = file.with_name(file.name + ".partial")
-    with draft.open("wb") as opened:
+
+    def write(opened: BinaryIO) -> None:
         with zipfile.ZipFile(opened, "w") as archive:
             for name, array in {**arrays, "which": _which(config, step, ended)}.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-        opened.flush()
-        os.fsync(opened.fileno())
-    draft.replace(file)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+
+    write_atomically(file, write, sync_folder=True)
 
 
 def read_minimum(one: Minimum, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -84,19 +78,20 @@ def read_minimum(one: Minimum, like: Mapping[str, np.ndarray]) -> dict[str, np.n
         like: arrays of the names, shapes and dtypes of one configuration's weights and statistics.
 
     Raises:
-        ConfigError: a damaged file, one of other arrays, or another's in its place.
+        CorruptedRunError: a corrupted file, one of other arrays, or another's in its place.
     """
     named = _which(*one[:3])
     wanted = {**like, "score": np.zeros((), next(iter(like.values())).dtype), "which": named}
     try:
         with zipfile.ZipFile(one.file) as archive:
             arrays = {name: _member(archive, name, array) for name, array in _matched(archive, wanted).items()}
-        if (held := arrays["which"]).tolist() != named.tolist():
-            raise ValueError("it is that of configuration {}, step {}, end {}".format(*held))
+        if (which := arrays["which"]).tolist() != named.tolist():
+            raise ValueError("it is that of configuration {}, step {}, end {}".format(*which))
         return arrays
-    except Exception as error:  # whatever a damaged or foreign file makes zipfile and NumPy raise
-        reason = str(error).partition("\n")[0][:200] or type(error).__name__
-        raise ConfigError("run directory", one.file, f"a minimum as it was written ({reason})") from None
+    except Exception as error:  # whatever a corrupted or foreign file makes zipfile and NumPy raise
+        reason, run = str(error).partition("\n")[0][:200] or type(error).__name__, one.file.parents[2]
+        remedy = f"periodic-jax resume {run} --truncate finds it again"
+        raise CorruptedRunError(one.file, reason, remedy) from None
 
 
 def _which(config: int, step: int, ended: int | None) -> np.ndarray:
@@ -148,16 +143,16 @@ def discard_corrupted(path: Path, like: Mapping[str, np.ndarray]) -> list[str]:
         like: as for `read_minimum`.
 
     Returns:
-        What was wrong with each.
+        The file and what was wrong, of each.
     """
-    faults = []
+    errors = []
     for one in saved_minima(path):
         try:
             read_minimum(one, like)
-        except ConfigError as error:
+        except CorruptedRunError as error:
             one.file.unlink()
-            faults.append(str(error))
-    return faults
+            errors.append(f"{error.file}: {error.reason}")
+    return errors
 
 
 def find_missing_minima(

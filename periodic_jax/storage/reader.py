@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from zarr.storage import LocalStore
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import PeriodicJaxError, RunNotFoundError
 from periodic_jax.core.grid import AXES
 from periodic_jax.storage.checksums import SEAL
 from periodic_jax.storage.run_directory import TELEMETRY, first_step, lengths, reached, read_config
@@ -31,8 +31,9 @@ def open_run(path: str | os.PathLike[str], *, flat: bool = False) -> xr.Dataset:
         ``flat`` the quantities are read when they are used, and not before.
 
     Raises:
-        ConfigError: the folder holds no run, or a damaged one. A chunk that is damaged, or missing though the run had
-            reached it, is named when it is read, also where that is later.
+        RunNotFoundError: there is no run, or it has recorded nothing.
+        CorruptedRunError: the run is corrupted. A chunk that is corrupted, or missing though the run had reached it, is
+            named when it is read, also where that is later.
     """
     path = Path(path)
     config = read_config(path)
@@ -42,22 +43,23 @@ def open_run(path: str | os.PathLike[str], *, flat: bool = False) -> xr.Dataset:
         if not store.exists() and step > begun:
             raise corrupted_telemetry(path, Corruption("", None, MISSING))
         if not store.exists():
-            raise ConfigError("run directory", store, "the telemetry of a run that has recorded steps")
-        for damaged in metadata_corruptions(store, lengths(config)):
-            raise corrupted_telemetry(path, damaged)
-        intact = VerifiedStore(LocalStore(store, read_only=True), path, expected(store, begun, step))
+            raise RunNotFoundError(store, "nothing is recorded yet", f"periodic-jax resume {path} goes on with the run")
+        for corruption in metadata_corruptions(store, lengths(config)):
+            raise corrupted_telemetry(path, corruption)
+        verified = VerifiedStore(LocalStore(store, read_only=True), path, expected(store, begun, step))
         # Version 3 only, the one that is written here: its codecs are few, and none of them unpickles.
-        dataset = xr.open_zarr(intact, consolidated=False, zarr_format=3, chunks=None)
+        dataset = xr.open_zarr(verified, consolidated=False, zarr_format=3, chunks=None)
         for described in (dataset, *dataset.variables.values()):
             described.attrs.pop(SEAL, None)
-        dataset = _named(dataset, store)
+        dataset = _named(dataset, path)
+        dataset.encoding["source"] = str(path)
         dataset.attrs.update(name=path.resolve().name, model=str(config.get("config", {}).get("model", "")))
         return dataset if flat else _unstacked(dataset)
-    except ConfigError:
+    except PeriodicJaxError:
         raise
-    except Exception as error:  # whatever a damaged or foreign store makes zarr, NumPy or xarray raise
+    except Exception as error:  # whatever a corrupted or foreign store makes zarr, NumPy or xarray raise
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ConfigError("run directory", store, f"a readable telemetry store ({reason})") from None
+        raise corrupted_telemetry(path, Corruption("", None, reason)) from None
 
 
 def read(dataset: xr.Dataset, name: str, **chosen: slice) -> np.ndarray:
@@ -69,29 +71,29 @@ def read(dataset: xr.Dataset, name: str, **chosen: slice) -> np.ndarray:
         **chosen: a slice for each dimension of which not all is wanted.
 
     Raises:
-        ConfigError: the store lacks it, or its values are damaged.
+        CorruptedRunError: the store lacks it, or its values are corrupted.
     """
-    run = dataset.attrs.get("name", "")
+    run = Path(dataset.encoding.get("source", ""))
     if name not in dataset.variables:
-        raise ConfigError("run directory", run, f"a telemetry store with {name}")
+        raise corrupted_telemetry(run, Corruption(name, None, MISSING))
     try:
         return np.asarray(dataset[name].isel(chosen).values)
-    except ConfigError:
+    except PeriodicJaxError:
         raise
-    except Exception as error:  # whatever a damaged chunk makes zarr and its codecs raise
+    except Exception as error:  # whatever a corrupted chunk makes zarr and its codecs raise
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ConfigError("run directory", run, f"a readable telemetry store, also of {name} ({reason})") from None
+        raise corrupted_telemetry(run, Corruption(name, None, reason)) from None
 
 
-def _named(dataset: xr.Dataset, store: Path) -> xr.Dataset:
-    """The flat Dataset of a store with all its coordinates, if it is one of ours."""
+def _named(dataset: xr.Dataset, run: Path) -> xr.Dataset:
+    """The flat Dataset of a run's store with all its coordinates, if it is one of ours."""
     if missing := {"loss", "weight_norm", "step", *AXES} - set(dataset.variables):
-        raise ConfigError("run directory", store, f"a telemetry store with {', '.join(sorted(missing))}")
+        raise corrupted_telemetry(run, Corruption("", None, f"no {', '.join(sorted(missing))}"))
     if "layer" in dataset.coords:
         dataset = dataset.assign_coords(layer=list(map(str, dataset.attrs.pop("layer_names"))))
     if unknown := set(dataset.attrs["swept"]) - set(AXES):
         listed = ", ".join(map(str, unknown))
-        raise ConfigError("run directory", store, f"swept axes among {', '.join(AXES)}, not {listed}")
+        raise corrupted_telemetry(run, Corruption("", None, f"swept axes {listed}, not among {', '.join(AXES)}"))
     return dataset.assign_coords({name: dataset[name].load() for name in AXES})
 
 

@@ -9,13 +9,14 @@ Dataset.
 No pickle and no code is ever read from a run directory.
 """
 
+import errno
 import math
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, CorruptedRunError, RunNotFoundError
 from periodic_jax.core.files import find_foreign_file, read_json, write_json
 from periodic_jax.core.grid import AXES
 from periodic_jax.core.limits import MOST_CONFIGS, MOST_LAYERS, MOST_STEPS
@@ -35,6 +36,9 @@ OWN_FILES = (
     CONFIG_FILE, TELEMETRY, CHECKPOINTS, "figures", "report.html", SUMMARY_FILE, ANALYSIS, LANDSCAPE, MINIMA,
     COMPARISON,
 )  # fmt: skip
+# What to do about it.
+GIVE = "give the folder of a run"
+RESTORE = "restore it from a copy, or train the run again"
 # What config.json holds beside its format, where it holds it.
 KINDS = {"config": dict, "data": dict, "parent": dict, "summary": dict, "sessions": list, "ends": list, "command": list}
 
@@ -52,8 +56,8 @@ def check_unused(path: Path) -> None:
     if file:
         raise ConfigError("--out", path, "a folder, not a file")
     if taken:
-        held = (path / CONFIG_FILE).exists()
-        more = f" (periodic-jax resume {path} goes on with the one there)" if held else ""
+        resumable = (path / CONFIG_FILE).exists()
+        more = f" (periodic-jax resume {path} goes on with the one there)" if resumable else ""
         raise ConfigError("--out", path, f"a folder that holds no run yet{more}")
 
 
@@ -84,22 +88,24 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """The content of a run's config.json.
 
     Raises:
-        ConfigError: the folder holds no run, its config.json is damaged, or there are links among its files, which
-            could lead out of it.
+        RunNotFoundError: there is no run.
+        CorruptedRunError: its config.json is corrupted, or there are links among its files, which could lead out of it.
     """
     file = Path(path) / CONFIG_FILE
     if strange := find_foreign_file(Path(path), (n + ending for n in OWN_FILES for ending in ("", ".partial"))):
-        raise ConfigError("run directory", strange, "plain files and folders: a link could lead anywhere")
+        reason = "it is no plain file or folder, and a link could lead anywhere"
+        raise CorruptedRunError(strange, reason, "replace it by what it should be")
     try:
         content = read_json(file)
-    except FileNotFoundError:
-        raise ConfigError("run directory", path, f"a folder with a {CONFIG_FILE}") from None
-    except NotADirectoryError:
-        raise ConfigError("run directory", path, f"a folder with a {CONFIG_FILE}, not a file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError("run directory", file, f"a readable JSON file ({error})") from None
-    if fault := _fault(content):
-        raise ConfigError("run directory", file, f"the record of a run, as it was written ({fault})")
+    except OSError as error:
+        reason = {errno.ENOENT: f"there is no {CONFIG_FILE}", errno.ENOTDIR: "it is a file"}.get(error.errno or 0)
+        raise RunNotFoundError(Path(path), reason or f"it cannot be read ({error.strerror})", GIVE) from None
+    except (ValueError, RecursionError) as error:
+        if not Path(path).is_dir():  # a null character in the name
+            raise RunNotFoundError(path, str(error), GIVE) from None
+        raise CorruptedRunError(file, f"no readable JSON: {error}", RESTORE) from None
+    if reason := _manifest_error(content):
+        raise CorruptedRunError(file, reason, RESTORE)
     return {key: value for key, value in content.items() if key != SEAL}
 
 
@@ -115,18 +121,18 @@ def lengths(record: Mapping[str, Any]) -> dict[str, int]:
         >>> lengths({"config": {"steps": 500, "eval_every": 100}})["eval_step"]
         8
     """
-    held = record.get("config", {})
-    axes = [held.get(name) for name in AXES if name != "schedule_every"]
+    config = record.get("config", {})
+    axes = [config.get(name) for name in AXES if name != "schedule_every"]
     configs = math.prod(len(axis) if isinstance(axis, list) else MOST_CONFIGS for axis in axes)
     steps, every = (
         value if type(value) is int and 0 < value <= MOST_STEPS else default
-        for value, default in ((held.get("steps"), MOST_STEPS), (held.get("eval_every"), 1))
+        for value, default in ((config.get("steps"), MOST_STEPS), (config.get("eval_every"), 1))
     )
     evaluations = steps // every + 3 + len(record.get("ends", ()))
     return {"config": min(configs, MOST_CONFIGS), "step": steps, "eval_step": evaluations, "layer": MOST_LAYERS}
 
 
-def _fault(content: Any) -> str | None:
+def _manifest_error(content: Any) -> str | None:
     """What the content of a config.json has that no run writes there, in words; None for a genuine one."""
     if not isinstance(content, dict):
         return f"it is no JSON object but {reprlib.repr(content)}"

@@ -1,7 +1,7 @@
-"""What tells whole files from damaged ones: checksums of JSON files, and a search through a telemetry store.
+"""What tells verified files from corrupted ones: checksums of JSON files, and a search through a telemetry store.
 
 Array chunks carry a CRC32C of their own (zarr's codec), JSON files one in their own content. Both find
-every flipped byte.
+every flipped byte. zarr alone takes a missing chunk for an empty one, and checks no metadata.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from periodic_jax.storage.metadata import chunk_bytes, metadata_error, unfolded_
 METADATA = "zarr.json"
 MISSING = "missing"
 FRAMING = 2**10  # bytes that a compressed chunk takes beside its content
-MOST_OF_ONE_ARRAY = 100  # damaged files that are told
+MOST_OF_ONE_ARRAY = 100  # corrupted files that are listed
 
 
 class Corruption(NamedTuple):
@@ -64,16 +64,16 @@ def metadata_corruptions(store: Path, lengths: Mapping[str, int]) -> Iterator[Co
 
 
 def _metadata_error(file: Path, lengths: Mapping[str, int]) -> tuple[Path, str] | None:
-    """The file that is at fault, metadata or the one chunk of an array along one dimension, and what is wrong."""
+    """The corrupted file, metadata or the one chunk of an array along one dimension, and what is wrong."""
     try:
         content = read_json(file)
         if content != seal_metadata(content):
             return file, "its checksum is another one" if SEAL in content["attributes"] else "it has no checksum"
-        if fault := metadata_error(content, lengths):
-            return file, fault
-        whole = file.with_name("c") / "0"  # of an array along one dimension, which is read as a whole
-        if content["node_type"] == "array" and whole.is_file() and unfolded_bytes(whole) != chunk_bytes(content):
-            return whole, f"does not unfold to {chunk_bytes(content)} bytes"
+        if reason := metadata_error(content, lengths):
+            return file, reason
+        chunk = file.with_name("c") / "0"  # the only one of an array along one dimension
+        if content["node_type"] == "array" and chunk.is_file() and unfolded_bytes(chunk) != chunk_bytes(content):
+            return chunk, f"does not unfold to {chunk_bytes(content)} bytes"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return file, _line(error)
     return None
@@ -89,7 +89,7 @@ def find_corruptions(store: Path, first_step: int, step: int, lengths: Mapping[s
         lengths: as for `metadata_corruptions`.
 
     Yields:
-        Metadata first; the arrays only where all metadata are whole, and of each the first few.
+        Metadata first; the arrays only where all metadata are verified, and of each the first few.
     """
     broken = list(metadata_corruptions(store, lengths))
     yield from broken
@@ -102,14 +102,14 @@ def find_corruptions(store: Path, first_step: int, step: int, lengths: Mapping[s
 
 
 def expected(store: Path, first_step: int, step: int) -> dict[str, Expected]:
-    """What must be there of each array of a store, whose metadata are whole, when a run has come so far.
+    """What must be there of each array of a store, whose metadata are verified, when a run has come so far.
 
     Args:
-        store, first_step, step: as for `damage`.
+        store, first_step, step: as for `find_corruptions`.
     """
     group = _opened(store)
     evaluated = np.inf  # where the store does not tell, all must be there
-    with contextlib.suppress(Exception):  # a damaged chunk, which is found when the array's own turn comes
+    with contextlib.suppress(Exception):  # a corrupted chunk, which is found when the array's own turn comes
         # The first evaluation is made when training begins: after the store is built.
         made: Any = group["eval_step"]
         evaluated = (made[:] <= step).sum() if step > first_step else 0
@@ -126,7 +126,7 @@ def expected(store: Path, first_step: int, step: int) -> dict[str, Expected]:
 
 
 def chunk_error(chunk: bytes, wanted: Expected) -> str | None:
-    """What is wrong with the bytes of a chunk, in words; None for a whole one.
+    """What is wrong with the bytes of a chunk; None for a verified one.
 
     Args:
         chunk: content of the file.
@@ -140,7 +140,7 @@ def chunk_error(chunk: bytes, wanted: Expected) -> str | None:
 
 
 def too_long(file: Path, wanted: Expected) -> str | None:
-    """That a chunk's file is longer than compression could make it, in words; else None."""
+    """That a chunk's file is longer than compression could make it; else None."""
     with contextlib.suppress(OSError):
         if (size := file.stat().st_size) > 2 * wanted.size + FRAMING:
             return f"{size} bytes long"
@@ -162,8 +162,8 @@ def _file_error(array: Any, file: Path, index: tuple[int, ...], wanted: Expected
     if not file.is_file():
         return MISSING
     try:
-        if fault := too_long(file, wanted) or chunk_error(file.read_bytes(), wanted):
-            return fault
+        if reason := too_long(file, wanted) or chunk_error(file.read_bytes(), wanted):
+            return reason
         array.blocks[index]
     except Exception as error:  # whatever a crafted chunk makes zarr or its codecs raise
         return _line(error)

@@ -1,4 +1,4 @@
-"""A run's telemetry store as readers see it: a damaged or missing chunk is an error that names the file."""
+"""A run's telemetry store as readers see it: a corrupted or missing chunk is an error that names the file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,15 +6,16 @@ from typing import Any
 
 from zarr.storage import LocalStore, WrapperStore
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import CorruptedRunError
+from periodic_jax.storage.run_directory import TELEMETRY
 from periodic_jax.storage.verification import METADATA, MISSING, Corruption, Expected, chunk_error, too_long
 
 
 class VerifiedStore(WrapperStore[LocalStore]):
-    """Gives out whole chunks only, whenever they are read, and takes none for empty that the run had reached.
+    """Gives out verified chunks only, whenever they are read, and takes none for empty that the run had reached.
 
     Args:
-        store: the telemetry of a run, with whole metadata.
+        store: the telemetry of a run, with verified metadata.
         run: the run directory.
         wanted: what must be there of each array; see `storage.verification.expected`.
     """
@@ -30,7 +31,7 @@ class VerifiedStore(WrapperStore[LocalStore]):
         """The content of a file.
 
         Raises:
-            ConfigError: a chunk that is not what was written.
+            CorruptedRunError: a chunk is not what was written.
         """
         name, _, place = key.partition("/c/")
         wanted = self._wanted.get(name)
@@ -48,13 +49,12 @@ class VerifiedStore(WrapperStore[LocalStore]):
         return content
 
 
-def corrupted_telemetry(run: Path, damage: Corruption, store: str = "telemetry.zarr") -> ConfigError:
-    """What to say of a damaged file of a run's telemetry.
+def corrupted_telemetry(run: Path, found: Corruption) -> CorruptedRunError:
+    """The error about a corrupted file of a run's telemetry.
 
     Args:
         run: the run directory.
-        damage: what is wrong, with which file of the store.
-        store: its name.
+        found: what is wrong, with which file of the store.
     """
-    more = f"what was written ({damage.reason}); periodic-jax resume {run} --truncate computes it again"
-    return ConfigError("telemetry", run / store / damage.file, more)
+    remedy = f"periodic-jax resume {run} --truncate computes it again"
+    return CorruptedRunError(run / TELEMETRY / found.file, found.reason, remedy)

@@ -6,7 +6,6 @@ What the store looks like, and how it is read, is told in `storage.run_directory
 import itertools
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
-from periodic_jax.core.files import write_json
+from periodic_jax.core.files import PARTIAL, replace_folder, sync, write_json
 from periodic_jax.core.grid import AXES, SweepGrid
 from periodic_jax.storage.checksums import seal_metadata
 from periodic_jax.storage.run_directory import TELEMETRY
@@ -84,7 +83,8 @@ class TelemetryWriter:
         self._eval_index = {step: i for i, step in enumerate(eval_steps)}
         self._changed: set[Path] = set()
         if not self._store.exists():
-            self._build(grid, steps, eval_steps, shapes, layers).replace(self._store)
+            with replace_folder(self._store) as draft:
+                self._build(draft, grid, steps, eval_steps, shapes, layers)
         self._fit(steps - first_step, len(eval_steps))
         self._arrays = self._opened()
         self._chunks = range(-(-len(grid) // self._arrays["loss"].chunks[0]))  # along the configurations
@@ -110,7 +110,7 @@ class TelemetryWriter:
 
     def truncate(self, step: int) -> None:
         """Forget all that was recorded after ``step`` updates, and what a killed process left half-written."""
-        for partial in self._store.rglob("*.partial"):
+        for partial in self._store.rglob(f"*{PARTIAL}"):
             partial.unlink()
         evaluated = sum(at <= step for at in self._eval_index)
         for names, kept in ((self._names, step - self._first), (self._evaluations, evaluated)):
@@ -120,11 +120,7 @@ class TelemetryWriter:
     def commit(self) -> None:
         """Make all that was written so far survive a loss of power."""
         for file in [*self._changed, *{file.parent for file in self._changed}]:
-            handle = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            sync(file)
         self._changed.clear()
 
     def _put(self, name: str, begin: int, block: np.ndarray) -> None:
@@ -138,8 +134,8 @@ class TelemetryWriter:
     def _opened(self) -> dict[str, Any]:
         # As a LocalStore: a path given as text would be taken for an address where it has "::" in it.
         group = zarr.open_group(LocalStore(self._store), mode="r+", zarr_format=3)
-        whole: Any = {"write_empty_chunks": True}  # so that a missing file is always damage
-        return {name: array.with_config(whole) for name, array in group.arrays()}
+        complete: Any = {"write_empty_chunks": True}  # so that a missing file is always corruption
+        return {name: array.with_config(complete) for name, array in group.arrays()}
 
     def _cut(self, name: str, kept: int) -> None:
         """Remove the chunks from index ``kept`` on, and fill the rest of the one that it falls into."""
@@ -156,16 +152,13 @@ class TelemetryWriter:
 
     def _build(
         self,
+        draft: Path,
         grid: SweepGrid,
         steps: int,
         eval_steps: Sequence[int],
         shapes: Mapping[str, np.ndarray],
         layers: Sequence[str],
-    ) -> Path:
-        """Create a store beside its place, so that it comes there whole or not at all."""
-        draft = self._store.with_name(self._store.name + ".partial")
-        if draft.exists():
-            shutil.rmtree(draft)
+    ) -> None:
         group = zarr.create_group(LocalStore(draft), zarr_format=3)
         group.attrs.update({"swept": list(grid.swept), "format": FORMAT})
         configs, recorded, grouped = len(grid), steps - self._first, regular_chunk(len(grid))
@@ -197,7 +190,6 @@ class TelemetryWriter:
             create(name, (configs, len(eval_steps)), chunks, ("config", "eval_step"), shapes["loss"].dtype)
         for file in draft.rglob(METADATA):
             write_json(file, seal_metadata(json.loads(file.read_text())))
-        return draft
 
     def _fit(self, recorded: int, evaluations: int) -> None:
         """Give the arrays the planned lengths; they change when a run is extended."""

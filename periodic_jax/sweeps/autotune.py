@@ -114,8 +114,6 @@ def _remembered(note: Path) -> str:
 def _remember(note: Path, content: dict[str, object]) -> None:
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        draft = note.with_suffix(".partial")
-        draft.write_text(json.dumps(content))
-        draft.replace(note)
+        files.write_atomically(note, json.dumps(content).encode())
     except OSError:
         pass  # a cache that cannot be written only costs time

@@ -11,10 +11,9 @@ from scipy import stats
 from periodic_jax.analysis.pipeline import analyze, log_slope
 from periodic_jax.analysis.regimes import REGIMES
 from periodic_jax.cli.main import main
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import CorruptedRunError, RunNotFoundError, UnwritableError
 from periodic_jax.core.grid import AXES, SweepGrid
 from periodic_jax.reporting.tables import COLUMNS, FORECASTS, SHOWN, as_text, findings, rows, save, to_csv
-from periodic_jax.storage import datasets
 from periodic_jax.storage.datasets import open_analysis
 from periodic_jax.storage.reader import open_run
 
@@ -292,21 +291,22 @@ def test_an_analysis_is_written_whole_or_not_at_all(found, tmp_path, monkeypatch
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(datasets.os, "replace", fail)
-    with pytest.raises(ConfigError, match="No space left"):
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(UnwritableError, match="No space left"):
         save(found.isel(config=[0]), tmp_path)
     monkeypatch.undo()
     assert open_analysis(tmp_path).sizes["config"] == 4
     assert sorted(os.listdir(tmp_path)) == ["analysis.zarr", "summary.csv"]
 
 
-@pytest.mark.parametrize("damage", ["none", "empty", "file"])
-def test_no_analysis_to_open(tmp_path, damage):
-    if damage == "empty":
+@pytest.mark.parametrize("corruption", ["none", "empty", "file"])
+def test_no_analysis_to_open(tmp_path, corruption):
+    if corruption == "empty":
         (tmp_path / "analysis.zarr").mkdir()
-    elif damage == "file":
+    elif corruption == "file":
         (tmp_path / "analysis.zarr").write_text("{}")
-    with pytest.raises(ConfigError, match="an analysis"):
+    error = RunNotFoundError if corruption == "none" else CorruptedRunError
+    with pytest.raises(error, match=r"periodic-jax analyze .* writes it"):
         open_analysis(tmp_path)
 
 
@@ -324,18 +324,18 @@ def test_command(tmp_path, capsys, written):
     open_run(path)
 
 
-@pytest.mark.parametrize("damage", ["no folder", "no store", "broken chunk", "no curve"])
-def test_command_refuses_what_is_no_run(tmp_path, capsys, damage):
+@pytest.mark.parametrize("corruption", ["no folder", "no store", "broken chunk", "no curve"])
+def test_command_refuses_what_is_no_run(tmp_path, capsys, corruption):
     path = tmp_path / "run"
-    if damage != "no folder":
+    if corruption != "no folder":
         write_run(path, GRID, four())
-    if damage == "no store":
+    if corruption == "no store":
         os.rename(path / "telemetry.zarr", path / "telemetry")
-    elif damage == "broken chunk":
+    elif corruption == "broken chunk":
         for chunk in (path / "telemetry.zarr" / "weight_norm" / "c").rglob("*"):
             if chunk.is_file():
                 chunk.write_bytes(b"broken")
-    elif damage == "no curve":
+    elif corruption == "no curve":
         os.rename(path / "telemetry.zarr" / "diverged_at", tmp_path / "away")
     with pytest.raises(SystemExit) as stop:
         main(["analyze", str(path)])
@@ -343,5 +343,11 @@ def test_command_refuses_what_is_no_run(tmp_path, capsys, damage):
     assert stop.value.code == 2
     assert said.out == ""
     assert said.err.count("\n") == 1
-    assert ("telemetry.zarr/weight_norm/c/0/0" if damage == "broken chunk" else "run directory") in said.err
+    expected = {
+        "no folder": "run: there is no config.json; give",
+        "no store": "telemetry.zarr: nothing is recorded yet; periodic-jax resume",
+        "broken chunk": "telemetry.zarr/weight_norm/c/0/0: corrupted (",
+        "no curve": f"{path}/telemetry.zarr/diverged_at: corrupted (missing); periodic-jax resume {path} --truncate",
+    }
+    assert expected[corruption] in said.err
     assert not (path / "analysis.zarr").exists()

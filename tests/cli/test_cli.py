@@ -89,11 +89,11 @@ def refuse(capsys, *arguments):
         ("sweep --steps 5 --precision int8", "--precision: int8"),
         ("sweep --steps 5 --out=", "--out: an empty word"),
         ("demo --steps many", "--steps: many"),
-        ("plot nowhere", "run directory: nowhere"),
+        ("plot nowhere", "nowhere: there is no config.json; give the folder of a run"),
         ("plot nowhere --format svg", "--format: svg is not accepted; expected png, pdf or both"),
-        ("export nowhere --to csv", "run directory: nowhere"),
+        ("export nowhere --to csv", "nowhere: there is no config.json"),
         ("export nowhere", "export: an incomplete command is not accepted; expected periodic-jax export DIR --to ..."),
-        ("report nowhere", "run directory: nowhere"),
+        ("report nowhere", "nowhere: there is no config.json"),
         ("report nowhere --live --port 70000", "--port: 70000 is not accepted; expected a whole number from 0 to"),
         ("report nowhere --live --port web", "--port: web is not accepted; expected a whole number from 0 to"),
         ("report nowhere --live --every 0", "--every: 0"),
@@ -239,10 +239,8 @@ def test_results_that_cannot_be_written_are_printed(capsys, tmp_path):
     said = capsys.readouterr()
     assert stop.value.code == 2
     assert "undecided" in said.out
-    assert said.err.startswith(
-        f"periodic-jax: not written: {path}/analysis.zarr is not accepted; expected a place that"
-    )
-    assert said.err.endswith("; what was there is unchanged\n")
+    assert said.err.startswith(f"periodic-jax: {path}/analysis.zarr: not written (")
+    assert said.err.endswith("); what was there is unchanged\n")
     assert not (path / "summary.csv").exists()
 
 
@@ -256,15 +254,15 @@ def test_an_error_in_training_is_on_a_line_of_its_own(capsys):
     import numpy as np
 
     from periodic_jax.cli.launch import train_with_progress
-    from periodic_jax.core.errors import RunStopped
+    from periodic_jax.core.errors import RunInterrupted
     from periodic_jax.sweeps.chunks import Chunk
 
     def start(callbacks):
         callbacks.on_start(2, 0, 10)
         callbacks.on_chunk(Chunk(0, {"loss": np.zeros((2, 4))}, None, np.zeros(2)))
-        raise RunStopped("the disk is full", 1)
+        raise RunInterrupted("the disk is full", 1)
 
-    with pytest.raises(RunStopped):
+    with pytest.raises(RunInterrupted):
         train_with_progress(start)
     said = capsys.readouterr().err
     assert "compiling" in said

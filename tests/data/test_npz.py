@@ -44,7 +44,7 @@ def test_grey_images_of_an_npz_file_get_a_channel(tmp_path):
         ({"images": np.full((10, 8, 8, 1), np.nan)}, "some NaN"),
         ({"images": DATA.images[:0], "labels": DATA.labels[:0]}, "0x32x32x3"),
         ({"images": DATA.images[0]}, "uint8 32x32x3"),
-        ({"images": np.array([{}])}, "damage"),
+        ({"images": np.array([{}])}, "corrupted"),
         ({"labels": DATA.labels[:3]}, "labels"),
         ({"labels": DATA.labels.astype(float)}, "float64 10 labels"),
         ({"labels": np.full(10, np.nan)}, "some NaN"),
@@ -76,14 +76,16 @@ def test_what_is_no_npz_file_is_refused(tmp_path):
     path.unlink()
     for content in (b"", b"PK\x03\x04", pickle.dumps(NPZ), b"\x93NUMPY"):
         path.write_bytes(content)
-        with pytest.raises(ConfigError, match="damage"):
+        with pytest.raises(ConfigError, match="corrupted"):
             data.load(str(path))
     np.savez(path, images=DATA.images)
-    with pytest.raises(ConfigError, match=r"images in .* expected arrays images, labels, test_images, test_labels"):
+    with pytest.raises(
+        ConfigError, match=r"data file .*mine.npz: images; expected arrays images, labels, test_images, test_labels"
+    ):
         data.load(str(path))
 
 
-def test_damaged_npz_files_give_clean_errors(tmp_path):
+def test_corrupted_npz_files_give_clean_errors(tmp_path):
     path = tmp_path / "mine.npz"
     small = {name: array[:, :4, :4] if array.ndim == 4 else array for name, array in NPZ.items()}
     np.savez(path, **small)
@@ -91,8 +93,8 @@ def test_damaged_npz_files_give_clean_errors(tmp_path):
     np.savez_compressed(path, **small)
     refused = 0
     for whole in (plain, path.read_bytes()):
-        for damaged in mutations(whole, 200, seed=4):
-            path.write_bytes(damaged)
+        for corrupted in mutations(whole, 200, seed=4):
+            path.write_bytes(corrupted)
             said = refusal(load_npz, path)
             refused += bool(said)
             assert "\n" not in said
@@ -105,5 +107,5 @@ def test_an_array_said_to_be_huge_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
         for name in NPZ:
             file.writestr(f"{name}.npy", header.getvalue())
-    with pytest.raises(ConfigError, match="damage"):
+    with pytest.raises(ConfigError, match="corrupted"):
         data.load(str(tmp_path / "x.npz"))

@@ -82,7 +82,7 @@ def test_any_other_name_is_refused_and_nothing_runs(tmp_path, monkeypatch, proto
         unpickle(pickle.dumps({"data": Call(function, *arguments)}, protocol=protocol), "batch")
     assert list(tmp_path.iterdir()) == []
     if protocol in (2, 3, 4):
-        assert f".{function.__name__.split('.')[-1]} in batch is not accepted" in str(caught.value)
+        assert f".{function.__name__.split('.')[-1]}; expected a pickle of lists" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -109,27 +109,27 @@ def test_any_other_name_is_refused_and_nothing_runs(tmp_path, monkeypatch, proto
 )
 def test_crafted_instructions_are_refused_at_once(content):
     started = time.process_time()
-    assert "in batch is not accepted" in refusal(unpickle, content, "batch")
+    assert "data file batch: " in refusal(unpickle, content, "batch")
     assert time.process_time() - started < 10  # where it is followed, it takes years
 
 
 @pytest.mark.parametrize("array", [ARRAY.astype(np.int32), ARRAY.astype(float), np.array([{}])])
 def test_other_arrays_are_refused(array):
-    with pytest.raises(ConfigError, match="damage"):
+    with pytest.raises(ConfigError, match="corrupted"):
         unpickle(pickle.dumps({"data": array}, protocol=2), "batch")
 
 
 @pytest.mark.parametrize("source", ["python 2", "python 3"])
-def test_damaged_pickles_give_clean_errors_and_nothing_runs(source):
-    """Three thousand damaged batches of each kind."""
+def test_corrupted_pickles_give_clean_errors_and_nothing_runs(source):
+    """Three thousand corrupted batches of each kind."""
     global _seen
     write = python2_pickle if source == "python 2" else lambda batch: pickle.dumps(batch, protocol=4)
     content = cifar10_files(random_images(train=5), write)["data_batch_1"]
     pixels = content.index(random_images(train=5).images[0, 0, :, 0].tobytes())
     refused, _seen = 0, []
     try:
-        for damaged in mutations(content, 3000, keep=slice(pixels, pixels + 3072)):
-            refused += bool(refusal(unpickle, damaged, "batch"))
+        for corrupted in mutations(content, 3000, keep=slice(pixels, pixels + 3072)):
+            refused += bool(refusal(unpickle, corrupted, "batch"))
         seen = _seen
     finally:
         _seen = None

@@ -9,6 +9,7 @@ import pytest
 from helpers.official_files import Images, cifar10_binary_files, random_images, refusal, write_folder
 
 from periodic_jax import data
+from periodic_jax.core.errors import MissingDependencyError, PeriodicJaxError
 from periodic_jax.data.readers import tfds as reader
 
 DATA = random_images(seed=3, train=23, test=11)
@@ -25,7 +26,7 @@ def binary_records(path, labels_number):
 
 
 def prepare(folder, archive):
-    """TFDS's own builder of CIFAR-10 over a small archive of the binary version, as `prepared.download` starts it."""
+    """TFDS's own builder of CIFAR-10 over a small archive of the binary version, as `reader.download` starts it."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.image_classification import cifar
 
@@ -124,9 +125,9 @@ def test_tfrecord_files_are_read_without_tensorflow(folders, tmp_path):
     assert "22 train examples" in refusal(reader.read, "cifar10", folder)
     rng = np.random.default_rng(0)
     for _ in range(20):
-        damaged = bytearray(whole)
-        damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
-        file.write_bytes(damaged)
+        corrupted = bytearray(whole)
+        corrupted[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        file.write_bytes(corrupted)
         assert "\n" not in refusal(reader.read, "cifar10", folder)
 
 
@@ -150,12 +151,12 @@ def test_metadata_that_would_import_or_look_elsewhere_is_refused(folders, tmp_pa
     assert said(info={**info, "moduleName": "strange_module"}) == ""
     elsewhere = [{**split, "filepathTemplate": "/etc/{DATASET}"} for split in info["splits"]]
     assert "files /etc/" in said(info={**info, "splits": elsewhere})
-    for damaged in ("", "[]", "{}", "[" * 100_000, '{"splits": 3}', '{"splits": [{"name": "train"}]}'):
-        assert "damage" in said(info=damaged)
+    for corrupted in ("", "[]", "{}", "[" * 100_000, '{"splits": 3}', '{"splits": [{"name": "train"}]}'):
+        assert "corrupted" in said(info=corrupted)
     assert "strange_module" not in sys.modules
     for file in folder.glob("*array_record*"):
         file.write_bytes(file.read_bytes()[:-100])
-    assert "damage" in said()
+    assert "corrupted" in said()
 
 
 def test_the_newest_version_is_read(folders, tmp_path):
@@ -167,8 +168,9 @@ def test_the_newest_version_is_read(folders, tmp_path):
 
 @pytest.mark.skipif(TENSORFLOW, reason="TensorFlow is installed")
 def test_a_download_without_tensorflow_is_refused(folders, tmp_path):
-    said = refusal(reader.download, "cifar10", tmp_path)
-    assert said.startswith("--download: cifar10 is not accepted; expected TensorFlow")
+    with pytest.raises(MissingDependencyError) as caught:
+        reader.download("cifar10", tmp_path)
+    assert str(caught.value).startswith("--download of cifar10 needs TensorFlow, which is not installed: python -m pip")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -180,7 +182,9 @@ def test_a_download_that_fails_is_told_in_a_line(folders, tmp_path, monkeypatch)
 
     monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", fail)
     monkeypatch.setattr(reader, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: True)))
-    said = refusal(reader.download, "cifar10", tmp_path)
-    assert said.startswith("--download: cifar10 to ")
+    with pytest.raises(PeriodicJaxError) as caught:
+        reader.download("cifar10", tmp_path)
+    said = str(caught.value)
+    assert said.startswith("--download of cifar10 to ")
     assert "no route" in said
     assert "\n" not in said

@@ -111,26 +111,26 @@ def cifar10_binary_files(data: Images) -> dict[str, bytes]:
 
 
 def mutations(content: bytes, count: int, seed=0, keep=slice(0, 0)):
-    """Damaged copies: bytes changed, cut out, put in twice, or the end missing; most of them outside ``keep``."""
+    """Corrupted copies: bytes changed, cut out, put in twice, or the end missing; most of them outside ``keep``."""
     rng = np.random.default_rng(seed)
     places = np.setdiff1d(np.arange(len(content)), np.arange(len(content))[keep])
     for _ in range(count):
-        damaged = bytearray(content)
+        corrupted = bytearray(content)
         for _ in range(rng.integers(1, 4)):
             at = int(rng.choice(places) if rng.random() < 0.95 else rng.integers(len(content)))
             length = int(rng.integers(1, 9))
             match rng.integers(5):
                 case 0:
-                    damaged[at : at + 1] = rng.bytes(1)
+                    corrupted[at : at + 1] = rng.bytes(1)
                 case 1:
-                    damaged[at : at + length] = rng.choice([b"\xff" * length, b"\0" * length, b"."])
+                    corrupted[at : at + length] = rng.choice([b"\xff" * length, b"\0" * length, b"."])
                 case 2:
-                    del damaged[at : at + length]
+                    del corrupted[at : at + length]
                 case 3:
-                    damaged[at:at] = content[at : at + length * 4]
+                    corrupted[at:at] = content[at : at + length * 4]
                 case 4:
-                    del damaged[at:]
-        yield bytes(damaged)
+                    del corrupted[at:]
+        yield bytes(corrupted)
 
 
 def refusal(read, *arguments) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from helpers.synthetic import write_run
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, CorruptedRunError, RunNotFoundError
 
 NAMES = ("loss", "weight_norm", "effective_lr", "angular_step")
 
@@ -24,10 +24,13 @@ def written(path, grid, **options):
 
 
 def refusal(call, *args, **kwargs) -> str:
-    """The message of the ConfigError that the call must raise, checked to be one line."""
-    with pytest.raises(ConfigError) as caught:
+    """The message of the error about a run that the call must raise, checked to be one line that says what to do."""
+    with pytest.raises((ConfigError, CorruptedRunError, RunNotFoundError)) as caught:
         call(*args, **kwargs)
     message = str(caught.value)
     assert message.isprintable()
-    assert " is not accepted; expected " in message
+    if isinstance(caught.value, ConfigError):
+        assert " is not accepted; expected " in message
+    else:
+        assert message.endswith(f"; {caught.value.remedy}")
     return message

@@ -14,7 +14,7 @@ from periodic_jax import ConfigError
 from periodic_jax.analysis import online
 from periodic_jax.analysis.periods import Periods
 from periodic_jax.cli.main import main
-from periodic_jax.core.errors import RunStopped
+from periodic_jax.core.errors import CorruptedRunError, RunInterrupted
 from periodic_jax.inspection import minima, minima_sources
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.inspection.load import load_run, load_states
@@ -115,7 +115,7 @@ def test_kept_minima_are_the_weights_of_their_steps(whole):
 
 
 def test_a_stopped_run_goes_on_to_the_same_minima_and_training_does_not_notice(whole, tmp_path):
-    with pytest.raises(RunStopped):
+    with pytest.raises(RunInterrupted):
         pj.run_sweep(configured(tmp_path / "run"), callbacks=stop_after(3))
     assert not any(one.ended is None for one in saved_minima(tmp_path / "run"))
     # Killed later than its checkpoint: minima of steps that are computed again, and half a file.
@@ -149,7 +149,7 @@ def ended_of(path):
     return [one for one in saved_minima(path) if one.ended is not None]
 
 
-def damage(path):
+def corrupt(path):
     flip(ended_of(path)[0].file)
 
 
@@ -169,7 +169,7 @@ def add_another(path):
 
 @pytest.mark.parametrize(
     ("do", "said"),
-    [(damage, "a minimum as it was written"), (lose, "minima are there"), (copy_another, "it is that of configuration"),
+    [(corrupt, ".npz: "), (lose, "minima are there"), (copy_another, "it is that of configuration"),
      (add_another, "minima are there")],
 )  # fmt: skip
 def test_minima_that_are_not_those_kept_are_named_refused_and_found_again(whole, tmp_path, do, said):
@@ -178,11 +178,11 @@ def test_minima_that_are_not_those_kept_are_named_refused_and_found_again(whole,
     report = describe_run(cut, verify=True)
     assert any(said in fault for fault in report.faults)
     assert f"to mend it: periodic-jax resume {cut} --truncate" in report.lines
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(CorruptedRunError, match=said):
         minima.compare(cut)
     heard: list[str] = []
     resume_run(cut, truncate=True, callbacks=pj.RunCallbacks(log=heard.append))
-    assert any("damaged files of telemetry: 0; going on from step" in line for line in heard)
+    assert any("corrupted files of telemetry: 0; going on from step" in line for line in heard)
     assert_same_minima(cut, whole)
     assert describe_run(cut, verify=True).faults == []
     a, b = (open_run(path, flat=True).load().drop_attrs() for path in (whole, cut))
@@ -193,7 +193,7 @@ def test_a_run_that_is_whole_is_left_so_by_truncation(whole, tmp_path):
     assert any("minima of periods" in line for line in describe_run(whole).lines)
     cut = shutil.copytree(whole, tmp_path / "run")
     files = {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()}
-    with pytest.raises(ConfigError, match=f"^--truncate: {cut} .*a damaged run; this one is finished"):
+    with pytest.raises(ConfigError, match=f"^--truncate: {cut} .*a corrupted run; this one is finished"):
         resume_run(cut, truncate=True)
     assert {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()} == files
 

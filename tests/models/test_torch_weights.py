@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from periodic_jax import ConfigError, models
+from periodic_jax import ConfigError, MissingDependencyError, models
 
 
 def network(name, depth=3, dtype=jnp.float32):
@@ -189,5 +189,5 @@ def test_a_file_that_holds_no_state_dict_is_refused(torch_with, content, message
 
 def test_a_file_needs_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ConfigError, match="reading a file needs torch, which is not installed"):
+    with pytest.raises(MissingDependencyError, match=r"reading net.pt needs torch, which is not installed"):
         models.from_torch(network("ConvNetSI", 1)[0], "net.pt")

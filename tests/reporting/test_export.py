@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 from helpers.synthetic import EVALUATIONS, open_flat, stack, trajectory
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, MissingDependencyError
 from periodic_jax.core.grid import AXES, SweepGrid
 from periodic_jax.reporting.export import KINDS, export
 
@@ -108,7 +108,7 @@ def test_refusals_leave_nothing(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     for kind in ("tensorboard", "wandb"):
-        with pytest.raises(ConfigError, match=rf"periodic_jax\[{kind}\]"):
+        with pytest.raises(MissingDependencyError, match=rf"periodic_jax\[{kind}\]"):
             export(run, kind, tmp_path / "x")
     assert list(tmp_path.iterdir()) == [taken]
     assert taken.read_text() == "mine"

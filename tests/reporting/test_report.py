@@ -12,7 +12,7 @@ from helpers.browser import chromium, complaints, requests
 from helpers.synthetic import EVALUATIONS, cut, open_flat, stack, trajectory, write_run
 
 from periodic_jax import analysis
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import CorruptedRunError, MissingDependencyError
 from periodic_jax.core.grid import SweepGrid
 from periodic_jax.reporting import html
 from periodic_jax.reporting.html import contents
@@ -132,7 +132,7 @@ def test_without_plotly_one_line_says_what_to_install(run, monkeypatch):
         return actual(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ConfigError, match=r"periodic_jax\[report\]"):
+    with pytest.raises(MissingDependencyError, match=r"periodic_jax\[report\]"):
         html.render(run[1])
 
 
@@ -297,7 +297,7 @@ def test_a_running_sweep_is_served_on_loopback_and_refreshed(tmp_path):
 
         looks.append(1)
         if len(looks) == 3:
-            raise ConfigError("run directory", path, "a whole chunk")
+            raise CorruptedRunError(path, "a chunk that is being written", "look again")
         return shown_of(open_run(path, flat=True))
 
     def get(place, **headers):

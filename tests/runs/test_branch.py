@@ -137,7 +137,7 @@ def test_info_tells_how_the_run_stands(parent, capsys):
     assert checkpoint_steps(parent) == [10, 20, 30]
 
 
-def test_info_finds_damage(parent, tmp_path, capsys):
+def test_info_finds_corruption(parent, tmp_path, capsys):
     import shutil
 
     copy = shutil.copytree(parent, tmp_path / "run")
@@ -147,5 +147,5 @@ def test_info_finds_damage(parent, tmp_path, capsys):
         main(["info", str(copy), "--verify"])
     assert stop.value.code == 1
     said = capsys.readouterr().out
-    assert "damaged: telemetry.zarr/accuracy/c/0/0 (from step 0)" in said
-    assert "damaged: checkpoints/20: " in said
+    assert "corrupted: telemetry.zarr/accuracy/c/0/0 (from step 0)" in said
+    assert "corrupted: checkpoints/20: " in said

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed or damaged, and go on to the bits that they would have had."""
+"""Runs that are stopped, killed or corrupted, and go on to the bits that they would have had."""
 
 import fcntl
 import os
@@ -14,7 +14,7 @@ from helpers.survival import STEPS, assert_same_run, configured, flip, started, 
 from periodic_jax import ConfigError, open_run, run_sweep
 from periodic_jax.checkpoints.writer import Checkpoints
 from periodic_jax.cli.main import main
-from periodic_jax.core.errors import RunStopped
+from periodic_jax.core.errors import CorruptedRunError, RunInterrupted
 from periodic_jax.runs import signals
 from periodic_jax.runs.build import build_sweep
 from periodic_jax.runs.config import difference, from_manifest, to_manifest
@@ -27,7 +27,7 @@ from periodic_jax.sweeps.sweep import Sweep
 
 def interrupted(out, chunks=3, **changes):
     """A run stopped after some chunks: 3 are 30 steps."""
-    with pytest.raises(RunStopped) as stopped:
+    with pytest.raises(RunInterrupted) as stopped:
         run_sweep(configured(out, **changes), callbacks=stop_after(chunks))
     assert stopped.value.status == 143
     assert f"periodic-jax resume {out}" in str(stopped.value)
@@ -86,7 +86,7 @@ def test_the_same_sweep_again_goes_on_and_another_one_is_refused(whole, cut):
         resume_run(cut, steps=39)
 
 
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(sweep, cut):
+def test_a_corrupted_newest_checkpoint_falls_back_to_the_one_before(sweep, cut):
     for file in (cut / "checkpoints/30").rglob("d/*"):
         flip(file)
     told = []
@@ -96,10 +96,10 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(sweep, cut):
     assert start.states.keys() == sweep.placement.fetch(sweep.states).keys()
 
 
-def test_damaged_telemetry_is_named_and_computed_again_on_request(whole, sweep, cut):
+def test_corrupted_telemetry_is_named_and_computed_again_on_request(whole, sweep, cut):
     file = cut / "telemetry.zarr/weight_norm/c/0/0"
     flip(file)
-    with pytest.raises(ConfigError, match=rf"telemetry: {file} .*checksum.*--truncate .* from step 0 on"):
+    with pytest.raises(CorruptedRunError, match=rf"^{file}: .*checksum.*--truncate .* from step 0 on"):
         find_resume_point(sweep, SessionPlan(cut, STEPS, 10), False, print)
     resume_run(cut, truncate=True)
     assert_same_run(cut, whole)
@@ -109,7 +109,7 @@ def test_missing_telemetry_is_an_error(sweep, cut):
     for name in ("loss/c/0/0", "step/zarr.json", "seed/c/0", "zarr.json"):
         file = cut / "telemetry.zarr" / name
         moved = file.rename(cut / "moved")
-        with pytest.raises(ConfigError, match=name):
+        with pytest.raises(CorruptedRunError, match=name):
             find_resume_point(sweep, SessionPlan(cut, STEPS, 10), False, print)
         moved.rename(file)
     assert find_resume_point(sweep, SessionPlan(cut, STEPS, 10), False, print).step == 30
@@ -118,7 +118,7 @@ def test_missing_telemetry_is_an_error(sweep, cut):
 def test_a_changed_config_is_an_error(cut):
     file = cut / "config.json"
     file.write_text(file.read_text().replace('"momentum": [\n      0.9', '"momentum": [\n      0.8'))
-    with pytest.raises(ConfigError, match="checksum"):
+    with pytest.raises(CorruptedRunError, match="checksum"):
         resume_run(cut)
 
 
@@ -148,7 +148,7 @@ def test_a_record_gives_back_the_configuration(tmp_path):
 def test_a_strange_configuration_is_refused(cut, change):
     record = read_config(cut)
     write_config(cut, {**record, "config": {**record["config"], **change}})
-    with pytest.raises(ConfigError, match=next(iter(change))):
+    with pytest.raises(CorruptedRunError, match=next(iter(change))):
         resume_run(cut)
 
 
@@ -190,7 +190,7 @@ def test_a_disk_that_fails_is_one_line_and_loses_nothing(whole, tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(TelemetryWriter, "write_evaluation", fails)
-        with pytest.raises(RunStopped, match=r"No space left on device; all up to step 10 is kept") as stopped:
+        with pytest.raises(RunInterrupted, match=r"No space left on device; all up to step 10 is kept") as stopped:
             run_sweep(configured(tmp_path / "run"))
     assert stopped.value.status == 1
     resume_run(tmp_path / "run")

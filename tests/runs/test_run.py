@@ -7,7 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from periodic_jax import ConfigError, RunCallbacks, RunConfig, analysis, dynamics, open_run, run_sweep
+from periodic_jax import (
+    ConfigError,
+    CorruptedRunError,
+    RunCallbacks,
+    RunConfig,
+    analysis,
+    dynamics,
+    open_run,
+    run_sweep,
+)
 from periodic_jax.runs.config import LATER, evaluated_every, from_manifest
 from periodic_jax.runs.run import check, planned_steps
 from periodic_jax.storage.run_directory import read_config
@@ -224,5 +233,5 @@ def test_a_run_directory_of_before_an_option_is_read_as_without_it():
         del held[name]
     assert from_manifest({"config": held}, Path("x")) == dataclasses.replace(config, out=Path("x"))
     del held["width"]
-    with pytest.raises(ConfigError, match="no value for width"):
+    with pytest.raises(CorruptedRunError, match="no value for width"):
         from_manifest({"config": held}, Path("x"))

@@ -8,8 +8,8 @@ import pytest
 from helpers.survival import assert_same_run, configured, states_at, stop_after
 
 import periodic_jax as pj
-from periodic_jax.checkpoints.reader import CorruptedCheckpoint, checksum, file_checksums, load_checkpoint, orbax
-from periodic_jax.core.errors import RunStopped
+from periodic_jax.checkpoints.reader import checksum, file_checksums, load_checkpoint, orbax
+from periodic_jax.core.errors import CorruptedRunError, RunInterrupted
 from periodic_jax.core.files import write_json
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.runs.run import resume_run
@@ -50,7 +50,7 @@ def halfway(tmp_path_factory):
     config = configured(out, **GRID)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "MOST_IN_CHUNK", SHARE)
-        with pytest.raises(RunStopped):
+        with pytest.raises(RunInterrupted):
             pj.run_sweep(config, callbacks=stop_after(3))
     for step in checkpoint_steps(out):
         write_shared(out, step, states_at(out, step))
@@ -89,7 +89,7 @@ def test_it_is_gone_on_with_to_the_same_bits(shared, whole):
     assert stored["states"]["step"].shape == (CONFIGS,)
 
 
-def test_damaged_chunks_of_it_are_computed_again(shared, whole):
+def test_corrupted_chunks_of_it_are_computed_again(shared, whole):
     (shared / TELEMETRY / "loss/c/1/0").unlink()
     resume_run(shared, truncate=True, callbacks=pj.RunCallbacks(log=lambda line: None))
     assert_same_run(shared, whole)
@@ -105,7 +105,7 @@ def test_a_branch_begins_from_it(shared):
 def test_the_part_of_one_process_is_held_against_its_own_checksum(shared):
     states = states_at(shared, 30)
     write_shared(shared, 30, states, spoil=2)
-    with pytest.raises(CorruptedCheckpoint, match="its arrays have another checksum"):
+    with pytest.raises(CorruptedRunError, match="its arrays have another checksum"):
         load_checkpoint(shared, 30, states)
 
 
@@ -114,7 +114,7 @@ def test_padding_as_long_as_the_configurations_are_many_is_refused(shared):
     write_shared(shared, 30, states, share=2 * CONFIGS)
     load_checkpoint(shared, 30, states)
     write_shared(shared, 30, states, share=2 * CONFIGS + 1)
-    with pytest.raises(CorruptedCheckpoint, match=r"it declares .* \(11"):
+    with pytest.raises(CorruptedRunError, match=r"it declares .* \(11"):
         load_checkpoint(shared, 30, states)
 
 

@@ -2,7 +2,7 @@
 
 A pickle can run any program when it is read the usual way. Here it cannot: only the instructions that such content
 needs are carried out, and the names that NumPy's arrays are pickled under stand for small functions of this module.
-Any other name is refused.
+Any other name is refused. No library does this: NumPy's and pandas' readers run what a pickle names.
 """
 
 import io
@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from periodic_jax.core.errors import ConfigError
-from periodic_jax.data.dataset import refusal
+from periodic_jax.core.errors import DataFileError
 
 
 def unpickle(content: bytes, source: object) -> Any:
@@ -27,23 +26,23 @@ def unpickle(content: bytes, source: object) -> Any:
         The object.
 
     Raises:
-        ConfigError: a damaged pickle, or one that names anything but uint8 arrays.
+        DataFileError: a corrupted pickle, or one that names anything but uint8 arrays.
 
     Example:
         >>> unpickle(pickle.dumps({"data": np.arange(3, dtype=np.uint8)}, protocol=4), "batch")
         {'data': array([0, 1, 2], dtype=uint8)}
         >>> unpickle(pickle.dumps(print), "file")
         Traceback (most recent call last):
-        periodic_jax.core.errors.ConfigError: data file: builtins.print in file is not accepted; expected a pickle of ...
+        periodic_jax.core.errors.DataFileError: data file file: it names builtins.print; expected a pickle of ...
     """
     reader = _Unpickler(io.BytesIO(content), encoding="bytes")
     reader.source = source
     try:
         return _plain(reader.load())
-    except ConfigError:
+    except DataFileError:
         raise
-    except Exception as error:  # whatever damaged instructions make the unpickler raise
-        raise refusal(source, f"damage ({type(error).__name__})", "a whole pickled batch") from None
+    except Exception as error:  # whatever corrupted instructions make the unpickler raise
+        raise DataFileError(source, f"corrupted ({type(error).__name__})", "a pickled batch") from None
 
 
 class _Array:
@@ -110,7 +109,9 @@ class _Unpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STANDS_FOR:
-            raise refusal(self.source, f"{module}.{name}", "a pickle of lists, numbers and uint8 arrays only")
+            raise DataFileError(
+                self.source, f"it names {module}.{name}", "a pickle of lists, numbers and uint8 arrays only"
+            )
         return _STANDS_FOR[module, name]
 
     def load_setitem(self) -> None:

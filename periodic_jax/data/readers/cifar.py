@@ -1,6 +1,6 @@
 """CIFAR's official Python archives: a folder of pickled batches, or the ``.tar.gz`` of it.
 
-They are read by `unpickle`, which executes nothing, and a whole archive only if its checksum is the published one.
+They are read by `unpickle`, which executes nothing, and an archive only if its checksum is the published one.
 """
 
 import hashlib
@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from periodic_jax.core.errors import ConfigError
-from periodic_jax.data.dataset import Arrays, checked, refusal
+from periodic_jax.core.errors import DataFileError
+from periodic_jax.data.dataset import Arrays, checked
 from periodic_jax.data.locations import Place
 from periodic_jax.data.readers._pickle import unpickle
 
@@ -69,25 +69,25 @@ def read_folder(name: str, folder: Path) -> Arrays:
         The images and labels, in the archive's order.
 
     Raises:
-        ConfigError: a missing, damaged or foreign file.
+        DataFileError: a missing, corrupted or foreign file.
     """
     layout = LAYOUTS[name]
     contents = {}
     for part in layout.train + layout.test:
         path = folder / part
         if not path.is_file():
-            raise refusal(folder, f"no file {part}", f"{', '.join(layout.train + layout.test)}")
+            raise DataFileError(folder, f"no file {part}", f"{', '.join(layout.train + layout.test)}")
         if path.stat().st_size > LARGEST:
-            raise refusal(path, f"{path.stat().st_size} bytes", "a batch of CIFAR")
+            raise DataFileError(path, f"{path.stat().st_size} bytes", "a batch of CIFAR")
         try:
             contents[part] = path.read_bytes()
         except OSError as error:
-            raise ConfigError("data file", path, f"a file that can be read ({error.strerror})") from None
+            raise DataFileError(path, f"unreadable ({error.strerror})", "a file that can be read") from None
     return _assembled(layout, contents, folder)
 
 
 def read_archive(name: str, path: Path) -> Arrays:
-    """Read a whole ``.tar.gz``, whose checksum must be the published one.
+    """Read a ``.tar.gz``, whose checksum must be the published one.
 
     Args:
         name: a key of `LAYOUTS`.
@@ -97,17 +97,17 @@ def read_archive(name: str, path: Path) -> Arrays:
         The images and labels, in the archive's order.
 
     Raises:
-        ConfigError: another checksum, or a member that is missing, damaged or foreign.
+        DataFileError: another checksum, or a member that is missing, corrupted or foreign.
     """
     layout = LAYOUTS[name]
     try:
         with path.open("rb") as file:
             md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     except OSError as error:
-        raise ConfigError("data file", path, f"a file that can be read ({error.strerror})") from None
+        raise DataFileError(path, f"unreadable ({error.strerror})", "a file that can be read") from None
     if md5 != layout.md5:
-        expected = f"the whole official {layout.archive}, MD5 {layout.md5}; a copy of one's own is read when unpacked"
-        raise refusal(path, f"MD5 sum {md5}", expected)
+        expected = f"the official {layout.archive}, MD5 {layout.md5}; a copy of one's own is read when unpacked"
+        raise DataFileError(path, f"MD5 sum {md5}", expected)
     contents = {}
     try:
         with tarfile.open(path, "r:gz") as archive:
@@ -116,11 +116,11 @@ def read_archive(name: str, path: Path) -> Arrays:
                 if member.isfile() and part in layout.train + layout.test and member.size <= LARGEST:
                     file = archive.extractfile(member)
                     contents[part] = file.read() if file else b""
-    except Exception as error:  # whatever a damaged archive makes gzip, zlib and tarfile raise
-        raise refusal(path, f"damage ({type(error).__name__})", f"the official {layout.archive}") from None
+    except Exception as error:  # whatever a corrupted archive makes gzip, zlib and tarfile raise
+        raise DataFileError(path, f"corrupted ({type(error).__name__})", f"the official {layout.archive}") from None
     for part in layout.train + layout.test:
         if part not in contents:
-            raise refusal(path, f"no file {part}", f"the official {layout.archive}")
+            raise DataFileError(path, f"no file {part}", f"the official {layout.archive}")
     return _assembled(layout, contents, path)
 
 
@@ -136,14 +136,15 @@ def _batch(content: bytes, layout: Layout, path: Path) -> tuple[np.ndarray, np.n
     """Images ``(count, 32, 32, 3)`` and labels of one pickled batch."""
     batch = unpickle(content, path)
     if not isinstance(batch, dict):
-        raise refusal(path, "no dictionary", f"a batch with data and {layout.labels}")
+        raise DataFileError(path, "no dictionary", f"a batch with data and {layout.labels}")
     named = {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in batch.items()}
     data, labels = named.get("data"), named.get(layout.labels)
     if not isinstance(data, np.ndarray) or not isinstance(labels, list):
-        raise refusal(path, f"keys {', '.join(sorted(named)) or 'none'}", f"arrays data and lists {layout.labels}")
+        keys = ", ".join(sorted(named)) or "none"
+        raise DataFileError(path, f"keys {keys}", f"arrays data and lists {layout.labels}")
     if data.ndim != 2 or data.shape[1] != 3072 or not len(data):
-        raise refusal(path, f"data {data.shape}", "data (count, 3072), at least one image")
+        raise DataFileError(path, f"data {data.shape}", "data (count, 3072), at least one image")
     if len(labels) != len(data) or not all(type(label) is int and 0 <= label < layout.num_classes for label in labels):
         expected = f"one from 0 to {layout.num_classes - 1} for each of {len(data)} images"
-        raise refusal(path, f"{len(labels)} {layout.labels}, or some outside the classes,", expected)
+        raise DataFileError(path, f"{len(labels)} {layout.labels}, or some outside the classes,", expected)
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels, np.int32)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from periodic_jax.core.errors import ConfigError
-from periodic_jax.data.dataset import Arrays, Dataset, channel_statistics, check_images, checked, refusal
+from periodic_jax.core.errors import ConfigError, DataFileError
+from periodic_jax.data.dataset import Arrays, Dataset, channel_statistics, check_images, checked
 
 NAMES = ("images", "labels", "test_images", "test_labels")
 KERAS_NAMES = ("x_train", "y_train", "x_test", "y_test")
@@ -25,7 +25,8 @@ def load_npz(path: Path) -> Dataset:
         labels from 0 to the largest one for training, each of which must occur.
 
     Raises:
-        ConfigError: no such file, a damaged one, or arrays that are no data set.
+        ConfigError: no such file.
+        DataFileError: a corrupted file, or arrays that are no data set.
     """
     if not path.is_file():
         raise ConfigError("--dataset", path, "an existing npz file")
@@ -35,12 +36,12 @@ def load_npz(path: Path) -> Dataset:
             names = next((names for names in (NAMES, KERAS_NAMES) if set(names) <= set(file.files)), None)
             if names is None:
                 listed = ", ".join(file.files) or "no arrays"
-                raise refusal(path, listed, f"arrays {', '.join(NAMES)} (or {', '.join(KERAS_NAMES)})")
+                raise DataFileError(path, listed, f"arrays {', '.join(NAMES)} (or {', '.join(KERAS_NAMES)})")
             arrays = Arrays(*(np.asarray(file[name]) for name in names))
-    except ConfigError:
+    except DataFileError:
         raise
-    except Exception as error:  # whatever a damaged or foreign file makes NumPy raise
-        raise refusal(path, f"damage ({type(error).__name__})", "an npz file of plain arrays") from None
+    except Exception as error:  # whatever a corrupted or foreign file makes NumPy raise
+        raise DataFileError(path, f"corrupted ({type(error).__name__})", "an npz file of plain arrays") from None
     images, labels, test_images, test_labels = arrays
     if images.ndim == test_images.ndim == 3:
         images, test_images = images[..., None], test_images[..., None]
@@ -50,6 +51,6 @@ def load_npz(path: Path) -> Dataset:
     present = np.unique(labels) if labels.dtype.kind in "iu" else np.arange(2)
     if not np.array_equal(present, np.arange(max(len(present), 2))):
         found = f"training labels from {present.min()} to {present.max()}, {len(present)} different ones,"
-        raise refusal(path, found, "classes 0, 1, 2 ..., two or more and each of them present")
+        raise DataFileError(path, found, "classes 0, 1, 2 ..., two or more and each of them present")
     arrays = checked(Arrays(images, labels, test_images, test_labels), path, len(present))
     return Dataset(str(path), *arrays, len(present), *channel_statistics(arrays.images), source=str(path))

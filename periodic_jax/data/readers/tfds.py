@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from periodic_jax.core.errors import ConfigError
-from periodic_jax.data.dataset import Arrays, checked, refusal
+from periodic_jax.core.errors import DataFileError, MissingDependencyError, PeriodicJaxError
+from periodic_jax.data.dataset import Arrays, checked
 from periodic_jax.data.locations import Place, home
 
 BUILDERS = {"cifar10": "cifar10", "cifar100": "cifar100", "svhn": "svhn_cropped"}  # names there
@@ -60,7 +60,7 @@ def read(name: str, folder: Path) -> Arrays:
         are no ids.
 
     Raises:
-        ConfigError: a damaged or foreign data set.
+        DataFileError: a corrupted or foreign data set.
     """
     _check_metadata(folder)
     import tensorflow_datasets as tfds
@@ -71,11 +71,11 @@ def read(name: str, folder: Path) -> Arrays:
     try:
         builder = tfds.builder_from_directory(str(folder))
         train, test = (_split(builder, split, folder) for split in ("train", "test"))
-    except ConfigError:
+    except DataFileError:
         raise
-    except Exception as error:  # whatever damaged files make TFDS, array_record, protobuf or Pillow raise
+    except Exception as error:  # whatever corrupted files make TFDS, array_record, protobuf or Pillow raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise refusal(folder, f"damage ({reason})", f"TFDS's {BUILDERS[name]}") from None
+        raise DataFileError(folder, f"corrupted ({reason})", f"TFDS's {BUILDERS[name]}") from None
     finally:
         noisy.setLevel(level)
     return checked(Arrays(*train, *test), folder, 100 if name == "cifar100" else 10, SHAPE)
@@ -92,11 +92,11 @@ def download(name: str, data_dir: Path | None) -> Path:
         The folder of the prepared version.
 
     Raises:
-        ConfigError: TensorFlow is not installed, or the download fails.
+        MissingDependencyError: TensorFlow is not installed.
+        PeriodicJaxError: the download fails.
     """
     if importlib.util.find_spec("tensorflow") is None:
-        install = 'TensorFlow to prepare the files with: python -m pip install "periodic_jax[tfds]"'
-        raise ConfigError("--download", name, install)
+        raise MissingDependencyError(f"--download of {name}", "TensorFlow", "periodic_jax[tfds]")
     import tensorflow_datasets as tfds
 
     root = data_dir or default_folder()
@@ -106,7 +106,8 @@ def download(name: str, data_dir: Path | None) -> Path:
         return Path(builder.data_dir)
     except Exception as error:  # no network, no room, a changed file: all told by their first line
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError("--download", f"{name} to {root}", f"a download that succeeds ({reason})") from None
+        message = f"--download of {name} to {root} failed ({reason}); give the files with --data-dir"
+        raise PeriodicJaxError(message) from None
 
 
 def _children(folder: Path) -> list[Path]:
@@ -121,11 +122,12 @@ def _check_metadata(folder: Path) -> None:
         strange = {name for name in _class_names(features) if name not in FEATURES}
         templates = [str(split.get("filepathTemplate", "")) for split in info["splits"]]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise refusal(folder, f"damage ({type(error).__name__})", f"readable {INFO} and features.json") from None
+        reason = f"corrupted ({type(error).__name__})"
+        raise DataFileError(folder, reason, f"readable {INFO} and features.json") from None
     if strange:
-        raise refusal(folder, f"feature {sorted(strange)[0]}", "images, labels and ids only")
+        raise DataFileError(folder, f"feature {sorted(strange)[0]}", "images, labels and ids only")
     if outside := [template for template in templates if "/" in template or "\\" in template]:
-        raise refusal(folder, f"files {outside[0]}", "files of that folder")
+        raise DataFileError(folder, f"files {outside[0]}", "files of that folder")
 
 
 def _class_names(features: Any) -> Iterator[str]:
@@ -150,7 +152,7 @@ def _split(builder: Any, split: str, folder: Path) -> tuple[np.ndarray, np.ndarr
     else:
         examples = list(builder.as_data_source(split=split))
     if len(examples) != builder.info.splits[split].num_examples:
-        raise refusal(folder, f"{len(examples)} {split} examples", f"{builder.info.splits[split].num_examples}")
+        raise DataFileError(folder, f"{len(examples)} {split} examples", f"{builder.info.splits[split].num_examples}")
     if examples and "id" in examples[0]:
         examples = sorted(examples, key=lambda example: (len(example["id"]), example["id"]))
     images = np.stack([example["image"] for example in examples])
@@ -167,7 +169,7 @@ def tf_records(path: Path) -> Iterator[bytes]:
         The data of each record. Checksums are passed over: what is in the records, PNG images, has its own.
 
     Raises:
-        ConfigError: a file that ends within a record.
+        DataFileError: a file that ends within a record.
     """
     content = path.read_bytes()
     start = 0
@@ -175,6 +177,6 @@ def tf_records(path: Path) -> Iterator[bytes]:
         (length,) = struct.unpack_from("<Q", content, start) if start + 12 <= len(content) else (len(content),)
         end = start + 12 + length + 4
         if end > len(content):
-            raise refusal(path, "a cut record", "whole records")
+            raise DataFileError(path, "a cut record", "complete records")
         yield content[start + 12 : end - 4]
         start = end

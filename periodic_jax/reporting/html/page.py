@@ -2,12 +2,12 @@
 
 import html
 import json
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import MissingDependencyError, UnwritableError
+from periodic_jax.core.files import write_atomically
 
 FILE = "report.html"
 # Neither text nor numbers of a run may end the script element that holds them, or open a comment in it.
@@ -22,12 +22,12 @@ def render(shown: dict[str, Any], *, live: int = 0) -> str:
         live: seconds after which the page asks its server for the data again; 0 for a page that asks for nothing.
 
     Raises:
-        ConfigError: plotly is not installed.
+        MissingDependencyError: plotly is not installed.
     """
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
-        raise ConfigError("report", "without plotly", "the extra report: pip install 'periodic_jax[report]'") from None
+        raise MissingDependencyError("the report", "plotly", "periodic_jax[report]") from None
 
     ours = resources.files("periodic_jax.reporting.html")
     parts = {
@@ -51,20 +51,19 @@ def as_json(shown: dict[str, Any]) -> str:
 
 
 def write(shown: dict[str, Any], folder: Path) -> Path:
-    """Write the page into a run directory, whole or not at all.
+    """Write the page into a run directory, atomically.
 
     Returns:
         The file.
 
     Raises:
-        ConfigError: plotly is not installed, or the folder cannot be written.
+        MissingDependencyError: plotly is not installed.
+        UnwritableError: the folder cannot be written.
     """
     text = render(shown)
     path = folder / FILE
-    draft = path.with_name(FILE + ".partial")
     try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
+        write_atomically(path, text.encode())
     except OSError as error:
-        raise ConfigError("run directory", folder, f"a folder that can be written ({error.strerror})") from None
+        raise UnwritableError(path, error.strerror) from None
     return path

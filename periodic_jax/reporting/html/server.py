@@ -8,7 +8,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, PeriodicJaxError
 from periodic_jax.reporting.html.page import as_json, render
 
 HOST = "127.0.0.1"
@@ -23,7 +23,8 @@ def serve(look: Callable[[], dict[str, Any]], *, port: int = 0, every: int = 10)
         every: seconds between refreshments.
 
     Raises:
-        ConfigError: the port is taken, or plotly is not installed.
+        ConfigError: the port is taken.
+        MissingDependencyError: plotly is not installed.
     """
     latest = _Latest(look, every)
     render(latest(), live=every)  # refuses before anything is served
@@ -69,7 +70,7 @@ class _Latest:
         with self._lock:
             if time.monotonic() - self._at >= self._every:
                 # A chunk that is being written is whole at the next look.
-                with contextlib.suppress(ConfigError):
+                with contextlib.suppress(PeriodicJaxError):
                     self._shown = self._look()
                 self._at = time.monotonic()
             return self._shown

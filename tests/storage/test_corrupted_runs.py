@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from periodic_jax.analysis.pipeline import analyze
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import CorruptedRunError
 from periodic_jax.core.grid import AXES, SweepGrid
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.plots import save_all
@@ -42,11 +42,11 @@ def test_hostile_strings_are_only_strings(tmp_path):
 
 
 CONFIGS = {
-    "empty": ("", "readable JSON"),
-    "no JSON": ("{", "readable JSON"),
-    "several lines": ("{\n1\n}\n", "readable JSON"),
-    "deep": ("[" * 100_000, "readable JSON"),
-    "a long number": ("1" * 5000, "readable JSON"),
+    "empty": ("", "no readable JSON: "),
+    "no JSON": ("{", "no readable JSON: "),
+    "several lines": ("{\n1\n}\n", "no readable JSON: "),
+    "deep": ("[" * 100_000, "no readable JSON: "),
+    "a long number": ("1" * 5000, "no readable JSON: "),
     "a list": ("[1]", "(it is no JSON object but [1])"),
     "a word": ('"format"', "(it is no JSON object but 'format')"),
     "nothing known": ("{}", "(it has no format and no checksum)"),
@@ -62,22 +62,23 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("content", CONFIGS)
-def test_damaged_or_foreign_config(tmp_path, content):
+def test_corrupted_or_foreign_config(tmp_path, content):
     path, _ = written(tmp_path, SweepGrid.product())
     text, reason = CONFIGS[content]
     (path / "config.json").write_text(text)
     for call in (read_config, open_run):
         message = refusal(call, path)
-        assert message.startswith(f"run directory: {path / 'config.json'} ")
+        assert message.startswith(f"{path / 'config.json'}: corrupted (")
+        assert message.endswith("); restore it from a copy, or train the run again")
         assert reason in message
 
 
 def test_config_that_is_not_text_or_not_a_file(tmp_path):
     (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
-    assert "readable JSON" in refusal(read_config, tmp_path)
+    assert "no readable JSON: " in refusal(read_config, tmp_path)
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").mkdir()
-    assert "readable JSON" in refusal(read_config, tmp_path)
+    assert "no readable JSON: " in refusal(read_config, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["missing", ".", "a\nb", "x" * 300, "null\0null", "file", "s3://bucket/run", ""])
@@ -85,13 +86,15 @@ def test_no_run_there(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     for call in (read_config, open_run):
-        assert refusal(call, name).startswith("run directory: ")
+        message = refusal(call, name)
+        assert message.startswith(str(Path(name)).encode("unicode_escape").decode())
+        assert message.endswith("; give the folder of a run")
 
 
 def test_a_file_is_no_run_directory(tmp_path):
     path, _ = written(tmp_path, SweepGrid.product())
     message = refusal(open_run, path / "config.json")
-    assert message.endswith("config.json is not accepted; expected a folder with a config.json, not a file")
+    assert message.endswith("config.json: it is a file; give the folder of a run")
 
 
 @settings(deadline=None)
@@ -188,16 +191,16 @@ def intact(tmp_path_factory):
 
 @pytest.fixture
 def run(intact, tmp_path):
-    """A run of lr and seed with two layers, to be damaged."""
+    """A run of lr and seed with two layers, to be corrupted."""
     return Path(shutil.copytree(intact, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("corrupt", STORES)
-def test_damaged_or_foreign_store(run, corrupt):
+def test_corrupted_or_foreign_store(run, corrupt):
     STORES[corrupt](run / "telemetry.zarr")
     for flat in (False, True):
         message = refusal(open_run, run, flat=flat)
-        assert message.startswith((f"run directory: {run / 'telemetry.zarr'} ", f"telemetry: {run / 'telemetry.zarr'}"))
+        assert message.startswith(f"{run / 'telemetry.zarr'}")
 
 
 def test_swept_axes_that_are_no_product_are_left_flat(run):
@@ -231,16 +234,13 @@ READERS = {
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(("spoil", "reason"), [(flip, "its checksum is another one"), (Path.unlink, "missing")])
-def test_every_reader_names_a_damaged_or_missing_chunk(run, reader, spoil, reason):
+def test_every_reader_names_a_corrupted_or_missing_chunk(run, reader, spoil, reason):
     mark(run, config={"steps": 120}, summary={})
     found = analyze(open_run(run, flat=True))
     file = run / "telemetry.zarr/weight_norm/c/0/0"
     spoil(file)
     message = refusal(READERS[reader], run, found)
-    assert message == (
-        f"telemetry: {file} is not accepted; expected what was written ({reason}); "
-        f"periodic-jax resume {run} --truncate computes it again"
-    )
+    assert message == (f"{file}: corrupted ({reason}); periodic-jax resume {run} --truncate computes it again")
     assert not (run / "export").exists()
 
 
@@ -254,7 +254,7 @@ def test_no_flipped_byte_of_telemetry_gives_another_result(intact, tmp_path, dat
     content = file.read_bytes()
     try:
         file.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
-        with contextlib.suppress(ConfigError):
+        with contextlib.suppress(CorruptedRunError):
             assert open_run(intact, flat=True).load().identical(before)
     finally:
         file.write_bytes(content)
@@ -270,10 +270,10 @@ def test_a_chunk_that_was_not_reached_is_not_missed(run):
     assert "loss/c/0/0" in refusal(open_run, run)
     mark(run, config={"steps": 120}, summary={})
     shutil.rmtree(run / "telemetry.zarr")
-    assert "telemetry.zarr is not accepted; expected what was written (missing)" in refusal(open_run, run)
+    assert "telemetry.zarr: corrupted (missing)" in refusal(open_run, run)
 
 
-def test_evaluations_that_are_still_to_come_are_no_damage(tmp_path):
+def test_evaluations_that_are_still_to_come_are_no_corruption(tmp_path):
     """A store that is built and not yet written to, and one that is made longer, are whole."""
     grid, shapes, store = SweepGrid.product(), {"loss": np.zeros((1, 0), np.float32)}, tmp_path / "telemetry.zarr"
     longest = {"config": 1, "step": 300, "eval_step": 301, "layer": 1}
@@ -305,8 +305,8 @@ def test_a_verified_run_is_called_so_only_where_it_is(run):
     lines = describe_run(run, verify=True).lines
     assert not any(line.startswith(("verified", "consistent")) for line in lines)
     assert lines[-3:] == [
-        "damaged: telemetry.zarr/loss/c/0/0 (from step 0): its checksum is another one",
-        "damaged: telemetry.zarr/lr/c/0: its checksum is another one",
+        "corrupted: telemetry.zarr/loss/c/0/0 (from step 0): its checksum is another one",
+        "corrupted: telemetry.zarr/lr/c/0: its checksum is another one",
         f"to mend it: periodic-jax resume {run} --truncate",
     ]
     shutil.rmtree(run / "telemetry.zarr")
