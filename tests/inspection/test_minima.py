@@ -340,7 +340,7 @@ def test_without_kept_minima_the_last_checkpoints_before_the_onsets_do(tmp_path,
     onset[0] = [35, 38, 52]
 
     class Analysed:
-        onset_step = pj.analysis.xr.DataArray(onset)
+        onset_step = xr.DataArray(onset)
 
     monkeypatch.setattr(minima_sources.analysis, "analyze", lambda run: Analysed)
     found = minima.compare(cut, points=3)
