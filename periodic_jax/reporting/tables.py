@@ -14,6 +14,7 @@ from periodic_jax.core.formatting import short_numbers
 from periodic_jax.core.grid import AXES
 from periodic_jax.storage.datasets import _unwritten, write_store
 from periodic_jax.storage.run_directory import ANALYSIS, SUMMARY_FILE
+from periodic_jax.storage.schema import describe
 
 SHOWN = (
     "regime", "confidence", "destabilisations", "mean_period", "final_train_loss", "lowest_train_loss",
@@ -25,30 +26,6 @@ THEORY = (
 )  # fmt: skip
 FORECASTS = ("forecast_origin", "forecast_soonest", "forecast_latest", "forecast_expected")
 COLUMNS = (*SHOWN, "because", "steps", "mean_fall_steps", "mean_predicted_fall_steps", *THEORY)
-HEADS = {
-    "weight_decay": "decay", "confidence": "sure", "destabilisations": "jumps", "mean_period": "mean period",
-    "final_train_loss": "train loss", "lowest_train_loss": "lowest", "final_test_error": "test error",
-    "lowest_test_error": "lowest", "final_weight_norm": "norm", "diverged_at": "diverged at",
-    "noninvariant_lr": "other lr", "fixed_norm": "fixed norm", "mean_fall_steps": "fall",
-    "mean_predicted_fall_steps": "predicted", "equilibrium_weight_norm": "norm*", "measured_weight_norm": "measured",
-    "equilibrium_effective_lr": "ELR*", "measured_effective_lr": "measured", "budget_residual": "budget off by",
-    "radial_leak": "leak", "forecast_origin": "after step", "forecast_soonest": "soonest", "forecast_latest": "latest",
-    "forecast_expected": "expected", "checkpoint": "step", "gradient_norm": "gradient", "gradient_std_norm": "its std",
-    "noise_scale": "noise scale", "hessian_trace": "tr H", "hessian_largest": "largest of H",
-    "gauss_newton_trace": "tr G", "gauss_newton_largest": "largest of G", "sphere_sharpness": "sharpness",
-    "elr_times_sharpness": "x ELR", "ended": "ended by",
-    "train_loss": "train loss", "test_error": "test error", "train_error": "train error", "test_loss": "test loss",
-    "cosine_to_start": "cos to start", "cosine_before": "cos to last", "disagreement_before": "disagree",
-    "barrier_straight": "barrier", "barrier_layers": "by layers", "ensemble_loss": "ensemble loss",
-    "ensemble_error": "error", "average_train_loss": "average train loss", "average_test_loss": "test loss",
-    "average_test_error": "error", "seed_ensemble_error": "seeds error", "equal_cost_ensemble_error": "at same cost",
-    "seed_cosine": "cosine", "seed_disagreement": "disagree", "seed_barrier_straight": "barrier",
-    "seed_barrier_layers": "by layers",
-}  # fmt: skip
-WHOLE = (
-    "step", "ended", "mean_period", "diverged_at", "mean_fall_steps", "mean_predicted_fall_steps", "violations",
-    *FORECASTS,
-)  # fmt: skip
 
 
 FARTHEST = 1e9  # steps that are written out: a network that hardly moves has forecasts beyond any run
@@ -69,7 +46,7 @@ def as_text(analysis: xr.Dataset, columns: Sequence[str] = SHOWN) -> str:
     """The analysis as a table for the terminal."""
     table = rows(analysis, columns)
     known = [name for name in table[0] if name != "diverged_at" or any(row[name] == row[name] for row in table)]
-    cells = [[HEADS.get(name, name), *_cells(name, [row[name] for row in table])] for name in known]
+    cells = [[describe(name).heading or name, *_cells(name, [row[name] for row in table])] for name in known]
     widths = [max(map(len, column)) for column in cells]
     out = io.StringIO()
     for row in zip(*cells, strict=True):
@@ -212,9 +189,10 @@ def _cell(name: str, value: object) -> str:
     if isinstance(value, float):
         if value != value:
             return "-"
-        if name.endswith("_error") or name.startswith(("disagreement", "seed_disagreement")):
+        number = describe(name).number
+        if number == "percent":
             return f"{100 * value:.1f} %"
-        if name in WHOLE and abs(value) < FARTHEST:
-            return f"{value:.0f}"
-        return f"{value:.2f}" if name == "confidence" else f"{value:.3g}"
+        if number == "whole":
+            return f"{value:.0f}" if abs(value) < FARTHEST else f"{value:.3g}"
+        return f"{value:{number}}"
     return str(value)

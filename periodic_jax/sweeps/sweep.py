@@ -17,8 +17,7 @@ from jaxtyping import Array
 from periodic_jax import data as data_module
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import HParams, SweepGrid
-from periodic_jax.landscape.sharpness import SHARPNESS
-from periodic_jax.storage.schema import CORRUPTION, EVALUATIONS, PER_LAYER, SCALARS
+from periodic_jax.storage.schema import CORRUPTION, EVALUATIONS, PER_LAYER, SCALARS, SHARPNESS
 from periodic_jax.sweeps import autotune
 from periodic_jax.sweeps.placement import Placement, choose_where, weights_of
 from periodic_jax.sweeps.programs import Programs
