@@ -1,18 +1,18 @@
-"""An analysis as a table for the terminal, as summary.csv, and as analysis.zarr."""
+"""An analysis as a table for the terminal, as summary.csv, and as analysis.nc."""
 
-import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from periodic_jax.analysis.theory_checks import CHECKS
 from periodic_jax.core.formatting import short_numbers
 from periodic_jax.core.grid import AXES
-from periodic_jax.storage.datasets import _unwritten, write_store
+from periodic_jax.storage.datasets import not_written, write_store
 from periodic_jax.storage.run_directory import ANALYSIS, SUMMARY_FILE
 from periodic_jax.storage.schema import describe
 
@@ -147,22 +147,17 @@ def _backtest(analysis: xr.Dataset) -> str:
 def to_csv(analysis: xr.Dataset, path: Path) -> None:
     """Write the analysis with every hyperparameter as a column, whole or not at all; unknown numbers are empty."""
     columns = [*COLUMNS, *(name for name in FORECASTS if name in analysis)]
-    table = {name: column(analysis, name).tolist() for name in (*AXES, *columns)}
+    table = pd.DataFrame({name: column(analysis, name).tolist() for name in (*AXES, *columns)})
     draft = path.with_name(path.name + ".partial")
     try:
-        with draft.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["config", *table])
-            for i in range(analysis.sizes["config"]):
-                cells = (values[i] for values in table.values())
-                writer.writerow([i, *("" if c != c else c for c in cells)])
+        table.to_csv(draft, index_label="config", lineterminator="\r\n")
         draft.replace(path)
     except OSError as error:
-        raise _unwritten(path, error) from None
+        raise not_written(path, error) from None
 
 
 def save(analysis: xr.Dataset, folder: Path) -> list[Path]:
-    """Write summary.csv and analysis.zarr, each whole or not at all, over those of an earlier analysis.
+    """Write summary.csv and analysis.nc, each whole or not at all, over those of an earlier analysis.
 
     Raises:
         ConfigError: the folder cannot be written.

@@ -1,61 +1,57 @@
-"""Datasets of results on disk."""
+"""Results on disk, an analysis, a landscape or a comparison of minima: NetCDF files that any xarray opens.
+
+A checksum among the attributes covers all else. Nothing else is believed of a file: one from a stranger can hold no
+links, no parts in other files, no filters, and no arrays that are larger than itself.
+"""
 
 import os
-import shutil
+import zlib
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import xarray as xr
-from zarr.storage import LocalStore
 
 from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.files import find_foreign_file
+from periodic_jax.storage.checksums import SEAL
 from periodic_jax.storage.run_directory import ANALYSIS
+
+MOST_BYTES = 2**34
 
 
 def write_store(dataset: xr.Dataset, store: Path) -> Path:
-    """Write a Dataset as a zarr store, whole or not at all, over an earlier one.
+    """Write a Dataset of numbers and text as a NetCDF file, whole or not at all, over an earlier one.
 
     Raises:
         ConfigError: the folder cannot be written.
     """
-    draft, old = (store.with_name(store.name + end) for end in (".partial", ".old"))
-    # Words become numbers with their meanings in the attributes: zarr's format has no settled type for words yet.
+    draft = store.with_name(store.name + ".partial")
+    dataset = dataset.drop_encoding().assign_attrs({SEAL: _checksum(dataset)})
+    # Text as arrays of characters, so that the size of everything is known before it is read.
+    encoding = {name: {"dtype": "S1"} for name, array in dataset.variables.items() if _is_text(array)}
     try:
-        for left in (draft, old):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        _numeric(dataset).to_zarr(LocalStore(draft), mode="w-", zarr_format=3, consolidated=False)
-        if store.exists():
-            os.replace(store, old)
+        draft.unlink(missing_ok=True)  # of a process that was killed
+        draft.touch()  # the reason why not is plainer here than from HDF5
+        dataset.to_netcdf(draft, engine="h5netcdf", encoding=encoding)
         os.replace(draft, store)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        if old.exists() and not store.exists():
-            os.replace(old, store)
-        raise _unwritten(store, error) from None
+    except (OSError, RuntimeError) as error:
+        raise not_written(store, error) from None
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if draft.is_file():
+            draft.unlink()
     return store
 
 
-def _unwritten(path: Path, error: OSError) -> ConfigError:
-    """What to say of a result that could not be written; drafts and renaming leave what was there as it was."""
-    reason = error.strerror or error
+def not_written(path: Path, error: Exception) -> ConfigError:
+    """The error for a result that could not be written. Drafts and renaming leave what was there as it was."""
+    reason = str(getattr(error, "strerror", None) or error).partition("\n")[0]
     return ConfigError("not written", path, f"a place that can be written ({reason}); what was there is unchanged")
 
 
-def _numeric(dataset: xr.Dataset) -> xr.Dataset:
-    """The Dataset with words as numbers and their meanings in ``flag_meanings``, as in the CF conventions."""
-    words = {name: array for name, array in dataset.variables.items() if array.dtype.kind in "UO"}
-    changed = {}
-    for name, array in words.items():
-        meanings, codes = np.unique(array.values.astype(str), return_inverse=True)
-        attributes = {**array.attrs, "flag_values": list(range(len(meanings))), "flag_meanings": meanings.tolist()}
-        changed[name] = (array.dims, codes.astype(np.int32), attributes)
-    return dataset.drop_vars(words).assign(changed).set_coords([n for n in words if n in dataset.coords])
-
-
 def open_analysis(path: str | Path) -> xr.Dataset:
-    """Open the analysis.zarr of a run directory, with its words.
+    """Open the analysis.nc of a run directory.
 
     Raises:
         ConfigError: there is none, or a damaged one.
@@ -63,21 +59,63 @@ def open_analysis(path: str | Path) -> xr.Dataset:
     return read_store(Path(path) / ANALYSIS, "an analysis, as periodic-jax analyze writes it")
 
 
-def read_store(store: str | Path, accepted: str = "a store of results, as this package writes it") -> xr.Dataset:
-    """Read what `write_store` wrote, with its words.
+def read_store(store: str | Path, accepted: str = "a file of results, as this package writes it") -> xr.Dataset:
+    """Read what `write_store` wrote.
 
     Args:
-        store: the folder.
+        store: the file.
         accepted: what it should be, for the error.
 
     Raises:
         ConfigError: there is none, or a damaged one.
     """
     try:
-        stored = xr.open_zarr(LocalStore(store, read_only=True), consolidated=False, zarr_format=3, chunks=None).load()
-        coded = {name: array for name, array in stored.variables.items() if "flag_meanings" in array.attrs}
-        words = {name: (a.dims, np.asarray(a.attrs["flag_meanings"])[a.values]) for name, a in coded.items()}
-        return stored.drop_vars(coded).assign(words).set_coords([n for n in words if n in stored.coords])
-    except Exception as error:  # whatever a damaged or foreign store makes zarr, NumPy or xarray raise
+        _check_contents(Path(store))
+        with xr.open_dataset(store, engine="h5netcdf") as opened:
+            dataset = opened.load()
+        dataset = dataset.drop_encoding()
+        dataset = dataset.assign(
+            {name: dataset[name].astype(str) for name, v in dataset.variables.items() if _is_text(v)}
+        )
+        if dataset.attrs.pop(SEAL, None) != _checksum(dataset):
+            raise ValueError("its checksum does not agree")
+        return dataset
+    except Exception as error:  # whatever a damaged or foreign file makes HDF5, NumPy or xarray raise
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ConfigError("run directory", store, f"{accepted} ({reason})") from None
+        raise ConfigError("results", store, f"{accepted} ({reason})") from None
+
+
+def _is_text(array: xr.Variable) -> bool:
+    return array.dtype.kind in "UO"
+
+
+def _check_contents(path: Path) -> None:
+    """Refuse what would read other files or run filters, and what would take more memory than the file has bytes."""
+    if find_foreign_file(path.parent, [path.name]):
+        raise ValueError("not a plain file")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"{size} bytes long, which no such file is")
+    with h5py.File(path, "r") as file:
+        arrays: list[Any] = [file[name] for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
+        plain = len(arrays) == len(file) and all(
+            isinstance(array, h5py.Dataset)
+            and array.dtype.kind in "biufS"
+            and not (array.is_virtual or array.external or array.id.get_create_plist().get_nfilters())
+            for array in arrays
+        )
+        if not plain or sum(array.nbytes for array in arrays) > 2 * size:
+            raise ValueError("more than plain arrays of numbers and characters")
+
+
+def _checksum(dataset: xr.Dataset) -> int:
+    """Of names, dimensions, values and attributes."""
+    about = [("", sorted(dataset.attrs.items()))]
+    total = zlib.crc32(repr(sorted(dataset.sizes.items())).encode())
+    for name, array in sorted(dataset.variables.items()):
+        total = zlib.crc32(repr((name, array.dims)).encode(), total)
+        values = array.values
+        content = repr(values.tolist()).encode() if _is_text(array) else np.ascontiguousarray(values).tobytes()
+        total = zlib.crc32(content, total)
+        about.append((name, sorted(array.attrs.items())))
+    plain = [(name, key, np.asarray(value).tolist()) for name, attrs in about for key, value in attrs if key != SEAL]
+    return zlib.crc32(repr(plain).encode(), total)

@@ -13,8 +13,8 @@ from periodic_jax.analysis.regimes import REGIMES
 from periodic_jax.cli.main import main
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import AXES, SweepGrid
-from periodic_jax.reporting import tables
 from periodic_jax.reporting.tables import COLUMNS, FORECASTS, SHOWN, as_text, findings, rows, save, to_csv
+from periodic_jax.storage import datasets
 from periodic_jax.storage.datasets import open_analysis
 from periodic_jax.storage.reader import open_run
 
@@ -281,9 +281,9 @@ def test_violations_are_named(found):
 
 def test_saved_and_opened_again(found, tmp_path):
     for _ in range(2):  # over an earlier one too
-        assert save(found, tmp_path) == [tmp_path / "summary.csv", tmp_path / "analysis.zarr"]
+        assert save(found, tmp_path) == [tmp_path / "summary.csv", tmp_path / "analysis.nc"]
         xr.testing.assert_equal(open_analysis(tmp_path), found.assign(because=found.because.astype(str)))
-    assert sorted(os.listdir(tmp_path)) == ["analysis.zarr", "summary.csv"]
+    assert sorted(os.listdir(tmp_path)) == ["analysis.nc", "summary.csv"]
 
 
 def test_an_analysis_is_written_whole_or_not_at_all(found, tmp_path, monkeypatch):
@@ -292,20 +292,20 @@ def test_an_analysis_is_written_whole_or_not_at_all(found, tmp_path, monkeypatch
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tables.os, "replace", fail)
+    monkeypatch.setattr(datasets.os, "replace", fail)
     with pytest.raises(ConfigError, match="No space left"):
         save(found.isel(config=[0]), tmp_path)
     monkeypatch.undo()
     assert open_analysis(tmp_path).sizes["config"] == 4
-    assert sorted(os.listdir(tmp_path)) == ["analysis.zarr", "summary.csv"]
+    assert sorted(os.listdir(tmp_path)) == ["analysis.nc", "summary.csv"]
 
 
 @pytest.mark.parametrize("damage", ["none", "empty", "file"])
 def test_no_analysis_to_open(tmp_path, damage):
     if damage == "empty":
-        (tmp_path / "analysis.zarr").mkdir()
+        (tmp_path / "analysis.nc").mkdir()
     elif damage == "file":
-        (tmp_path / "analysis.zarr").write_text("{}")
+        (tmp_path / "analysis.nc").write_text("{}")
     with pytest.raises(ConfigError, match="an analysis"):
         open_analysis(tmp_path)
 
@@ -319,7 +319,7 @@ def test_command(tmp_path, capsys, written):
         said = capsys.readouterr()
         assert said.err == ""
         assert ("soonest" in said.out) == ("back-test" in said.out) == bool(arguments)
-        assert f"written: {path / 'summary.csv'}, {path / 'analysis.zarr'}" in said.out
+        assert f"written: {path / 'summary.csv'}, {path / 'analysis.nc'}" in said.out
     assert open_analysis(path).regime[0] == ("undecided" if written == 0 else "periodic")
     open_run(path)
 
@@ -344,4 +344,4 @@ def test_command_refuses_what_is_no_run(tmp_path, capsys, damage):
     assert said.out == ""
     assert said.err.count("\n") == 1
     assert ("telemetry.zarr/weight_norm/c/0/0" if damage == "broken chunk" else "run directory") in said.err
-    assert not (path / "analysis.zarr").exists()
+    assert not (path / "analysis.nc").exists()
