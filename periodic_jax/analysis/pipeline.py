@@ -17,8 +17,9 @@ from periodic_jax.analysis.theory_checks import CHECKS, Theory, Trajectory, chec
 from periodic_jax.core import segments
 from periodic_jax.core.grid import AXES
 from periodic_jax.storage.reader import read
+from periodic_jax.storage.schema import used_by
 
-CURVES = ("loss", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step", "radial_leak")
+CURVES = used_by("analysis")  # the last one, radial leak, may be missing
 MOST_IN_MEMORY = 2**30  # bytes of telemetry read at a time
 INTERVAL = 0.95  # of a fitted slope
 QUIET = 0.1  # rotation of a quiet fall over ln(ρ_max/ρ_min): gradients then prolong it by a tenth at most

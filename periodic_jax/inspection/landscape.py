@@ -18,7 +18,7 @@ from periodic_jax.core.grid import AXES
 from periodic_jax.inspection.load import LoadedRun, load_run, load_states, select_checkpoints, select_configurations
 from periodic_jax.landscape import PARTS, PRODUCTS, Surface, fixed_batches, hutchinson, lanczos
 from periodic_jax.landscape.objective import WEIGHTS
-from periodic_jax.storage.schema import ATTRIBUTES
+from periodic_jax.storage.schema import describe
 from periodic_jax.training import xla
 from periodic_jax.training.schedules import learning_rate, scheduled
 from periodic_jax.training.state import TrainState
@@ -224,9 +224,8 @@ def _assembled(
 ) -> xr.Dataset:
     variables = {}
     for name, values in found.items():
-        long_name, units = ATTRIBUTES.get(name, (name.replace("_", " "), "1"))
         dims = DIMS + (("rank",) if values.ndim > 3 else ())
-        attributes = {} if values.dtype == object else {"long_name": long_name, "units": units}
+        attributes = {} if values.dtype == object else describe(name).attributes
         variables[name] = (dims, values.astype(str) if values.dtype == object else values, attributes)
     coords = {name: ("config", run.grid.coords[name][list(rows)]) for name in AXES}
     coords |= {"checkpoint": np.asarray(steps, np.int64), "part": list(parts)}

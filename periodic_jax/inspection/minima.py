@@ -20,7 +20,7 @@ from periodic_jax.landscape.connectivity import PATHS, Params, average, barrier,
 from periodic_jax.landscape.networks import Networks, Quality
 from periodic_jax.models import has_scale_invariant
 from periodic_jax.storage.run_directory import first_step, read_config
-from periodic_jax.storage.schema import ATTRIBUTES
+from periodic_jax.storage.schema import describe
 from periodic_jax.training import xla
 
 DIMS = {
@@ -252,33 +252,14 @@ def _assembled(
     for name, (dims, values) in variables.items():
         if dims[1:] == ("members",):
             values = np.pad(values, ((0, 0), (0, members - values.shape[1])), constant_values=np.nan)
-        long_name, units = ATTRIBUTES.get(MEASURED_AS.get(name, name), (name.replace("_", " "), "1"))
-        if units == "nats" and run.config.loss == "squared":
-            units = "1"
+        about = describe(name).attributes
+        if name == "step":
+            about["long_name"] = "updates made at the minimum"
+        if about["units"] == "nats" and run.config.loss == "squared":
+            about["units"] = "1"
         words = values.dtype == object
-        about = {} if words else {"long_name": LONG_NAMES.get(name, long_name), "units": units}
+        about = {} if words else about
         named[name] = (dims, values.astype(str) if words else values, about)
     coords: dict[str, Any] = {name: ("config", run.grid.coords[name][list(rows)]) for name in AXES}
     coords |= {"path": list(PATHS), "point": np.linspace(0, 1, points), "members": np.arange(1, members + 1)}
     return xr.Dataset({**named, "there": ("config", np.asarray(there, np.int64))}, coords, attributes)
-
-
-MEASURED_AS = {
-    name: kind
-    for kind, names in {
-        "train_loss": ("barrier", "seed_barrier", "path_train_loss", "average_train_loss"),
-        "test_loss": ("ensemble_loss", "average_test_loss", "seed_ensemble_loss", "equal_cost_ensemble_loss"),
-        "step": ("ended",),
-    }.items()
-    for name in names
-}
-LONG_NAMES = {
-    "step": "updates made at the minimum", "ended": "updates after which its period was seen to have ended",
-    "cosine_to_start": "cosine to the weights at the start", "cosine": "cosine between two minima",
-    "disagreement": "share of the test images that two minima tell differently",
-    "barrier": "rise of the training loss on the path above the line between its ends",
-    "path_train_loss": "training loss on the path", "path_test_error": "test error on the path",
-    "ensemble_error": "test error of the last minima's ensemble",
-    "average_test_error": "test error of the last minima's average",
-    "equal_cost_ensemble_error": "test error of an ensemble of seeds, of as many steps together",
-}  # fmt: skip

@@ -16,8 +16,6 @@ from periodic_jax.landscape.hvp import hessian_vector, loss_and_gradient, on_sph
 from periodic_jax.landscape.objective import to_vector
 from periodic_jax.training.state import Batch, TrainState
 
-SHARPNESS = ("sphere_sharpness", "elr_times_sharpness")
-
 
 def sphere_sharpness(state: TrainState, batches: Batch) -> Float[Array, ""]:
     """Curvature of the loss along great circles of the unit sphere in the direction of its gradient.

@@ -28,6 +28,7 @@ from periodic_jax.plots.regime_maps import equilibria, equilibrium, period_lengt
 from periodic_jax.plots.single_period import one_period, phases, phases_of_clearest
 from periodic_jax.plots.style import REGIME_COLOURS, STYLE, STYLE_FILE, axis_roles, colours, fit_scale
 from periodic_jax.plots.trajectories import curves, in_panels, layer_norms, layers, phase_diagram
+from periodic_jax.storage.schema import EVALUATION, STEP, describe, used_by
 
 __all__ = [
     "REGIME_COLOURS",
@@ -66,7 +67,7 @@ __all__ = [
     "spectra",
     "thresholds",
 ]  # fmt: skip
-CURVES = ("train_loss", "test_error", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
+CURVES = used_by("figures", EVALUATION, STEP)
 # Nothing of the machine, the version or the time.
 METADATA = {"png": {"Software": None}, "pdf": {"Creator": None, "Producer": None, "CreationDate": None}}
 
@@ -138,8 +139,7 @@ def figures(
         return
     options = {"steps_per_epoch": steps_per_epoch, "log_steps": log_steps}
     for name in CURVES:
-        evaluated = name in ("train_loss", "test_error")
-        if name in dataset and (not evaluated or np.isfinite(dataset[name].values).any()):
+        if name in dataset and (describe(name).dims == STEP or np.isfinite(dataset[name].values).any()):
             yield name, in_panels(dataset, curves, name, **options)
     if "train_loss" not in dataset or not np.isfinite(dataset.train_loss.values).any():
         yield "loss", in_panels(dataset, curves, "loss", **options)  # of the mini-batches: all there is

@@ -19,16 +19,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from periodic_jax.core.formatting import short_numbers
 from periodic_jax.core.grid import AXES
-from periodic_jax.storage.schema import ATTRIBUTES
+from periodic_jax.storage.schema import describe
 
 STYLE_FILE = Path(__file__).with_name("periodic_jax.mplstyle")
 # As rcParams, which include what has to be restored: the user's own settings stay out of the figures.
 STYLE: dict[Any, Any] = dict(mpl.rc_params_from_file(STYLE_FILE, use_default_template=False))
-NAMES = {
-    "lr": "learning rate", "weight_decay": "weight decay", "elr": "effective learning rate", "fixed_norm": "fixed norm",
-    "noninvariant_lr": "learning rate of the others", "schedule_end": "end of the schedule", "schedule_factor":
-    "divisor of the schedule",
-}  # fmt: skip
 REGIME_COLOURS = {  # in order of lightness in grey: 0.79, 0.66, 0.47, 0.2, 0.95
     "converging": "#A6CEE3", "periodic": "#E69F00", "equilibrium": "#009E73", "diverged": "#333333", "undecided":
     "#F0F0F0",
@@ -36,10 +31,6 @@ REGIME_COLOURS = {  # in order of lightness in grey: 0.79, 0.66, 0.47, 0.2, 0.95
 PHASE_A, PHASE_B = "#56B4E9", "#D55E00"
 DASHES = ("-", "--", ":", "-.")
 MOST_IN_LEGEND = 10
-LOG_SCALED = {
-    "train_loss", "test_loss", "loss", "weight_norm", "effective_lr", "effective_grad_norm", "grad_norm",
-    "angular_step", "layer_weight_norm", "elr_times_sharpness", "sphere_sharpness",
-}  # fmt: skip
 NARROW = 1.5  # ratio of the largest to the smallest number from which a logarithmic axis says more than a linear one
 CONSTANT = 1e-3  # relative range below which a quantity counts as held
 
@@ -142,13 +133,12 @@ def note_if_empty(ax: Axes, values: np.ndarray) -> None:
 
 def label(name: str) -> str:
     """A quantity with its unit; from the package's own list, so that no file puts words into a figure."""
-    long_name, units = ATTRIBUTES.get(name, (name, "1"))
-    return long_name + ("" if units in ("1", "") else f" [{units}]")
+    return describe(name).label
 
 
 def named(axis: str) -> str:
     """A hyperparameter in words."""
-    return NAMES.get(axis, axis.replace("_", " "))
+    return describe(axis).short or axis.replace("_", " ")
 
 
 def spread(values: np.ndarray, most: int) -> np.ndarray:

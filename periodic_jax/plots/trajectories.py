@@ -17,6 +17,7 @@ from periodic_jax.core.grid import AXES
 from periodic_jax.core.segments import extremes
 from periodic_jax.plots import style
 from periodic_jax.plots.style import STYLE, axis_roles, colours, named
+from periodic_jax.storage.schema import describe
 
 MOST_PANELS = 6
 BUCKETS = 1500  # of a curve that is drawn: more than a figure has pixels across
@@ -64,7 +65,7 @@ def curves(
         kept = slice(None) if len(x) <= 2 * BUCKETS else extremes(values[i : i + 1], BUCKETS)
         line = styles[float(dataset[dash_by].values[i])] if dash_by else "-"
         ax.plot(x[kept], values[i, kept], color=scale[float(dataset[colour_by].values[i])], lw=0.8, ls=line)
-    style.fit_scale(ax, name in style.LOG_SCALED, y=values)
+    style.fit_scale(ax, describe(name).log, y=values)
     style.note_if_empty(ax, values)
     if log_steps:
         ax.set_xscale("log")
@@ -167,7 +168,7 @@ def in_panels(dataset: xr.Dataset, draw: Callable[..., Axes], *args: Any, **opti
 def _share_scales(axes: np.ndarray, dataset: xr.Dataset, draw: Callable[..., Axes], args: tuple[Any, ...]) -> None:
     """Scales that suit all panels, not only the last one drawn."""
     if draw is not phase_diagram:
-        style.fit_scale(axes[0], args[0] in style.LOG_SCALED, y=dataset[args[0]].values)
+        style.fit_scale(axes[0], describe(args[0]).log, y=dataset[args[0]].values)
     else:
         style.fit_scale(axes[0], True, x=dataset.effective_lr.values, y=dataset.effective_grad_norm.values)
 

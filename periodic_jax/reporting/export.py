@@ -1,10 +1,11 @@
 """A run in the formats of other tools: CSV, NetCDF, npz, TensorBoard, Weights & Biases. No network."""
 
-import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from periodic_jax.core.errors import ConfigError, MissingDependencyError
@@ -47,17 +48,13 @@ def export(dataset: xr.Dataset, kind: str, out: Path) -> Path:
 def to_csv(dataset: xr.Dataset, folder: Path) -> None:
     """``configs.csv`` with the hyperparameters, and for each configuration its steps and its evaluations."""
     folder.mkdir()
-    with (folder / "configs.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["config", *AXES])
-        writer.writerows([i, *(dataset[name].values[i] for name in AXES)] for i in range(dataset.sizes["config"]))
+    form: Any = {"lineterminator": "\r\n", "na_rep": "nan"}
+    pd.DataFrame({n: dataset[n].values for n in AXES}).to_csv(folder / "configs.csv", index_label="config", **form)
     for i in range(dataset.sizes["config"]):
         for dim, end in (("step", ""), ("eval_step", "-evaluations")):
-            columns = {dim: dataset[dim].values, **_curves(dataset, i, dim)}
-            with (folder / f"config-{i:04d}{end}.csv").open("w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(columns)
-                writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+            columns = {name: values.tolist() for name, values in _curves(dataset, i, dim).items()}
+            table = pd.DataFrame(columns, pd.Index(dataset[dim].values, name=dim))
+            table.to_csv(folder / f"config-{i:04d}{end}.csv", **form)
 
 
 def to_netcdf(dataset: xr.Dataset, file: Path) -> None:

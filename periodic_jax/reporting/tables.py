@@ -1,12 +1,12 @@
-"""An analysis as a table for the terminal, as summary.csv, and as analysis.zarr."""
+"""An analysis as a table for the terminal, as summary.csv, and as analysis.nc."""
 
-import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from periodic_jax.analysis.theory_checks import CHECKS
@@ -16,6 +16,7 @@ from periodic_jax.core.formatting import short_numbers
 from periodic_jax.core.grid import AXES
 from periodic_jax.storage.datasets import write_store
 from periodic_jax.storage.run_directory import ANALYSIS, SUMMARY_FILE
+from periodic_jax.storage.schema import describe
 
 SHOWN = (
     "regime", "confidence", "destabilisations", "mean_period", "final_train_loss", "lowest_train_loss",
@@ -27,30 +28,6 @@ THEORY = (
 )  # fmt: skip
 FORECASTS = ("forecast_origin", "forecast_soonest", "forecast_latest", "forecast_expected")
 COLUMNS = (*SHOWN, "because", "steps", "mean_fall_steps", "mean_predicted_fall_steps", *THEORY)
-HEADS = {
-    "weight_decay": "decay", "confidence": "sure", "destabilisations": "jumps", "mean_period": "mean period",
-    "final_train_loss": "train loss", "lowest_train_loss": "lowest", "final_test_error": "test error",
-    "lowest_test_error": "lowest", "final_weight_norm": "norm", "diverged_at": "diverged at",
-    "noninvariant_lr": "other lr", "fixed_norm": "fixed norm", "mean_fall_steps": "fall",
-    "mean_predicted_fall_steps": "predicted", "equilibrium_weight_norm": "norm*", "measured_weight_norm": "measured",
-    "equilibrium_effective_lr": "ELR*", "measured_effective_lr": "measured", "budget_residual": "budget off by",
-    "radial_leak": "leak", "forecast_origin": "after step", "forecast_soonest": "soonest", "forecast_latest": "latest",
-    "forecast_expected": "expected", "checkpoint": "step", "gradient_norm": "gradient", "gradient_std_norm": "its std",
-    "noise_scale": "noise scale", "hessian_trace": "tr H", "hessian_largest": "largest of H",
-    "gauss_newton_trace": "tr G", "gauss_newton_largest": "largest of G", "sphere_sharpness": "sharpness",
-    "elr_times_sharpness": "x ELR", "ended": "ended by",
-    "train_loss": "train loss", "test_error": "test error", "train_error": "train error", "test_loss": "test loss",
-    "cosine_to_start": "cos to start", "cosine_before": "cos to last", "disagreement_before": "disagree",
-    "barrier_straight": "barrier", "barrier_layers": "by layers", "ensemble_loss": "ensemble loss",
-    "ensemble_error": "error", "average_train_loss": "average train loss", "average_test_loss": "test loss",
-    "average_test_error": "error", "seed_ensemble_error": "seeds error", "equal_cost_ensemble_error": "at same cost",
-    "seed_cosine": "cosine", "seed_disagreement": "disagree", "seed_barrier_straight": "barrier",
-    "seed_barrier_layers": "by layers",
-}  # fmt: skip
-WHOLE = (
-    "step", "ended", "mean_period", "diverged_at", "mean_fall_steps", "mean_predicted_fall_steps", "violations",
-    *FORECASTS,
-)  # fmt: skip
 
 
 FARTHEST = 1e9  # steps that are written out: a network that hardly moves has forecasts beyond any run
@@ -71,7 +48,7 @@ def as_text(analysis: xr.Dataset, columns: Sequence[str] = SHOWN) -> str:
     """The analysis as a table for the terminal."""
     table = rows(analysis, columns)
     known = [name for name in table[0] if name != "diverged_at" or any(row[name] == row[name] for row in table)]
-    cells = [[HEADS.get(name, name), *_cells(name, [row[name] for row in table])] for name in known]
+    cells = [[describe(name).heading or name, *_cells(name, [row[name] for row in table])] for name in known]
     widths = [max(map(len, column)) for column in cells]
     out = io.StringIO()
     for row in zip(*cells, strict=True):
@@ -172,21 +149,15 @@ def _backtest(analysis: xr.Dataset) -> str:
 def to_csv(analysis: xr.Dataset, path: Path) -> None:
     """Write the analysis with every hyperparameter as a column, atomically; unknown numbers are empty."""
     columns = [*COLUMNS, *(name for name in FORECASTS if name in analysis)]
-    table = {name: column(analysis, name).tolist() for name in (*AXES, *columns)}
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["config", *table])
-    for i in range(analysis.sizes["config"]):
-        cells = (values[i] for values in table.values())
-        writer.writerow([i, *("" if c != c else c for c in cells)])
+    table = pd.DataFrame({name: column(analysis, name).tolist() for name in (*AXES, *columns)})
     try:
-        write_atomically(path, text.getvalue().encode())
+        write_atomically(path, table.to_csv(index_label="config", lineterminator="\r\n").encode())
     except OSError as error:
         raise UnwritableError(path, error.strerror or error) from None
 
 
 def save(analysis: xr.Dataset, folder: Path) -> list[Path]:
-    """Write summary.csv and analysis.zarr, each atomically, over those of an earlier analysis.
+    """Write summary.csv and analysis.nc, each atomically, over those of an earlier analysis.
 
     Raises:
         UnwritableError: the folder cannot be written.
@@ -213,9 +184,10 @@ def _cell(name: str, value: object) -> str:
     if isinstance(value, float):
         if value != value:
             return "-"
-        if name.endswith("_error") or name.startswith(("disagreement", "seed_disagreement")):
+        number = describe(name).number
+        if number == "percent":
             return f"{100 * value:.1f} %"
-        if name in WHOLE and abs(value) < FARTHEST:
-            return f"{value:.0f}"
-        return f"{value:.2f}" if name == "confidence" else f"{value:.3g}"
+        if number == "whole":
+            return f"{value:.0f}" if abs(value) < FARTHEST else f"{value:.3g}"
+        return f"{value:{number}}"
     return str(value)

@@ -1,44 +1,46 @@
-"""Datasets of results on disk."""
+"""Results on disk, an analysis, a landscape or a comparison of minima: NetCDF files that any xarray opens.
 
+A checksum among the attributes covers all else. Nothing else is believed of a file: one from a stranger can hold no
+links, no parts in other files, no filters, and no arrays that are larger than itself.
+"""
+
+import zlib
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import xarray as xr
-from zarr.storage import LocalStore
 
 from periodic_jax.core.errors import CorruptedRunError, RunNotFoundError, UnwritableError
-from periodic_jax.core.files import replace_folder
+from periodic_jax.core.files import find_foreign_file, replace_folder
+from periodic_jax.storage.checksums import SEAL
 from periodic_jax.storage.run_directory import ANALYSIS
+
+MOST_BYTES = 2**34
 
 
 def write_store(dataset: xr.Dataset, store: Path) -> Path:
-    """Write a Dataset as a zarr store, atomically, over an earlier one.
+    """Write a Dataset of numbers and text as a NetCDF file, atomically, over an earlier one.
 
     Raises:
         UnwritableError: the folder cannot be written.
     """
-    # Words become numbers with their meanings in the attributes: zarr's format has no settled type for words yet.
+    dataset = dataset.drop_encoding().assign_attrs({SEAL: _checksum(dataset)})
+    # Text as arrays of characters, so that the size of everything is known before it is read.
+    encoding = {name: {"dtype": "S1"} for name, array in dataset.variables.items() if _is_text(array)}
     try:
         with replace_folder(store) as draft:
-            _numeric(dataset).to_zarr(LocalStore(draft), mode="w-", zarr_format=3, consolidated=False)
-    except OSError as error:
-        raise UnwritableError(store, error.strerror or error) from None
+            draft.touch()  # the reason why not is plainer here than from HDF5
+            dataset.to_netcdf(draft, engine="h5netcdf", encoding=encoding)
+    except (OSError, RuntimeError) as error:
+        reason = str(getattr(error, "strerror", None) or error).partition("\n")[0]
+        raise UnwritableError(store, reason) from None
     return store
 
 
-def _numeric(dataset: xr.Dataset) -> xr.Dataset:
-    """The Dataset with words as numbers and their meanings in ``flag_meanings``, as in the CF conventions."""
-    words = {name: array for name, array in dataset.variables.items() if array.dtype.kind in "UO"}
-    changed = {}
-    for name, array in words.items():
-        meanings, codes = np.unique(array.values.astype(str), return_inverse=True)
-        attributes = {**array.attrs, "flag_values": list(range(len(meanings))), "flag_meanings": meanings.tolist()}
-        changed[name] = (array.dims, codes.astype(np.int32), attributes)
-    return dataset.drop_vars(words).assign(changed).set_coords([n for n in words if n in dataset.coords])
-
-
 def open_analysis(path: str | Path) -> xr.Dataset:
-    """Open the analysis.zarr of a run directory, with its words.
+    """Open the analysis.nc of a run directory.
 
     Raises:
         RunNotFoundError: there is none.
@@ -48,10 +50,10 @@ def open_analysis(path: str | Path) -> xr.Dataset:
 
 
 def read_store(store: str | Path, remedy: str = "write it again") -> xr.Dataset:
-    """Read what `write_store` wrote, with its words.
+    """Read what `write_store` wrote, with its text.
 
     Args:
-        store: the folder.
+        store: the file.
         remedy: what to do where there is none, for the error.
 
     Raises:
@@ -59,11 +61,51 @@ def read_store(store: str | Path, remedy: str = "write it again") -> xr.Dataset:
         CorruptedRunError: it is corrupted.
     """
     if not Path(store).exists():
-        raise RunNotFoundError(store, "there is no such folder of results", remedy)
+        raise RunNotFoundError(store, "there is no such file of results", remedy)
     try:
-        stored = xr.open_zarr(LocalStore(store, read_only=True), consolidated=False, zarr_format=3, chunks=None).load()
-        coded = {name: array for name, array in stored.variables.items() if "flag_meanings" in array.attrs}
-        words = {name: (a.dims, np.asarray(a.attrs["flag_meanings"])[a.values]) for name, a in coded.items()}
-        return stored.drop_vars(coded).assign(words).set_coords([n for n in words if n in stored.coords])
-    except Exception as error:  # whatever a corrupted or foreign store makes zarr, NumPy or xarray raise
+        _check_contents(Path(store))
+        with xr.open_dataset(store, engine="h5netcdf") as opened:
+            dataset = opened.load().drop_encoding()
+        texts = {name: dataset[name].astype(str) for name, array in dataset.variables.items() if _is_text(array)}
+        dataset = dataset.assign(texts)
+        if dataset.attrs.pop(SEAL, None) != _checksum(dataset):
+            raise ValueError("its checksum does not agree")
+        return dataset
+    except Exception as error:  # whatever a corrupted or foreign file makes HDF5, NumPy or xarray raise
         raise CorruptedRunError(store, str(error).partition("\n")[0] or type(error).__name__, remedy) from None
+
+
+def _is_text(array: xr.Variable) -> bool:
+    return array.dtype.kind in "UO"
+
+
+def _check_contents(path: Path) -> None:
+    """Refuse what would read other files or run filters, and what would take more memory than the file has bytes."""
+    if find_foreign_file(path.parent, [path.name]):
+        raise ValueError("not a plain file")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"{size} bytes long, which no such file is")
+    with h5py.File(path, "r") as file:
+        arrays: list[Any] = [file[name] for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
+        plain = len(arrays) == len(file) and all(
+            isinstance(array, h5py.Dataset)
+            and array.dtype.kind in "biufS"
+            and not (array.is_virtual or array.external or array.id.get_create_plist().get_nfilters())
+            for array in arrays
+        )
+        if not plain or sum(array.nbytes for array in arrays) > 2 * size:
+            raise ValueError("more than plain arrays of numbers and characters")
+
+
+def _checksum(dataset: xr.Dataset) -> int:
+    """Of names, dimensions, values and attributes."""
+    about = [("", sorted(dataset.attrs.items()))]
+    total = zlib.crc32(repr(sorted(dataset.sizes.items())).encode())
+    for name, array in sorted(dataset.variables.items()):
+        total = zlib.crc32(repr((name, array.dims)).encode(), total)
+        values = array.values
+        content = repr(values.tolist()).encode() if _is_text(array) else np.ascontiguousarray(values).tobytes()
+        total = zlib.crc32(content, total)
+        about.append((str(name), sorted(array.attrs.items())))
+    plain = [(name, key, np.asarray(value).tolist()) for name, attrs in about for key, value in attrs if key != SEAL]
+    return zlib.crc32(repr(plain).encode(), total)

@@ -12,7 +12,7 @@ from periodic_jax.core.errors import PeriodicJaxError, RunNotFoundError
 from periodic_jax.core.grid import AXES
 from periodic_jax.storage.checksums import SEAL
 from periodic_jax.storage.run_directory import TELEMETRY, first_step, lengths, reached, read_config
-from periodic_jax.storage.schema import ATTRIBUTES
+from periodic_jax.storage.schema import describe
 from periodic_jax.storage.verification import MISSING, Corruption, expected, metadata_corruptions
 from periodic_jax.storage.verified_store import VerifiedStore, corrupted_telemetry
 
@@ -111,5 +111,5 @@ def _unstacked(dataset: xr.Dataset) -> xr.Dataset:
     else:
         product = dataset.set_index(config=swept).unstack("config")
     for name in swept:
-        product[name].attrs.update(dict(zip(("long_name", "units"), ATTRIBUTES[name], strict=True)))
+        product[name].attrs.update(describe(name).attributes)
     return product.transpose(*swept, ...).assign_coords(fixed)

@@ -28,10 +28,10 @@ TELEMETRY = "telemetry.zarr"
 SUMMARY_FILE = "summary.csv"
 CHECKPOINTS = "checkpoints"
 CHECKSUMS = "checksums.json"  # the last file of a checkpoint to be written
-ANALYSIS = "analysis.zarr"
-LANDSCAPE = "landscape.zarr"
+ANALYSIS = "analysis.nc"
+LANDSCAPE = "landscape.nc"
 MINIMA = "minima"
-COMPARISON = "minima.zarr"
+COMPARISON = "minima.nc"
 OWN_FILES = (
     CONFIG_FILE, TELEMETRY, CHECKPOINTS, "figures", "report.html", SUMMARY_FILE, ANALYSIS, LANDSCAPE, MINIMA,
     COMPARISON,

@@ -20,7 +20,7 @@ from periodic_jax.core.files import PARTIAL, replace_folder, sync, write_json
 from periodic_jax.core.grid import AXES, SweepGrid
 from periodic_jax.storage.checksums import seal_metadata
 from periodic_jax.storage.run_directory import TELEMETRY
-from periodic_jax.storage.schema import ATTRIBUTES, FORMAT
+from periodic_jax.storage.schema import FORMAT, describe
 from periodic_jax.storage.verification import METADATA
 
 MOST_IN_CHUNK = 4096  # configurations
@@ -163,31 +163,30 @@ class TelemetryWriter:
         group.attrs.update({"swept": list(grid.swept), "format": FORMAT})
         configs, recorded, grouped = len(grid), steps - self._first, regular_chunk(len(grid))
 
-        def create(name: str, shape: Any, chunks: Any, dims: Sequence[str], dtype: Any) -> Any:
-            long_name, units = ATTRIBUTES[name]
+        def create(name: str, shape: Any, chunks: Any, dtype: Any) -> Any:
+            quantity = describe(name)
             fill = {"f": np.nan, "i": -1}.get(np.dtype(dtype).kind, 0)  # no step is NaN or -1: they are written always
             return group.create_array(
                 name, shape=shape, chunks=tuple(max(c, 1) for c in chunks), dtype=dtype, fill_value=fill,
-                compressors=[ZstdCodec(), Crc32cCodec()], dimension_names=dims, config={"write_empty_chunks": True},
-                attributes={"long_name": long_name, "units": units},
+                compressors=[ZstdCodec(), Crc32cCodec()], dimension_names=quantity.dims,
+                config={"write_empty_chunks": True}, attributes={**quantity.attributes},
             )  # fmt: skip
 
         for name in AXES:
-            create(name, (configs,), (configs,), ("config",), grid.coords[name].dtype)[:] = grid.coords[name]
-        create("step", (recorded,), (max(recorded, 4000),), ("step",), np.int64)  # a run may be extended
-        create("eval_step", (len(eval_steps),), (max(len(eval_steps), 100),), ("eval_step",), np.int64)
+            create(name, (configs,), (configs,), grid.coords[name].dtype)[:] = grid.coords[name]
+        create("step", (recorded,), (max(recorded, 4000),), np.int64)  # a run may be extended
+        create("eval_step", (len(eval_steps),), (max(len(eval_steps), 100),), np.int64)
         if any(s.ndim == 3 for s in shapes.values()):
-            create("layer", (len(layers),), (len(layers),), ("layer",), np.int64)[:] = np.arange(len(layers))
+            create("layer", (len(layers),), (len(layers),), np.int64)[:] = np.arange(len(layers))
             group.attrs["layer_names"] = list(layers)
-        create("diverged_at", (configs,), (grouped,), ("config",), np.float64)[:] = np.full(configs, np.nan)
+        create("diverged_at", (configs,), (grouped,), np.float64)[:] = np.full(configs, np.nan)
         for name, empty in shapes.items():
             extra = empty.shape[2:]
             along = along_steps(grouped, math.prod(extra))
-            dims = ("config", "step", "layer")[: empty.ndim]
-            create(name, (configs, recorded, *extra), (grouped, along, *extra), dims, empty.dtype)
+            create(name, (configs, recorded, *extra), (grouped, along, *extra), empty.dtype)
         for name in self._evaluations:
             chunks = (grouped, max(len(eval_steps), 100))
-            create(name, (configs, len(eval_steps)), chunks, ("config", "eval_step"), shapes["loss"].dtype)
+            create(name, (configs, len(eval_steps)), chunks, shapes["loss"].dtype)
         for file in draft.rglob(METADATA):
             write_json(file, seal_metadata(json.loads(file.read_text())))
 

@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from periodic_jax.core.grid import HParams
-from periodic_jax.landscape.sharpness import SHARPNESS, sphere_sharpness
-from periodic_jax.storage.schema import PER_LAYER, SCALARS
+from periodic_jax.landscape.sharpness import sphere_sharpness
+from periodic_jax.storage.schema import PER_LAYER, SCALARS, SHARPNESS
 from periodic_jax.training import input_pipeline
 from periodic_jax.training.input_pipeline import DeviceData
 from periodic_jax.training.spec import TrainingSpec

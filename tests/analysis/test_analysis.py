@@ -280,9 +280,9 @@ def test_violations_are_named(found):
 
 def test_saved_and_opened_again(found, tmp_path):
     for _ in range(2):  # over an earlier one too
-        assert save(found, tmp_path) == [tmp_path / "summary.csv", tmp_path / "analysis.zarr"]
+        assert save(found, tmp_path) == [tmp_path / "summary.csv", tmp_path / "analysis.nc"]
         xr.testing.assert_equal(open_analysis(tmp_path), found.assign(because=found.because.astype(str)))
-    assert sorted(os.listdir(tmp_path)) == ["analysis.zarr", "summary.csv"]
+    assert sorted(os.listdir(tmp_path)) == ["analysis.nc", "summary.csv"]
 
 
 def test_an_analysis_is_written_whole_or_not_at_all(found, tmp_path, monkeypatch):
@@ -296,15 +296,15 @@ def test_an_analysis_is_written_whole_or_not_at_all(found, tmp_path, monkeypatch
         save(found.isel(config=[0]), tmp_path)
     monkeypatch.undo()
     assert open_analysis(tmp_path).sizes["config"] == 4
-    assert sorted(os.listdir(tmp_path)) == ["analysis.zarr", "summary.csv"]
+    assert sorted(os.listdir(tmp_path)) == ["analysis.nc", "summary.csv"]
 
 
 @pytest.mark.parametrize("corruption", ["none", "empty", "file"])
 def test_no_analysis_to_open(tmp_path, corruption):
     if corruption == "empty":
-        (tmp_path / "analysis.zarr").mkdir()
+        (tmp_path / "analysis.nc").mkdir()
     elif corruption == "file":
-        (tmp_path / "analysis.zarr").write_text("{}")
+        (tmp_path / "analysis.nc").write_text("{}")
     error = RunNotFoundError if corruption == "none" else CorruptedRunError
     with pytest.raises(error, match=r"periodic-jax analyze .* writes it"):
         open_analysis(tmp_path)
@@ -319,7 +319,7 @@ def test_command(tmp_path, capsys, written):
         said = capsys.readouterr()
         assert said.err == ""
         assert ("soonest" in said.out) == ("back-test" in said.out) == bool(arguments)
-        assert f"written: {path / 'summary.csv'}, {path / 'analysis.zarr'}" in said.out
+        assert f"written: {path / 'summary.csv'}, {path / 'analysis.nc'}" in said.out
     assert open_analysis(path).regime[0] == ("undecided" if written == 0 else "periodic")
     open_run(path)
 
@@ -350,4 +350,4 @@ def test_command_refuses_what_is_no_run(tmp_path, capsys, corruption):
         "no curve": f"{path}/telemetry.zarr/diverged_at: corrupted (missing); periodic-jax resume {path} --truncate",
     }
     assert expected[corruption] in said.err
-    assert not (path / "analysis.zarr").exists()
+    assert not (path / "analysis.nc").exists()

@@ -233,13 +233,13 @@ def test_results_that_cannot_be_written_are_printed(capsys, tmp_path):
     from periodic_jax.core.grid import SweepGrid
 
     path = write_run(tmp_path / "run", SweepGrid.product(lr=1.0), {k: v[None] for k, v in trajectory(5).items()})
-    (path / "analysis.zarr.partial").write_text("in the way")
+    (path / "analysis.nc.partial").mkdir()  # in the way
     with pytest.raises(SystemExit) as stop:
         main(["analyze", str(path)])
     said = capsys.readouterr()
     assert stop.value.code == 2
     assert "undecided" in said.out
-    assert said.err.startswith(f"periodic-jax: {path}/analysis.zarr: not written (")
+    assert said.err.startswith(f"periodic-jax: {path}/analysis.nc: not written (")
     assert said.err.endswith("); what was there is unchanged\n")
     assert not (path / "summary.csv").exists()
 

@@ -37,7 +37,7 @@ def test_product_grid_has_a_dimension_for_each_swept_axis_in_the_order_given(tmp
             assert one[name].shape == ()
             assert one[name] == grid.coords[name][i]
     for name in AXES:
-        assert dataset[name].attrs["long_name"] == schema.ATTRIBUTES[name][0]
+        assert dataset[name].attrs["long_name"] == schema.QUANTITIES[name].long_name
         assert dataset[name].dtype == grid.coords[name].dtype
 
 

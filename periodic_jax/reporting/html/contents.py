@@ -15,28 +15,15 @@ from periodic_jax.plots.regime_maps import map_axes
 from periodic_jax.plots.style import REGIME_COLOURS, label, named, swept_axes
 from periodic_jax.reporting import tables
 from periodic_jax.storage.reader import read
+from periodic_jax.storage.schema import EVALUATION, STEP, describe, used_by
 
-CURVES = ("loss", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
-EVALUATIONS = ("train_loss", "test_error")
+CURVES, EVALUATIONS = used_by("report", STEP), used_by("report", EVALUATION)
 BUDGET = 5_500_000  # bytes of base64 for all curves: with plotly's 4.8 MB and the rest below 12 MB
 MOST_BUCKETS = 3000  # of a curve; the page draws fewer at once
 MOST_EVALUATIONS = 75  # stretches of them
 LEAST_BUCKETS = 20
-NUMBERS = (
-    "confidence", "destabilisations", "mean_period", "final_train_loss", "lowest_train_loss", "final_test_error",
-    "lowest_test_error", "final_weight_norm", "diverged_at", "steps",
-)  # fmt: skip
+NUMBERS = (*tables.SHOWN[1:], "steps")
 THEORY = ("mean_fall_steps", "mean_predicted_fall_steps", *tables.THEORY)
-WORDS = {
-    "destabilisations": "destabilisations", "mean_period": "mean period [steps]", "final_train_loss":
-    "final training loss [nats]", "lowest_train_loss": "lowest training loss [nats]", "final_test_error":
-    "final test error", "lowest_test_error": "lowest test error", "final_weight_norm": "final weight norm",
-    "diverged_at": "diverged at step", "steps": "steps recorded", "mean_fall_steps": "mean fall [steps]",
-    "mean_predicted_fall_steps": "mean fall by decay alone [steps]", "equilibrium_weight_norm":
-    "equilibrium norm, predicted", "measured_weight_norm": "equilibrium norm, measured", "equilibrium_effective_lr":
-    "equilibrium ELR, predicted", "measured_effective_lr": "equilibrium ELR, measured", "budget_residual":
-    "rotation budget off by", "radial_leak": "radial leak", "violations": "violations of the theory",
-}  # fmt: skip
 
 
 def report_contents(dataset: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
@@ -81,9 +68,9 @@ def report_contents(dataset: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
         ],
         "regimes": REGIME_COLOURS,
         "curves": [{"name": name, "title": label(name)} for name in curves],
-        "evaluations": [{"name": name, "title": label(name), "log": name == "train_loss"} for name in evaluations],
-        "numbers": [WORDS.get(name, name) for name in NUMBERS],
-        "theory": [WORDS.get(name, name) for name in THEORY],
+        "evaluations": [{"name": name, "title": label(name), "log": describe(name).log} for name in evaluations],
+        "numbers": [describe(name).short or label(name) for name in NUMBERS],
+        "theory": [describe(name).short or label(name) for name in THEORY],
         "checks": [name.replace("_", " ") for name in CHECKS],
         "steps": dataset.sizes["step"],
         "bucket": -(-dataset.sizes["step"] // parts),
