@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from periodic_jax.cli.parser import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent

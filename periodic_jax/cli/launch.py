@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from periodic_jax.cli.parser import log_line
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.storage.locks import FREE, is_locked
 from periodic_jax.training import xla
@@ -14,6 +13,11 @@ from periodic_jax.training import xla
 if TYPE_CHECKING:
     from periodic_jax.runs.run import RunConfig, RunResult
     from periodic_jax.sweeps.chunks import Chunk
+
+
+def log_line(line: str) -> None:
+    """Print a line on stderr, where it does not mix with results."""
+    print(f"periodic-jax: {line}", file=sys.stderr)
 
 
 def print_plan(config: "RunConfig") -> None:

@@ -5,10 +5,14 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Union
 
-from periodic_jax.cli.launch import claim_folder, print_figures, print_plan, show_results, train_with_progress
-from periodic_jax.cli.options import (
+import tyro
+
+from periodic_jax._version import __version__
+from periodic_jax.cli.axis import RefusedValue
+from periodic_jax.cli.commands import (
+    COMMANDS,
     Analyze,
     Branch,
     Demo,
@@ -22,20 +26,23 @@ from periodic_jax.cli.options import (
     Resume,
     Sweep,
 )
-from periodic_jax.cli.parser import as_typed, log_line, parse, refuse
-from periodic_jax.cli.values import (
-    WHOLE,
-    finite_number,
-    free_folder,
-    parse_axis,
-    to_config,
-    to_selection,
-    whole_number,
-    without_decay,
+from periodic_jax.cli.launch import (
+    claim_folder,
+    log_line,
+    print_figures,
+    print_plan,
+    show_results,
+    train_with_progress,
 )
+from periodic_jax.cli.sweep_options import GROUPS, check_folder, free_folder, to_config
 from periodic_jax.core.errors import ConfigError, PeriodicJaxError
 from periodic_jax.core.formatting import counted
 from periodic_jax.training import xla
+
+ABOUT = (
+    "Periodic training of networks with batch normalisation and weight decay, a whole hyperparameter grid at once. "
+    "periodic-jax --version prints the version."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,15 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _do(arguments: Sequence[str] | None) -> None:
-    """What the words ask for."""
-    command: Any = None
+    """Parse the command and carry it out."""
     try:
-        command = parse(sys.argv[1:] if arguments is None else arguments)
+        command = parse_command(sys.argv[1:] if arguments is None else arguments)
         _ACTIONS[type(command)](command)
-    except ConfigError as error:
-        sys.exit(refuse(str(as_typed(error, command))))
     except PeriodicJaxError as error:
-        log_line(str(error))
+        log_line(" ".join(str(error).split()) if isinstance(error, ConfigError) else str(error))
         sys.exit(error.status)
     except KeyboardInterrupt:
         log_line("interrupted")
@@ -74,7 +78,27 @@ def _do(arguments: Sequence[str] | None) -> None:
         sys.exit(1)
 
 
-def _sweep(options: Sweep) -> None:
+def parse_command(arguments: Sequence[str]) -> Any:
+    """The command with its options, typed.
+
+    Raises:
+        ConfigError: a value that an option does not accept.
+        SystemExit: after the help or the version was printed; 2 after tyro has said why it rejects something.
+    """
+    if list(arguments) == ["--version"]:
+        print(f"periodic-jax {__version__}")
+        sys.exit(0)
+    if not arguments or (not arguments[0].startswith("-") and arguments[0] not in COMMANDS):
+        raise ConfigError("command", "".join(arguments[:1]) or "none", "one of " + ", ".join(COMMANDS))
+    kinds = (Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())
+    commands: Any = Union[tuple(kinds)]  # noqa: UP007 (built at run time)
+    try:
+        return tyro.cli(commands, prog="periodic-jax", description=ABOUT, args=list(arguments))
+    except RefusedValue as refused:
+        raise refused.error from None
+
+
+def _sweep(options: Any) -> None:
     from periodic_jax.runs.run import run_sweep
 
     config = to_config(options)
@@ -88,11 +112,12 @@ def _sweep(options: Sweep) -> None:
 def _demo(options: Demo) -> None:
     from periodic_jax.runs.run import run_sweep
 
-    sweep = Sweep(
-        lr=("0.01", "0.03", "0.1", "0.3", "1"), weight_decay=("1e-3", "1e-2"), steps=options.steps,
-        out=options.out or free_folder("demo"),
-    )  # fmt: skip
-    config = to_config(sweep)
+    demo = Sweep(
+        grid=GROUPS["grid"](lr=(0.01, 0.03, 0.1, 0.3, 1.0), weight_decay=(1e-3, 1e-2)),
+        training=GROUPS["training"](steps=options.steps),
+        output=GROUPS["output"](out=check_folder("out", options.out) or free_folder("demo")),
+    )
+    config = to_config(demo)
     claim_folder(config)
     print(
         f"ConvNetSI of width {config.width} on scikit-learn's digits: {len(config.lr)} learning rates x "
@@ -107,10 +132,9 @@ def _demo(options: Demo) -> None:
 def _resume(options: Resume) -> None:
     from periodic_jax.runs.run import resume_run
 
-    counts = {name: whole_number(name, getattr(options, name)) for name in ("steps", "epochs")}
     run = train_with_progress(
-        resume_run, options.run, dataset=options.dataset or None, data_dir=options.data_dir or None,
-        truncate=options.truncate, **counts,
+        resume_run, options.run, steps=options.steps, epochs=options.epochs, dataset=options.dataset,
+        data_dir=options.data_dir, truncate=options.truncate,
     )  # fmt: skip
     print_figures(show_results(run))
 
@@ -118,17 +142,16 @@ def _resume(options: Resume) -> None:
 def _replay(options: Replay) -> None:
     from periodic_jax.inspection import replay
 
-    copies = whole_number("copies", options.copies) or 0
-    if copies < 1:
+    if options.copies < 1:
         raise ConfigError("--copies", options.copies, "a whole number from 1")
     if options.precision not in ("float32", "float64"):
         raise ConfigError("--precision", options.precision, "float32 or float64")
-    if not Path(options.out).resolve().parent.is_dir():
+    if not options.out.resolve().parent.is_dir():
         raise ConfigError("--out", options.out, "a file in an existing folder")
     recording, images = replay.load_recording(options.recording), replay.load_recording(options.images)
     with xla.precision(options.precision):
         xla.check_reductions()
-        result = replay.replay(recording, images, copies=copies, layout=options.layout)
+        result = replay.replay(recording, images, copies=options.copies, layout=options.layout)
     replay.save(result, options.out)
     first = 10 if options.precision == "float64" else 5
     print(f"{'largest relative difference':28s}{f'first {first} steps':>16s}{'all steps':>12s}")
@@ -141,7 +164,7 @@ def _analyze(options: Analyze) -> None:
     from periodic_jax.reporting import tables
     from periodic_jax.storage.reader import open_run
 
-    path = Path(options.run)
+    path = options.run
     dataset = open_run(path, flat=True)
     found = analysis.analyze(dataset, predict=options.predict)
     shown = [tables.SHOWN, ("because",), ("mean_fall_steps", "mean_predicted_fall_steps", *tables.THEORY)]
@@ -164,7 +187,7 @@ def _plot(options: Plot) -> None:
     from periodic_jax.storage.reader import open_run
     from periodic_jax.storage.run_directory import steps_per_epoch
 
-    path, formats = Path(options.run), tuple(dict.fromkeys(options.format))
+    path, formats = options.run, tuple(dict.fromkeys(options.format))
     if not formats or set(formats) - {"png", "pdf"}:
         raise ConfigError("--format", " ".join(formats) or "an empty list", "png, pdf or both")
     dataset = open_run(path, flat=True)
@@ -183,21 +206,20 @@ def _report(options: Report) -> None:
     from periodic_jax.reporting import html
     from periodic_jax.storage.reader import open_run
 
-    path = Path(options.run)
+    path = options.run
 
     def look() -> dict[str, Any]:
         dataset = open_run(path, flat=True)
         return html.report_contents(dataset, analysis.analyze(dataset))
 
-    port, every = (whole_number(name, getattr(options, name)) or 0 for name in ("port", "every"))
-    if not 0 <= port < 2**16:
-        raise ConfigError("--port", port, WHOLE["port"])
-    if every < 1:
-        raise ConfigError("--every", every, "a whole number from 1")
+    if not 0 <= options.port < 2**16:
+        raise ConfigError("--port", options.port, "a whole number from 0 to 65535")
+    if options.every < 1:
+        raise ConfigError("--every", options.every, "a whole number from 1")
     if not options.live:
         print(html.write(look(), path))
         return
-    with html.serve(look, port=port, every=every) as server:
+    with html.serve(look, port=options.port, every=options.every) as server:
         print(f"http://127.0.0.1:{server.server_port}/ until interrupted (Ctrl-C)", flush=True)
         server.serve_forever()
 
@@ -206,8 +228,9 @@ def _export(options: Export) -> None:
     from periodic_jax.reporting import export
     from periodic_jax.storage.reader import open_run
 
-    path = Path(options.run)
-    out = Path(options.out) if options.out else path / "export" / (options.to + export.ENDINGS.get(options.to, ""))
+    path = options.run
+    given = check_folder("out", options.out)
+    out = Path(given) if given else path / "export" / (options.to + export.ENDINGS.get(options.to, ""))
     dataset = open_run(path, flat=True)
     print(export.export(dataset, options.to, out))
     if options.to in ("tensorboard", "wandb") and dataset.sizes["step"] > 2 * export.BUCKETS:
@@ -218,13 +241,10 @@ def _branch(options: Branch) -> None:
     from periodic_jax.runs.branch import branch_run
     from periodic_jax.runs.run import RUN_AXES
 
-    given = {name: getattr(options, name) for name in RUN_AXES if getattr(options, name)}
-    change: dict[str, Any] = {name: parse_axis(name, without_decay(name, words)) for name, words in given.items()}
-    out = options.out or free_folder("branch")
+    change = {name: values for name in RUN_AXES if (values := getattr(options.grid, name))}
     run = train_with_progress(
-        branch_run, options.run, out, step=whole_number("step", options.step), select=to_selection(options.select),
-        change=change, steps=whole_number("steps", options.steps), dataset=options.dataset or None,
-        data_dir=options.data_dir or None,
+        branch_run, options.run, check_folder("out", options.out) or free_folder("branch"), step=options.step,
+        select=options.select, change=change, steps=options.steps, dataset=options.dataset, data_dir=options.data_dir,
     )  # fmt: skip
     print_figures(show_results(run))
 
@@ -236,18 +256,19 @@ def _landscape(options: Landscape) -> None:
     from periodic_jax.storage import datasets
     from periodic_jax.storage.run_directory import LANDSCAPE, read_config
 
-    counts = {name: whole_number(name, getattr(options, name)) or 0 for name in ("probes", "eigenvalues", "iterations")}
-    images = None if options.images == "all" else whole_number("images", options.images)
-    path = Path(options.run)
+    path = options.run
     read_config(path)
     if (path / LANDSCAPE).exists() and not options.overwrite:
         raise ConfigError("run directory", path / LANDSCAPE, "none yet, or --overwrite to replace what was measured")
-    budget = Budget(images, **counts, tolerance=finite_number("tolerance", options.tolerance))
+    budget = Budget(
+        options.images, probes=options.probes, eigenvalues=options.eigenvalues, iterations=options.iterations,
+        tolerance=options.tolerance,
+    )  # fmt: skip
     xla.use_cores_as_devices()
     xla.keep_compiled_programs()
     found = measure_landscape(
-        options.run, checkpoints=options.checkpoints, select=to_selection(options.select), weights=options.weights,
-        budget=budget, dataset=options.dataset or None, data_dir=options.data_dir or None, progress=log_line,
+        options.run, checkpoints=options.checkpoints, select=options.select, weights=options.weights,
+        budget=budget, dataset=options.dataset, data_dir=options.data_dir, progress=log_line,
     )  # fmt: skip
     _write(
         lambda: [datasets.write_store(found, path / LANDSCAPE), *save_landscape(found, path / "figures")],
@@ -262,17 +283,14 @@ def _minima(options: Minima) -> None:
     from periodic_jax.storage import datasets
     from periodic_jax.storage.run_directory import COMPARISON, read_config
 
-    path = Path(options.run)
+    path = options.run
     read_config(path)
     if (path / COMPARISON).exists() and not options.overwrite:
         raise ConfigError("run directory", path / COMPARISON, "none yet, or --overwrite to replace the comparison")
-    counts = {
-        n: None if getattr(options, n) == "all" else whole_number(n, getattr(options, n)) for n in ("last", "images")
-    }
     xla.keep_compiled_programs()
     found = compare(
-        options.run, select=to_selection(options.select), **counts, points=whole_number("points", options.points) or 0,
-        dataset=options.dataset or None, data_dir=options.data_dir or None, progress=log_line,
+        options.run, select=options.select, last=options.last, images=options.images, points=options.points,
+        dataset=options.dataset, data_dir=options.data_dir, progress=log_line,
     )  # fmt: skip
     _write(
         lambda: [datasets.write_store(found, path / COMPARISON), *save_minima(found, path / "figures")],

@@ -89,7 +89,7 @@ class SweepGrid:
             ConfigError: an unknown axis, an empty one, a value outside what the axis accepts, a duplicate, lr x
                 decay >= 1, or more than 100,000 combinations.
         """
-        values = {name: _checked(name, given) for name, given in axes.items()}
+        values = {name: checked_axis(name, given) for name, given in axes.items()}
         if (configs := math.prod(map(len, values.values()))) > MOST_CONFIGS:
             raise ConfigError("grid", f"{configs} configurations", f"at most {MOST_CONFIGS}")
         rows = [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
@@ -134,14 +134,20 @@ class SweepGrid:
         return " ".join(f"{name}={self.coords[name][index]:.15g}" for name in names)
 
 
-def _accepted(name: str) -> tuple[str, Any]:
+def axis_rule(name: str) -> tuple[str, Any]:
+    """What an axis accepts, in English and as a test of one value."""
     if name not in _ACCEPTED:
         raise ConfigError("axis", name, "one of " + ", ".join(AXES))
     return _ACCEPTED[name]
 
 
-def _checked(name: str, given: Any) -> list[float]:
-    wanted, test = _accepted(name)
+def checked_axis(name: str, given: Any) -> list[float]:
+    """The values of an axis as floats.
+
+    Raises:
+        ConfigError: a value that the axis does not accept, one that is given twice, or none.
+    """
+    wanted, test = axis_rule(name)
     try:
         array = np.atleast_1d(np.asarray(given))
     except (TypeError, ValueError, OverflowError):  # ragged, or an integer beyond all floats
@@ -163,7 +169,7 @@ def _checked(name: str, given: Any) -> list[float]:
 
 
 def _single(name: str, given: Any) -> float:
-    values = _checked(name, given)
+    values = checked_axis(name, given)
     if len(values) > 1:
         raise ConfigError(flag_of(name), reprlib.repr(given), "one number in each configuration")
     return values[0]

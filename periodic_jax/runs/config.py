@@ -13,6 +13,15 @@ from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.core.formatting import flag_of
 from periodic_jax.core.grid import AXES, SweepGrid
 from periodic_jax.core.limits import MOST_EVALUATIONS, MOST_STEPS
+from periodic_jax.runs.settings import (
+    CheckpointSettings,
+    DataSettings,
+    GridAxes,
+    NetworkSettings,
+    OutputSettings,
+    RecordingSettings,
+    TrainingSettings,
+)
 from periodic_jax.storage.run_directory import CONFIG_FILE, RESTORE
 from periodic_jax.training import xla
 
@@ -29,85 +38,23 @@ MISSING = object()
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Everything that determines a run.
+class RunConfig(
+    CheckpointSettings,
+    RecordingSettings,
+    TrainingSettings,
+    NetworkSettings,
+    DataSettings,
+    GridAxes,
+    OutputSettings,
+):
+    """Everything that determines a run: all settings of `runs.settings`, as ``periodic-jax sweep --help`` lists them.
 
-    Attributes:
-        out: the run directory; may hold this very run, unfinished, which then goes on.
-        lr, weight_decay, momentum, noninvariant_lr, elr, fixed_norm, schedule_end, schedule_factor, seed: the axes of
-            the grid, all combinations of their values. A ``schedule_end`` of 0 is the end of the run.
-        dataset: a key of `data.DATASETS`, or the path of an npz file.
-        data_dir: where its files are, before the usual folders; see `data.load`.
-        download: let TFDS download what is found nowhere.
-        augment: random crops and flips of the mini-batches.
-        validation, split_classes, use_data_size, corrupt_train, resize: see `data.Variations`.
-        model: a key of `models.MODELS`.
-        width, depth, init_scale: of the network.
-        batch_size: images in a mini-batch.
-        steps: updates; or None, and ``epochs`` counts passes over the training set.
-        epochs: see ``steps``.
-        eval_every: updates between evaluations; None: a hundredth of the run, or more; see `evaluated_every`.
-        layout: see `training.vectorize`.
-        precision: ``float32``, ``tf32``, ``bf16`` or ``float64``.
-        per_layer: record the dynamics of every layer too.
-        loss: a key of `training.losses.LOSSES`.
-        schedule: a key of `training.schedules.SCHEDULES`.
-        schedule_per: ``step`` or ``epoch``: how often the schedule changes the rate.
-        norm_per: ``total`` or ``filter``: whether ``fixed_norm`` holds all scale-invariant weights together, or each
-            output filter.
-        full_batch: full-batch gradient descent: a step is an epoch.
-        track_sharpness: steps between measurements of the sharpness; None: no measurements.
-        keep_period_minima: steps between the candidates for the lowest point of each period, which is kept; None: no
-            minima are kept.
-        keep: how many of the last checkpoints to keep.
-        keep_every: keep the checkpoints at all multiples of so many steps too.
-        checkpoint_seconds: least time between checkpoints; there always is one at the end.
+    The axes of the grid are tuples, all combinations of whose values are trained.
 
     Example:
         >>> RunConfig(out="runs/x", lr=(0.1, 1.0), steps=100).grid().swept
         ('lr',)
     """
-
-    out: str | Path
-    lr: tuple[float, ...] = (0.1,)
-    weight_decay: tuple[float, ...] = (1e-3,)
-    momentum: tuple[float, ...] = (0.0,)
-    noninvariant_lr: tuple[float, ...] = (0.0,)
-    elr: tuple[float, ...] = (0.0,)
-    fixed_norm: tuple[float, ...] = (0.0,)
-    schedule_end: tuple[float, ...] = (0.0,)
-    schedule_factor: tuple[float, ...] = (10.0,)
-    seed: tuple[int, ...] = (0,)
-    dataset: str = "digits"
-    data_dir: str | Path | None = None
-    download: bool = False
-    augment: bool = False
-    validation: int | None = None
-    split_classes: int | None = None
-    use_data_size: int | None = None
-    corrupt_train: float = 0.0
-    resize: int | None = None
-    model: str = "ConvNetSI"
-    width: int = 4
-    depth: int = 3
-    init_scale: float = 10.0
-    batch_size: int = 128
-    steps: int | None = None
-    epochs: int | None = None
-    eval_every: int | None = None
-    layout: str = "auto"
-    precision: str = "float32"
-    per_layer: bool = False
-    loss: str = "cross_entropy"
-    schedule: str = "constant"
-    schedule_per: str = "step"
-    norm_per: str = "total"
-    full_batch: bool = False
-    track_sharpness: int | None = None
-    keep_period_minima: int | None = None
-    keep: int = 2
-    keep_every: int | None = None
-    checkpoint_seconds: float = 10.0
 
     @functools.cached_property
     def data(self) -> "Dataset":

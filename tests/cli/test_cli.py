@@ -5,11 +5,11 @@ import sys
 
 import pytest
 import tyro
+from periodic_jax.cli.options import COMMANDS, Sweep
+from periodic_jax.cli.values import to_config
 
 from periodic_jax import __version__, open_run
 from periodic_jax.cli.main import main
-from periodic_jax.cli.options import COMMANDS, Sweep
-from periodic_jax.cli.values import to_config
 
 
 def refuse(capsys, *arguments):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-
 from periodic_jax.cli.values import parse_axis
+
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.formatting import flag_of, short_numbers
 from periodic_jax.core.grid import AXES, HParams, SweepGrid

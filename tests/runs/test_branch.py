@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from periodic_jax.cli.values import to_selection
 
 from periodic_jax import ConfigError, RunConfig, open_run, run_sweep
 from periodic_jax.checkpoints import writer
 from periodic_jax.cli.main import main
-from periodic_jax.cli.values import to_selection
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.runs.branch import branch_run, branched_axes
 from periodic_jax.runs.run import resume_run

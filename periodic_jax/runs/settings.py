@@ -1,0 +1,184 @@
+"""The settings of a run by theme, each declared once: type, default, help, and whether it is an axis of the grid.
+
+`RunConfig` has all of them as fields, and the command line derives an option from each.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+def setting(default: Any, text: str, *, metavar: str | None = None, is_axis: bool = False) -> Any:
+    """A field of a theme.
+
+    Args:
+        default: its default.
+        text: its help.
+        metavar: how its value is called in the help; by its type, if None.
+        is_axis: it takes several values, of which the grid has all combinations.
+    """
+    metadata = {"help": " ".join(text.split()), "metavar": metavar, "is_axis": is_axis}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def axis(default: tuple[Any, ...], text: str) -> Any:
+    """A field that is an axis of the grid."""
+    return setting(default, text, is_axis=True)
+
+
+@dataclass(frozen=True)
+class GridAxes:
+    """Axes of the grid, each with one or more values."""
+
+    lr: tuple[float, ...] = axis((0.1,), "Learning rates, above 0.")
+    weight_decay: tuple[float, ...] = axis(
+        (1e-3,),
+        """Weight decays (coupled, L2), above 0, with lr x decay below 1; none for training without. Training is without
+        too where every --elr is above 0 and this is not given.""",
+    )
+    momentum: tuple[float, ...] = axis((0.0,), "Momenta, from 0 to below 1.")
+    noninvariant_lr: tuple[float, ...] = axis(
+        (0.0,),
+        """Learning rates of the weights that are not scale-invariant: 0 freezes them, negative means the same as
+        --lr.""",
+    )
+    elr: tuple[float, ...] = axis((0.0,), "Fixed effective learning rates: lr = ELR x norm^2 at every step; 0: off.")
+    fixed_norm: tuple[float, ...] = axis(
+        (0.0,),
+        "Norms to project the scale-invariant weights on after each step; 0: free, negative: the initial norm.",
+    )
+    schedule_end: tuple[float, ...] = axis((0.0,), "Updates after which a schedule is done; 0: the end of the run.")
+    schedule_factor: tuple[float, ...] = axis((10.0,), "Divisors p of the schedules c and d.")
+    seed: tuple[int, ...] = axis((0,), "Seeds, whole numbers from 0: each has its own initial weights and data order.")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The data set and its variations."""
+
+    dataset: str = setting(
+        "digits",
+        """digits (1,797 real 8x8 scans, embedded), cifar10, cifar100 or svhn (looked for on this machine), synthetic
+        (made-up 32x32 images), or the path of an .npz file with images, labels, test_images and test_labels.""",
+    )
+    data_dir: str | Path | None = setting(
+        None,
+        """Folder with the official files (CIFAR: cifar-10-batches-py or the .tar.gz; SVHN: the .mat files) or a data
+        set prepared by TFDS. After it come ~/datasets/NAME and ~/tensorflow_datasets.""",
+        metavar="DIR",
+    )
+    download: bool = setting(
+        False,
+        "Let TFDS download the data set if it is found nowhere; needs the extra tfds. Nothing else uses the network.",
+    )
+    augment: bool = setting(
+        False,
+        """Random crops (4 pixels of black around the image) and horizontal flips, the same for all configurations of a
+        seed.""",
+    )
+    validation: int | None = setting(
+        None,
+        """Evaluate on the last COUNT training images instead of the test set, and do not train on them; the reference
+        takes 5000.""",
+    )
+    split_classes: int | None = setting(
+        None,
+        """Only half of CIFAR-10's classes. 0: airplane, automobile, bird, ship, truck; 1: cat, deer, dog, frog,
+        horse.""",
+        metavar="0|1",
+    )
+    use_data_size: int | None = setting(None, "Train on the first COUNT images only.")
+    corrupt_train: float = setting(
+        0.0, "Fraction of the training images that get a random label, which may be the true one."
+    )
+    resize: int | None = setting(
+        None, "Height in pixels to shrink the images to, by averaging over square blocks; 16 for small machines."
+    )
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """The network."""
+
+    model: str = setting(
+        "ConvNetSI",
+        """ConvNetSI, ConvNetSIAf, ConvNet, ResNet18SI, ResNet18SIAf or ResNet18; SI: all but the head scale-invariant;
+        Af: with affine batch normalisation.""",
+    )
+    width: int = setting(4, "Channels of the first layer.")
+    depth: int = setting(3, "Convolutions after the first.")
+    init_scale: float = setting(
+        10.0, "Norm of the head's weight at the start; not positive: PyTorch's default initialisation."
+    )
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How the configurations are trained."""
+
+    batch_size: int = setting(128, "Images in a mini-batch.")
+    steps: int | None = setting(None, "Updates to make: this or --epochs.")
+    epochs: int | None = setting(None, "Passes over the whole mini-batches of the training set: this or --steps.")
+    eval_every: int | None = setting(
+        None,
+        """Updates between evaluations. A hundredth of the run if not given, or as many as take three times as long as
+        an evaluation.""",
+    )
+    layout: str = setting("auto", "How configurations are laid out: auto, vmap, unroll, map, or map:K for blocks of K.")
+    precision: str = setting("float32", "float32, tf32, bf16 or float64.")
+    loss: str = setting("cross_entropy", "cross_entropy or squared.")
+    schedule: str = setting(
+        "constant",
+        """Of the learning rate: constant, cosine, c (flat for a quarter, then linear to lr/p), d (divided by p at each
+        quarter) or default (flat for a half, then linear to 1 % at 90 %).""",
+    )
+    schedule_per: str = setting("step", "step or epoch: how often the schedule changes the rate.")
+    norm_per: str = setting(
+        "total",
+        "total or filter: whether --fixed-norm holds all scale-invariant weights together or each output filter.",
+    )
+    full_batch: bool = setting(False, "Full-batch gradient descent, accumulated over mini-batches: a step is an epoch.")
+
+
+@dataclass(frozen=True)
+class RecordingSettings:
+    """What is recorded beside the dynamics of every step."""
+
+    per_layer: bool = setting(False, "Record the dynamics of every layer too.")
+    track_sharpness: int | None = setting(
+        None,
+        "Record the sharpness of the mini-batch on the unit sphere every so many updates; at 50 it costs some 8 %.",
+        metavar="EVERY",
+    )
+    keep_period_minima: int | None = setting(
+        None,
+        """Save the lowest point of each period of each configuration, for periodic-jax minima. Candidates are COUNT
+        steps apart (10 to 10000), 100 if not given: a small part of a period, such as an epoch.""",
+        metavar="[COUNT]",
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """Checkpoints."""
+
+    keep: int = setting(2, "How many of the last checkpoints to keep.")
+    keep_every: int | None = setting(
+        None, "Keep the checkpoints at all multiples of COUNT updates too, to branch from them."
+    )
+    checkpoint_seconds: float = setting(10.0, "Least time between two checkpoints; one is always written at the end.")
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """The run directory."""
+
+    out: str | Path = dataclasses.field(
+        metadata={
+            "help": "Run directory: a new one, or that of this very run, unfinished, which then goes on; runs/sweep, "
+            "runs/sweep-2 ... if not given.",
+            "metavar": "DIR",
+            "is_axis": False,
+        }
+    )
