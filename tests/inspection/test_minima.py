@@ -22,7 +22,7 @@ from periodic_jax.landscape import connectivity
 from periodic_jax.landscape.connectivity import average, barrier, by_layers, combined, cosine, on_sphere, straight
 from periodic_jax.landscape.networks import Networks
 from periodic_jax.plots import minima as draw
-from periodic_jax.reporting import minima_tables
+from periodic_jax.reporting import tables
 from periodic_jax.runs.run import resume_run
 from periodic_jax.storage import datasets
 from periodic_jax.storage.minima_files import saved_minima
@@ -328,7 +328,7 @@ def test_one_minimum_and_weights_that_are_not_finite_are_told(whole, tmp_path):
     assert broken.reason.values[0, 0] == "weights are not finite"
     assert np.isnan(broken.train_loss.values).all()
     for one in (alone, broken):
-        assert "lr" in minima_tables.as_text(one)
+        assert "lr" in tables.minima_as_text(one)
         draw(one)
 
 
