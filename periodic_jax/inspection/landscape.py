@@ -91,7 +91,7 @@ def measure_landscape(
             states = load_states(run, step, rows)
             number = sum(leaf[0].size for leaf in jax.tree.leaves(states.params))
             block = max(MOST_IN_MEMORY // (max(budget.iterations, 1) * number * (8 if double else 4)), 1)
-            blocks = []
+            blocks: list[xr.Dataset] = []
             for first in range(0, len(rows), block):
                 here = slice(first, min(first + block, len(rows)))
                 chosen = jax.tree.map(lambda leaf, here=here: leaf[here], states)

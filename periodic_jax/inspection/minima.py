@@ -24,7 +24,12 @@ from periodic_jax.storage.run_directory import first_step, read_config
 from periodic_jax.storage.schema import describe
 from periodic_jax.training import xla
 
-EACH = {"data_vars": "all", "coords": "minimal", "compat": "override", "join": "outer"}  # how Datasets are concatenated
+EACH: dict[str, Any] = {
+    "data_vars": "all",
+    "coords": "minimal",
+    "compat": "override",
+    "join": "outer",
+}  # how Datasets are concatenated
 
 
 class Measured(NamedTuple):
@@ -155,7 +160,8 @@ def _of_config(networks: Networks, minima: Sequence[Measured], start: Params | N
     places = np.arange(count)
     coords = {"minimum": places, "other_minimum": places, "members": places + 1}
     # One pair too many, without numbers, so that there is one at all; it is cut off again.
-    pairs = [_paths(networks, *pair, points) for pair in [*itertools.pairwise(minima), (None, None)]]
+    ends: list[tuple[Any, Any]] = [*itertools.pairwise(minima), (None, None)]
+    pairs = [_paths(networks, a, b, points) for a, b in ends]
     between = xr.concat(pairs, "pair", **EACH).assign_coords(pair=np.arange(len(pairs))).isel(pair=slice(0, -1))
     return xr.Dataset(variables, coords).merge(between)
 

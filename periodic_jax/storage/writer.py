@@ -176,7 +176,7 @@ class TelemetryWriter:
             return group.create_array(
                 name, shape=shape, chunks=tuple(max(c, 1) for c in chunks), dtype=dtype, fill_value=fill,
                 compressors=[ZstdCodec(), Crc32cCodec()], dimension_names=quantity.dims,
-                config={"write_empty_chunks": True}, attributes=quantity.attributes,
+                config={"write_empty_chunks": True}, attributes={**quantity.attributes},
             )  # fmt: skip
 
         for name in AXES:
