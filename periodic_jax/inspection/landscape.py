@@ -95,7 +95,7 @@ def measure_landscape(
             for first in range(0, len(rows), block):
                 here = slice(first, min(first + block, len(rows)))
                 chosen = jax.tree.map(lambda leaf, here=here: leaf[here], states)
-                of_parts = []
+                of_parts: list[xr.Dataset] = []
                 for part, images in zip(parts, batches, strict=True):
                     of = f"configurations {here.start + 1}-{here.stop} of {len(rows)}"
                     progress(f"checkpoint {step}, {of}, {part} images")

@@ -13,6 +13,7 @@ from periodic_jax.cli.main import main
 from periodic_jax.inspection import landscape
 from periodic_jax.inspection.landscape import Budget
 from periodic_jax.reporting import tables
+from periodic_jax.runs.config import check
 from periodic_jax.storage import datasets
 from periodic_jax.storage.reader import open_run
 from periodic_jax.storage.run_directory import LANDSCAPE
@@ -104,8 +105,8 @@ def test_the_command_prints_a_table_and_writes_a_store_and_a_figure(run, found, 
         ({"select": {"lr": (0.3,)}}, "--select: lr=0.3"),
         ({"select": {"speed": (0.3,)}}, "--select: speed"),
         ({"weights": "head"}, "--weights: head"),
-        ({"effort": Budget(images=1)}, "--images: 1"),
-        ({"effort": Budget(tolerance=-1.0)}, "--tolerance: -1"),
+        ({"budget": Budget(images=1)}, "--images: 1"),
+        ({"budget": Budget(tolerance=-1.0)}, "--tolerance: -1"),
     ],
 )
 def test_unusable_requests_are_refused(run, options, named):
@@ -115,7 +116,7 @@ def test_unusable_requests_are_refused(run, options, named):
 
 def test_tracking_needs_scale_invariant_weights():
     with pytest.raises(ConfigError, match="--track-sharpness"):
-        pj.run.check(pj.RunConfig(out="x", model="ConvNet", steps=3, track_sharpness=1))
+        check(pj.RunConfig(out="x", model="ConvNet", steps=3, track_sharpness=1))
 
 
 def test_means_before_onsets_are_those_of_a_loop():

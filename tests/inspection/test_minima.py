@@ -341,7 +341,7 @@ def test_without_kept_minima_the_last_checkpoints_before_the_onsets_do(tmp_path,
     onset[0] = [35, 38, 52]
 
     class Analysed:
-        onset_step = pj.analysis.xr.DataArray(onset)
+        onset_step = xr.DataArray(onset)
 
     monkeypatch.setattr(minima_sources.analysis, "analyze", lambda run: Analysed)
     found = minima.compare(cut, points=3)
@@ -375,5 +375,6 @@ def test_the_figure_tells_all_configurations_apart(found):
     errors, _, paths, _ = figure.axes
     assert len({line.get_color() for line in errors.lines}) == 4
     assert "seed" in paths.get_title()
-    many = draw(xr.concat([found] * 3, "config"))  # more than a legend has room for: a colour for each learning rate
+    several: list[xr.Dataset] = [found] * 3
+    many = draw(xr.concat(several, "config"))  # more than a legend has room for: a colour for each learning rate
     assert [text.get_text() for text in many.legends[0].get_texts()] == ["0", "1e+30"]
