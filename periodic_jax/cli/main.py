@@ -279,7 +279,7 @@ def _landscape(options: Landscape) -> None:
 def _minima(options: Minima) -> None:
     from periodic_jax.inspection.minima import compare
     from periodic_jax.plots import save_minima
-    from periodic_jax.reporting import minima_tables
+    from periodic_jax.reporting import tables
     from periodic_jax.storage import datasets
     from periodic_jax.storage.run_directory import COMPARISON, read_config
 
@@ -294,7 +294,7 @@ def _minima(options: Minima) -> None:
     )  # fmt: skip
     _write(
         lambda: [datasets.write_store(found, path / COMPARISON), *save_minima(found, path / "figures")],
-        minima_tables.as_text(found),
+        tables.minima_as_text(found),
     )
 
 

@@ -24,7 +24,6 @@ from periodic_jax.training.schedules import learning_rate, scheduled
 from periodic_jax.training.state import TrainState
 
 MOST_IN_MEMORY = 2**30  # bytes of Lanczos vectors at a time
-DIMS = ("config", "checkpoint", "part")
 
 
 class Budget(NamedTuple):
@@ -58,7 +57,7 @@ def measure_landscape(
         checkpoints: ``all`` that were kept, ``last``, or numbers of updates.
         select: for each axis named, the values of the configurations to take.
         weights: ``invariant``: the scale-invariant ones, raw and as seen on the unit sphere; or ``all``.
-        effort: how much to compute.
+        budget: how much to compute.
         dataset, data_dir: as for `resume_run`.
         progress: told what is done.
 
@@ -76,7 +75,7 @@ def measure_landscape(
     if weights not in WEIGHTS:
         raise ConfigError("--weights", weights, " or ".join(WEIGHTS))
     parts = PARTS if run.config.data.corrupted is not None else PARTS[:1]
-    found: dict[str, np.ndarray] = {}
+    found: list[xr.Dataset] = []
     double = run.config.precision == "float64"
     with xla.precision("float64" if double else "float32"):
         xla.check_reductions()
@@ -88,23 +87,29 @@ def measure_landscape(
             for part in parts
         ]  # fmt: skip
         progress(_selected_states(batches[0].labels.shape, len(run.config.data.images), budget.images))
-        for i, step in enumerate(steps):
+        for step in steps:
             states = load_states(run, step, rows)
             number = sum(leaf[0].size for leaf in jax.tree.leaves(states.params))
             block = max(MOST_IN_MEMORY // (max(budget.iterations, 1) * number * (8 if double else 4)), 1)
+            blocks: list[xr.Dataset] = []
             for first in range(0, len(rows), block):
                 here = slice(first, min(first + block, len(rows)))
                 chosen = jax.tree.map(lambda leaf, here=here: leaf[here], states)
-                for k, part in enumerate(parts):
+                of_parts: list[xr.Dataset] = []
+                for part, images in zip(parts, batches, strict=True):
                     of = f"configurations {here.start + 1}-{here.stop} of {len(rows)}"
                     progress(f"checkpoint {step}, {of}, {part} images")
-                    measured = _measured(run, rows[here], chosen, batches[k], weights, budget)
-                    for name, values in measured.items():
-                        blank = "" if values.dtype.kind == "U" else np.nan
-                        shape = (len(rows), len(steps), len(parts), *values.shape[1:])
-                        dtype = object if blank == "" else np.float64
-                        found.setdefault(name, np.full(shape, blank, dtype))[here, i, k] = values
-    return _assembled(run, rows, steps, parts, found, weights, batches[0].labels.size)
+                    of_parts.append(_measured(run, rows[here], chosen, images, weights, budget))
+                blocks.append(xr.concat(of_parts, "part"))
+            found.append(xr.concat(blocks, "config"))
+    measured = xr.concat(found, "checkpoint").transpose("config", "checkpoint", "part", ...)
+    for name, array in measured.data_vars.items():
+        if name != "reason":
+            array.attrs = describe(str(name)).attributes
+    coords: dict[str, Any] = {name: ("config", run.grid.coords[name][list(rows)]) for name in AXES}
+    coords |= {"checkpoint": np.asarray(steps, np.int64), "part": list(parts)}
+    attributes = {"run": run.path.resolve().name, "weights": weights, "images": int(batches[0].labels.size)}
+    return measured.assign_coords(coords).assign_attrs(attributes)
 
 
 def _selected_states(batches: Sequence[int], there: int, asked: int | None) -> str:
@@ -133,7 +138,7 @@ def check_budget(budget: Budget) -> None:
 
 def _measured(
     run: LoadedRun, rows: Sequence[int], states: TrainState, batches: Any, weights: str, budget: Budget
-) -> dict[str, np.ndarray]:
+) -> xr.Dataset:
     """All numbers of some configurations in one checkpoint and on one part of the images."""
     surface = Surface(states, batches, weights)
     x = surface.weights
@@ -164,7 +169,9 @@ def _measured(
                 found |= {f"{name}_lowest": values.lowest, f"{name}_lowest_residual": values.lowest_residual}
     if weights == "invariant":
         found |= _on_sphere(run, rows, states, norm, found)
-    return _with_reasons(states, found)
+    found, reasons = _with_reasons(states, found)
+    variables = {name: (("config", "rank")[: v.ndim], v.astype(np.float64)) for name, v in found.items()}
+    return xr.Dataset({**variables, "reason": ("config", reasons)})
 
 
 def _on_sphere(
@@ -193,7 +200,7 @@ def _on_sphere(
     return more
 
 
-def _with_reasons(states: TrainState, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _with_reasons(states: TrainState, found: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
     """NaN in place of all numbers that say nothing, and why."""
     diverged = np.asarray(states.diverged_at)
     finite = np.all(
@@ -210,23 +217,4 @@ def _with_reasons(states: TrainState, found: dict[str, np.ndarray]) -> dict[str,
             for name, values in found.items():
                 found[name] = values.astype(np.float64)
                 found[name][k] = np.nan
-    return {**found, "reason": np.array(reasons, dtype=str)}
-
-
-def _assembled(
-    run: LoadedRun,
-    rows: Sequence[int],
-    steps: Sequence[int],
-    parts: Sequence[str],
-    found: dict[str, np.ndarray],
-    weights: str,
-    images: int,
-) -> xr.Dataset:
-    variables = {}
-    for name, values in found.items():
-        dims = DIMS + (("rank",) if values.ndim > 3 else ())
-        attributes = {} if values.dtype == object else describe(name).attributes
-        variables[name] = (dims, values.astype(str) if values.dtype == object else values, attributes)
-    coords = {name: ("config", run.grid.coords[name][list(rows)]) for name in AXES}
-    coords |= {"checkpoint": np.asarray(steps, np.int64), "part": list(parts)}
-    return xr.Dataset(variables, coords, {"run": run.path.resolve().name, "weights": weights, "images": int(images)})
+    return found, reasons

@@ -3,6 +3,7 @@
 What can be measured of networks is in `landscape.networks`; here it is measured of the minima of each configuration.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,19 +24,12 @@ from periodic_jax.storage.run_directory import first_step, read_config
 from periodic_jax.storage.schema import describe
 from periodic_jax.training import xla
 
-DIMS = {
-    "cosine": ("config", "minimum", "other_minimum"),
-    "disagreement": ("config", "minimum", "other_minimum"),
-    "barrier": ("config", "pair", "path"),
-    "seed_barrier": ("config", "path"),
-    "path_train_loss": ("config", "pair", "path", "point"),
-    "path_test_error": ("config", "pair", "path", "point"),
-}
-BY_MINIMUM = ("step", "ended", "reason", "weight_norm", "cosine_to_start", *Quality._fields[:4])
-BY_MEMBERS = (
-    "ensemble_loss", "ensemble_error", "average_train_loss", "average_test_loss", "average_test_error",
-    "seed_ensemble_loss", "seed_ensemble_error", "equal_cost_ensemble_loss", "equal_cost_ensemble_error",
-)  # fmt: skip
+EACH: dict[str, Any] = {
+    "data_vars": "all",
+    "coords": "minimal",
+    "compat": "override",
+    "join": "outer",
+}  # how Datasets are concatenated
 
 
 class Measured(NamedTuple):
@@ -91,28 +85,38 @@ def compare(
             raise ConfigError(f"--{name}", value, f"a whole number from {least}")
     with xla.precision(run.config.precision):
         xla.check_reductions()
-        outline = abstract_state(run)
-        if not has_scale_invariant(outline.task.model):
+        abstract = abstract_state(run)
+        if not has_scale_invariant(abstract.task.model):
             raise ConfigError("run directory", path, "a network with scale-invariant weights")
-        source, found = minima_of(run, rows, outline)
-        networks = Networks(outline.task, run.config.data, images=images)
-        kept: list[list[Measured]] = []
-        for i, mine in zip(rows, found, strict=True):
+        source, found = minima_of(run, rows, abstract)
+        networks = Networks(abstract.task, run.config.data, images=images)
+        saved: list[list[Measured]] = []
+        for i, minima in zip(rows, found, strict=True):
             progress(
-                f"{run.grid.label(i)}: {len(mine)} minima" + ("" if last is None else f", the last {last} at most")
+                f"{run.grid.label(i)}: {len(minima)} minima" + ("" if last is None else f", the last {last} at most")
             )
-            kept.append([_measured(networks, *one) for one in mine[-(last or len(mine) or 1) :]])
-        columns = [
-            _of_config(networks, mine, start_of(run, i, outline), points) for i, mine in zip(rows, kept, strict=True)
-        ]
-        for group in _groups(run, rows):
-            _between_seeds(networks, group, kept, columns, points, first_step(read_config(path)))
+            saved.append([_measured(networks, *one) for one in minima[-(last or len(minima) or 1) :]])
+        starts = [start_of(run, i, abstract) for i in rows]
+        configs = [_of_config(networks, *each, points) for each in zip(saved, starts, strict=True)]
+        first, seeds = first_step(read_config(path)), _next_seeds(run, rows)
+        of_seeds = [_between_seeds(networks, [saved[k] for k in places], points, first) for places in seeds]
         number = networks.images
-    attributes = {
+    both = [xr.merge(pair, join="outer", compat="no_conflicts") for pair in zip(configs, of_seeds, strict=True)]
+    compared = xr.concat(both, "config", fill_value={"reason": ""}, **EACH)
+    compared = compared.drop_vars(["minimum", "other_minimum", "pair"])
+    compared["reason"] = compared.reason.astype(str)
+    for name, array in compared.data_vars.items():
+        if name != "reason":
+            array.attrs = describe(str(name)).attributes
+            if array.attrs["units"] == "nats" and run.config.loss == "squared":
+                array.attrs["units"] = "1"
+    compared.step.attrs["long_name"] = "updates made at the minimum"
+    compared["there"] = ("config", [len(minima) for minima in found])
+    compared.attrs = {
         "run": run.path.resolve().name, "source": source, "images": number, "loss": run.config.loss,
         "statistics": f"re-estimated over {number} of {len(run.config.data.labels)} training images",
     }  # fmt: skip
-    return _assembled(run, rows, [len(mine) for mine in found], columns, points, attributes)
+    return compared.assign_coords({name: ("config", run.grid.coords[name][list(rows)]) for name in AXES})
 
 
 def _measured(networks: Networks, step: int, ended: int | None, params: Params, statistics: Any) -> Measured:
@@ -130,136 +134,107 @@ def _measured(networks: Networks, step: int, ended: int | None, params: Params, 
     return Measured(step, ended, unit, statistics, norm, networks.quality(unit, statistics))
 
 
-def _of_config(networks: Networks, mine: Sequence[Measured], start: Params | None, points: int) -> dict[str, Any]:
-    """All numbers of one configuration, each as an array over its own minima."""
-    labels, count = networks.task.labels, len(mine)
-    sound = [one.quality is not None for one in mine]
-    told: dict[str, Any] = {name: np.full(count, np.nan) for name in BY_MINIMUM if name != "reason"}
-    told["reason"] = np.array(["" if one else "weights are not finite" for one in sound], dtype=object)
-    told |= {name: np.full((count, count), np.nan) for name in ("cosine", "disagreement")}
-    told |= {name: np.full(count, np.nan) for name in BY_MEMBERS}
-    told["barrier"] = np.full((max(count - 1, 0), len(PATHS)), np.nan)
-    told |= {
-        n: np.full((max(count - 1, 0), len(PATHS), points), np.nan) for n in ("path_train_loss", "path_test_error")
+def _of_config(networks: Networks, minima: Sequence[Measured], start: Params | None, points: int) -> xr.Dataset:
+    """All numbers of one configuration."""
+    labels, count, known = networks.task.labels, len(minima), [one.quality for one in minima]
+    numbers = {
+        "step": [one.step for one in minima],
+        "ended": [np.nan if one.ended is None else one.ended for one in minima],
+        "weight_norm": [one.weight_norm for one in minima],
+        "cosine_to_start": [
+            np.nan if start is None or one.quality is None else cosine(one.params, start, labels) for one in minima
+        ],
+        **{name: [getattr(quality, name, np.nan) for quality in known] for name in Quality._fields[:4]},
     }
-    told["seed_barrier"] = np.full(len(PATHS), np.nan)
-    told |= dict.fromkeys(("seed_cosine", "seed_disagreement"), np.nan)
-    for k, one in enumerate(mine):
-        told["step"][k], told["weight_norm"][k] = one.step, one.weight_norm
-        told["ended"][k] = np.nan if one.ended is None else one.ended
-        if one.quality is None:
-            continue
-        for name in Quality._fields[:4]:
-            told[name][k] = getattr(one.quality, name)
-        if start is not None:
-            told["cosine_to_start"][k] = cosine(one.params, start, labels)
-        for j in range(count):
-            if (other := mine[j].quality) is not None:
-                told["cosine"][k, j] = cosine(one.params, mine[j].params, labels)
-                told["disagreement"][k, j] = disagreement(one.quality.test_outputs, other.test_outputs)
-        if k and sound[k - 1]:
-            paths = _paths(networks, mine[k - 1], one, points)
-            told["barrier"][k - 1], told["path_train_loss"][k - 1], told["path_test_error"][k - 1] = paths
-    finished = of_ended(mine)
-    for k in range(1, len(finished) + 1):
-        if all(one.quality is not None for one in finished[-k:]):
-            _with_members(networks, finished[-k:], k - 1, told)
-    return told
+    variables: dict[str, Any] = {name: ("minimum", np.array(values, np.float64)) for name, values in numbers.items()}
+    reasons = ["weights are not finite" if quality is None else "" for quality in known]
+    variables["reason"] = ("minimum", np.array(reasons, object))
+    apart = np.array([_apart(a, b, labels) for a in minima for b in minima]).reshape(count, count, 2)
+    dims = ("minimum", "other_minimum")
+    variables |= {name: (dims, apart[..., k]) for k, name in enumerate(("cosine", "disagreement"))}
+    finished = of_ended(minima)
+    rows = [_with_average(networks, finished[-k:]) for k in range(1, len(finished) + 1)]
+    nothing = _with_average(networks, [None])
+    rows += [nothing] * (count - len(rows))
+    variables |= {name: ("members", np.array([row[name] for row in rows], np.float64)) for name in nothing}
+    places = np.arange(count)
+    coords = {"minimum": places, "other_minimum": places, "members": places + 1}
+    # One pair too many, without numbers, so that there is one at all; it is cut off again.
+    ends: list[tuple[Any, Any]] = [*itertools.pairwise(minima), (None, None)]
+    pairs = [_paths(networks, a, b, points) for a, b in ends]
+    between = xr.concat(pairs, "pair", **EACH).assign_coords(pair=np.arange(len(pairs))).isel(pair=slice(0, -1))
+    return xr.Dataset(variables, coords).merge(between)
 
 
-def of_ended(mine: Sequence[Measured]) -> Sequence[Measured]:
+def of_ended(minima: Sequence[Measured]) -> Sequence[Measured]:
     """Those whose period had ended; where there are none, all: where the run ends, a period may have just begun."""
-    return [one for one in mine if one.ended is not None] or mine
+    return [one for one in minima if one.ended is not None] or minima
 
 
-def _paths(networks: Networks, a: Measured, b: Measured, points: int) -> tuple[list[float], list[Any], list[Any]]:
-    """Barrier, training losses and test errors of each kind of path between two minima."""
-    barriers, losses, errors = [], [], []
-    for path in PATHS.values():
-        at = [path(a.params, b.params, t, networks.task.labels) for t in np.linspace(0, 1, points)]
-        found = [networks.quality(params, a.statistics) for params in at]
-        losses.append([one.train_loss for one in found])
-        errors.append([one.test_error for one in found])
-        barriers.append(barrier(np.array(losses[-1])))
-    return barriers, losses, errors
+def _apart(a: Measured | None, b: Measured | None, labels: Any) -> tuple[float, float]:
+    """Cosine and disagreement; NaN where one is missing or not finite."""
+    if a is None or b is None or a.quality is None or b.quality is None:
+        return math.nan, math.nan
+    return cosine(a.params, b.params, labels), disagreement(a.quality.test_outputs, b.quality.test_outputs)
 
 
-def _with_members(networks: Networks, members: Sequence[Measured], k: int, told: dict[str, Any]) -> None:
-    """An ensemble and an average of some minima."""
-    outputs = [one.quality.test_outputs for one in members if one.quality]
-    told["ensemble_loss"][k], told["ensemble_error"][k] = networks.together(outputs)
-    mean = networks.quality(average([one.params for one in members], networks.task.labels), members[0].statistics)
-    for name in ("train_loss", "test_loss", "test_error"):
-        told[f"average_{name}"][k] = getattr(mean, name)
+def _paths(networks: Networks, a: Measured | None, b: Measured | None, points: int) -> xr.Dataset:
+    """Barrier, training losses and test errors of each kind of path; NaN where an end is missing or not finite."""
+    at, losses = np.linspace(0, 1, points), np.full((len(PATHS), points), np.nan)
+    errors, barriers = losses.copy(), losses[:, 0].copy()
+    if a is not None and b is not None and a.quality and b.quality:
+        for k, path in enumerate(PATHS.values()):
+            found = [networks.quality(path(a.params, b.params, t, networks.task.labels), a.statistics) for t in at]
+            losses[k], errors[k] = [one.train_loss for one in found], [one.test_error for one in found]
+            barriers[k] = barrier(losses[k])
+    variables = {"barrier": ("path", barriers)}
+    variables |= {n: (("path", "point"), v) for n, v in (("path_train_loss", losses), ("path_test_error", errors))}
+    return xr.Dataset(variables, {"path": list(PATHS), "point": at})
 
 
-def _groups(run: LoadedRun, rows: Sequence[int]) -> list[list[int]]:
-    """Positions among the chosen configurations that differ in the seed alone, in the order of the seeds."""
+def _ensemble(networks: Networks, members: Sequence[Measured | None]) -> tuple[float, float]:
+    """Test loss and error of an ensemble; NaN where a member is missing or not finite."""
+    outputs = [one.quality.test_outputs for one in members if one is not None and one.quality]
+    return networks.together(outputs) if len(outputs) == len(members) else (math.nan, math.nan)
+
+
+def _with_average(networks: Networks, members: Sequence[Measured | None]) -> dict[str, float]:
+    """An ensemble and an average of some minima; NaN where one is missing or not finite."""
+    loss, error = _ensemble(networks, members)
+    sound = [one for one in members if one is not None and one.quality]
+    mean = None
+    if len(sound) == len(members):
+        mean = networks.quality(average([one.params for one in sound], networks.task.labels), sound[0].statistics)
+    names = ("train_loss", "test_loss", "test_error")
+    averages = {f"average_{name}": getattr(mean, name, math.nan) for name in names}
+    return {"ensemble_loss": loss, "ensemble_error": error, **averages}
+
+
+def _next_seeds(run: LoadedRun, rows: Sequence[int]) -> list[list[int]]:
+    """For each configuration its position, and those of what differs in the seed alone, from the next seed on."""
     groups: dict[tuple[float, ...], list[int]] = {}
-    for place, i in enumerate(rows):
-        groups.setdefault(tuple(float(run.grid.coords[name][i]) for name in AXES if name != "seed"), []).append(place)
+    keys = [tuple(float(run.grid.coords[name][i]) for name in AXES if name != "seed") for i in rows]
     seeds = run.grid.seeds[list(rows)]
-    return [sorted(group, key=lambda place: seeds[place]) for group in groups.values() if len(group) > 1]
+    for place in sorted(range(len(rows)), key=lambda place: seeds[place]):
+        groups.setdefault(keys[place], []).append(place)
+    return [(g := groups[key])[g.index(k) :] + g[: g.index(k)] for k, key in enumerate(keys)]
 
 
-def _between_seeds(
-    networks: Networks, group: Sequence[int], kept: Sequence[Sequence[Measured]], columns: list[dict[str, Any]],
-    points: int, begun: int,
-) -> None:  # fmt: skip
-    """Compare the last minimum of each seed with that of the next, and make ensembles of several seeds."""
-    for place, at in enumerate(group):
-        in_order = [*group[place:], *group[:place]]
-        minima = [of_ended(kept[i]) for i in in_order]
-        finals = [mine[-1] if mine and mine[-1].quality else None for mine in minima]
-        told = columns[at]
-        if (one := finals[0]) is None or one.quality is None:
-            continue
-        if (other := finals[1]) is not None and other.quality is not None:
-            told["seed_cosine"] = cosine(one.params, other.params, networks.task.labels)
-            told["seed_disagreement"] = disagreement(one.quality.test_outputs, other.quality.test_outputs)
-            told["seed_barrier"] = np.array(_paths(networks, one, other, points)[0])
-        more = max(len(group), len(kept[at]))
-        for name in BY_MEMBERS[5:]:
-            told[name] = np.full(more, np.nan)
-        for k in range(1, len(group) + 1):
-            until = begun + (one.step - begun) / k
-            early = [next((m for m in reversed(mine) if m.step <= until and m.quality), None) for mine in minima[:k]]
-            for name, chosen in (("seed", finals[:k]), ("equal_cost", early)):
-                outputs = [m.quality.test_outputs for m in chosen if m is not None and m.quality]
-                if len(outputs) == k:
-                    loss, error = networks.together(outputs)
-                    told[f"{name}_ensemble_loss"][k - 1], told[f"{name}_ensemble_error"][k - 1] = loss, error
-
-
-def _assembled(
-    run: LoadedRun, rows: Sequence[int], there: Sequence[int], columns: Sequence[dict[str, Any]], points: int,
-    attributes: dict[str, Any],
-) -> xr.Dataset:  # fmt: skip
-    """All configurations as one Dataset, the shorter ones filled up with NaN."""
-    variables: dict[str, Any] = {}
-    for name in columns[0]:
-        values = [np.asarray(column[name]) for column in columns]
-        shape = tuple(max(value.shape[axis] for value in values) for axis in range(values[0].ndim))
-        words = values[0].dtype == object
-        filled = np.full((len(values), *shape), "" if words else np.nan, object if words else np.float64)
-        for k, value in enumerate(values):
-            filled[(k, *map(slice, value.shape))] = value
-        usual = ("config", "minimum") if name in BY_MINIMUM else ("config", "members")
-        dims = DIMS.get(name, usual if len(shape) else ("config",))
-        variables[name] = (dims, filled)
-    members = max((values.shape[1] for dims, values in variables.values() if dims[1:] == ("members",)), default=0)
-    named = {}
-    for name, (dims, values) in variables.items():
-        if dims[1:] == ("members",):
-            values = np.pad(values, ((0, 0), (0, members - values.shape[1])), constant_values=np.nan)
-        about = describe(name).attributes
-        if name == "step":
-            about["long_name"] = "updates made at the minimum"
-        if about["units"] == "nats" and run.config.loss == "squared":
-            about["units"] = "1"
-        words = values.dtype == object
-        about = {} if words else about
-        named[name] = (dims, values.astype(str) if words else values, about)
-    coords: dict[str, Any] = {name: ("config", run.grid.coords[name][list(rows)]) for name in AXES}
-    coords |= {"path": list(PATHS), "point": np.linspace(0, 1, points), "members": np.arange(1, members + 1)}
-    return xr.Dataset({**named, "there": ("config", np.asarray(there, np.int64))}, coords, attributes)
+def _between_seeds(networks: Networks, seeds: Sequence[Sequence[Measured]], points: int, first: int) -> xr.Dataset:
+    """The last minimum of the first of some seeds against that of the next, and ensembles of several seeds."""
+    minima = [of_ended(of_seed) for of_seed in seeds]
+    finals = [of_seed[-1] if of_seed and of_seed[-1].quality else None for of_seed in minima]
+    this, following = finals[0], finals[1] if len(finals) > 1 else None
+    rows = []
+    for k in range(1, len(seeds) + 1):
+        if this is None or len(seeds) < 2:
+            break
+        until = first + (this.step - first) / k
+        early = [next((m for m in reversed(of_seed) if m.step <= until and m.quality), None) for of_seed in minima[:k]]
+        rows.append([*_ensemble(networks, finals[:k]), *_ensemble(networks, early)])
+    names = [f"{of}_ensemble_{name}" for of in ("seed", "equal_cost") for name in ("loss", "error")]
+    table = np.array(rows, np.float64).reshape(-1, len(names))
+    variables: dict[str, Any] = {name: ("members", table[:, k]) for k, name in enumerate(names)}
+    variables["seed_barrier"] = ("path", _paths(networks, this, following, points).barrier.values)
+    variables["seed_cosine"], variables["seed_disagreement"] = _apart(this, following, networks.task.labels)
+    return xr.Dataset(variables, {"members": np.arange(1, len(table) + 1)})

@@ -99,7 +99,7 @@ def _check_contents(path: Path) -> None:
 
 def _checksum(dataset: xr.Dataset) -> int:
     """Of names, dimensions, values and attributes."""
-    about = [("", sorted(dataset.attrs.items()))]
+    about: list[tuple[Any, Any]] = [("", sorted(dataset.attrs.items()))]
     total = zlib.crc32(repr(sorted(dataset.sizes.items())).encode())
     for name, array in sorted(dataset.variables.items()):
         total = zlib.crc32(repr((name, array.dims)).encode(), total)

@@ -22,7 +22,7 @@ from periodic_jax.landscape import connectivity
 from periodic_jax.landscape.connectivity import average, barrier, by_layers, combined, cosine, on_sphere, straight
 from periodic_jax.landscape.networks import Networks
 from periodic_jax.plots import minima as draw
-from periodic_jax.reporting import minima_tables
+from periodic_jax.reporting import tables
 from periodic_jax.runs import minima_recorder
 from periodic_jax.runs.run import resume_run
 from periodic_jax.storage import datasets
@@ -341,7 +341,7 @@ def test_one_minimum_and_weights_that_are_not_finite_are_told(whole, tmp_path):
     assert broken.reason.values[0, 0] == "weights are not finite"
     assert np.isnan(broken.train_loss.values).all()
     for one in (alone, broken):
-        assert "lr" in minima_tables.as_text(one)
+        assert "lr" in tables.minima_as_text(one)
         draw(one)
 
 
@@ -388,5 +388,6 @@ def test_the_figure_tells_all_configurations_apart(found):
     errors, _, paths, _ = figure.axes
     assert len({line.get_color() for line in errors.lines}) == 4
     assert "seed" in paths.get_title()
-    many = draw(xr.concat([found] * 3, "config"))  # more than a legend has room for: a colour for each learning rate
+    several: list[xr.Dataset] = [found] * 3
+    many = draw(xr.concat(several, "config"))  # more than a legend has room for: a colour for each learning rate
     assert [text.get_text() for text in many.legends[0].get_texts()] == ["0", "1e+30"]
