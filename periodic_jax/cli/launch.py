@@ -51,8 +51,7 @@ def claim_folder(config: "RunConfig") -> None:
 
 def train_with_progress(start: Callable[..., "RunResult"], *arguments: Any, **options: Any) -> "RunResult":
     """Run with a progress bar."""
-    from periodic_jax.runs.callbacks import RunCallbacks
-    from periodic_jax.runs.signals import Stop
+    from periodic_jax.runs.callbacks import RunCallbacks, Stop
 
     xla.use_cores_as_devices()
     xla.keep_compiled_programs()

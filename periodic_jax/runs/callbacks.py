@@ -1,11 +1,16 @@
-"""What a run calls while it trains."""
+"""What a run calls while it trains, and the callback that ends one in good order on a signal."""
 
+import os
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from periodic_jax.sweeps.chunks import Chunk
+
+WATCHED = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -34,3 +39,49 @@ class RunCallbacks:
     on_chunk: Callable[["Chunk"], None] = lambda chunk: None
     should_stop: Callable[[], int] = lambda: 0
     log: Callable[[str], None] = print
+
+
+class Stop:
+    """Within a ``with`` block, SIGTERM and SIGINT only set a mark; a second one ends the process at once.
+
+    Called, it returns the exit status that the signal asks for, 143 or 130, or 0 while there was none. A thread of its
+    own hears of the signals, since Python runs handlers in the main thread only, which may be compiling for minutes.
+    Outside of the main thread, where Python allows no handlers, the block does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._status = 0
+        self._before: dict[int, Any] = {}
+        self._pipe, self._heard_before = (-1, -1), -1
+
+    def __call__(self) -> int:
+        """The exit status asked for, or 0."""
+        return self._status
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():
+            self._pipe = os.pipe()
+            os.set_blocking(self._pipe[1], False)
+            self._heard_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            self._before = {number: signal.signal(number, lambda *_: None) for number in WATCHED}
+            threading.Thread(target=self._listen, args=(self._pipe[0],), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._heard_before)
+            os.close(self._pipe[1])
+
+    def _listen(self, heard: int) -> None:
+        """Read the numbers of signals until the block ends."""
+        while numbers := os.read(heard, 64):
+            for number in numbers:
+                if number in WATCHED and self._status:
+                    os._exit(128 + number)
+                if number in WATCHED:
+                    self._status = 128 + number
+                    # Not through sys.stderr, which the main thread may be writing to.
+                    os.write(2, b"\nfinishing the current chunk; again to stop at once\n")
+        os.close(heard)

@@ -210,7 +210,7 @@ def run_session(
         RunInterrupted: as `run_sweep`.
     """
     from periodic_jax.checkpoints.writer import finalize_first
-    from periodic_jax.runs.resources import check_room, estimate_resources
+    from periodic_jax.runs.planning import check_room, estimate_resources
     from periodic_jax.runs.session import train_session
 
     started, path, is_new = time.perf_counter(), Path(config.out), "config" not in (manifest or {})

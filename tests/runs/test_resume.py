@@ -15,10 +15,10 @@ from periodic_jax import ConfigError, open_run, run_sweep
 from periodic_jax.checkpoints.writer import Checkpoints
 from periodic_jax.cli.main import main
 from periodic_jax.core.errors import CorruptedRunError, RunInterrupted
-from periodic_jax.runs import signals
+from periodic_jax.runs import callbacks
 from periodic_jax.runs.build import build_sweep
 from periodic_jax.runs.config import difference, from_manifest, to_manifest
-from periodic_jax.runs.resources import check_room, estimate_resources
+from periodic_jax.runs.planning import check_room, estimate_resources
 from periodic_jax.runs.run import resume_run
 from periodic_jax.runs.session import SessionPlan, find_resume_point
 from periodic_jax.storage.run_directory import checkpoint_steps, read_config, write_config
@@ -241,11 +241,11 @@ def test_killed_and_terminated_runs_lose_nothing(whole, tmp_path, capfd, monkeyp
             time.sleep(0.01)
         save(self, step, states)
 
-    entered, enter = [], signals.Stop.__enter__
+    entered, enter = [], callbacks.Stop.__enter__
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", saves)
-        patch.setattr(signals.Stop, "__enter__", lambda self: entered.append(self) or enter(self))
-        patch.setattr(signals.os, "_exit", lambda status: None)  # it comes again with the last checkpoint
+        patch.setattr(callbacks.Stop, "__enter__", lambda self: entered.append(self) or enter(self))
+        patch.setattr(callbacks.os, "_exit", lambda status: None)  # it comes again with the last checkpoint
         with pytest.raises(SystemExit) as stop:
             main(["resume", str(out)])
     assert stop.value.code == 143

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from periodic_jax.runs.signals import Stop
+from periodic_jax.runs.callbacks import Stop
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -27,7 +27,7 @@ def test_a_signal_sets_a_mark_and_handlers_are_put_back(number, status):
 def test_a_second_signal_ends_the_process_though_its_main_thread_is_busy():
     """In one call of compiled code, which never comes back to Python's handlers."""
     program = (
-        "import hashlib\nfrom periodic_jax.runs.signals import Stop\nwith Stop():\n print('ready', flush=True)\n"
+        "import hashlib\nfrom periodic_jax.runs.callbacks import Stop\nwith Stop():\n print('ready', flush=True)\n"
         " hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
     )
     process = subprocess.Popen(
