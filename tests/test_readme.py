@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from periodic_jax.cli.parser import COMMANDS
+
+from periodic_jax.cli.commands import COMMANDS
+from periodic_jax.runs.config import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -22,7 +24,7 @@ def test_the_two_commands_are_those_that_ci_runs():
 
 
 def test_every_option_it_names_exists():
-    fields = [name for command in COMMANDS.values() for name in command.__dataclass_fields__]
+    fields = [name for kind in (RunConfig, *COMMANDS.values()) for name in kind.__dataclass_fields__]
     known = {"--" + name.replace("_", "-") for name in fields} | {"--help"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
     assert named

@@ -79,19 +79,36 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], 
     Raises:
         OSError: it cannot be written; the old file is unchanged.
     """
+    with replace_file(path) as draft, draft.open("wb") as file:
+        file.write(content) if isinstance(content, bytes) else content(file)
+        file.flush()
+        os.fsync(file.fileno())
+    if sync_folder:
+        sync(path.parent)
+
+
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Build a file beside its place, for what writes to a path only. It takes its place when the block ends.
+
+    Args:
+        path: the file, in an existing folder.
+
+    Yields:
+        The path to build it at, at which there is nothing, nor a link.
+
+    Raises:
+        OSError: it cannot be written; the old file is unchanged.
+    """
     draft = path.with_name(path.name + PARTIAL)
+    draft.unlink(missing_ok=True)  # of a process that was killed
     try:
-        with draft.open("wb") as file:
-            file.write(content) if isinstance(content, bytes) else content(file)
-            file.flush()
-            os.fsync(file.fileno())
+        yield draft
         draft.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             draft.unlink()
         raise
-    if sync_folder:
-        sync(path.parent)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,6 +107,9 @@ def check(config: RunConfig) -> None:
     ):
         if value not in accepted:
             raise ConfigError(flag, value, " or ".join(accepted))
+    for flag, value in (("--init-scale", config.init_scale), ("--checkpoint-seconds", config.checkpoint_seconds)):
+        if not math.isfinite(value):
+            raise ConfigError(flag, value, "a finite number")
     if not config.checkpoint_seconds >= 0:
         raise ConfigError("--checkpoint-seconds", config.checkpoint_seconds, "a number from 0")
     if config.batch_size < 2:

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from periodic_jax.core.errors import CorruptedRunError, RunNotFoundError, UnwritableError
-from periodic_jax.core.files import find_foreign_file, replace_folder
+from periodic_jax.core.files import find_foreign_file, replace_file
 from periodic_jax.storage.checksums import SEAL
 from periodic_jax.storage.run_directory import ANALYSIS
 
@@ -30,7 +30,7 @@ def write_store(dataset: xr.Dataset, store: Path) -> Path:
     # Text as arrays of characters, so that the size of everything is known before it is read.
     encoding = {name: {"dtype": "S1"} for name, array in dataset.variables.items() if _is_text(array)}
     try:
-        with replace_folder(store) as draft:
+        with replace_file(store) as draft:
             draft.touch()  # the reason why not is plainer here than from HDF5
             dataset.to_netcdf(draft, engine="h5netcdf", encoding=encoding)
     except (OSError, RuntimeError) as error:

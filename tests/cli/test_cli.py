@@ -1,15 +1,17 @@
+import dataclasses
 import itertools
 import os
+import re
 import subprocess
 import sys
 
 import pytest
-import tyro
-from periodic_jax.cli.options import COMMANDS, Sweep
-from periodic_jax.cli.values import to_config
 
 from periodic_jax import __version__, open_run
-from periodic_jax.cli.main import main
+from periodic_jax.cli.commands import COMMANDS
+from periodic_jax.cli.main import main, parse_command
+from periodic_jax.cli.sweep_options import to_config
+from periodic_jax.runs.config import RunConfig
 
 
 def refuse(capsys, *arguments):
@@ -30,15 +32,7 @@ def refuse(capsys, *arguments):
         ("", "demo, sweep"),
         ("bogus", "command: bogus is not accepted; expected one of demo, sweep"),
         ("sweep", "--steps: neither"),
-        ("--bogus", "command: --bogus is not accepted; expected one of demo, sweep"),
-        ("sweep --bogus 1", "sweep: --bogus is not accepted; expected --lr --weight-decay"),
-        ("sweep --weightdecay 1", "sweep: --weightdecay is not accepted; expected --weight-decay, or what"),
-        ("sweep more", "sweep: more is not accepted; expected what periodic-jax sweep --help tells"),
-        ("analyze run more", "analyze: more is not accepted"),
-        ("analyze", "analyze: an incomplete command is not accepted; expected periodic-jax analyze DIR"),
-        ("replay x --out y", "expected periodic-jax replay FILE --images ... --out ..."),
-        ("sweep --steps", "--steps: no value is not accepted; expected one after it"),
-        ("sweep --steps five", "--steps: five is not accepted; expected a whole number from 1"),
+        ("sweep --steps five", "--steps: five is not accepted; expected a whole number"),
         ("sweep --steps 0", "--steps: 0 "),
         ("sweep --steps 1.5", "--steps: 1.5 "),
         ("sweep --steps 5 --epochs 2", "--steps: 5 with --epochs 2"),
@@ -50,8 +44,8 @@ def refuse(capsys, *arguments):
         ("sweep --steps 5 --lr 1e400", "--lr: 1e400 is"),
         ("sweep --steps 5 --lr linspace:-1:1:3", "--lr: linspace:-1:1:3 is"),
         ("sweep --steps 5 --momentum 1.0", "--momentum: 1.0 is"),
-        ("sweep --steps 5 --corrupt-train 20e-1", "--corrupt-train: 20e-1 is not accepted; expected a fraction"),
-        ("sweep --steps 5 --checkpoint-seconds -1.0", "--checkpoint-seconds: -1.0 is"),
+        ("sweep --steps 5 --corrupt-train 20e-1", "--corrupt-train: 2 is not accepted; expected a fraction"),
+        ("sweep --steps 5 --checkpoint-seconds -1.0", "--checkpoint-seconds: -1 is"),
         ("branch run --select foo=0.5", "--select: foo=0.5 is not accepted; expected AXIS=NUMBER with an axis among"),
         ("branch run --select lr=abc", "--select: lr=abc is not accepted; expected lr= with finite numbers above 0"),
         ("branch run --select lr", "--select: lr is not accepted; expected lr=NUMBER"),
@@ -75,24 +69,22 @@ def refuse(capsys, *arguments):
         ("sweep --steps 5 --dataset mnist", "--dataset: mnist is not accepted; expected one of digits"),
         ("sweep --steps 5 --dataset none.npz", "--dataset: none.npz is not accepted; expected an existing npz file"),
         ("sweep --steps 5 --data-dir nowhere", "--data-dir: nowhere is not accepted; expected an existing folder"),
-        ("sweep --steps 5 --data-dir=", "--data-dir: an empty word"),
+        ("sweep --steps 5 --data-dir=", "--data-dir: an empty value"),
         ("sweep --steps 5 --validation 0", "--validation: 0 "),
-        ("sweep --steps 5 --validation few", "--validation: few is not accepted; expected a whole number from 1"),
+        ("sweep --steps 5 --validation few", "--validation: few is not accepted; expected a whole number"),
         ("sweep --steps 5 --use-data-size 1501", "--use-data-size: 1501"),
-        ("sweep --steps 5 --split-classes a", "--split-classes: a is not accepted; expected 0 or 1"),
+        ("sweep --steps 5 --split-classes a", "--split-classes: a is not accepted; expected a whole number"),
         ("sweep --steps 5 --split-classes 1", "--split-classes: 1 of digits"),
         ("sweep --steps 5 --corrupt-train 2", "--corrupt-train: 2 is"),
-        ("sweep --steps 5 --corrupt-train half", "--corrupt-train: half"),
         ("sweep --steps 5 --resize 3", "--resize: 3 "),
         ("sweep --steps 5 --augment --full-batch", "--augment: given with --full-batch"),
         ("sweep --steps 5 --layout scan", "--layout: scan"),
         ("sweep --steps 5 --precision int8", "--precision: int8"),
-        ("sweep --steps 5 --out=", "--out: an empty word"),
+        ("sweep --steps 5 --out=", "--out: an empty value"),
         ("demo --steps many", "--steps: many"),
         ("plot nowhere", "nowhere: there is no config.json; give the folder of a run"),
         ("plot nowhere --format svg", "--format: svg is not accepted; expected png, pdf or both"),
         ("export nowhere --to csv", "nowhere: there is no config.json"),
-        ("export nowhere", "export: an incomplete command is not accepted; expected periodic-jax export DIR --to ..."),
         ("report nowhere", "nowhere: there is no config.json"),
         ("report nowhere --live --port 70000", "--port: 70000 is not accepted; expected a whole number from 0 to"),
         ("report nowhere --live --port web", "--port: web is not accepted; expected a whole number from 0 to"),
@@ -139,32 +131,97 @@ def test_the_version_is_told(capsys):
     assert capsys.readouterr().out == f"periodic-jax {__version__}\n"
 
 
-def test_words_become_numbers(tmp_path):
-    words = "--lr 0.5 logspace:1e-3:1e-1:3 --weight-decay none --seed 3 1 --steps 7 --elr 0 --width 3 --out x"
-    config = to_config(tyro.cli(Sweep, args=words.split()))
+def sweep_config(arguments):
+    return to_config(parse_command(["sweep", *arguments.split()]))
+
+
+def test_options_become_a_configuration():
+    config = sweep_config(
+        "--lr 0.5 logspace:1e-3:1e-1:3 --weight-decay none --seed 3 1 --steps 7 --elr 0 --width 3 --out x"
+    )
     assert config.lr == (0.5, 0.001, 0.01, 0.1)
     assert config.weight_decay == (0.0,)
     assert config.seed == (3, 1)
     assert (config.steps, config.epochs, config.width, config.out) == (7, None, 3, "x")
+    assert all(type(axis) is tuple for axis in (config.lr, config.seed))
+    assert all(type(seed) is int for seed in config.seed)
+
+
+def test_the_defaults_are_those_of_a_configuration():
+    assert sweep_config("--out x") == RunConfig(out="x")
+
+
+def test_a_fixed_effective_rate_is_without_decay_unless_it_is_given():
+    assert sweep_config("--elr 0.1 --out x").weight_decay == (0.0,)
+    assert sweep_config("--elr 0.1 --weight-decay 1e-3 --out x").weight_decay == (1e-3,)
+    assert sweep_config("--elr 0 0.1 --out x").weight_decay == (1e-3,)
+
+
+def test_minima_are_saved_with_or_without_a_number_of_steps():
+    assert sweep_config("--keep-period-minima --out x").keep_period_minima == 100
+    assert sweep_config("--keep-period-minima 20 --out x").keep_period_minima == 20
 
 
 def test_every_option_of_the_command_reaches_the_run():
     """One option after the other, changed from its default, changes the configuration."""
-    base = to_config(Sweep(steps="5", out="x"))
+    base = sweep_config("--steps 5 --out x")
     changes = {
-        "lr": ("0.2",), "weight_decay": ("0.01",), "momentum": ("0.9",), "noninvariant_lr": ("-1",), "elr":
-        ("0.001",), "fixed_norm": ("1",), "schedule_end": ("3",), "schedule_factor": ("5",), "seed": ("1",),
-        "dataset": "d", "data_dir": "d", "download": True, "augment": True, "validation": "5", "split_classes": "1",
-        "use_data_size": "9", "corrupt_train": "0.5", "resize": "4", "model": "m", "width": "5", "depth": "2",
-        "init_scale": "3", "loss": "squared", "schedule": "cosine", "schedule_per": "epoch", "norm_per": "filter",
-        "full_batch": True, "batch_size": "64", "steps": "6", "epochs": "2", "eval_every": "3", "layout": "vmap",
-        "keep": "3", "keep_every": "4", "checkpoint_seconds": "60", "precision": "float64",
-        "per_layer": True, "track_sharpness": "50", "keep_period_minima": ("2",), "out": "y",
+        "lr": "0.2", "weight_decay": "0.01", "momentum": "0.9", "noninvariant_lr": "-1", "elr": "0.001",
+        "fixed_norm": "1", "schedule_end": "3", "schedule_factor": "5", "seed": "1", "dataset": "d", "data_dir": "d",
+        "download": "", "augment": "", "validation": "5", "split_classes": "1", "use_data_size": "9",
+        "corrupt_train": "0.5", "resize": "4", "model": "m", "width": "5", "depth": "2", "init_scale": "3",
+        "loss": "squared", "schedule": "cosine", "schedule_per": "epoch", "norm_per": "filter", "full_batch": "",
+        "batch_size": "64", "steps": "6", "epochs": "2", "eval_every": "3", "layout": "vmap", "keep": "3",
+        "keep_every": "4", "checkpoint_seconds": "60", "precision": "float64", "per_layer": "",
+        "track_sharpness": "50", "keep_period_minima": "20", "out": "y",
     }  # fmt: skip
-    assert set(changes) == set(Sweep.__dataclass_fields__) - {"dry_run"}
+    assert set(changes) == {field.name for field in dataclasses.fields(RunConfig)}
     for name, value in changes.items():
-        changed = to_config(Sweep(**{"steps": "5", "out": "x", name: value}))
+        given = {"steps": "5", "out": "x", name: value}
+        options = (f"--{key.replace('_', '-')} {text}" for key, text in given.items())
+        changed = sweep_config(" ".join(options))
         assert getattr(changed, name) != getattr(base, name), name
+
+
+def test_help_has_every_setting_once_with_its_help(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        main(["sweep", "--help"])
+    lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
+    text = " ".join(" ".join(lines).split())
+    for theme in ("grid", "data", "network", "training", "recording", "checkpoints", "output"):
+        assert sum(f" {theme} options " in line for line in lines) == 1
+    for field in dataclasses.fields(RunConfig):
+        flag = f"--{field.name.replace('_', '-')}"
+        assert sum(re.match(rf"{flag}[ ,]", line) is not None for line in lines) == 1, flag
+        assert field.metadata["help"] in text, flag
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("--bogus", "--bogus"),
+        ("sweep --bogus 1", "Unrecognized options: --bogus"),
+        ("sweep --weightdecay 1", "--weight-decay"),
+        ("sweep more", "more"),
+        ("analyze run more", "more"),
+        ("analyze", "Missing from periodic-jax analyze"),
+        ("replay x --out y", "--images"),
+        ("sweep --steps", "--steps"),
+        ("sweep --corrupt-train half", "half"),
+        ("export nowhere", "--to"),
+    ],
+)
+def test_what_is_no_command_is_status_2_and_named(capsys, tmp_path, monkeypatch, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments.split())
+    output = capsys.readouterr()
+    assert stop.value.code == 2
+    assert output.out == ""
+    assert named in output.err
+    assert "Traceback" not in output.err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
@@ -227,13 +284,17 @@ def test_commands_on_a_run(capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().out.strip() == str(path / "export" / "tensorboard")
 
 
-def test_results_that_cannot_be_written_are_printed(capsys, tmp_path):
+def test_results_that_cannot_be_written_are_printed(capsys, tmp_path, monkeypatch):
     from helpers.synthetic import trajectory, write_run
 
     from periodic_jax.core.grid import SweepGrid
 
     path = write_run(tmp_path / "run", SweepGrid.product(lr=1.0), {k: v[None] for k, v in trajectory(5).items()})
-    (path / "analysis.nc.partial").mkdir()  # in the way
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(SystemExit) as stop:
         main(["analyze", str(path)])
     said = capsys.readouterr()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from periodic_jax.cli.values import parse_axis
 
+from periodic_jax.cli.axis import parse_axis
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.formatting import flag_of, short_numbers
 from periodic_jax.core.grid import AXES, HParams, SweepGrid
@@ -215,11 +215,11 @@ def test_parse_axis(name, words, values):
         ("lr", "linspace:1:1:2", "once"),
         ("fixed_norm", "linspace:-1e308:1e308:3", "FIRST:LAST:COUNT"),
         ("seed", "linspace:0:1:3", "whole numbers"),
-        ("weight_decay", "0", "the word none"),
-        ("weight_decay", "-0.0", "the word none"),
-        ("weight_decay", "0e5", "the word none"),
-        ("weight_decay", "1e-400", "the word none"),
-        ("weight_decay", "linspace:0:1e-3:3", "the word none"),
+        ("weight_decay", "0", "or none"),
+        ("weight_decay", "-0.0", "or none"),
+        ("weight_decay", "0e5", "or none"),
+        ("weight_decay", "1e-400", "or none"),
+        ("weight_decay", "linspace:0:1e-3:3", "or none"),
         ("weight_decay", "None", "from 0"),
         ("weight_decay", "none:1", "from 0"),
     ],

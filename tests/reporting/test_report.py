@@ -1,6 +1,5 @@
 import base64
 import builtins
-import importlib
 import itertools
 import json
 import threading
@@ -16,9 +15,8 @@ from periodic_jax import analysis
 from periodic_jax.core.errors import CorruptedRunError, MissingDependencyError
 from periodic_jax.core.grid import SweepGrid
 from periodic_jax.reporting import html
+from periodic_jax.reporting.html import contents
 from periodic_jax.reporting.html.page import as_json
-
-contents = importlib.import_module("periodic_jax.reporting.html.contents")  # the package names its function
 
 GRID = SweepGrid.product(lr=[0.5, 1.0], weight_decay=[1e-3, 5e-3], seed=[0, 1])
 

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from periodic_jax.cli.values import to_selection
 
 from periodic_jax import ConfigError, RunConfig, open_run, run_sweep
 from periodic_jax.checkpoints import writer
+from periodic_jax.cli.axis import parse_selection
 from periodic_jax.cli.main import main
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.runs.branch import branch_run, branched_axes
@@ -121,10 +121,10 @@ def test_unusable_branches_are_refused_before_anything_is_written(parent, tmp_pa
 
 def test_selected_values_are_told_by_their_words():
     axes = {"lr": (0.0316227766016838, 1.0), "seed": (0, 1)}
-    assert branched_axes(axes, to_selection(["lr=0.0316227766016838"]), {})["lr"] == (0.0316227766016838,)
+    assert branched_axes(axes, parse_selection(["lr=0.0316227766016838"]), {})["lr"] == (0.0316227766016838,)
     for words in (["lr"], ["lr=x"], ["lr=1", "lr=0.1"], ["rate=1"]):
         with pytest.raises(ConfigError):
-            branched_axes(axes, to_selection(words), {})
+            branched_axes(axes, parse_selection(words), {})
 
 
 def test_info_tells_how_the_run_stands(parent, capsys):

@@ -17,7 +17,7 @@ from periodic_jax.core.grid import AXES, SweepGrid
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.plots import save_all
 from periodic_jax.reporting.export import export
-from periodic_jax.reporting.html import contents
+from periodic_jax.reporting.html import report_contents
 from periodic_jax.storage.checksums import seal, seal_metadata
 from periodic_jax.storage.reader import open_run
 from periodic_jax.storage.run_directory import read_config, write_config
@@ -224,7 +224,7 @@ READERS = {
     "open_run": lambda run, found: open_run(run),
     "analyze": lambda run, found: analyze(open_run(run, flat=True)),
     "plot": lambda run, found: save_all(open_run(run, flat=True), found, run / "figures", formats=()),
-    "report": lambda run, found: contents(open_run(run, flat=True), found),
+    "report": lambda run, found: report_contents(open_run(run, flat=True), found),
     "export to csv": lambda run, found: export(open_run(run, flat=True), "csv", run / "export"),
     "export to npz": lambda run, found: export(open_run(run, flat=True), "npz", run / "export"),
     "export to netcdf": lambda run, found: export(open_run(run, flat=True), "netcdf", run / "export"),
