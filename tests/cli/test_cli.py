@@ -190,7 +190,7 @@ def test_help_has_every_setting_once_with_its_help(capsys, monkeypatch):
     lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
     text = " ".join(" ".join(lines).split())
     for theme in ("grid", "data", "network", "training", "recording", "checkpoints", "output"):
-        assert sum(f" {theme} options " in line for line in lines) == 1
+        assert sum(f"{theme} options" in line for line in lines) == 1
     for field in dataclasses.fields(RunConfig):
         flag = f"--{field.name.replace('_', '-')}"
         assert sum(re.match(rf"{flag}[ ,]", line) is not None for line in lines) == 1, flag
