@@ -124,7 +124,9 @@ def test_a_changed_config_is_an_error(cut):
 
 def test_a_run_goes_on_with_another_number_of_devices(whole, cut, monkeypatch):
     """Three members on two devices are padded; in a checkpoint they are not. The rest agrees to rounding."""
-    (device, _), run = jax.devices(), read_config(cut)
+    (device, *others), run = jax.devices(), read_config(cut)
+    if not others:
+        pytest.skip("one device")
     monkeypatch.setattr(jax, "devices", lambda: [device])
     resume_run(cut)
     hardware = [session["hardware"]["devices"] for session in (run, *read_config(cut)["sessions"])]
