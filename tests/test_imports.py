@@ -59,6 +59,11 @@ def test_public_names(name):
     assert name == "__version__" or value.__name__.rpartition(".")[2] == name
 
 
+def test_results_are_read_through_tables():
+    assert callable(periodic_jax.tables.open_analysis)
+    assert callable(periodic_jax.tables.read_store)
+
+
 def test_public_names_are_once_there_and_star_gives_them():
     assert len(set(periodic_jax.__all__)) == len(periodic_jax.__all__)
     loaded = {}

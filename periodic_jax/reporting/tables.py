@@ -14,6 +14,8 @@ from periodic_jax.core.errors import UnwritableError
 from periodic_jax.core.files import write_atomically
 from periodic_jax.core.formatting import short_numbers
 from periodic_jax.core.grid import AXES
+from periodic_jax.storage.datasets import open_analysis as open_analysis  # pj.tables.open_analysis is public
+from periodic_jax.storage.datasets import read_store as read_store  # likewise
 from periodic_jax.storage.datasets import write_store
 from periodic_jax.storage.run_directory import ANALYSIS, SUMMARY_FILE
 from periodic_jax.storage.schema import describe
