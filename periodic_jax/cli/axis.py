@@ -91,6 +91,23 @@ def read_flag_or_count(name: str, usual: int) -> PrimitiveConstructorSpec[Any]:
     return _constructor("*", "[COUNT]", read, lambda value: [] if value is None else [str(value)])
 
 
+def read_path(name: str, kind: str = "folder", *, metavar: str = "DIR") -> PrimitiveConstructorSpec[Any]:
+    """The constructor of a path, as typed. An empty one is refused: it comes from a variable that is not set.
+
+    Args:
+        name: the option.
+        kind: what it names, for the error.
+        metavar: how the help calls it.
+    """
+
+    def read(texts: list[str]) -> str:
+        if not texts[0].strip():
+            raise ConfigError(flag_of(name), "an empty value", f"a {kind}")
+        return texts[0]
+
+    return _constructor(1, metavar, read, lambda value: [str(value)])
+
+
 def _constructor(
     nargs: Any, metavar: str, read: Callable[[list[str]], Any], show: Callable[[Any], list[str]]
 ) -> PrimitiveConstructorSpec[Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from periodic_jax.cli.axis import read_axis, read_count, read_selection
+from periodic_jax.cli.axis import read_axis, read_count, read_path, read_selection
 from periodic_jax.cli.sweep_options import IF_GIVEN, Sweep, option
 from periodic_jax.runs.config import RUN_AXES
 
@@ -19,7 +19,7 @@ def _arg(metavar: str, text: str | None = None, *, is_optional: bool = False) ->
 
 
 Run = Positional[Annotated[Path, _arg("DIR", "Run directory.")]]
-Folder = Annotated[str | None, _arg("DIR", is_optional=True)]
+Folder = Annotated[str | None, read_path("out"), IF_GIVEN]
 File = Annotated[Path, _arg("FILE")]
 Selected = Annotated[
     dict[str, Any],
@@ -31,7 +31,9 @@ DatasetFile = Annotated[
     str | None,
     _arg("FILE", "The .npz file, where the run's data set is one: no path there is followed.", is_optional=True),
 ]
-DataFolder = Annotated[str | None, _arg("DIR", "As for the sweep; give it again.", is_optional=True)]
+DataFolder = Annotated[
+    str | None, read_path("data_dir"), _arg("DIR", "As for the sweep; give it again.", is_optional=True)
+]
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,11 @@ class Replay:
 
     recording: Positional[Annotated[Path, _arg("FILE", "npz file with config, order, init/... and what was recorded.")]]
     images: Annotated[Path, _arg("FILE", "npz file with the images and labels.")]
-    out: Annotated[Path, _arg("FILE", "npz file to write: step/..., final/... in PyTorch's names, eval_logits.")]
+    out: Annotated[
+        str,
+        read_path("out", "file", metavar="FILE"),
+        _arg("FILE", "npz file to write: step/..., final/... in PyTorch's names, eval_logits."),
+    ]
     precision: Annotated[str, _arg("NAME")] = option("float64", "float64 or float32.")
     copies: Annotated[int, read_count("copies")] = option(
         1, "Stacked copies that are trained side by side; the last is written."

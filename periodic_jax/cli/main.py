@@ -34,7 +34,7 @@ from periodic_jax.cli.launch import (
     show_results,
     train_with_progress,
 )
-from periodic_jax.cli.sweep_options import GROUPS, check_folder, free_folder, to_config
+from periodic_jax.cli.sweep_options import GROUPS, free_folder, to_config
 from periodic_jax.core.errors import ConfigError, PeriodicJaxError
 from periodic_jax.core.formatting import counted
 from periodic_jax.training import xla
@@ -115,7 +115,7 @@ def _demo(options: Demo) -> None:
     demo = Sweep(
         grid=GROUPS["grid"](lr=(0.01, 0.03, 0.1, 0.3, 1.0), weight_decay=(1e-3, 1e-2)),
         training=GROUPS["training"](steps=options.steps),
-        output=GROUPS["output"](out=check_folder("out", options.out) or free_folder("demo")),
+        output=GROUPS["output"](out=options.out or free_folder("demo")),
     )
     config = to_config(demo)
     claim_folder(config)
@@ -146,7 +146,7 @@ def _replay(options: Replay) -> None:
         raise ConfigError("--copies", options.copies, "a whole number from 1")
     if options.precision not in ("float32", "float64"):
         raise ConfigError("--precision", options.precision, "float32 or float64")
-    if not options.out.resolve().parent.is_dir():
+    if not Path(options.out).resolve().parent.is_dir():
         raise ConfigError("--out", options.out, "a file in an existing folder")
     recording, images = replay.load_recording(options.recording), replay.load_recording(options.images)
     with xla.precision(options.precision):
@@ -229,8 +229,7 @@ def _export(options: Export) -> None:
     from periodic_jax.storage.reader import open_run
 
     path = options.run
-    given = check_folder("out", options.out)
-    out = Path(given) if given else path / "export" / (options.to + export.ENDINGS.get(options.to, ""))
+    out = Path(options.out) if options.out else path / "export" / (options.to + export.ENDINGS.get(options.to, ""))
     dataset = open_run(path, flat=True)
     print(export.export(dataset, options.to, out))
     if options.to in ("tensorboard", "wandb") and dataset.sizes["step"] > 2 * export.BUCKETS:
@@ -243,7 +242,7 @@ def _branch(options: Branch) -> None:
 
     change = {name: values for name in RUN_AXES if (values := getattr(options.grid, name))}
     run = train_with_progress(
-        branch_run, options.run, check_folder("out", options.out) or free_folder("branch"), step=options.step,
+        branch_run, options.run, options.out or free_folder("branch"), step=options.step,
         select=options.select, change=change, steps=options.steps, dataset=options.dataset, data_dir=options.data_dir,
     )  # fmt: skip
     print_figures(show_results(run))

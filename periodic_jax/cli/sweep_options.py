@@ -8,9 +8,7 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from periodic_jax.cli.axis import Axis, read_axis, read_count, read_flag_or_count
-from periodic_jax.core.errors import ConfigError
-from periodic_jax.core.formatting import flag_of
+from periodic_jax.cli.axis import Axis, read_axis, read_count, read_flag_or_count, read_path
 from periodic_jax.runs import settings
 from periodic_jax.runs.config import RUN_AXES, RunConfig
 
@@ -48,7 +46,7 @@ def _annotated(field: dataclasses.Field[Any], hint: Any) -> Any:
         return Annotated[hint, read_count(field.name, metavar=metavar or "COUNT"), *marks]
     if hint in (int, float, str):
         return Annotated[hint, tyro.conf.arg(metavar=metavar or METAVARS[hint])]
-    return Annotated[str | None, tyro.conf.arg(metavar=metavar), IF_GIVEN]  # a path as typed: an empty one is seen
+    return Annotated[str | None, read_path(field.name, metavar=metavar), IF_GIVEN]
 
 
 def _options_of(theme: type) -> type:
@@ -94,11 +92,7 @@ Sweep: Any = dataclasses.make_dataclass(
 
 
 def to_config(sweep: Any) -> RunConfig:
-    """The configuration that the options of a sweep give.
-
-    Raises:
-        ConfigError: an empty folder.
-    """
+    """The configuration that the options of a sweep give."""
     values = {
         field.name: getattr(getattr(sweep, group), field.name)
         for group, theme in THEMES.items()
@@ -108,20 +102,8 @@ def to_config(sweep: Any) -> RunConfig:
     if not isinstance(values["weight_decay"], Axis) and min(values["elr"]) > 0:
         values["weight_decay"] = (0.0,)
     values |= {name: tuple(values[name]) for name in RUN_AXES}
-    check_folder("data_dir", values["data_dir"])
-    values["out"] = check_folder("out", values["out"]) or free_folder("sweep")
+    values["out"] = values["out"] or free_folder("sweep")
     return RunConfig(**values)
-
-
-def check_folder(name: str, folder: str | None) -> str | None:
-    """The folder.
-
-    Raises:
-        ConfigError: its name is empty, as that of a variable which is not set.
-    """
-    if folder is not None and not folder.strip():
-        raise ConfigError(flag_of(name), "an empty value", "a folder")
-    return folder
 
 
 def free_folder(name: str) -> str:

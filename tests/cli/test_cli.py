@@ -81,6 +81,11 @@ def refuse(capsys, *arguments):
         ("sweep --steps 5 --layout scan", "--layout: scan"),
         ("sweep --steps 5 --precision int8", "--precision: int8"),
         ("sweep --steps 5 --out=", "--out: an empty value"),
+        *((f"{command} --data-dir=", "--data-dir: an empty value") for command in (
+            "resume run", "branch run", "landscape run", "minima run")),
+        ("branch run --out=", "--out: an empty value"),
+        ("export run --to csv --out=", "--out: an empty value"),
+        ("replay x --images y --out=", "--out: an empty value is not accepted; expected a file"),
         ("demo --steps many", "--steps: many"),
         ("plot nowhere", "nowhere: there is no config.json; give the folder of a run"),
         ("plot nowhere --format svg", "--format: svg is not accepted; expected png, pdf or both"),
