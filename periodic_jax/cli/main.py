@@ -146,7 +146,7 @@ def _replay(options: Replay) -> None:
         raise ConfigError("--copies", options.copies, "a whole number from 1")
     if options.precision not in ("float32", "float64"):
         raise ConfigError("--precision", options.precision, "float32 or float64")
-    if not Path(options.out).resolve().parent.is_dir():
+    if not Path(options.out).resolve().parent.is_dir() or Path(options.out).is_dir():
         raise ConfigError("--out", options.out, "a file in an existing folder")
     recording, images = replay.load_recording(options.recording), replay.load_recording(options.images)
     with xla.precision(options.precision):

@@ -87,6 +87,7 @@ def refuse(capsys, *arguments):
         ("export run --to csv --out=", "--out: an empty value"),
         ("replay x --images y --out=", "--out: an empty value is not accepted; expected a file"),
         ("demo --steps many", "--steps: many"),
+        ("replay x --images y --out .", "--out: . is not accepted; expected a file in an existing folder"),
         ("plot nowhere", "nowhere: there is no config.json; give the folder of a run"),
         ("plot nowhere --format svg", "--format: svg is not accepted; expected png, pdf or both"),
         ("export nowhere --to csv", "nowhere: there is no config.json"),
