@@ -5,6 +5,7 @@ Each reader is a tyro constructor. What one refuses is a `ConfigError` in one li
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,17 @@ def read_path(name: str, kind: str = "folder", *, metavar: str = "DIR") -> Primi
         return texts[0]
 
     return _constructor(1, metavar, read, lambda value: [str(value)])
+
+
+def read_run() -> PrimitiveConstructorSpec[Any]:
+    """The constructor of a run directory. An empty one is refused: it would be the current folder."""
+
+    def read(texts: list[str]) -> Path:
+        if not texts[0].strip():
+            raise ConfigError("run directory", "an empty value", "the folder of a run")
+        return Path(texts[0])
+
+    return _constructor(1, "DIR", read, lambda path: [str(path)])
 
 
 def _constructor(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from periodic_jax.cli.axis import read_axis, read_count, read_path, read_selection
+from periodic_jax.cli.axis import read_axis, read_count, read_path, read_run, read_selection
 from periodic_jax.cli.sweep_options import IF_GIVEN, Sweep, option
 from periodic_jax.runs.config import RUN_AXES
 
@@ -18,7 +18,7 @@ def _arg(metavar: str, text: str | None = None, *, is_optional: bool = False) ->
     return tyro.conf.arg(metavar=metavar, help=text, help_behavior_hint="(optional)" if is_optional else None)
 
 
-Run = Positional[Annotated[Path, _arg("DIR", "Run directory.")]]
+Run = Positional[Annotated[Path, read_run(), _arg("DIR", "Run directory.")]]
 Folder = Annotated[str | None, read_path("out"), IF_GIVEN]
 File = Annotated[Path, _arg("FILE")]
 Selected = Annotated[
@@ -79,7 +79,7 @@ ChangedGrid: Any = OmitArgPrefixes[ChangedAxes]
 class Branch:
     """Start a new run from a checkpoint: some of a run's configurations with other hyperparameters."""
 
-    run: Positional[Annotated[Path, _arg("DIR", "Run directory of the parent.")]]
+    run: Positional[Annotated[Path, read_run(), _arg("DIR", "Run directory of the parent.")]]
     select: Annotated[dict[str, Any], read_selection(), IF_GIVEN] = dataclasses.field(
         default_factory=dict,
         metadata={

@@ -120,7 +120,7 @@ def replace_folder(path: Path, *, shared: bool = False) -> Iterator[Path]:
         shared: several processes may do so at once, so that each needs names of its own.
 
     Yields:
-        The path to build it at.
+        The path to build it at, at which there is nothing, nor a link.
 
     Raises:
         OSError: it cannot be moved; the earlier one is back in its place.
@@ -130,7 +130,7 @@ def replace_folder(path: Path, *, shared: bool = False) -> Iterator[Path]:
     if old.exists() and not path.exists():  # a process was killed between the two renames
         old.replace(path)
     for left in (draft, old):
-        shutil.rmtree(left, ignore_errors=True)
+        _remove(left)
     try:
         yield draft
         if path.exists():
@@ -141,10 +141,17 @@ def replace_folder(path: Path, *, shared: bool = False) -> Iterator[Path]:
             old.replace(path)
         raise
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            draft.unlink()
+        _remove(draft)
+        _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, a file or a link, but nothing behind a link; what cannot be removed stays."""
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

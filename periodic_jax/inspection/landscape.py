@@ -132,8 +132,8 @@ def check_budget(budget: Budget) -> None:
         if value is not None and value < smallest:
             more = ", or all" if name == "images" else ""
             raise ConfigError(f"--{name}", value, f"a whole number from {smallest}{more}")
-    if not 0 <= budget.tolerance < math.inf:
-        raise ConfigError("--tolerance", budget.tolerance, "a number from 0")
+    if not 0 < budget.tolerance < math.inf:
+        raise ConfigError("--tolerance", budget.tolerance, "a number above 0")
 
 
 def _measured(

@@ -33,8 +33,9 @@ def locked(path: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise ConfigError("run directory", path, FREE) from None
-    except OSError as error:
-        raise ConfigError("run directory", path, f"a folder that can be written ({error.strerror})") from None
+    except (OSError, NotImplementedError) as error:  # filelock 3 raises the latter where a file system has no locks
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError("run directory", path, f"a folder that can be written ({reason})") from None
     try:
         yield
     finally:
@@ -49,7 +50,7 @@ def is_locked(path: Path) -> bool:
                 pass
     except Timeout:
         return True
-    except OSError:
+    except (OSError, NotImplementedError):
         return False
     return False
 

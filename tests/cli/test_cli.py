@@ -1,7 +1,5 @@
-import dataclasses
 import itertools
 import os
-import re
 import subprocess
 import sys
 
@@ -9,9 +7,7 @@ import pytest
 
 from periodic_jax import __version__, open_run
 from periodic_jax.cli.commands import COMMANDS
-from periodic_jax.cli.main import main, parse_command
-from periodic_jax.cli.sweep_options import to_config
-from periodic_jax.runs.config import RunConfig
+from periodic_jax.cli.main import main
 
 
 def refuse(capsys, *arguments):
@@ -103,6 +99,11 @@ def test_unusable_input_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["info", "resume", "branch", "analyze", "plot", "report", "landscape", "minima"])
+def test_an_empty_run_directory_is_not_the_current_folder(capsys, command):
+    assert "run directory: an empty value" in refuse(capsys, command, "")
+
+
 def test_a_folder_that_holds_a_run_or_is_none_is_refused(capsys, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert "--out" in refuse(capsys, "sweep", "--steps", "5", "--out", str(tmp_path))
@@ -135,72 +136,6 @@ def test_the_version_is_told(capsys):
         main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"periodic-jax {__version__}\n"
-
-
-def sweep_config(arguments):
-    return to_config(parse_command(["sweep", *arguments.split()]))
-
-
-def test_options_become_a_configuration():
-    config = sweep_config(
-        "--lr 0.5 logspace:1e-3:1e-1:3 --weight-decay none --seed 3 1 --steps 7 --elr 0 --width 3 --out x"
-    )
-    assert config.lr == (0.5, 0.001, 0.01, 0.1)
-    assert config.weight_decay == (0.0,)
-    assert config.seed == (3, 1)
-    assert (config.steps, config.epochs, config.width, config.out) == (7, None, 3, "x")
-    assert all(type(axis) is tuple for axis in (config.lr, config.seed))
-    assert all(type(seed) is int for seed in config.seed)
-
-
-def test_the_defaults_are_those_of_a_configuration():
-    assert sweep_config("--out x") == RunConfig(out="x")
-
-
-def test_a_fixed_effective_rate_is_without_decay_unless_it_is_given():
-    assert sweep_config("--elr 0.1 --out x").weight_decay == (0.0,)
-    assert sweep_config("--elr 0.1 --weight-decay 1e-3 --out x").weight_decay == (1e-3,)
-    assert sweep_config("--elr 0 0.1 --out x").weight_decay == (1e-3,)
-
-
-def test_minima_are_saved_with_or_without_a_number_of_steps():
-    assert sweep_config("--keep-period-minima --out x").keep_period_minima == 100
-    assert sweep_config("--keep-period-minima 20 --out x").keep_period_minima == 20
-
-
-def test_every_option_of_the_command_reaches_the_run():
-    """One option after the other, changed from its default, changes the configuration."""
-    base = sweep_config("--steps 5 --out x")
-    changes = {
-        "lr": "0.2", "weight_decay": "0.01", "momentum": "0.9", "noninvariant_lr": "-1", "elr": "0.001",
-        "fixed_norm": "1", "schedule_end": "3", "schedule_factor": "5", "seed": "1", "dataset": "d", "data_dir": "d",
-        "download": "", "augment": "", "validation": "5", "split_classes": "1", "use_data_size": "9",
-        "corrupt_train": "0.5", "resize": "4", "model": "m", "width": "5", "depth": "2", "init_scale": "3",
-        "loss": "squared", "schedule": "cosine", "schedule_per": "epoch", "norm_per": "filter", "full_batch": "",
-        "batch_size": "64", "steps": "6", "epochs": "2", "eval_every": "3", "layout": "vmap", "keep": "3",
-        "keep_every": "4", "checkpoint_seconds": "60", "precision": "float64", "per_layer": "",
-        "track_sharpness": "50", "keep_period_minima": "20", "out": "y",
-    }  # fmt: skip
-    assert set(changes) == {field.name for field in dataclasses.fields(RunConfig)}
-    for name, value in changes.items():
-        given = {"steps": "5", "out": "x", name: value}
-        options = (f"--{key.replace('_', '-')} {text}" for key, text in given.items())
-        changed = sweep_config(" ".join(options))
-        assert getattr(changed, name) != getattr(base, name), name
-
-
-def test_help_has_every_setting_once_with_its_help(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    with pytest.raises(SystemExit):
-        main(["sweep", "--help"])
-    lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
-    text = " ".join(" ".join(lines).split())
-    for theme in ("grid", "data", "network", "training", "recording", "checkpoints", "output"):
-        assert sum(f"{theme} options" in line for line in lines) == 1
-    for field in dataclasses.fields(RunConfig):
-        flag = f"--{field.name.replace('_', '-')}"
-        assert sum(re.match(rf"{flag}[ ,]", line) is not None for line in lines) == 1, flag
-        assert field.metadata["help"] in text, flag
 
 
 @pytest.mark.parametrize(

@@ -97,3 +97,25 @@ def test_json_that_cannot_be_encoded_leaves_the_old_file(tmp_path):
         files.write_json(tmp_path / "x.json", {"a": object()})
     assert files.read_json(tmp_path / "x.json") == {"a": [1, "ü\n"]}
     assert listed(tmp_path) == ["x.json"]
+
+
+@pytest.mark.parametrize("replace", [files.replace_file, files.replace_folder])
+def test_nothing_is_built_through_a_link_and_nothing_behind_it_is_removed(tmp_path, replace):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "kept").write_text("mine")
+    (tmp_path / "x.partial").symlink_to(precious)
+    with replace(tmp_path / "x") as draft:
+        assert not draft.is_symlink()
+        draft.write_text("new")
+    assert (tmp_path / "x").read_text() == "new"
+    assert listed(precious) == ["kept"]
+    assert listed(tmp_path) == ["precious", "x"]
+
+
+def test_a_file_takes_the_place_of_a_file_and_leaves_nothing_beside_it(tmp_path):
+    (tmp_path / "x").write_text("old")
+    with replace_folder(tmp_path / "x") as draft:
+        draft.write_text("new")
+    assert (tmp_path / "x").read_text() == "new"
+    assert listed(tmp_path) == ["x"]

@@ -107,6 +107,7 @@ def test_the_command_prints_a_table_and_writes_a_store_and_a_figure(run, found, 
         ({"weights": "head"}, "--weights: head"),
         ({"budget": Budget(images=1)}, "--images: 1"),
         ({"budget": Budget(tolerance=-1.0)}, "--tolerance: -1"),
+        ({"budget": Budget(tolerance=0.0)}, "--tolerance: 0 is not accepted; expected a number above 0"),
     ],
 )
 def test_unusable_requests_are_refused(run, options, named):
