@@ -35,18 +35,29 @@ def print_plan(config: "RunConfig") -> None:
         print(line)
 
 
-def claim_folder(config: "RunConfig") -> None:
-    """Refuse what cannot run before anything is printed, compiled or written."""
+def claim_folder(config: "RunConfig") -> bool:
+    """Refuse what cannot run before anything is printed, compiled or written.
+
+    Returns:
+        Whether there is something to train; a finished run is told.
+    """
     from periodic_jax.runs.run import check, resumable_manifest
+    from periodic_jax.runs.shards import enter_shard
     from periodic_jax.storage.run_directory import claim_directory
 
+    config = enter_shard(config)
     check(config)
-    if resumable_manifest(config) is None:
+    manifest = resumable_manifest(config)
+    if manifest is None:
         claim_directory(Path(config.out))
     elif is_locked(Path(config.out)):
         raise ConfigError("run directory", config.out, FREE)
+    elif "summary" in manifest:
+        log_line(f"{config.out} holds this run, finished: nothing is left to train")
+        return False
     else:
         log_line(f"{config.out} holds this run, unfinished: going on with it")
+    return True
 
 
 def train_with_progress(start: Callable[..., "RunResult"], *arguments: Any, **options: Any) -> "RunResult":

@@ -105,8 +105,8 @@ def _sweep(options: Any) -> None:
     if options.dry_run:
         print_plan(config)
         return
-    claim_folder(config)
-    print_figures(show_results(train_with_progress(run_sweep, config)))
+    if claim_folder(config):
+        print_figures(show_results(train_with_progress(run_sweep, config)))
 
 
 def _demo(options: Demo) -> None:

@@ -24,6 +24,7 @@ THEMES: dict[str, type] = {
     "training": settings.TrainingSettings,
     "recording": settings.RecordingSettings,
     "checkpoints": settings.CheckpointSettings,
+    "machines": settings.ShardSettings,
     "output": settings.OutputSettings,
 }
 

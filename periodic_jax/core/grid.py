@@ -127,6 +127,32 @@ class SweepGrid:
         """The seed of every configuration, uint32 ``(configs,)``."""
         return self.coords["seed"]
 
+    def members(self, count: int) -> list[np.ndarray]:
+        """The configurations of each of ``count`` shards, ascending: parts of equal size, or one less, in which seeds
+        stay together as far as that goes.
+
+        Raises:
+            ConfigError: there are fewer configurations than shards, or no shard.
+
+        Example:
+            >>> [part.tolist() for part in SweepGrid.product(lr=[0.1, 1.0], seed=[0, 1]).members(2)]
+            [[0, 2], [1, 3]]
+        """
+        if not 1 <= count <= len(self):
+            raise ConfigError("--shards", count, f"from 1 to {len(self)}, the number of configurations")
+        return [np.sort(part) for part in np.array_split(np.argsort(self.seeds, kind="stable"), count)]
+
+    def shard(self, index: int, count: int) -> "SweepGrid":
+        """One of ``count`` shards; see `members`.
+
+        Raises:
+            ConfigError: as `members`, or there is no such shard.
+        """
+        if not 0 <= index < count:
+            raise ConfigError("--shard", index, f"a whole number from 0 to {count - 1}, below --shards {count}")
+        chosen = self.members(count)[index]
+        return SweepGrid({name: column[chosen] for name, column in self.coords.items()}, self.swept)
+
     def label(self, index: int) -> str:
         """A short name of one configuration, of the axes that distinguish it."""
         differing = tuple(name for name in AXES if len(np.unique(self.coords[name])) > 1)

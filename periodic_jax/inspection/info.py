@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from periodic_jax.core.errors import CorruptedRunError, PeriodicJaxError
+from periodic_jax.core.errors import CorruptedRunError, PeriodicJaxError, RunNotFoundError
 from periodic_jax.core.files import used_bytes
 from periodic_jax.core.formatting import counted, format_bytes
 from periodic_jax.core.grid import AXES
@@ -25,6 +25,7 @@ from periodic_jax.storage.run_directory import (
     reached,
     read_config,
 )
+from periodic_jax.storage.shards import Shards, read_shards
 
 
 class RunDescription(NamedTuple):
@@ -38,7 +39,7 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDe
     """Describe a run directory, without changing anything in it.
 
     Args:
-        path: the run directory.
+        path: the run directory, or the folder of a grid in shards.
         verify: read every telemetry chunk, checkpoint and saved minimum, and compare their checksums.
 
     Returns:
@@ -48,7 +49,9 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDe
         RunNotFoundError: there is no run.
         CorruptedRunError: its config.json is corrupted.
     """
-    path = Path(path)
+    path, shards = Path(path), read_shards(path)
+    if shards is not None:
+        return _describe_shards(shards, verify=verify)
     manifest = read_config(path)
     config, start_step = manifest.get("config", {}), first_step(manifest)
     steps = config.get("steps")
@@ -91,6 +94,33 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDe
         lines.append(f"to mend it: periodic-jax resume {path} --truncate")
     if not faults:
         lines.append("consistent" if verify else "consistent as far as seen; --verify reads everything")
+    return RunDescription(lines, faults)
+
+
+def _describe_shards(shards: Shards, *, verify: bool) -> RunDescription:
+    """How far each shard of a grid is, and what is wrong with it."""
+    config, faults, finished = shards.manifest["config"], list[str](), 0
+    lines = [
+        f"{shards.path}: {counted(shards.count, 'shard')} of {counted(len(shards.grid), 'configuration')} in all: "
+        f"{config.get('model')} of width {config.get('width')} and depth {config.get('depth')} on "
+        f"{config.get('dataset')}"
+    ]
+    for index, members in enumerate(shards.members()):
+        path, head = shards.folder(index), f"shard {index}, {counted(len(members), 'configuration')}: "
+        try:
+            manifest = read_config(path)
+            done, steps = reached(path, manifest), config.get("steps", 0)
+            finished += "summary" in manifest
+            lines.append(head + _progress(path, manifest, done, steps))
+            here = describe_run(path, verify=verify).faults
+        except RunNotFoundError:
+            lines.append(f"{head}not begun")
+            continue
+        except CorruptedRunError as error:
+            here = [f"{error.file}: {error.reason}"]
+        faults += [f"shard {index}: {fault}" for fault in here]
+    lines.append(f"{finished} of {counted(shards.count, 'shard')} finished")
+    lines += [f"corrupted: {fault}" for fault in faults]
     return RunDescription(lines, faults)
 
 

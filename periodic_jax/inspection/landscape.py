@@ -211,7 +211,7 @@ def _with_reasons(states: TrainState, found: dict[str, np.ndarray]) -> tuple[dic
         if diverged[k] >= 0:
             reason = f"diverged at step {diverged[k]} and frozen since"
         elif not finite[k]:
-            reason = "weights are not finite"
+            reason = "weights are not finite, or not there yet"
         reasons.append(str(reason))
         if diverged[k] >= 0 or not finite[k]:
             for name, values in found.items():

@@ -1,7 +1,8 @@
 """The states that a run's checkpoints hold, as training states of some of its configurations."""
 
+import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,43 +11,68 @@ import jax.numpy as jnp
 import numpy as np
 
 from periodic_jax.checkpoints.reader import load_checkpoint
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, RunNotFoundError
 from periodic_jax.core.grid import HParams, SweepGrid
 from periodic_jax.runs import build
 from periodic_jax.runs.config import RunConfig, check_images, from_manifest
 from periodic_jax.storage import run_directory
+from periodic_jax.storage.shards import Shards, read_shards
 from periodic_jax.sweeps.placement import named_leaves
 from periodic_jax.training.state import TrainState
 
 
 class LoadedRun(NamedTuple):
-    """A run directory that was trained by this package."""
+    """A run directory, or the folder of a grid in shards."""
 
     path: Path
     config: RunConfig
     grid: SweepGrid
+    first_step: int = 0  # that was recorded; not 0 for a branch
+    is_finished: bool = False
+    shards: Shards | None = None
 
     def hparams(self, configs: Sequence[int]) -> HParams:
         """The hyperparameters of some configurations, ``(configs,)``."""
         return HParams(*(np.asarray(column)[np.asarray(configs)] for column in self.grid.hparams()))
+
+    def parts(self) -> Iterator[tuple["LoadedRun", np.ndarray]]:
+        """The run directories that hold the configurations, and which they are, as places in the grid: the run itself,
+        or the shards that were begun.
+        """
+        if self.shards is None:
+            yield self, np.arange(len(self.grid))
+            return
+        for index, members in enumerate(self.shards.members()):
+            path = self.shards.folder(index)
+            try:
+                manifest = run_directory.read_config(path)
+            except RunNotFoundError:
+                continue
+            config = dataclasses.replace(self.config, out=path, shard=index)
+            yield LoadedRun(path, config, config.grid(), is_finished="summary" in manifest), members
+
+    def checkpoint_steps(self) -> list[int]:
+        """The steps of the checkpoints, ascending; of shards, of any of them."""
+        return sorted({step for part, _ in self.parts() for step in run_directory.checkpoint_steps(part.path)})
 
 
 def load_run(path: str | os.PathLike[str], *, dataset: str | None = None, data_dir: str | None = None) -> LoadedRun:
     """Open a run for a look at its checkpoints. Writes nothing.
 
     Args:
-        path: the run directory.
+        path: the run directory, or the folder of a grid in shards.
         dataset: the npz file, where the data set is one: paths in config.json are not followed.
         data_dir: as for `RunConfig`.
 
     Raises:
         ConfigError: no run, or other images than it was trained on.
     """
-    path = Path(path)
-    manifest = run_directory.read_config(path)
+    path, shards = Path(path), read_shards(path)
+    manifest = run_directory.read_config(path) if shards is None else shards.manifest
     config = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir)
     check_images(config, manifest)
-    return LoadedRun(path, config, config.grid())
+    begun, is_finished = run_directory.first_step(manifest), "summary" in manifest
+    return LoadedRun(path, config, config.grid(), begun, is_finished, shards)
 
 
 def select_checkpoints(run: LoadedRun, names: Sequence[str]) -> list[int]:
@@ -55,7 +81,7 @@ def select_checkpoints(run: LoadedRun, names: Sequence[str]) -> list[int]:
     Raises:
         ConfigError: no such checkpoint.
     """
-    saved = run_directory.checkpoint_steps(run.path)
+    saved = run.checkpoint_steps()
     accepted = f"all, last, or of {', '.join(map(str, saved)) or 'none: the run has no checkpoint'}"
     if not saved:
         raise ConfigError("--checkpoints", " ".join(names), accepted)
@@ -118,12 +144,25 @@ def load_states(
 def load_arrays(run: LoadedRun, step: int, folder: Path | None = None) -> dict[str, np.ndarray]:
     """All that a checkpoint holds, configurations first; arguments as for `load_states`.
 
+    Of a shard that has no such checkpoint, numbers are NaN and whole numbers -1.
+
     Raises:
         CorruptedRunError: the checkpoint is corrupted.
     """
     data = run.config.data
-    like = build.abstract_states(run.config, data.image_shape, data.num_classes)
-    return load_checkpoint(folder or run.path, step, like)
+    if run.shards is None:
+        like = build.abstract_states(run.config, data.image_shape, data.num_classes)
+        return load_checkpoint(folder or run.path, step, like)
+    whole: dict[str, np.ndarray] = {}
+    for part, members in run.parts():
+        if step not in run_directory.checkpoint_steps(part.path):
+            continue
+        for name, array in load_arrays(part, step).items():
+            if name not in whole:
+                missing = np.nan if array.dtype.kind == "f" else -1 if array.dtype.kind == "i" else 0
+                whole[name] = np.full((len(run.grid), *array.shape[1:]), missing, array.dtype)
+            whole[name][members] = array
+    return whole
 
 
 def abstract_state(run: LoadedRun) -> TrainState:

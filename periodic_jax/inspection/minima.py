@@ -20,7 +20,6 @@ from periodic_jax.inspection.minima_sources import minima_of, start_of
 from periodic_jax.landscape.connectivity import PATHS, Params, average, barrier, cosine, disagreement, on_sphere
 from periodic_jax.landscape.networks import Networks, Quality
 from periodic_jax.models import has_scale_invariant
-from periodic_jax.storage.run_directory import first_step, read_config
 from periodic_jax.storage.schema import describe
 from periodic_jax.training import xla
 
@@ -98,7 +97,7 @@ def compare(
             saved.append([_measured(networks, *one) for one in minima[-(last or len(minima) or 1) :]])
         starts = [start_of(run, i, abstract) for i in rows]
         configs = [_of_config(networks, *each, points) for each in zip(saved, starts, strict=True)]
-        first, seeds = first_step(read_config(path)), _next_seeds(run, rows)
+        first, seeds = run.first_step, _next_seeds(run, rows)
         of_seeds = [_between_seeds(networks, [saved[k] for k in places], points, first) for places in seeds]
         number = networks.images
     both = [xr.merge(pair, join="outer", compat="no_conflicts") for pair in zip(configs, of_seeds, strict=True)]

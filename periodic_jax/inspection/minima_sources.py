@@ -1,4 +1,4 @@
-"""The minima that a run directory holds of each configuration: those kept while training, or else checkpoints."""
+"""The minima that a run directory holds of each configuration: those saved while training, or else checkpoints."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,16 +13,16 @@ from periodic_jax.inspection.load import LoadedRun, load_arrays, load_states
 from periodic_jax.landscape.connectivity import Params
 from periodic_jax.storage.minima_files import find_missing_minima, read_minimum, saved_minima
 from periodic_jax.storage.reader import open_run
-from periodic_jax.storage.run_directory import MINIMA, checkpoint_steps, first_step, read_config
+from periodic_jax.storage.run_directory import MINIMA, checkpoint_steps
 from periodic_jax.sweeps.placement import named_leaves, weights_of
 from periodic_jax.training.input_pipeline import INITIALISATION, purpose_key
 from periodic_jax.training.state import TrainState, create_train_state
 
-KEPT = "kept while training, by --keep-period-minima"
-CHECKPOINTS = "the last kept checkpoints before each onset; a sweep with --keep-period-minima keeps the minima"
+SAVED = "saved while training, by --keep-period-minima"
+CHECKPOINTS = "the last checkpoints before each onset; a sweep with --keep-period-minima saves the minima"
 
 
-class Found(NamedTuple):
+class SavedState(NamedTuple):
     """A minimum, or what is taken for one."""
 
     step: int
@@ -35,53 +35,58 @@ class Minima(NamedTuple):
     """Those of some configurations."""
 
     source: str  # in words
-    of: list[list[Found]]  # for each configuration, by their steps
+    of: list[list[SavedState]]  # for each configuration, by their steps
 
 
-def minima_of(run: LoadedRun, rows: Sequence[int], outline: TrainState) -> Minima:
+def minima_of(run: LoadedRun, rows: Sequence[int], abstract: TrainState) -> Minima:
     """The minima of some configurations, of any precision. Within the run's.
 
     Args:
         run: the run.
         rows: the configurations, in the grid's order.
-        outline: of `inspection.load.abstract_state`.
+        abstract: of `inspection.load.abstract_state`.
 
     Raises:
         CorruptedRunError: corrupted or missing minima.
         ConfigError: there are none at all.
     """
-    if run.config.keep_period_minima:
-        return Minima(KEPT, _kept(run, rows, outline))
-    return Minima(CHECKPOINTS, _from_checkpoints(run, rows))
+    if not run.config.keep_period_minima:
+        return Minima(CHECKPOINTS, _from_checkpoints(run, rows))
+    of: dict[int, list[SavedState]] = {i: [] for i in rows}
+    for part, members in run.parts():
+        here = [i for i in rows if i in members]
+        saved = _saved(part, np.searchsorted(members, here).tolist(), abstract)
+        of.update(zip(here, saved, strict=True))
+    if not any(of.values()):
+        every = run.config.keep_period_minima
+        accepted = f"one that has saved minima: each is the lowest of every {every} steps of a finite network"
+        raise ConfigError("run directory", run.path, accepted)
+    return Minima(SAVED, list(of.values()))
 
 
-def _kept(run: LoadedRun, rows: Sequence[int], outline: TrainState) -> list[list[Found]]:
+def _saved(run: LoadedRun, rows: Sequence[int], abstract: TrainState) -> list[list[SavedState]]:
     steps = checkpoint_steps(run.path)
     if steps:  # without any, nothing tells how many there must be
-        finished = "summary" in read_config(run.path)
-        wrong = find_missing_minima(run.path, load_arrays(run, steps[-1]), steps[-1], finished=finished)
+        checkpoint = load_arrays(run, steps[-1])
+        wrong = find_missing_minima(run.path, checkpoint, steps[-1], finished=run.is_finished)
         for words in (wrong[i] for i in rows if i in wrong):
             remedy = f"periodic-jax resume {run.path} --truncate finds them again"
             raise CorruptedRunError(run.path / MINIMA, words, remedy)
-    weights = weights_of(outline)
+    weights = weights_of(abstract)
     names, tree = named_leaves(weights), jax.tree.structure(weights)
     like = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in names}
-    of: dict[int, list[Found]] = {i: [] for i in rows}
+    of: dict[int, list[SavedState]] = {i: [] for i in rows}
     for one in saved_minima(run.path):
         if one.config in of:
             arrays = read_minimum(one, like)
             read = tree.unflatten([arrays[name] for name, _ in names])
-            of[one.config].append(Found(one.step, one.ended, read["params"], read["batch_stats"]))
-    if not any(of.values()):
-        every = run.config.keep_period_minima
-        accepted = f"one that has kept minima: each is the lowest of every {every} steps of a finite network"
-        raise ConfigError("run directory", run.path, accepted)
+            of[one.config].append(SavedState(one.step, one.ended, read["params"], read["batch_stats"]))
     return list(of.values())
 
 
-def _from_checkpoints(run: LoadedRun, rows: Sequence[int]) -> list[list[Found]]:
+def _from_checkpoints(run: LoadedRun, rows: Sequence[int]) -> list[list[SavedState]]:
     """The last checkpoint before each onset."""
-    steps, accepted = np.array(checkpoint_steps(run.path)), "a run with minima: a sweep with --keep-period-minima"
+    steps, accepted = np.array(run.checkpoint_steps()), "a run with minima: a sweep with --keep-period-minima"
     if not len(steps):
         raise ConfigError("run directory", run.path, f"{accepted} (it has no checkpoint either)")
     onsets = analysis.analyze(open_run(run.path, flat=True)).onset_step.values
@@ -94,22 +99,20 @@ def _from_checkpoints(run: LoadedRun, rows: Sequence[int]) -> list[list[Found]]:
         raise ConfigError(
             "run directory", run.path, f"{accepted} (it has no checkpoint before a destabilisation either)"
         )
-    of: dict[int, list[Found]] = {i: [] for i in rows}
+    of: dict[int, list[SavedState]] = {i: [] for i in rows}
     for step in sorted({step for mine in before.values() for step in mine}):
         here = [i for i in rows if step in before[i]]
         states = load_states(run, step, here)
         for k, i in enumerate(here):
-            of[i].append(Found(step, before[i][step], _of_one(states.params, k), _of_one(states.batch_stats, k)))
+            of[i].append(SavedState(step, before[i][step], _of_one(states.params, k), _of_one(states.batch_stats, k)))
     return list(of.values())
 
 
-def start_of(run: LoadedRun, i: int, outline: TrainState) -> Params | None:
-    """The weights with which a configuration began: of its seed, or at a branch of its first checkpoint, if kept."""
-    begun, task = first_step(read_config(run.path)), outline.task
-    if begun:
-        if begun not in checkpoint_steps(run.path):
-            return None
-        return _of_one(load_states(run, begun, [i]).params, 0)
+def start_of(run: LoadedRun, i: int, abstract: TrainState) -> Params | None:
+    """The weights with which a configuration began: of its seed, or of a branch's first checkpoint, if it is there."""
+    task = abstract.task
+    if begun := run.first_step:
+        return _of_one(load_states(run, begun, [i]).params, 0) if begun in checkpoint_steps(run.path) else None
     config, dtype = run.config, getattr(task.model, "param_dtype", jnp.float32)
     key = purpose_key(jnp.uint32(run.grid.seeds[i]), INITIALISATION)
     images = jnp.zeros((config.batch_size, *config.data.image_shape), dtype)

@@ -10,7 +10,7 @@ import numpy as np
 from periodic_jax.analysis.online import initial_rule
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.formatting import format_bytes
-from periodic_jax.runs.config import RUN_AXES, RunConfig, evaluated_every, planned_steps
+from periodic_jax.runs.config import RunConfig, evaluated_every, planned_steps
 from periodic_jax.runs.manifest import former_ends
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.minima_files import with_rule_state
@@ -79,7 +79,7 @@ def abstract_states(config: RunConfig, image_shape: Sequence[int], num_classes: 
     from periodic_jax.sweeps.placement import named_leaves
 
     abstract = abstract_state(config, image_shape, num_classes)
-    configs = int(np.prod([len(getattr(config, name)) for name in RUN_AXES]))
+    configs = config.size()
     states = {
         name: np.broadcast_to(np.zeros((), np.dtype(leaf.dtype)), (configs, *leaf.shape))
         for name, leaf in named_leaves(abstract)

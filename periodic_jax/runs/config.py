@@ -21,6 +21,7 @@ from periodic_jax.runs.settings import (
     NetworkSettings,
     OutputSettings,
     RecordingSettings,
+    ShardSettings,
     TrainingSettings,
 )
 from periodic_jax.storage.run_directory import CONFIG_FILE, RESTORE
@@ -33,13 +34,15 @@ if TYPE_CHECKING:
 RUN_AXES = tuple(name for name in AXES if name != "schedule_every")
 NOT_FOLLOWED = ("out", "data_dir", "download")  # of config.json: what leads out of the run directory
 FREE = ("keep", "keep_every", "checkpoint_seconds")  # what may change while a run is under way
-LATER = ("track_sharpness", "keep_period_minima")  # what the first run directories do not tell, and did not do
+# What the first run directories do not tell, and did not do.
+LATER = ("track_sharpness", "keep_period_minima", "shards", "shard")
 LEAST_WINDOW, MOST_WINDOW = 10, 10**4  # steps between candidates for a minimum
 MISSING = object()
 
 
 @dataclass(frozen=True)
 class RunConfig(
+    ShardSettings,
     CheckpointSettings,
     RecordingSettings,
     TrainingSettings,
@@ -72,7 +75,30 @@ class RunConfig(
         return data.vary(data.load(self.dataset, data_dir=self.data_dir, download=self.download), variations)
 
     def grid(self) -> SweepGrid:
-        """The configurations, all combinations of the axes.
+        """The configurations: all combinations of the axes, or those of the shard.
+
+        Raises:
+            ConfigError: a value that an axis does not accept, or no such shard.
+        """
+        whole = self.whole_grid()
+        if self.shard is not None:
+            return whole.shard(self.shard, self.shards or 1)
+        return whole
+
+    def size(self) -> int:
+        """The number of configurations; reads no data set.
+
+        Example:
+            >>> RunConfig(out="runs/x", lr=(0.1, 0.3, 1.0), shards=2, shard=0).size()
+            2
+        """
+        whole = math.prod(len(getattr(self, name)) for name in RUN_AXES)
+        if self.shards is None or self.shard is None:
+            return whole
+        return whole // self.shards + (self.shard < whole % self.shards)
+
+    def whole_grid(self) -> SweepGrid:
+        """All combinations of the axes.
 
         Raises:
             ConfigError: a value that an axis does not accept.
@@ -180,7 +206,7 @@ def to_manifest(config: RunConfig, layout: str) -> dict[str, Any]:
     """
     steps = planned_steps(config)
     config = dataclasses.replace(config, steps=steps, epochs=None, eval_every=evaluated_every(config), layout=layout)
-    grid = config.grid()
+    grid = config.whole_grid()
     axes = {name: list(dict.fromkeys(grid.coords[name].tolist())) for name in RUN_AXES}
     rest = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items() if k not in axes}
     return {**rest, **axes}

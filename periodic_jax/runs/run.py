@@ -27,6 +27,7 @@ from periodic_jax.runs.config import (
     steps_of_epoch,
 )
 from periodic_jax.runs.manifest import finished_manifest, next_manifest
+from periodic_jax.runs.shards import enter_shard
 from periodic_jax.runs.verify import corruptions
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.locks import LOCK_FILE, locked
@@ -78,7 +79,7 @@ def run_sweep(config: RunConfig, *, callbacks: RunCallbacks | None = None) -> Ru
     """Train all configurations and record every step in a run directory.
 
     Everything that can be wrong with the configuration is refused before anything is compiled or written. A directory
-    that holds this very run, unfinished, is continued.
+    that holds this very run is continued, or read where the run is finished.
 
     Args:
         config: what to run.
@@ -88,7 +89,7 @@ def run_sweep(config: RunConfig, *, callbacks: RunCallbacks | None = None) -> Ru
         The run directory, for `open_run`, and its analysis.
 
     Raises:
-        ConfigError: a setting that cannot be used, or a directory that holds another run, or a finished one.
+        ConfigError: a setting that cannot be used, or a directory that holds another run.
         RunInterrupted: ``callbacks.should_stop`` asked for it, or something could not be written.
 
     Example:
@@ -98,15 +99,20 @@ def run_sweep(config: RunConfig, *, callbacks: RunCallbacks | None = None) -> Ru
         ...     pj.open_run(run).loss.shape, (run / "summary.csv").exists(), run.analysis.regime.item(0)
         ((2, 3), True, 'undecided')
     """
+    callbacks = callbacks or RunCallbacks()
+    config = enter_shard(config, callbacks.log)
     check(config)
     path = Path(config.out)
     if resumable_manifest(config) is None:
         run_directory.claim_directory(path)
     with locked(path):
         manifest = resumable_manifest(config)
+        if manifest is not None and "summary" in manifest:
+            callbacks.log(f"{path}: this run is finished; nothing is left to train")
+            return RunResult(path, analysis.analyze(open_run(path, flat=True)))
         if manifest is not None:
             config = dataclasses.replace(config, layout=from_manifest(manifest, path, dataset=config.dataset).layout)
-        return run_session(config, manifest, callbacks or RunCallbacks())
+        return run_session(config, manifest, callbacks)
 
 
 def resume_run(
@@ -167,7 +173,7 @@ def resumable_manifest(config: RunConfig) -> dict[str, Any] | None:
     """The config.json of the run that the configuration's directory holds; None where it may be a new one.
 
     Raises:
-        ConfigError: it holds another run, or this one, finished.
+        ConfigError: it holds another run.
     """
     path = Path(config.out)
     try:
@@ -183,8 +189,6 @@ def resumable_manifest(config: RunConfig) -> dict[str, Any] | None:
         raise ConfigError("--out", path, f"a folder that holds no run yet ({error})") from None
     if differing := difference(config, manifest):
         raise ConfigError("--out", path, f"a folder that holds no run yet, or this one ({differing})")
-    if "summary" in manifest:
-        raise ConfigError("--out", path, "a folder that holds no run yet (this run is finished)")
     return manifest
 
 

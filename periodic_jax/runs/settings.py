@@ -171,6 +171,23 @@ class CheckpointSettings:
 
 
 @dataclass(frozen=True)
+class ShardSettings:
+    """Many machines: the grid in shards, each a run of its own."""
+
+    shards: int | None = setting(
+        None,
+        """Cut the grid into COUNT shards of about equal size. Each is trained by a process of its own, on any machine
+        that sees the folder --out, into DIR/shards/0, DIR/shards/1 ... All commands that read a run take DIR.""",
+    )
+    shard: int | None = setting(
+        None,
+        """The shard to train, from 0. If not given, the scheduler says: the first that is set of SLURM_ARRAY_TASK_ID,
+        JOB_COMPLETION_INDEX, SLURM_PROCID and OMPI_COMM_WORLD_RANK (of several tasks), and TPU_WORKER_ID.""",
+        metavar="NUMBER",
+    )
+
+
+@dataclass(frozen=True)
 class OutputSettings:
     """The run directory."""
 

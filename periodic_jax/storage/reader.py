@@ -13,6 +13,7 @@ from periodic_jax.core.grid import AXES
 from periodic_jax.storage.checksums import SEAL
 from periodic_jax.storage.run_directory import TELEMETRY, first_step, lengths, reached, read_config
 from periodic_jax.storage.schema import describe
+from periodic_jax.storage.shards import LOG, Shards, check_members, join_shards, read_shards
 from periodic_jax.storage.verification import MISSING, Corruption, expected, metadata_corruptions
 from periodic_jax.storage.verified_store import VerifiedStore, corrupted_telemetry
 
@@ -21,7 +22,8 @@ def open_run(path: str | os.PathLike[str], *, flat: bool = False) -> xr.Dataset:
     """Open a run's telemetry.
 
     Args:
-        path: the run directory.
+        path: the run directory, or the folder of a grid that was cut into shards, which are joined: what no shard has
+            reached yet is NaN, and a corrupted shard is logged and left out.
         flat: keep the one dimension ``config`` instead of one dimension for each swept axis.
 
     Returns:
@@ -35,7 +37,39 @@ def open_run(path: str | os.PathLike[str], *, flat: bool = False) -> xr.Dataset:
         CorruptedRunError: the run is corrupted. A chunk that is corrupted, or missing though the run had reached it, is
             named when it is read, also where that is later.
     """
-    path = Path(path)
+    shards = read_shards(path)
+    dataset = _open_flat(Path(path)) if shards is None else _open_shards(shards)
+    return dataset if flat else _unstacked(dataset)
+
+
+def _open_shards(shards: Shards) -> xr.Dataset:
+    """All shards that were begun as one flat Dataset. Corrupted ones are logged, and left out unless all are."""
+    members, parts = shards.members(), dict[int, xr.Dataset]()
+    errors: list[PeriodicJaxError] = []
+    for index in range(shards.count):
+        if not shards.folder(index).exists():
+            continue
+        try:
+            part = _open_flat(shards.folder(index))
+            check_members(part, shards, index, members[index])
+            parts[index] = part
+        except RunNotFoundError:  # it has recorded nothing yet
+            continue
+        except PeriodicJaxError as error:
+            errors.append(error)
+    if not parts:
+        nothing = RunNotFoundError(shards.path, "no shard has recorded anything yet", "train its shards")
+        raise errors[0] if errors else nothing
+    for error in errors:
+        LOG.warning("left out: %s", error)
+    dataset = join_shards(shards, parts, members)
+    dataset.encoding["source"] = str(shards.path)
+    dataset.attrs["name"] = shards.path.resolve().name
+    return dataset
+
+
+def _open_flat(path: Path) -> xr.Dataset:
+    """The telemetry of one run directory with its one dimension ``config``."""
     config = read_config(path)
     store = path / TELEMETRY
     try:
@@ -54,7 +88,7 @@ def open_run(path: str | os.PathLike[str], *, flat: bool = False) -> xr.Dataset:
         dataset = _named(dataset, path)
         dataset.encoding["source"] = str(path)
         dataset.attrs.update(name=path.resolve().name, model=str(config.get("config", {}).get("model", "")))
-        return dataset if flat else _unstacked(dataset)
+        return dataset
     except PeriodicJaxError:
         raise
     except Exception as error:  # whatever a corrupted or foreign store makes zarr, NumPy or xarray raise

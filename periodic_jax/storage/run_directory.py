@@ -12,7 +12,7 @@ No pickle and no code is ever read from a run directory.
 import errno
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ ANALYSIS = "analysis.nc"
 LANDSCAPE = "landscape.nc"
 MINIMA = "minima"
 COMPARISON = "minima.nc"
+SHARDS_FILE, SHARDS = "shards.json", "shards"  # see `storage.shards`
 OWN_FILES = (
     CONFIG_FILE, TELEMETRY, CHECKPOINTS, "figures", "report.html", SUMMARY_FILE, ANALYSIS, LANDSCAPE, MINIMA,
     COMPARISON,
@@ -43,14 +44,18 @@ RESTORE = "restore it from a copy, or train the run again"
 KINDS = {"config": dict, "data": dict, "parent": dict, "summary": dict, "sessions": list, "ends": list, "command": list}
 
 
-def check_unused(path: Path) -> None:
+def check_unused(path: Path, taken_by: Iterable[str] = (*OWN_FILES, SHARDS_FILE)) -> None:
     """Refuse a run directory that is taken.
+
+    Args:
+        path: the folder, which need not exist.
+        taken_by: the entries of which there must be none.
 
     Raises:
         ConfigError: it holds a run already, is not a folder, or has a name that no folder can have.
     """
     try:
-        file, taken = path.exists() and not path.is_dir(), any((path / name).exists() for name in OWN_FILES)
+        file, taken = path.exists() and not path.is_dir(), any((path / name).exists() for name in taken_by)
     except OSError as error:
         raise ConfigError("--out", path, f"a folder that can be read ({error.strerror})") from None
     if file:
@@ -61,18 +66,21 @@ def check_unused(path: Path) -> None:
         raise ConfigError("--out", path, f"a folder that holds no run yet{more}")
 
 
-def claim_directory(path: Path) -> None:
+def claim_directory(path: Path, taken_by: Iterable[str] = (*OWN_FILES, SHARDS_FILE)) -> None:
     """Create a run's folder.
+
+    Args:
+        path, taken_by: as for `check_unused`.
 
     Raises:
         ConfigError: it holds a run already, is not a folder, or cannot be written.
     """
-    check_unused(path)
+    check_unused(path, taken_by)
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # several processes may try at once
     except OSError as error:
         raise ConfigError("--out", path, f"a folder that can be written ({error.strerror})") from None
     except ValueError as error:  # a null character in the name
@@ -98,6 +106,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
     try:
         content = read_json(file)
     except OSError as error:
+        if (Path(path) / SHARDS_FILE).exists():
+            raise RunNotFoundError(
+                path, "it holds the shards of a grid", f"give one of them: {path}/{SHARDS}/0 ..."
+            ) from None
         reason = {errno.ENOENT: f"there is no {CONFIG_FILE}", errno.ENOTDIR: "it is a file"}.get(error.errno or 0)
         raise RunNotFoundError(Path(path), reason or f"it cannot be read ({error.strerror})", GIVE) from None
     except (ValueError, RecursionError) as error:
@@ -124,6 +136,8 @@ def lengths(record: Mapping[str, Any]) -> dict[str, int]:
     config = record.get("config", {})
     axes = [config.get(name) for name in AXES if name != "schedule_every"]
     configs = math.prod(len(axis) if isinstance(axis, list) else MOST_CONFIGS for axis in axes)
+    if type(shards := config.get("shards")) is int and shards > 0:
+        configs = -(-configs // shards)
     steps, every = (
         value if type(value) is int and 0 < value <= MOST_STEPS else default
         for value, default in ((config.get("steps"), MOST_STEPS), (config.get("eval_every"), 1))

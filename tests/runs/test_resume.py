@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers.survival import STEPS, assert_same_run, configured, flip, started, stop_after, wait_for
 
-from periodic_jax import ConfigError, open_run, run_sweep
+from periodic_jax import ConfigError, RunCallbacks, open_run, run_sweep
 from periodic_jax.checkpoints.writer import Checkpoints
 from periodic_jax.cli.main import main
 from periodic_jax.core.errors import CorruptedRunError, RunInterrupted
@@ -78,8 +78,11 @@ def test_the_same_sweep_again_goes_on_and_another_one_is_refused(whole, cut):
     run_sweep(configured(cut, keep=1))
     assert_same_run(cut, whole)
     assert checkpoint_steps(cut) == [STEPS]
-    with pytest.raises(ConfigError, match="this run is finished"):
-        run_sweep(configured(cut))
+    told, before = [], (cut / "config.json").read_bytes()
+    again = run_sweep(configured(cut), callbacks=RunCallbacks(log=told.append))
+    assert told == [f"{cut}: this run is finished; nothing is left to train"]
+    assert again.analysis.identical(run_sweep(configured(whole)).analysis)
+    assert (cut / "config.json").read_bytes() == before
     with pytest.raises(ConfigError, match=r"--steps above 40 to extend it"):
         resume_run(cut)
     with pytest.raises(ConfigError, match="at least the 40 steps"):

@@ -1,0 +1,101 @@
+"""Shards of a grid: which one a process trains, and the file that holds them to one grid."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from periodic_jax.core.errors import ConfigError, CorruptedRunError
+from periodic_jax.runs.config import NOT_FOLLOWED, RunConfig, check, check_images, difference, to_manifest
+from periodic_jax.storage.run_directory import OWN_FILES, RESTORE, claim_directory
+from periodic_jax.storage.shards import SHARDS_FILE, read_shards, write_shards
+
+# The scheduler's variables for the number of a process, in this order, and for how many there are where one process
+# sets the first too.
+VARIABLES = (
+    ("SLURM_ARRAY_TASK_ID", None),  # Slurm, job array
+    ("JOB_COMPLETION_INDEX", None),  # Kubernetes, indexed job
+    ("SLURM_PROCID", "SLURM_NTASKS"),  # Slurm, several tasks of one job
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # Open MPI
+    ("TPU_WORKER_ID", None),  # a host of a TPU pod slice
+)
+
+
+def scheduled_shard(environment: Mapping[str, str]) -> tuple[str, str] | None:
+    """The variable by which a scheduler numbers this process, and its value; None where there is none.
+
+    Example:
+        >>> scheduled_shard({"SLURM_ARRAY_TASK_ID": "3", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"})
+        ('SLURM_ARRAY_TASK_ID', '3')
+    """
+    for name, count in VARIABLES:
+        if environment.get(name) and (count is None or environment.get(count, "1") != "1"):
+            return name, environment[name]
+    return None
+
+
+def with_shard(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> RunConfig:
+    """The configuration with the number of its shard, from the scheduler if it has none of its own.
+
+    Args:
+        config: of a sweep; one without ``shards`` is returned as it is.
+        log: told where the number comes from.
+
+    Raises:
+        ConfigError: no number, or one that is not below the number of shards.
+    """
+    if config.shards is None:
+        if config.shard is not None:
+            raise ConfigError("--shard", config.shard, "a number given with --shards, the number of shards")
+        return config
+    config.whole_grid().members(config.shards)
+    accepted = f"a whole number from 0 to {config.shards - 1}, below --shards {config.shards}"
+    if config.shard is not None:
+        if not 0 <= config.shard < config.shards:
+            raise ConfigError("--shard", config.shard, accepted)
+        return config
+    scheduled = scheduled_shard(os.environ)
+    if scheduled is None:
+        variables = ", ".join(name for name, _ in VARIABLES)
+        raise ConfigError("--shard", "none given", f"{accepted}, or one from the scheduler ({variables})")
+    name, number = scheduled
+    if not number.isdecimal() or int(number) >= config.shards:
+        raise ConfigError(name, number, accepted)
+    log(f"shard {number} of {config.shards}, by {name}")
+    return dataclasses.replace(config, shard=int(number))
+
+
+def enter_shard(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> RunConfig:
+    """The run that a sweep's process is to train: that of its shard, or the sweep itself where it has no shards.
+
+    The first process writes ``shards.json``, which holds all of them to one grid.
+
+    Args:
+        config: of the sweep.
+        log: as for `with_shard`.
+
+    Raises:
+        ConfigError: as `with_shard` and `runs.config.check`, or the folder holds another grid.
+        CorruptedRunError: ``shards.json`` is corrupted.
+    """
+    config = with_shard(config, log)
+    if config.shards is None:
+        return config
+    check(config)
+    path, whole = Path(config.out), dataclasses.replace(config, shard=None)
+    shards = read_shards(path)
+    if shards is None:
+        claim_directory(path, taken_by=OWN_FILES)
+        settings = {name: value for name, value in to_manifest(whole, whole.layout).items() if name not in NOT_FOLLOWED}
+        every = float(whole.whole_grid().coords["schedule_every"][0])
+        try:
+            write_shards(path, {"config": settings, "data": config.data.described()}, every)
+        except OSError as error:
+            raise ConfigError("--out", path, f"a folder that can be written ({error.strerror})") from None
+        shards = read_shards(path)
+        if shards is None:
+            raise CorruptedRunError(path / SHARDS_FILE, "it is gone again", RESTORE)
+    if differing := difference(whole, shards.manifest):
+        raise ConfigError("--out", path, f"a folder that holds no grid yet, or this one ({differing})")
+    check_images(config, shards.manifest)
+    return dataclasses.replace(config, out=shards.folder(config.shard or 0))

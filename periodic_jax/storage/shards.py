@@ -1,0 +1,227 @@
+"""A grid that was cut into shards. Each shard is an ordinary run directory, and all of them open as one Dataset.
+
+DIR/shards.json         the whole configuration and the number of shards, the same whoever writes it first
+   /shards/0 ... N-1    run directories, of those that were begun
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import reprlib
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from periodic_jax.core.errors import ConfigError, CorruptedRunError
+from periodic_jax.core.files import PARTIAL, read_json
+from periodic_jax.core.grid import AXES, SweepGrid
+from periodic_jax.storage.checksums import is_checksummed, seal
+from periodic_jax.storage.run_directory import CONFIG_FILE, RESTORE, SHARDS, SHARDS_FILE
+from periodic_jax.storage.schema import FORMAT
+
+LOG = logging.getLogger("periodic_jax")
+
+
+class Shards(NamedTuple):
+    """What shards.json declares."""
+
+    path: Path
+    count: int
+    manifest: dict[str, Any]  # as config.json: `config` and `data` of the whole grid
+    grid: SweepGrid
+
+    def folder(self, index: int) -> Path:
+        """The run directory of a shard."""
+        return self.path / SHARDS / str(index)
+
+    def members(self) -> list[np.ndarray]:
+        """The configurations of each shard, as places in the whole grid."""
+        return self.grid.members(self.count)
+
+
+def is_sharded(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a grid that was cut into shards."""
+    try:
+        return (Path(path) / SHARDS_FILE).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def read_shards(path: str | os.PathLike[str]) -> Shards | None:
+    """What a folder's shards.json declares; None where there is none.
+
+    Raises:
+        CorruptedRunError: it is corrupted, or there are links among its folders, which could lead out of them.
+    """
+    path = Path(path)
+    if not is_sharded(path):
+        return None
+    file = path / SHARDS_FILE
+    for place in (file, path / SHARDS, *(path / SHARDS).glob("*")):
+        if place.is_symlink():
+            raise CorruptedRunError(place, "it is a link, which could lead anywhere", "replace it by what it should be")
+    try:
+        content = read_json(file)
+        if not isinstance(content, dict) or not is_checksummed(content):
+            raise ValueError("its checksum is another one")
+        if content.get("format") != FORMAT:
+            raise ValueError(f"its format is {reprlib.repr(content.get('format'))}; this version reads {FORMAT}")
+        axes = {name: content["config"][name] for name in AXES if name != "schedule_every"}
+        grid = SweepGrid.product(**axes, schedule_every=content["schedule_every"])
+        count = content["config"]["shards"]
+        if type(count) is not int or not 1 <= count <= len(grid):
+            raise ValueError(f"{reprlib.repr(count)} shards of {len(grid)} configurations")
+        return Shards(path, count, {"config": content["config"], "data": content["data"]}, grid)
+    except OSError as error:
+        raise CorruptedRunError(file, f"it cannot be read ({error.strerror})", RESTORE) from None
+    except (ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptedRunError(file, str(error) or type(error).__name__, RESTORE) from None
+
+
+def write_shards(path: Path, manifest: Mapping[str, Any], schedule_every: float) -> None:
+    """Write shards.json, unless it is there. The first of several processes wins; readers never see half of it.
+
+    Args:
+        path: an existing folder.
+        manifest: `config` and `data` of the whole grid, as config.json has them.
+        schedule_every: the axis that is not among the settings.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = seal({"format": FORMAT, **manifest, "schedule_every": schedule_every})
+    draft = path / f"{SHARDS_FILE}.{secrets.token_hex(4)}{PARTIAL}"  # several processes write at once
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path / SHARDS_FILE)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                raise
+            if not (path / SHARDS_FILE).exists():  # no hard links here: the last one wins, and is compared after
+                draft.replace(path / SHARDS_FILE)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+
+
+def join_shards(shards: Shards, parts: Mapping[int, xr.Dataset], members: Sequence[np.ndarray]) -> xr.Dataset:
+    """The flat Datasets of shards as one over the whole grid. Nothing is read before it is used.
+
+    Args:
+        shards: what shards.json declares.
+        parts: of each shard that was begun; all others are NaN.
+        members: `Shards.members`.
+
+    Returns:
+        A Dataset as `storage.reader.open_run` gives flat. What cannot be read of a shard, since it is corrupted, is NaN
+        and logged.
+    """
+    longest = max(parts.values(), key=lambda part: part.sizes["step"])
+    evaluated = np.unique(np.concatenate([part.eval_step.values for part in parts.values()]))
+    lengths = {**longest.sizes, "config": len(shards.grid), "eval_step": len(evaluated)}
+    opened, known = [], set[int]()
+    for index, dataset in parts.items():
+        places = {"config": members[index], "eval_step": np.searchsorted(evaluated, dataset.eval_step.values)}
+        opened.append(Part(shards.folder(index), dataset, places, known, index))
+    variables = {}
+    for name, array in longest.data_vars.items():
+        having = [part for part in opened if name in part.dataset]
+        shape = tuple(lengths[str(dim)] for dim in array.dims)
+        joined = indexing.LazilyIndexedArray(_Joined(str(name), list(map(str, array.dims)), shape, array.dtype, having))
+        variables[name] = xr.Variable(array.dims, joined, array.attrs)
+    coords: dict[Any, Any] = {
+        name: xr.Variable("config", column, longest[name].attrs) for name, column in shards.grid.coords.items()
+    }
+    coords |= {"step": longest.step.variable, "eval_step": ("eval_step", evaluated, longest.eval_step.attrs)}
+    if "layer" in longest.coords:
+        coords["layer"] = longest.layer.variable
+    return xr.Dataset(variables, coords, {**longest.attrs, "swept": list(shards.grid.swept)})
+
+
+def check_members(part: xr.Dataset, shards: Shards, index: int, members: np.ndarray) -> None:
+    """Refuse a shard of another grid in this one's place.
+
+    Raises:
+        CorruptedRunError: its configurations are not those that shards.json gives it.
+    """
+    if any(not np.array_equal(part[name].values, column[members]) for name, column in shards.grid.coords.items()):
+        reason = f"its configurations are not those of shard {index} in {SHARDS_FILE}"
+        raise CorruptedRunError(shards.folder(index) / CONFIG_FILE, reason, "remove the shard, and train it again")
+
+
+class Part(NamedTuple):
+    """A shard, and where its entries are in the whole."""
+
+    folder: Path
+    dataset: xr.Dataset
+    places: dict[str, np.ndarray]  # along dimensions in which it is not just the beginning of the whole
+    corrupted: set[int]  # shards of which that was logged
+    index: int
+
+    def local(self, dim: str, length: int) -> np.ndarray:
+        """For each entry of the whole along a dimension, its place in the shard, or -1."""
+        inside = np.full(length, -1)
+        here = self.places.get(dim, np.arange(self.dataset.sizes[dim]))
+        inside[here] = np.arange(len(here))
+        return inside
+
+    def read(self, name: str, chosen: Mapping[str, Any]) -> np.ndarray | None:
+        """Some values of a quantity; None where they are corrupted."""
+        try:
+            return np.asarray(self.dataset[name].isel(chosen).values)
+        except Exception as error:  # whatever a corrupted chunk makes zarr and its codecs raise
+            if self.index not in self.corrupted:
+                LOG.warning("%s is corrupted and left out: %s", self.folder, str(error).partition("\n")[0])
+                self.corrupted.add(self.index)
+            return None
+
+
+class _Joined(BackendArray):
+    """One quantity of all shards, read from them when it is indexed."""
+
+    def __init__(self, name: str, dims: Sequence[str], shape: tuple[int, ...], dtype: Any, opened: list[Part]):
+        self.name, self.dims, self.shape, self.dtype, self._opened = name, dims, shape, np.dtype(dtype), opened
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
+
+    def _read(self, key: tuple[Any, ...]) -> np.ndarray:
+        wanted = [np.atleast_1d(np.arange(length)[index]) for length, index in zip(self.shape, key, strict=True)]
+        whole = np.full([len(places) for places in wanted], np.nan, self.dtype)
+        for part in self._opened:
+            inside = [
+                part.local(dim, length)[places]
+                for dim, length, places in zip(self.dims, self.shape, wanted, strict=True)
+            ]
+            there = [np.flatnonzero(local >= 0) for local in inside]
+            if all(map(len, there)):
+                chosen = {dim: as_slice(local[at]) for dim, local, at in zip(self.dims, inside, there, strict=True)}
+                values = part.read(self.name, chosen)
+                if values is not None:
+                    whole[np.ix_(*there)] = values
+        return whole[tuple(0 if np.ndim(index) == 0 and not isinstance(index, slice) else slice(None) for index in key)]
+
+
+def as_slice(places: np.ndarray) -> slice | np.ndarray:
+    """Ascending neighbours as a slice, which is read much faster; anything else as it is.
+
+    Example:
+        >>> as_slice(np.array([2, 3, 4])), as_slice(np.array([2, 4]))
+        (slice(2, 5, None), array([2, 4]))
+    """
+    first, last = int(places[0]), int(places[-1])
+    return slice(first, last + 1) if np.array_equal(places, np.arange(first, last + 1)) else places

@@ -1,0 +1,225 @@
+"""Shards that are trained: against the uncut grid, killed, in a crowd, and with every wrong number."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+from helpers.run_files import refusal
+from helpers.survival import assert_same_run, configured, started, wait_for
+
+from periodic_jax import RunCallbacks, RunConfig, analysis, open_run, run_sweep
+from periodic_jax.cli.main import main
+from periodic_jax.inspection.info import describe_run
+from periodic_jax.runs.shards import VARIABLES, enter_shard, scheduled_shard, with_shard
+from periodic_jax.storage.run_directory import checkpoint_steps, read_config
+
+GRID = {"lr": (0.1, 0.3, 1.0), "weight_decay": (1e-3, 1e-2), "seed": (0, 1)}  # 12 configurations
+
+
+@pytest.fixture(autouse=True)
+def _no_scheduler(monkeypatch):
+    for name in [name for pair in VARIABLES for name in pair if name]:
+        monkeypatch.delenv(name, raising=False)
+
+
+def config(out, **changes):
+    return RunConfig(
+        **{"out": out, "steps": 20, "width": 2, "depth": 1, "eval_every": 10, "precision": "float64", **GRID, **changes}
+    )
+
+
+def train(out, shards, **changes):
+    for shard in range(shards):
+        run_sweep(config(out, shards=shards, shard=shard, **changes), callbacks=RunCallbacks(log=lambda line: None))
+    return open_run(out, flat=True).load()
+
+
+@pytest.mark.parametrize(
+    "layout",
+    ["map", "vmap", pytest.param("unroll", marks=pytest.mark.slow), pytest.param("map:2", marks=pytest.mark.slow)],
+)
+def test_shards_give_what_the_uncut_grid_gives(tmp_path, layout):
+    run_sweep(config(tmp_path / "whole", layout=layout))
+    whole = open_run(tmp_path / "whole", flat=True).load()
+    for shards in (1, 3, 5):
+        joined = train(tmp_path / str(shards), shards, layout=layout)
+        assert set(joined.variables) == set(whole.variables)
+        if shards == 1:  # the same program: the same bits
+            assert joined.drop_attrs().identical(whole.drop_attrs())
+        for name in ("loss", "weight_norm", "grad_norm", "train_loss", "test_error"):
+            np.testing.assert_allclose(joined[name], whole[name], rtol=1e-9, err_msg=f"{name}, {shards} shards")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Both shards of a grid."""
+    out = tmp_path_factory.mktemp("undisturbed") / "grid"
+    for shard in range(2):
+        run_sweep(configured(out, shards=2, shard=shard))
+    return out
+
+
+def test_a_killed_shard_started_again_has_the_bits_of_the_undisturbed_one(undisturbed, tmp_path):
+    out = tmp_path / "grid"
+    shard = out / "shards/1"
+    process = started(out, shards=2, shard=1)
+    wait_for(process, lambda: checkpoint_steps(shard))
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    before = read_config(shard)
+    assert "summary" not in before
+    run_sweep(configured(out, shards=2, shard=1))
+    assert_same_run(shard, undisturbed / "shards/1")
+    assert read_config(shard)["sessions"]
+    assert [part.name for part in (out / "shards").iterdir()] == ["1"]
+    assert "shard 0, 3 configurations: not begun" in describe_run(out).lines
+    assert (out / "shards.json").read_bytes() == (undisturbed / "shards.json").read_bytes()
+
+
+def test_commands_read_the_joined_shards(undisturbed, tmp_path, capsys):
+    out = shutil.copytree(undisturbed, tmp_path / "grid")
+    for command in ("info", "analyze", "plot", "report", "export"):
+        main([command, str(out), *(["--to", "netcdf"] if command == "export" else [])])
+    said = capsys.readouterr().out
+    assert "2 of 2 shards finished" in said
+    assert said.count("diverging") >= 2
+    for name in ("summary.csv", "analysis.nc", "figures", "report.html", "export"):
+        assert (out / name).exists(), name
+    table = (out / "summary.csv").read_text().splitlines()
+    assert len(table) == 1 + 6
+    joined = analysis.analyze(open_run(out, flat=True))
+    parts = [analysis.analyze(open_run(out / f"shards/{k}", flat=True)) for k in range(2)]
+    assert sorted(joined.regime.values) == sorted(np.concatenate([part.regime.values for part in parts]))
+
+
+def test_a_finished_shard_is_left_alone(undisturbed, capsys):
+    files = {file: file.stat().st_mtime_ns for file in undisturbed.rglob("*") if file.is_file()}
+    main([
+        "sweep", "--lr", "0.1", "1.0", "1e30", "--weight-decay", "none", "--momentum", "0.9", "--seed", "0", "1",
+        "--width", "2", "--depth", "1", "--eval-every", "10", "--checkpoint-seconds", "0", "--steps", "40",
+        "--shards", "2", "--shard", "1", "--out", str(undisturbed),
+    ])  # fmt: skip
+    said = capsys.readouterr()
+    assert said.err == f"periodic-jax: {undisturbed}/shards/1 holds this run, finished: nothing is left to train\n"
+    assert {file: file.stat().st_mtime_ns for file in undisturbed.rglob("*") if file.is_file()} == files
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"SLURM_ARRAY_TASK_ID": "3", "JOB_COMPLETION_INDEX": "1"}, ("SLURM_ARRAY_TASK_ID", "3")),
+        ({"JOB_COMPLETION_INDEX": "1", "TPU_WORKER_ID": "0"}, ("JOB_COMPLETION_INDEX", "1")),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, None),
+        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "4"}, ("SLURM_PROCID", "2")),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, ("OMPI_COMM_WORLD_RANK", "1")),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "TPU_WORKER_ID": "5"}, ("TPU_WORKER_ID", "5")),
+        ({"SLURM_ARRAY_TASK_ID": ""}, None),
+    ],
+)
+def test_the_scheduler_numbers_the_shard(environment, expected, monkeypatch):
+    assert scheduled_shard(environment) == expected
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    told = []
+    if expected is None:
+        assert "or one from the scheduler" in refusal(with_shard, config("x", shards=6))
+    else:
+        assert with_shard(config("x", shards=6), told.append).shard == int(expected[1])
+        assert told == [f"shard {expected[1]} of 6, by {expected[0]}"]
+        assert with_shard(config("x", shards=6, shard=4)).shard == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "environment", "expected"),
+    [
+        ({"shards": 4, "shard": 7}, {}, "--shard: 7"),
+        ({"shards": 4, "shard": -1}, {}, "--shard: -1"),
+        ({"shards": 13, "shard": 0}, {}, "--shards: 13"),
+        ({"shards": 0, "shard": 0}, {}, "--shards: 0"),
+        ({"shard": 0}, {}, "--shard: 0 is not accepted; expected a number given with --shards"),
+        ({"shards": 4}, {"SLURM_ARRAY_TASK_ID": "4"}, "SLURM_ARRAY_TASK_ID: 4"),
+        ({"shards": 4}, {"SLURM_ARRAY_TASK_ID": "1.5"}, "SLURM_ARRAY_TASK_ID: 1.5"),
+        ({"shards": 4, "shard": 0, "steps": 0}, {}, "--steps: 0"),
+        ({"shards": 4, "shard": 0, "width": 0}, {}, "--width: 0"),
+    ],
+)
+def test_a_wrong_number_is_refused_before_anything_is_written(tmp_path, changes, environment, expected, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert refusal(run_sweep, config(tmp_path / "grid", **changes)).startswith(expected)
+    assert not any(tmp_path.iterdir())
+
+
+def test_another_grid_and_another_folder_are_refused_with_the_difference(undisturbed, tmp_path):
+    for changes, expected in (
+        ({"shards": 3}, "--shards 2 there, 3 here"),
+        ({"lr": (0.1, 0.5, 1e30)}, "--lr 0.1 1.0 1e+30 there, 0.1 0.5 1e+30 here"),
+        ({"use_data_size": 1000}, "--use-data-size None there, 1000 here"),
+    ):
+        assert expected in refusal(run_sweep, configured(undisturbed, **{"shards": 2, "shard": 0, **changes}))
+    assert "holds no run yet" in refusal(run_sweep, configured(undisturbed))
+    assert "holds no run yet" in refusal(run_sweep, configured(undisturbed / "shards/0", shards=2, shard=0))
+    content = json.loads((undisturbed / "shards.json").read_text())
+    broken = tmp_path / "grid"
+    broken.mkdir()
+    (broken / "shards.json").write_text(json.dumps({**content, "schedule_every": 2.0}))
+    assert "shards.json: corrupted" in refusal(run_sweep, configured(broken, shards=2, shard=0))
+    assert [file.name for file in broken.iterdir()] == ["shards.json"]
+
+
+def entered(out, shard):
+    """What a process of a crowd does first; the folder of its shard."""
+    return os.fspath(enter_shard(config(out, shards=12, shard=shard)).out)
+
+
+def test_a_crowd_writes_one_file_of_shards(tmp_path):
+    out = tmp_path / "grid"
+    with ProcessPoolExecutor(6) as pool:
+        folders = list(pool.map(entered, [out] * 12, range(12)))
+    assert folders == [f"{out}/shards/{k}" for k in range(12)]
+    assert [file.name for file in out.iterdir()] == ["shards.json"]
+
+
+@pytest.mark.slow
+def test_twenty_processes_at_once_train_each_configuration_once(tmp_path):
+    out = tmp_path / "grid"
+    command = [
+        sys.executable, "-m", "periodic_jax.cli.main", "sweep", "--lr", "logspace:1e-3:1:10", "--seed", "0", "1",
+        "--width", "2", "--depth", "1", "--steps", "20", "--shards", "20", "--out", str(out),
+    ]  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            command, env={**os.environ, "SLURM_ARRAY_TASK_ID": str(k)}, stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, text=True,
+        )
+        for k in [*range(20), 3]
+    ]  # fmt: skip
+    said = [process.communicate()[1] for process in processes]
+    status = [process.returncode for process in processes]
+    # One of the two that have the same number may be refused, in one line; which one is chance.
+    assert [status[k] for k in range(20) if k != 3] == [0] * 19, said
+    assert sorted({status[3], status[20]}) in ([0], [0, 2]), (said[3], said[20])
+    joined = open_run(out, flat=True)
+    assert np.isfinite(joined.loss.values).all()
+    assert joined.loss.shape == (20, 20)
+    assert len(set(zip(joined.lr.values.tolist(), joined.seed.values.tolist(), strict=True))) == 20
+    for shard in range(20):
+        assert "summary" in read_config(out / f"shards/{shard}")
+
+
+def test_a_signal_ends_a_shard_with_a_checkpoint(tmp_path):
+    out = tmp_path / "grid"
+    process = started(out, shards=2, shard=0, steps=4000)
+    wait_for(process, lambda: checkpoint_steps(out / "shards/0"))
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[1]
+    assert process.returncode == 143, said
+    assert f"periodic-jax resume {out}/shards/0" in said
