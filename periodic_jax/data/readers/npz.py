@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from periodic_jax.core.errors import ConfigError, DataFileError
-from periodic_jax.data.dataset import Arrays, Dataset, channel_statistics, check_images, checked
+from periodic_jax.data.dataset import Arrays, Dataset, channel_statistics, checked
 
 NAMES = ("images", "labels", "test_images", "test_labels")
 KERAS_NAMES = ("x_train", "y_train", "x_test", "y_test")
@@ -47,10 +47,9 @@ def load_npz(path: Path) -> Dataset:
         images, test_images = images[..., None], test_images[..., None]
     if labels.ndim == test_labels.ndim == 2 and labels.shape[1] == test_labels.shape[1] == 1:
         labels, test_labels = labels[:, 0], test_labels[:, 0]
-    check_images(images, path)
-    present = np.unique(labels) if labels.dtype.kind in "iu" else np.arange(2)
+    present = np.unique(labels) if labels.dtype.kind in "iu" and labels.size else np.arange(2)  # refused below
     if not np.array_equal(present, np.arange(max(len(present), 2))):
-        found = f"training labels from {present.min()} to {present.max()}, {len(present)} different ones,"
-        raise DataFileError(path, found, "classes 0, 1, 2 ..., two or more and each of them present")
+        reason = f"training labels from {present.min()} to {present.max()}, {len(present)} different ones,"
+        raise DataFileError(path, reason, "classes 0, 1, 2 ..., two or more and each of them present")
     arrays = checked(Arrays(images, labels, test_images, test_labels), path, len(present))
     return Dataset(str(path), *arrays, len(present), *channel_statistics(arrays.images), source=str(path))
