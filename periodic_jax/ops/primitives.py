@@ -110,8 +110,7 @@ def _batch_norm_forward(x: Array, affine: Affine | None, eps: float) -> tuple[An
     return (normalise(x, mean, inv, affine), BatchMoments(mean, var)), (x, affine, mean, inv)
 
 
-def _batch_norm_backward(eps: float, residuals: Any, cotangents: Any) -> tuple[Array, Affine | None]:
-    del eps
+def _batch_norm_backward(_eps: float, residuals: Any, cotangents: Any) -> tuple[Array, Affine | None]:
     x, affine, mean, inv = residuals
     g = cotangents[0]
     count = x.size // x.shape[1]
