@@ -69,8 +69,7 @@ def lanczos(
         fresh = jax.random.normal(jax.random.fold_in(key, i), (size,), start.dtype)
         basis, vector, alpha, beta = _advance(basis, vector, product(vector), fresh, i)
         diagonal[:, i], beside[:, i] = np.asarray(alpha), np.asarray(beta)
-        last = i + 1 == most
-        if last or (i + 1) % CHECK_EVERY == 0:
+        if i + 1 == most or (i + 1) % CHECK_EVERY == 0:
             found = _ritz(diagonal[:, : i + 1], beside[:, : i + 1], count, complete=i + 1 == size)
             scale = np.maximum(np.abs(found.values[:, 0]), np.abs(found.lowest))
             if i + 1 >= count and np.all(~(found.residuals > tolerance * scale[:, None])):
@@ -82,7 +81,7 @@ def lanczos(
 def _advance(basis: Array, vector: Array, image: Array, fresh: Array, i: Any) -> Any:
     """Put a vector into the basis, and make the next one from its image under the matrix."""
 
-    def one(basis: Array, vector: Array, image: Array) -> tuple[Array, ...]:
+    def advance(basis: Array, vector: Array, image: Array) -> tuple[Array, ...]:
         basis = jax.lax.dynamic_update_index_in_dim(basis, vector, i, 0)
         alpha = jnp.vdot(vector, image)
         rest = _orthogonal(basis, image)
@@ -93,7 +92,7 @@ def _advance(basis: Array, vector: Array, image: Array, fresh: Array, i: Any) ->
         rest = jnp.where(closed, _orthogonal(basis, fresh), rest)
         return basis, rest / jnp.linalg.norm(rest), alpha, beta
 
-    return jax.vmap(one)(basis, vector, image)
+    return jax.vmap(advance)(basis, vector, image)
 
 
 def _orthogonal(basis: Array, vector: Array) -> Array:

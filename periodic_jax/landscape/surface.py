@@ -16,16 +16,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from periodic_jax.landscape.gradient_noise import (
-    GradientNoise,
-    gradient_noise,
-    merge_moments,
-    no_moments,
-    with_gradient,
-)
+from periodic_jax.landscape.gradient_noise import GradientNoise, Moments, gradient_noise, merge_moments, with_gradient
 from periodic_jax.landscape.hvp import PRODUCTS, loss_and_gradient, tangential
 from periodic_jax.landscape.objective import Batches, chosen_leaves, to_vector
 from periodic_jax.models.labels import Labels
+from periodic_jax.training.input_pipeline import normalise
 from periodic_jax.training.state import TrainState
 from periodic_jax.training.vectorize import lay_out
 
@@ -99,11 +94,11 @@ class Surface:
         """Loss and statistics of the mini-batches' gradients, of each configuration."""
         parts = self._accumulate("gradient", self.weights)
         parts = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parts)  # (devices, configs, ...)
-        found = []
+        noise = []
         for k in range(len(self.weights)):
             of_devices = [jax.tree.map(lambda leaf, d=d, k=k: leaf[d, k], parts) for d in range(len(parts.share))]
-            found.append(gradient_noise(functools.reduce(merge_moments, of_devices), self._images))
-        return found
+            noise.append(gradient_noise(functools.reduce(merge_moments, of_devices), self._images))
+        return noise
 
     def _accumulate(self, name: str, vectors: Vectors) -> Any:
         """Run a program on all mini-batches; its results have an axis of devices first."""
@@ -126,17 +121,17 @@ def _program(name: str, chosen: Labels, layout: str, mesh: Mesh) -> Callable[...
 
     def local(states: TrainState, vectors: Array, batches: Any, constants: Any) -> Any:
         prepare = getattr(states.task.model, "prepare", lambda images: images)
-        mean, std = constants
 
         def add(total: Any, batch: Any) -> tuple[Any, None]:
             images, labels, shares = batch
-            prepared = prepare((images.astype(mean.dtype) / 255 - mean) / std)
+            prepared = prepare(normalise(images, *constants))
             new = lay_out(lambda s, v: of_one(s, v, (prepared, labels, shares)), layout)(states, vectors)
             return jax.vmap(with_gradient)(total, *new) if name == "gradient" else total + new, None
 
-        start = jnp.zeros_like(vectors)
+        start: Any = jnp.zeros_like(vectors)
         if name == "gradient":
-            start = jax.vmap(lambda vector: no_moments(vector.size, vector.dtype))(vectors)
+            zero = start[:, 0]
+            start = Moments(zero, zero, zero, start, zero, zero)
         total, _ = jax.lax.scan(add, start, tuple(batches))
         return jax.tree.map(lambda leaf: leaf[None], total)
 
