@@ -96,9 +96,7 @@ def checked(arrays: Arrays, source: object, num_classes: int, shape: tuple[int, 
         if not 0 <= labels.min() <= labels.max() < num_classes:
             outside = labels.min() if labels.min() < 0 else labels.max()
             raise DataFileError(source, f"label {outside}", f"labels from 0 to {num_classes - 1}")
-    train, labels, test, test_labels = arrays
-    contiguous = np.ascontiguousarray
-    return Arrays(contiguous(train), labels.astype(np.int32), contiguous(test), test_labels.astype(np.int32))
+    return Arrays(*map(np.ascontiguousarray, arrays, (np.uint8, np.int32) * 2))
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
