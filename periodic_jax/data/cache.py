@@ -48,8 +48,8 @@ def cached(name: str, place: Place, check: Callable[[Arrays], Arrays]) -> Arrays
 
 def _stamp(place: Place) -> dict[str, object]:
     """What must not change for a copy to hold."""
-    found = {file.name: file.stat() for file in place.files if file.is_file()}
-    files = {name: [status.st_size, status.st_mtime_ns] for name, status in found.items()}
+    status = {file.name: file.stat() for file in place.files if file.is_file()}
+    files = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in status.items()}
     return {"format": FORMAT, "path": str(place.path.resolve()), "files": files}
 
 

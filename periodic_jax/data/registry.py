@@ -88,7 +88,10 @@ def load(name: str, *, data_dir: str | Path | None = None, download: bool = Fals
 
 def _from_disk(name: str, where: Where, official: list[Place], files: str, num_classes: int) -> Dataset:
     """The first place that exists; a corrupted one is an error, and not passed over for the next."""
-    candidates = [*official, *tfds.find_places(name, where.data_dir)]
+    if where.data_dir is not None and where.data_dir.is_file():
+        candidates = official[:1]
+    else:
+        candidates = [*official, *tfds.find_places(name, where.data_dir)]
     present = next((place for place in candidates if place.path.exists()), None)
     if present is None and where.download:
         tfds.download(name, where.data_dir)

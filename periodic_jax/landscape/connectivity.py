@@ -13,7 +13,7 @@ Params = Any  # a tree of NumPy arrays of one network
 
 
 def combined(outputs: Sequence[np.ndarray], loss: str) -> np.ndarray:
-    """What an ensemble answers ``(images, classes)``: ln of the mean probabilities, or the mean of the outputs."""
+    """The outputs of an ensemble ``(images, classes)``: ln of the mean probabilities, or the mean of the outputs."""
     stacked = np.asarray(outputs, np.float64)
     if loss == "squared":
         return stacked.mean(0)
@@ -22,7 +22,7 @@ def combined(outputs: Sequence[np.ndarray], loss: str) -> np.ndarray:
 
 
 def disagreement(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of the images that two networks tell differently, of their outputs; NaN where these are not finite.
+    """Share of the images that two networks classify differently, by their outputs; NaN where these are not finite.
 
     Example:
         >>> disagreement(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0]]))

@@ -22,7 +22,7 @@ class Moments(NamedTuple):
 
 
 class GradientNoise(NamedTuple):
-    """What gradients of mini-batches say; NaN where they do not tell."""
+    """Statistics of the gradients of mini-batches; NaN where they are undefined."""
 
     loss: float
     gradient_norm: float  # |ḡ| of the mean over the mini-batches

@@ -63,10 +63,7 @@ class Networks:
         self.task, dtype = task, getattr(task.model, "param_dtype", jnp.float32)
         self._constants = [jnp.asarray(values, dtype) for values in (dataset.mean, dataset.std)]
         most = max(most_pixels // int(np.prod(dataset.image_shape[:2])), 2)
-        count = len(dataset.labels)
-        chosen = np.arange(count)
-        if images is not None and images < count:
-            chosen = np.sort(np.random.default_rng(0).permutation(count)[:images])
+        chosen = np.sort(np.random.default_rng(0).permutation(len(dataset.labels))[:images])
         self.images = len(chosen)
         self._train = self._parts(dataset.images[chosen], dataset.labels[chosen], most)
         self._test = self._parts(dataset.test_images, dataset.test_labels, most)

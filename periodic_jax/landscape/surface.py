@@ -34,26 +34,15 @@ class Surface:
         states: of the configurations, stacked ``(configs, ...)``.
         batches: of `fixed_batches`.
         weights: ``invariant`` or ``all``.
-        layout: of the configurations within a device, see `training.vectorize`; None: ``map`` on CPU and ``vmap``
-            elsewhere.
-        devices: JAX devices to share the mini-batches; all, if None.
 
     Raises:
         ConfigError: as `chosen_leaves`.
     """
 
-    def __init__(
-        self,
-        states: TrainState,
-        batches: Batches,
-        weights: str = "invariant",
-        *,
-        layout: str | None = None,
-        devices: list[Any] | None = None,
-    ) -> None:
-        devices = devices or jax.devices()
+    def __init__(self, states: TrainState, batches: Batches, weights: str = "invariant") -> None:
+        devices = jax.devices()
         self._chosen = chosen_leaves(states.task.labels, weights)
-        self._layout = layout or ("map" if devices[0].platform == "cpu" else "vmap")
+        self._layout = "map" if devices[0].platform == "cpu" else "vmap"
         number = len(batches.labels)
         shared = min(len(devices), number)
         self._device = devices[0]
@@ -83,8 +72,8 @@ class Surface:
 
         def product(vectors: Vectors) -> Vectors:
             parts = self._accumulate(kind, vectors)
-            own = (jax.device_put(shard.data[0], self._device) for shard in parts.addressable_shards)
-            return sum(own, start=jnp.zeros_like(vectors))
+            of_devices = (jax.device_put(shard.data[0], self._device) for shard in parts.addressable_shards)
+            return sum(of_devices, start=jnp.zeros_like(vectors))
 
         if not sphere:
             return product
@@ -103,18 +92,15 @@ class Surface:
     def _accumulate(self, name: str, vectors: Vectors) -> Any:
         """Run a program on all mini-batches; its results have an axis of devices first."""
         vectors = jax.device_put(vectors, self._everywhere)
-        return _program(name, self._chosen, self._layout, self._mesh)(
-            self._states, vectors, self._batches, self._constants
-        )
+        program = _program(name, self._chosen, self._layout, self._mesh)
+        return program(self._states, vectors, self._batches, self._constants)
 
 
 @functools.cache
 def _program(name: str, chosen: Labels, layout: str, mesh: Mesh) -> Callable[..., Any]:
-    """A compiled function that goes through each device's mini-batches; kept, so that it is compiled once for all
-    checkpoints.
-    """
+    """A function that goes through each device's mini-batches, compiled once for all checkpoints."""
 
-    def of_one(state: TrainState, vector: Array, batch: Any) -> Any:
+    def of_config(state: TrainState, vector: Array, batch: Any) -> Any:
         if name == "gradient":
             return batch[2].sum(), *loss_and_gradient(state, batch, chosen)
         return PRODUCTS[name](state, vector, batch, chosen)
@@ -125,7 +111,7 @@ def _program(name: str, chosen: Labels, layout: str, mesh: Mesh) -> Callable[...
         def add(total: Any, batch: Any) -> tuple[Any, None]:
             images, labels, shares = batch
             prepared = prepare(normalise(images, *constants))
-            new = lay_out(lambda s, v: of_one(s, v, (prepared, labels, shares)), layout)(states, vectors)
+            new = lay_out(lambda s, v: of_config(s, v, (prepared, labels, shares)), layout)(states, vectors)
             return jax.vmap(with_gradient)(total, *new) if name == "gradient" else total + new, None
 
         start: Any = jnp.zeros_like(vectors)

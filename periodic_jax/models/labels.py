@@ -43,9 +43,8 @@ def leaf_labels(params: Any, labels: Any) -> Labels:
     try:
         words = jax.tree.leaves(jax.tree.map(lambda word, sub: jax.tree.map(lambda _: word, sub), labels, params))
     except (ValueError, TypeError) as error:
-        raise ConfigError(
-            "labels", "a tree of another structure", f"one that matches the parameters ({error})"
-        ) from None
+        expected = f"one that matches the parameters ({error})"
+        raise ConfigError("labels", "a tree of another structure", expected) from None
     for word in words:
         if word not in (SCALE_INVARIANT, OTHER):
             raise ConfigError("labels", repr(word), f"{SCALE_INVARIANT!r} or {OTHER!r}")

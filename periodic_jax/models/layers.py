@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 
 from periodic_jax.ops import fused, primitives
 from periodic_jax.ops.im2col import as_matrix
-from periodic_jax.ops.layout import Activations, per_channel
-from periodic_jax.ops.patches import InputPatches
+from periodic_jax.ops.layout import Activations, per_channel, to_activations
+from periodic_jax.ops.patches import InputPatches, input_patches
 from periodic_jax.ops.primitives import Affine, BatchMoments
 
 # running <- 0.9 running + 0.1 batch, with the unbiased batch variance, as torch.nn.BatchNorm2d(momentum=0.1)
@@ -31,6 +31,14 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
         return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 
     return init
+
+
+class ImageNetwork(nn.Module):
+    """A network whose first layer reads patches of the images, which networks that see the same mini-batch share."""
+
+    def prepare(self, images: Any) -> InputPatches:
+        """Patches, with their moments, of normalised images ``(batch, height, width, channels)``; or those given."""
+        return images if isinstance(images, InputPatches) else input_patches(to_activations(images))
 
 
 class Normalising(nn.Module):

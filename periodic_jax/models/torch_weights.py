@@ -157,9 +157,8 @@ def _load(path: Any) -> Mapping[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
-        raise ConfigError(
-            "state dict", path, f"a file that torch.load reads with weights_only=True ({reason})"
-        ) from None
+        expected = f"a file that torch.load reads with weights_only=True ({reason})"
+        raise ConfigError("state dict", path, expected) from None
     content = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping):
         raise ConfigError("state dict", path, f"a state dict in the file, not a {type(content).__name__}")

@@ -107,7 +107,6 @@ def fastest(layouts: Sequence[str], time_of: Callable[[str], float], about: obje
 
 
 def _remembered(note: Path) -> str:
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return check_layout(str(json.loads(note.read_text())["layout"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""  # not known, or unreadable: to be found out again
+    return ""  # not known, or unreadable: to be found out again

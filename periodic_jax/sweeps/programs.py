@@ -192,9 +192,8 @@ class ShardedPrograms:
 
         shard, over = partial(jax.shard_map, mesh=mesh, check_vma=False), P("device")
         results = (over, P(None, "device"))
-        self.chunk = jax.jit(
-            shard(chunk, in_specs=(over, over, over, P(), P(), P()), out_specs=results), donate_argnums=0
-        )
+        sharded = shard(chunk, in_specs=(over, over, over, P(), P(), P()), out_specs=results)
+        self.chunk = jax.jit(sharded, donate_argnums=0)
         self.evaluation = jax.jit(shard(programs.evaluation, in_specs=(over, P()), out_specs=over))
 
 

@@ -5,6 +5,7 @@ Configurations are arranged and laid out as `training.vectorize` says, and shard
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -60,7 +61,7 @@ class Sweep:
             ones.
         layout: as given; the chosen one, once compiled.
         step: updates made.
-        stopped: what ``stop`` said, if it ended the last `chunks`; 0 otherwise.
+        stopped: what ``stop`` returned, if it ended the last `chunks`; 0 otherwise.
 
     Raises:
         ConfigError: a batch larger than the data, an unknown layout, images too small for the network.
@@ -164,9 +165,9 @@ class Sweep:
             eval_every: steps between evaluations, counted from step 0; the last step is always followed by one, and
                 the first one preceded by one. None: no evaluations at all.
             ends: where else chunks end.
-            keep: asked before each chunk, with the number of updates made after it, whether the states there are
+            keep: called before each chunk, with the number of updates made after it, whether the states there are
                 wanted. Those at the end of the last chunk come anyway.
-            stop: asked before each chunk; anything but 0 ends the training early.
+            stop: called before each chunk; anything but 0 ends the training early.
 
         Yields:
             Consecutive chunks.
@@ -277,10 +278,8 @@ class Sweep:
             states = jax.lax.map(of_seed, seeds)
             return jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], per_seed, axis=1), states)
 
-        over = P("device")
-        return jax.jit(
-            jax.shard_map(initialise, mesh=self.placement.mesh, in_specs=over, out_specs=over, check_vma=False)
-        )
+        shard = partial(jax.shard_map, mesh=self.placement.mesh, check_vma=False)
+        return jax.jit(shard(initialise, in_specs=P("device"), out_specs=P("device")))
 
     def _lay_out(self, layout: str) -> None:
         self.layout = layout

@@ -95,11 +95,11 @@ def crop_and_flip(
     """
     frame = ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0))
 
-    def one(framed: Array, offset: Array, flip: Array) -> Array:
+    def crop_one(framed: Array, offset: Array, flip: Array) -> Array:
         crop = jax.lax.dynamic_slice(framed, (offset[0], offset[1], jnp.int32(0)), images.shape[1:])
         return jnp.where(flip, crop[:, ::-1], crop)
 
-    return jax.vmap(one)(jnp.pad(images, frame), offsets, flips)
+    return jax.vmap(crop_one)(jnp.pad(images, frame), offsets, flips)
 
 
 def augmentation_key(seed: Int[Array, ""], step: Int[Array, ""]) -> Key[Array, ""]:

@@ -103,11 +103,10 @@ class _Unpickler(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Callable[[Any], None]]]
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _STANDS_FOR:
-            raise DataFileError(
-                self.source, f"it names {module}.{name}", "a pickle of lists, numbers and uint8 arrays only"
-            )
-        return _STANDS_FOR[module, name]
+        if (module, name) in _STANDS_FOR:
+            return _STANDS_FOR[module, name]
+        expected = "a pickle of lists, numbers and uint8 arrays only"
+        raise DataFileError(self.source, f"it names {module}.{name}", expected)
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def download(name: str, data_dir: Path | None) -> Path:
         builder: Any = tfds.builder(BUILDERS[name], data_dir=str(root), file_format="array_record")
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
         return Path(builder.data_dir)
-    except Exception as error:  # no network, no room, a changed file: all told by their first line
+    except Exception as error:  # no network, no room, a changed file: all reported by their first line
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         message = f"--download of {name} to {root} failed ({reason}); give the files with --data-dir"
         raise PeriodicJaxError(message) from None
@@ -135,16 +135,14 @@ def _check_metadata(folder: Path) -> None:
 
 
 def _split(builder: Any, split: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    examples: Sequence[Any]
+    info = builder.info.splits[split]
     if builder.info.file_format.value == "tfrecord":
         decode = builder.info.features.deserialize_example_np
-        examples = [
-            decode(record) for path in builder.info.splits[split].filepaths for record in tf_records(Path(path))
-        ]
+        examples = [decode(record) for path in info.filepaths for record in tf_records(Path(path))]
     else:
         examples = list(builder.as_data_source(split=split))
-    if len(examples) != builder.info.splits[split].num_examples:
-        raise DataFileError(folder, f"{len(examples)} {split} examples", f"{builder.info.splits[split].num_examples}")
+    if len(examples) != info.num_examples:
+        raise DataFileError(folder, f"{len(examples)} {split} examples", f"{info.num_examples}")
     if examples and "id" in examples[0]:
         examples = sorted(examples, key=lambda example: (len(example["id"]), example["id"]))
     images = np.stack([example["image"] for example in examples])
