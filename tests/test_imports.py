@@ -179,6 +179,19 @@ def test_flags_of_your_own_that_undo_the_guard_are_refused(monkeypatch, flags, g
         assert asked == [1]
 
 
+@pytest.mark.parametrize("given", [{}, {"JAX_NUM_CPU_DEVICES": "1"}, {"JAX_NUM_CPU_DEVICES": "3"}])
+def test_whether_jax_has_started_is_found_out_without_starting_it(given):
+    code = (
+        "import json, sys\nfrom periodic_jax.training import xla\nseen = [xla._has_started(), 'jax' in sys.modules]\n"
+        "import jax\nasked = lambda: [xla._has_started(), jax.config.values['jax_num_cpu_devices']]\n"
+        "number = jax.config.values['jax_num_cpu_devices']\nseen += [asked(), asked(), len(jax.devices()), asked()]\n"
+        "print(json.dumps([number, seen]))"
+    )
+    number, seen = in_fresh_python(code, JAX_PLATFORMS="cpu", **given)
+    devices = int(given.get("JAX_NUM_CPU_DEVICES", 1))
+    assert seen == [False, False, [False, number], [False, number], devices, [True, number]]
+
+
 @pytest.mark.parametrize(
     ("version", "given", "refused"),
     [("0.11.0", {}, True), ("0.11.0", {"XLA_FLAGS": xla.SAFE_REDUCTIONS}, False), ("0.12.0", {}, False)],

@@ -32,7 +32,7 @@ def cached(name: str, place: Place, check: Callable[[Arrays], Arrays]) -> Arrays
         Its arrays.
 
     Raises:
-        DataFileError: as ``place.read``.
+        DataFileError: as ``place.read``, or ``check``.
     """
     stamp = _stamp(place)
     copy = cache_folder() / f"{name}-{hashlib.sha256(os.fsencode(place.path.resolve())).hexdigest()[:16]}"
@@ -41,18 +41,15 @@ def cached(name: str, place: Place, check: Callable[[Arrays], Arrays]) -> Arrays
             return check(Arrays(*(np.load(copy / f"{part}.npy", allow_pickle=False) for part in Arrays._fields)))
     except (OSError, ValueError, EOFError):  # no copy, or a corrupted one
         pass
-    arrays = place.read()
+    arrays = check(place.read())
     _write(copy, arrays, stamp)
     return arrays
 
 
 def _stamp(place: Place) -> dict[str, object]:
     """What must not change for a copy to hold."""
-    files = {}
-    for file in place.files():
-        if file.is_file():
-            status = file.stat()
-            files[file.name] = [status.st_size, status.st_mtime_ns]
+    status = {file.name: file.stat() for file in place.files if file.is_file()}
+    files = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in status.items()}
     return {"format": FORMAT, "path": str(place.path.resolve()), "files": files}
 
 

@@ -1,6 +1,5 @@
 """What a data set is: labelled uint8 images in memory, split for training and testing."""
 
-import functools
 import zlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -47,6 +46,9 @@ class Dataset:
 
     def described(self) -> dict[str, Any]:
         """Which images these are, as JSON can hold it, for the record of a run."""
+        crc = 0
+        for array in (self.images, self.labels, self.test_images, self.test_labels):
+            crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
         return {
             "source": self.source,
             "classes": self.num_classes,
@@ -54,11 +56,7 @@ class Dataset:
             "train_images": len(self.images),
             "test_images": len(self.test_images),
             "corrupted": None if self.corrupted is None else int(self.corrupted.sum()),
-            "crc32": functools.reduce(
-                lambda crc, array: zlib.crc32(np.ascontiguousarray(array).data, crc),
-                (self.images, self.labels, self.test_images, self.test_labels),
-                0,
-            ),
+            "crc32": crc,
         }
 
 
@@ -88,7 +86,8 @@ def checked(arrays: Arrays, source: object, num_classes: int, shape: tuple[int, 
     """
     shape = shape or arrays.images.shape[1:]
     for images, labels in ((arrays.images, arrays.labels), (arrays.test_images, arrays.test_labels)):
-        check_images(images, source)
+        if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+            raise DataFileError(source, f"{_described(images)} images", IMAGES)
         if images.shape[1:] != shape:
             raise DataFileError(source, f"images {_by(images.shape[1:])}", f"images {_by(shape)}")
         if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
@@ -97,19 +96,7 @@ def checked(arrays: Arrays, source: object, num_classes: int, shape: tuple[int, 
         if not 0 <= labels.min() <= labels.max() < num_classes:
             outside = labels.min() if labels.min() < 0 else labels.max()
             raise DataFileError(source, f"label {outside}", f"labels from 0 to {num_classes - 1}")
-    train, labels, test, test_labels = arrays
-    contiguous = np.ascontiguousarray
-    return Arrays(contiguous(train), labels.astype(np.int32), contiguous(test), test_labels.astype(np.int32))
-
-
-def check_images(images: np.ndarray, source: object) -> None:
-    """Refuse what is not an array of images.
-
-    Raises:
-        DataFileError: another dtype or number of dimensions, or an empty array.
-    """
-    if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
-        raise DataFileError(source, f"{_described(images)} images", IMAGES)
+    return Arrays(*map(np.ascontiguousarray, arrays, (np.uint8, np.int32) * 2))
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

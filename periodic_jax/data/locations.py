@@ -12,7 +12,7 @@ class Place(NamedTuple):
     """A file or folder that may hold a data set, and how to read it."""
 
     path: Path
-    files: Callable[[], list[Path]]  # what it consists of; a change of any makes a cached copy stale
+    files: list[Path]  # what it consists of; a change of any makes a cached copy stale
     read: Callable[[], Arrays]
 
 

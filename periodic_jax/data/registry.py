@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from periodic_jax.core.errors import ConfigError, DataFileError
 from periodic_jax.data.cache import cached
-from periodic_jax.data.dataset import CIFAR_MEAN, CIFAR_STD, Arrays, Dataset, checked
-from periodic_jax.data.locations import Place, folders
+from periodic_jax.data.dataset import CIFAR_MEAN, CIFAR_STD, Dataset, checked
+from periodic_jax.data.locations import Place, folders, home
 from periodic_jax.data.readers import cifar, svhn, tfds
 from periodic_jax.data.readers.builtin import load_digits, load_synthetic
 from periodic_jax.data.readers.npz import load_npz
@@ -24,28 +25,25 @@ class Where(NamedTuple):
     download: bool = False  # fetch with TFDS what is found nowhere
 
 
-def load_cifar10(where: Where) -> Dataset:
-    """CIFAR-10: 50,000 + 10,000 photographs of 10 kinds of things, 32x32 in colour."""
-    found = [place for root in folders("cifar10", where.data_dir) for place in cifar.places("cifar10", root)]
-    return _from_disk("cifar10", where, found, f"cifar-10-batches-py or cifar-10-python.tar.gz {CIFAR_PAGE}", 10)
-
-
-def load_cifar100(where: Where) -> Dataset:
-    """CIFAR-100: as CIFAR-10, of 100 kinds (the fine labels)."""
-    found = [place for root in folders("cifar100", where.data_dir) for place in cifar.places("cifar100", root)]
-    return _from_disk("cifar100", where, found, f"cifar-100-python or cifar-100-python.tar.gz {CIFAR_PAGE}", 100)
+def load_cifar(name: str, where: Where) -> Dataset:
+    """``cifar10``: 50,000 + 10,000 photographs of 10 kinds of things, 32x32 in colour; ``cifar100``: of 100 kinds (the
+    fine labels).
+    """
+    layout = cifar.LAYOUTS[name]
+    places = [place for root in folders(name, where.data_dir) for place in cifar.find_places(name, root)]
+    return _from_disk(name, where, places, f"{layout.folder} or {layout.archive} {CIFAR_PAGE}", layout.num_classes)
 
 
 def load_svhn(where: Where) -> Dataset:
     """SVHN: 73,257 + 26,032 photographs of house numbers' digits, 32x32 in colour."""
-    found = [place for root in folders("svhn", where.data_dir) for place in svhn.places(root)]
-    return _from_disk("svhn", where, found, f"{' and '.join(svhn.FILES)} {SVHN_PAGE}", 10)
+    places = [place for root in folders("svhn", where.data_dir) for place in svhn.find_places(root)]
+    return _from_disk("svhn", where, places, f"{' and '.join(svhn.FILES)} {SVHN_PAGE}", 10)
 
 
 DATASETS: dict[str, Callable[[Where], Dataset]] = {
     "digits": lambda where: load_digits(),
-    "cifar10": load_cifar10,
-    "cifar100": load_cifar100,
+    "cifar10": partial(load_cifar, "cifar10"),
+    "cifar100": partial(load_cifar, "cifar100"),
     "svhn": load_svhn,
     "synthetic": lambda where: load_synthetic(),
 }
@@ -93,11 +91,11 @@ def _from_disk(name: str, where: Where, official: list[Place], files: str, num_c
     if where.data_dir is not None and where.data_dir.is_file():
         candidates = official[:1]
     else:
-        candidates = [*official, *tfds.places(name, where.data_dir)]
+        candidates = [*official, *tfds.find_places(name, where.data_dir)]
     present = next((place for place in candidates if place.path.exists()), None)
     if present is None and where.download:
         tfds.download(name, where.data_dir)
-        present = next(place for place in tfds.places(name, where.data_dir) if place.path.exists())
+        present = next(place for place in tfds.find_places(name, where.data_dir) if place.path.exists())
     if present is None:
         looked = ", ".join(_short(place.path) for place in candidates)
         raise ConfigError(
@@ -107,14 +105,11 @@ def _from_disk(name: str, where: Where, official: list[Place], files: str, num_c
             'python -m pip install "periodic_jax[tfds]"',
         )
 
-    def check(arrays: Arrays) -> Arrays:
-        return checked(arrays, present.path, num_classes, (32, 32, 3))
-
+    check = partial(checked, source=present.path, num_classes=num_classes, shape=(32, 32, 3))
     arrays = cached(name, present, check)
     return Dataset(name, *arrays, num_classes, CIFAR_MEAN, CIFAR_STD, source=str(present.path))
 
 
 def _short(path: Path) -> str:
     """With ~ for the home folder."""
-    home = os.path.expanduser("~")
-    return f"~{os.fspath(path)[len(home) :]}" if os.fspath(path).startswith(home + os.sep) else os.fspath(path)
+    return f"~/{path.relative_to(home())}" if path.is_relative_to(home()) else str(path)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.formatting import flag_of
 from periodic_jax.data.dataset import Dataset
 
 SPLIT_CLASSES = ((0, 1, 2, 8, 9), (3, 4, 5, 6, 7))  # of CIFAR-10, as the reference splits them
@@ -38,13 +39,10 @@ def check_variations(variations: Variations) -> None:
     Raises:
         ConfigError: counts below 1, another split than 0 or 1, or a fraction outside [0, 1].
     """
-    for flag, count in (
-        ("--validation", variations.validation),
-        ("--use-data-size", variations.use_data_size),
-        ("--resize", variations.resize),
-    ):
+    for name in ("validation", "use_data_size", "resize"):
+        count = getattr(variations, name)
         if count is not None and count < 1:
-            raise ConfigError(flag, count, "a whole number from 1")
+            raise ConfigError(flag_of(name), count, "a whole number from 1")
     if variations.split_classes not in (None, 0, 1):
         raise ConfigError("--split-classes", variations.split_classes, "0 or 1")
     if not 0 <= variations.corrupt_train <= 1:
@@ -70,27 +68,21 @@ def vary(dataset: Dataset, variations: Variations) -> Dataset:
         (1200, 4, 4, 1)
     """
     check_variations(variations)
-    if variations.validation is not None:
-        dataset = hold_out(dataset, variations.validation)
-    if variations.split_classes is not None:
-        dataset = split(dataset, variations.split_classes)
-    if variations.use_data_size is not None:
-        dataset = first(dataset, variations.use_data_size)
-    if variations.corrupt_train:
-        dataset = corrupt(dataset, variations.corrupt_train)
-    if variations.resize is not None:
-        dataset = resize(dataset, variations.resize)
+    changes = (hold_out, split, first, corrupt, resize)  # in the order of the fields
+    for change, value in zip(changes, dataclasses.astuple(variations), strict=True):
+        if value is not None:
+            dataset = change(dataset, value)
     return dataset
 
 
 def hold_out(dataset: Dataset, count: int) -> Dataset:
     """The last ``count`` training images instead of the test set."""
-    kept = len(dataset.images) - count
-    if kept < 2:
+    left = len(dataset.images) - count
+    if left < 2:
         raise ConfigError("--validation", count, f"less than the {len(dataset.images)} training images")
     images, labels = dataset.images, dataset.labels
     return dataclasses.replace(
-        dataset, images=images[:kept], labels=labels[:kept], test_images=images[kept:], test_labels=labels[kept:]
+        dataset, images=images[:left], labels=labels[:left], test_images=images[left:], test_labels=labels[left:]
     )
 
 
@@ -124,6 +116,8 @@ def corrupt(dataset: Dataset, fraction: float) -> Dataset:
 
     Drawn once, from a fixed seed: all configurations and seeds see the same labels.
     """
+    if not fraction:
+        return dataset
     rng = np.random.RandomState(CORRUPTION_SEED)  # its stream is frozen, and it is the reference's
     drawn = rng.rand(len(dataset.labels)) <= fraction
     labels = dataset.labels.copy()

@@ -1,6 +1,7 @@
 """Paths, averages and ensembles of networks whose weights lie on a sphere."""
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ Params = Any  # a tree of NumPy arrays of one network
 
 
 def combined(outputs: Sequence[np.ndarray], loss: str) -> np.ndarray:
-    """What an ensemble answers ``(images, classes)``: ln of the mean probabilities, or the mean of the outputs."""
+    """The outputs of an ensemble ``(images, classes)``: ln of the mean probabilities, or the mean of the outputs."""
     stacked = np.asarray(outputs, np.float64)
     if loss == "squared":
         return stacked.mean(0)
@@ -21,7 +22,7 @@ def combined(outputs: Sequence[np.ndarray], loss: str) -> np.ndarray:
 
 
 def disagreement(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of the images that two networks tell differently, of their outputs; NaN where these are not finite.
+    """Share of the images that two networks classify differently, by their outputs; NaN where these are not finite.
 
     Example:
         >>> disagreement(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0]]))
@@ -41,11 +42,8 @@ def on_sphere(params: Params, labels: Labels, *, each: bool = False) -> Params:
         each: divide each leaf by its own norm instead. The same network only where each is scale-invariant by itself.
     """
     leaves, tree = jax.tree.flatten(jax.tree.map(np.asarray, params))
-    norms = [
-        float(np.linalg.norm(leaf.astype(np.float64))) if mark else 0.0
-        for leaf, mark in zip(leaves, labels, strict=True)
-    ]
-    whole = np.sqrt(sum(norm**2 for norm in norms))
+    norms = [float(np.linalg.norm(leaf.astype(np.float64))) for leaf in leaves]
+    whole = np.sqrt(sum(norm**2 for norm in compress(norms, labels)))
     return tree.unflatten([
         (leaf / (norm if each else whole)).astype(leaf.dtype) if mark else leaf
         for leaf, mark, norm in zip(leaves, labels, norms, strict=True)
@@ -54,14 +52,9 @@ def on_sphere(params: Params, labels: Labels, *, each: bool = False) -> Params:
 
 def cosine(a: Params, b: Params, labels: Labels) -> float:
     """⟨x_a, x_b⟩ / (ρ_a ρ_b) over all scale-invariant weights together."""
-    one, other = (
-        np.concatenate([
-            np.asarray(leaf, np.float64).ravel()
-            for leaf, mark in zip(jax.tree.leaves(params), labels, strict=True) if mark
-        ])
-        for params in (a, b)
-    )  # fmt: skip
-    return float(one @ other / np.sqrt((one @ one) * (other @ other)))
+    leaves = (compress(jax.tree.leaves(params), labels) for params in (a, b))
+    x, y = (np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in chosen]) for chosen in leaves)
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
 
 
 def straight(a: Params, b: Params, t: float, labels: Labels) -> Params:

@@ -1,11 +1,13 @@
 """Statistics of the gradients of mini-batches: their mean, their spread, the noise scale."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from periodic_jax.dynamics.steps import library_of
 
 
 class Moments(NamedTuple):
@@ -20,7 +22,7 @@ class Moments(NamedTuple):
 
 
 class GradientNoise(NamedTuple):
-    """What gradients of mini-batches say; NaN where they do not tell."""
+    """Statistics of the gradients of mini-batches; NaN where they are undefined."""
 
     loss: float
     gradient_norm: float  # |ḡ| of the mean over the mini-batches
@@ -28,12 +30,6 @@ class GradientNoise(NamedTuple):
     mean_gradient_norm: float  # mean of |g_b|
     noise_scale: float  # images of a mini-batch whose noise would be as large as the gradient
     reason: str  # why the noise scale is NaN
-
-
-def no_moments(size: int, dtype: Any) -> Moments:
-    """Moments of no mini-batch."""
-    zero = jnp.zeros((), dtype)
-    return Moments(zero, zero, zero, jnp.zeros(size, dtype), zero, zero)
 
 
 def with_gradient(moments: Moments, share: Array, loss: Array, gradient: Array) -> Moments:
@@ -44,34 +40,24 @@ def with_gradient(moments: Moments, share: Array, loss: Array, gradient: Array) 
         share: s_b, the mini-batch's share in the whole loss; 0 leaves the moments as they are.
         loss, gradient: s_b times its mean loss, and the gradient of that.
     """
-    counted = share > 0
-    own = gradient / jnp.where(counted, share, 1)
-    total = moments.share + share
-    step = jnp.where(counted, share / jnp.where(counted, total, 1), 0)
-    off = own - moments.mean
-    return Moments(
-        total,
-        moments.squares + share**2,
-        moments.loss + loss,
-        moments.mean + step * off,
-        moments.spread + share * (1 - step) * jnp.vdot(off, off),
-        moments.norm + share * jnp.sqrt(jnp.vdot(own, own)),
-    )
+    own = gradient / jnp.where(share > 0, share, 1)
+    norm = share * jnp.sqrt(jnp.vdot(own, own))
+    return merge_moments(moments, Moments(share, share**2, loss, own, jnp.zeros_like(share), norm))
 
 
-def merge_moments(one: Moments, other: Moments) -> Moments:
-    """Moments of two sets of mini-batches, NumPy arrays in float64, as one (Chan's formula)."""
-    total = one.share + other.share
-    off = other.mean - one.mean
-    weight = other.share / total if total > 0 else 0.0
-    spread = one.spread + other.spread + one.share * weight * float(off @ off)
+def merge_moments(a: Moments, b: Moments) -> Moments:
+    """Moments of two sets of mini-batches as one (Chan's formula), of either array library."""
+    xp = library_of(a.mean, b.mean)
+    total, is_counted = a.share + b.share, b.share > 0
+    weight = xp.where(is_counted, b.share / xp.where(is_counted, total, 1), 0)
+    off = b.mean - a.mean
     return Moments(
         total,
-        one.squares + other.squares,
-        one.loss + other.loss,
-        one.mean + weight * off,
-        spread,
-        one.norm + other.norm,
+        a.squares + b.squares,
+        a.loss + b.loss,
+        a.mean + weight * off,
+        a.spread + b.spread + b.share * (1 - weight) * xp.vdot(off, off),
+        a.norm + b.norm,
     )
 
 

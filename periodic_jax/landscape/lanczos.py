@@ -51,12 +51,12 @@ def lanczos(
         tolerance: of the residuals, relative to the largest eigenvalue in size.
 
     Returns:
-        Eigenvalues and residuals; how far the wanted ones came, the residuals tell.
+        Eigenvalues and residuals; the residuals give how far the wanted ones have converged.
 
     Example:
         >>> matrix = jnp.diag(jnp.array([3.0, -5.0, 2.0, 1.0]))
-        >>> found = lanczos(lambda v: v @ matrix, jnp.ones((1, 4)), jax.random.key(0), count=2)
-        >>> found.values.round(4).tolist(), found.lowest.round(4).tolist()
+        >>> result = lanczos(lambda v: v @ matrix, jnp.ones((1, 4)), jax.random.key(0), count=2)
+        >>> result.values.round(4).tolist(), result.lowest.round(4).tolist()
         ([[3.0, 2.0]], [-5.0])
     """
     matrices, size = start.shape
@@ -64,25 +64,24 @@ def lanczos(
     basis = jnp.zeros((matrices, most, size), start.dtype)
     vector = start / jnp.linalg.norm(start, axis=1, keepdims=True)
     diagonal, beside = np.full((2, matrices, most), np.nan)
-    found = _ritz(diagonal[:, :0], beside[:, :0], count, complete=False)
+    eigenvalues = _ritz(diagonal[:, :0], beside[:, :0], count, complete=False)
     for i in range(most):
         fresh = jax.random.normal(jax.random.fold_in(key, i), (size,), start.dtype)
         basis, vector, alpha, beta = _advance(basis, vector, product(vector), fresh, i)
         diagonal[:, i], beside[:, i] = np.asarray(alpha), np.asarray(beta)
-        last = i + 1 == most
-        if last or (i + 1) % CHECK_EVERY == 0:
-            found = _ritz(diagonal[:, : i + 1], beside[:, : i + 1], count, complete=i + 1 == size)
-            scale = np.maximum(np.abs(found.values[:, 0]), np.abs(found.lowest))
-            if i + 1 >= count and np.all(~(found.residuals > tolerance * scale[:, None])):
+        if i + 1 == most or (i + 1) % CHECK_EVERY == 0:
+            eigenvalues = _ritz(diagonal[:, : i + 1], beside[:, : i + 1], count, complete=i + 1 == size)
+            scale = np.maximum(np.abs(eigenvalues.values[:, 0]), np.abs(eigenvalues.lowest))
+            if i + 1 >= count and np.all(~(eigenvalues.residuals > tolerance * scale[:, None])):
                 break
-    return found
+    return eigenvalues
 
 
 @partial(jax.jit, donate_argnums=0)
 def _advance(basis: Array, vector: Array, image: Array, fresh: Array, i: Any) -> Any:
     """Put a vector into the basis, and make the next one from its image under the matrix."""
 
-    def one(basis: Array, vector: Array, image: Array) -> tuple[Array, ...]:
+    def advance(basis: Array, vector: Array, image: Array) -> tuple[Array, ...]:
         basis = jax.lax.dynamic_update_index_in_dim(basis, vector, i, 0)
         alpha = jnp.vdot(vector, image)
         rest = _orthogonal(basis, image)
@@ -93,7 +92,7 @@ def _advance(basis: Array, vector: Array, image: Array, fresh: Array, i: Any) ->
         rest = jnp.where(closed, _orthogonal(basis, fresh), rest)
         return basis, rest / jnp.linalg.norm(rest), alpha, beta
 
-    return jax.vmap(one)(basis, vector, image)
+    return jax.vmap(advance)(basis, vector, image)
 
 
 def _orthogonal(basis: Array, vector: Array) -> Array:
@@ -112,7 +111,7 @@ def _ritz(diagonal: np.ndarray, beside: np.ndarray, count: int, *, complete: boo
     for k in np.flatnonzero(np.isfinite(diagonal).all(1) & np.isfinite(beside).all(1) & (size > 0)):
         theta, s = eigh_tridiagonal(diagonal[k], beside[k, :-1])
         error = np.zeros(size) if complete else np.abs(beside[k, -1] * s[-1])
-        kept = min(count, size)
-        values[k, :kept], residuals[k, :kept] = theta[::-1][:kept], error[::-1][:kept]
+        wanted = min(count, size)
+        values[k, :wanted], residuals[k, :wanted] = theta[::-1][:wanted], error[::-1][:wanted]
         lowest[k], lowest_residual[k] = theta[0], error[0]
     return Eigenvalues(values, residuals, lowest, lowest_residual, size)

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jaxtyping import Array
 
 from periodic_jax.data import Dataset
 from periodic_jax.landscape.connectivity import Params, combined
 from periodic_jax.models.layers import BN_MOMENTUM
-from periodic_jax.training.input_pipeline import DeviceData, normalise
+from periodic_jax.training.input_pipeline import normalise
 from periodic_jax.training.losses import LOSSES
 from periodic_jax.training.state import Task
 
@@ -60,28 +61,24 @@ class Networks:
         self, task: Task, dataset: Dataset, *, images: int | None = None, most_pixels: int = MOST_PIXELS
     ) -> None:
         self.task, dtype = task, getattr(task.model, "param_dtype", jnp.float32)
-        none, no_label = jnp.zeros((0, *dataset.image_shape), jnp.uint8), jnp.zeros(0, jnp.int32)
-        constants = (jnp.asarray(values, dtype) for values in (dataset.mean, dataset.std))
-        self._constants = DeviceData(none, no_label, none, no_label, *constants)
+        self._constants = [jnp.asarray(values, dtype) for values in (dataset.mean, dataset.std)]
         most = max(most_pixels // int(np.prod(dataset.image_shape[:2])), 2)
-        count = len(dataset.labels)
-        chosen = np.arange(count)
-        if images is not None and images < count:
-            chosen = np.sort(np.random.default_rng(0).permutation(count)[:images])
+        chosen = np.sort(np.random.default_rng(0).permutation(len(dataset.labels))[:images])
         self.images = len(chosen)
         self._train = self._parts(dataset.images[chosen], dataset.labels[chosen], most)
         self._test = self._parts(dataset.test_images, dataset.test_labels, most)
         self.test_labels = np.asarray(dataset.test_labels)
 
-        def train(params: Any, statistics: Any, images: Array, data: DeviceData) -> tuple[Array, Any]:
+        def train(params: Any, statistics: Any, images: Array, constants: list[Array]) -> tuple[Array, Any]:
             variables = {"params": params, "batch_stats": jax.tree.map(jnp.zeros_like, statistics)}
-            logits, updated = task.model.apply(variables, normalise(images, data), train=True, mutable=["batch_stats"])
+            images = normalise(images, *constants)
+            logits, updated = task.model.apply(variables, images, train=True, mutable=["batch_stats"])
             # From zero, one update of the running statistics gives a known share of those of this one part.
             return logits, jax.tree.map(lambda s: s / (1 - BN_MOMENTUM), updated["batch_stats"])
 
-        def test(params: Any, statistics: Any, images: Array, data: DeviceData) -> Any:
+        def test(params: Any, statistics: Any, images: Array, constants: list[Array]) -> Any:
             variables = {"params": params, "batch_stats": statistics}
-            return task.model.apply(variables, normalise(images, data), train=False)
+            return task.model.apply(variables, normalise(images, *constants), train=False)
 
         self._in_training, self._at_test = jax.jit(train), jax.jit(test)
 
@@ -95,22 +92,14 @@ class Networks:
         Returns:
             NaN where the weights are not finite.
         """
-        means, variances, outputs = [], [], []
-        for images, _ in self._train:
-            logits, own = self._in_training(params, statistics, images, self._constants)
-            leaves = jax.tree_util.tree_leaves_with_path(own)
-            means.append({path[:-1]: leaf for path, leaf in leaves if path[-1].key == "mean"})
-            variances.append({path[:-1]: leaf for path, leaf in leaves if path[-1].key == "var"})
-            outputs.append(logits)
-        shares = np.array([len(labels) for _, labels in self._train]) / self.images
-        settled = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: _pooled(path, means, variances, shares).astype(leaf.dtype), statistics
-        )
-        if len(self._train) > 1:  # of a single part, these are the outputs already
-            outputs = self._outputs(params, settled, self._train)
-        told, labels = _joined(outputs), np.concatenate([labels for _, labels in self._train])
-        tested = _joined(self._outputs(params, settled, self._test))
-        return Quality(*self._scores(told, labels), *self._scores(tested, self.test_labels), tested, settled)
+        results = [self._in_training(params, statistics, images, self._constants) for images, _ in self._train]
+        labels = [labels for _, labels in self._train]
+        pooled = _pool([measured for _, measured in results], np.array(list(map(len, labels))) / self.images)
+        # Of a single part, these are the outputs already.
+        outputs = self._outputs(params, pooled, self._train) if len(results) > 1 else np.asarray(results[0][0])
+        test_outputs = self._outputs(params, pooled, self._test)
+        train_scores = self._scores(outputs, np.concatenate(labels))
+        return Quality(*train_scores, *self._scores(test_outputs, self.test_labels), test_outputs, pooled)
 
     def together(self, outputs: Sequence[np.ndarray]) -> tuple[float, float]:
         """Test loss and error of an ensemble.
@@ -126,32 +115,29 @@ class Networks:
     def _scores(self, outputs: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
         if not np.isfinite(outputs).all():
             return float("nan"), float("nan")
-        loss = np.asarray(self._losses(outputs, labels), np.float64).mean()
-        return float(loss), float((outputs.argmax(1) != labels).mean())
+        losses = LOSSES[self.task.loss](jnp.asarray(outputs), jnp.asarray(labels))
+        return float(np.asarray(losses, np.float64).mean()), float((outputs.argmax(1) != labels).mean())
 
-    def _losses(self, outputs: np.ndarray, labels: np.ndarray) -> Array:
-        return LOSSES[self.task.loss](jnp.asarray(outputs), jnp.asarray(labels))
-
-    def _outputs(self, params: Params, statistics: Any, parts: Sequence[tuple[Array, np.ndarray]]) -> list[Any]:
-        return [self._at_test(params, statistics, images, self._constants) for images, _ in parts]
+    def _outputs(self, params: Params, statistics: Any, parts: Sequence[tuple[Array, np.ndarray]]) -> np.ndarray:
+        outputs = [self._at_test(params, statistics, images, self._constants) for images, _ in parts]
+        return np.concatenate([np.asarray(part) for part in outputs])
 
     @staticmethod
     def _parts(images: np.ndarray, labels: np.ndarray, most: int) -> list[tuple[Array, np.ndarray]]:
         """Parts of one or two sizes, so that at most two programs are compiled."""
         number = -(-len(labels) // most)
-        split = zip(np.array_split(images, number), np.array_split(labels, number), strict=True)
-        return [(jnp.asarray(one), np.asarray(two)) for one, two in split]
+        images_of_parts = map(jnp.asarray, np.array_split(images, number))
+        return list(zip(images_of_parts, np.array_split(labels, number), strict=True))
 
 
-def _pooled(path: Any, means: list[Any], variances: list[Any], shares: np.ndarray) -> np.ndarray:
-    """A leaf of the statistics of all parts together."""
-    own = np.array([np.asarray(part[path[:-1]], np.float64) for part in means])
-    mean = np.tensordot(shares, own, 1)
-    if path[-1].key == "mean":
-        return mean
-    within = np.array([np.asarray(part[path[:-1]], np.float64) for part in variances])
-    return np.tensordot(shares, within + (own - mean) ** 2, 1)
-
-
-def _joined(outputs: Sequence[Any]) -> np.ndarray:
-    return np.concatenate([np.asarray(part) for part in outputs])
+def _pool(statistics: Sequence[Any], shares: np.ndarray) -> Any:
+    """The statistics of all parts together, of those of each."""
+    flat: list[Any] = [traverse_util.flatten_dict(part) for part in statistics]
+    parts = {path: np.array([part[path] for part in flat], np.float64) for path in flat[0]}
+    pooled = {}
+    for path, values in parts.items():
+        if path[-1] == "var":
+            means = parts[*path[:-1], "mean"]
+            values = values + (means - np.tensordot(shares, means, 1)) ** 2
+        pooled[path] = np.tensordot(shares, values, 1).astype(flat[0][path].dtype)
+    return traverse_util.unflatten_dict(pooled)

@@ -2,6 +2,7 @@
 a function of some of the weights as one vector.
 """
 
+from itertools import compress
 from typing import Any, NamedTuple
 
 import jax
@@ -89,16 +90,15 @@ def to_vector(params: Any, chosen: Labels) -> Float[Array, "size"]:
         >>> to_vector({"a": jnp.ones((2, 2)), "b": jnp.zeros(3)}, (True, False)).tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
-    leaves = [leaf.ravel() for leaf, mark in zip(jax.tree.leaves(params), chosen, strict=True) if mark]
-    return jnp.concatenate(leaves)
+    return jnp.concatenate([leaf.ravel() for leaf in compress(jax.tree.leaves(params), chosen)])
 
 
 def with_vector(params: Any, chosen: Labels, vector: Float[Array, "size"]) -> Any:
     """The parameters with the chosen leaves taken from a vector."""
     leaves, at = [], 0
-    for leaf, mark in zip(jax.tree.leaves(params), chosen, strict=True):
-        leaves.append(vector[at : at + leaf.size].reshape(leaf.shape) if mark else leaf)
-        at += leaf.size if mark else 0
+    for leaf, is_chosen in zip(jax.tree.leaves(params), chosen, strict=True):
+        leaves.append(vector[at : at + leaf.size].reshape(leaf.shape) if is_chosen else leaf)
+        at += leaf.size * is_chosen
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 

@@ -16,16 +16,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from periodic_jax.landscape.gradient_noise import (
-    GradientNoise,
-    gradient_noise,
-    merge_moments,
-    no_moments,
-    with_gradient,
-)
+from periodic_jax.landscape.gradient_noise import GradientNoise, Moments, gradient_noise, merge_moments, with_gradient
 from periodic_jax.landscape.hvp import PRODUCTS, loss_and_gradient, tangential
 from periodic_jax.landscape.objective import Batches, chosen_leaves, to_vector
 from periodic_jax.models.labels import Labels
+from periodic_jax.training.input_pipeline import normalise
 from periodic_jax.training.state import TrainState
 from periodic_jax.training.vectorize import lay_out
 
@@ -39,26 +34,15 @@ class Surface:
         states: of the configurations, stacked ``(configs, ...)``.
         batches: of `fixed_batches`.
         weights: ``invariant`` or ``all``.
-        layout: of the configurations within a device, see `training.vectorize`; None: ``map`` on CPU and ``vmap``
-            elsewhere.
-        devices: JAX devices to share the mini-batches; all, if None.
 
     Raises:
         ConfigError: as `chosen_leaves`.
     """
 
-    def __init__(
-        self,
-        states: TrainState,
-        batches: Batches,
-        weights: str = "invariant",
-        *,
-        layout: str | None = None,
-        devices: list[Any] | None = None,
-    ) -> None:
-        devices = devices or jax.devices()
+    def __init__(self, states: TrainState, batches: Batches, weights: str = "invariant") -> None:
+        devices = jax.devices()
         self._chosen = chosen_leaves(states.task.labels, weights)
-        self._layout = layout or ("map" if devices[0].platform == "cpu" else "vmap")
+        self._layout = "map" if devices[0].platform == "cpu" else "vmap"
         number = len(batches.labels)
         shared = min(len(devices), number)
         self._device = devices[0]
@@ -88,8 +72,8 @@ class Surface:
 
         def product(vectors: Vectors) -> Vectors:
             parts = self._accumulate(kind, vectors)
-            own = (jax.device_put(shard.data[0], self._device) for shard in parts.addressable_shards)
-            return sum(own, start=jnp.zeros_like(vectors))
+            of_devices = (jax.device_put(shard.data[0], self._device) for shard in parts.addressable_shards)
+            return sum(of_devices, start=jnp.zeros_like(vectors))
 
         if not sphere:
             return product
@@ -99,44 +83,41 @@ class Surface:
         """Loss and statistics of the mini-batches' gradients, of each configuration."""
         parts = self._accumulate("gradient", self.weights)
         parts = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parts)  # (devices, configs, ...)
-        found = []
+        noise = []
         for k in range(len(self.weights)):
             of_devices = [jax.tree.map(lambda leaf, d=d, k=k: leaf[d, k], parts) for d in range(len(parts.share))]
-            found.append(gradient_noise(functools.reduce(merge_moments, of_devices), self._images))
-        return found
+            noise.append(gradient_noise(functools.reduce(merge_moments, of_devices), self._images))
+        return noise
 
     def _accumulate(self, name: str, vectors: Vectors) -> Any:
         """Run a program on all mini-batches; its results have an axis of devices first."""
         vectors = jax.device_put(vectors, self._everywhere)
-        return _program(name, self._chosen, self._layout, self._mesh)(
-            self._states, vectors, self._batches, self._constants
-        )
+        program = _program(name, self._chosen, self._layout, self._mesh)
+        return program(self._states, vectors, self._batches, self._constants)
 
 
 @functools.cache
 def _program(name: str, chosen: Labels, layout: str, mesh: Mesh) -> Callable[..., Any]:
-    """A compiled function that goes through each device's mini-batches; kept, so that it is compiled once for all
-    checkpoints.
-    """
+    """A function that goes through each device's mini-batches, compiled once for all checkpoints."""
 
-    def of_one(state: TrainState, vector: Array, batch: Any) -> Any:
+    def of_config(state: TrainState, vector: Array, batch: Any) -> Any:
         if name == "gradient":
             return batch[2].sum(), *loss_and_gradient(state, batch, chosen)
         return PRODUCTS[name](state, vector, batch, chosen)
 
     def local(states: TrainState, vectors: Array, batches: Any, constants: Any) -> Any:
         prepare = getattr(states.task.model, "prepare", lambda images: images)
-        mean, std = constants
 
         def add(total: Any, batch: Any) -> tuple[Any, None]:
             images, labels, shares = batch
-            prepared = prepare((images.astype(mean.dtype) / 255 - mean) / std)
-            new = lay_out(lambda s, v: of_one(s, v, (prepared, labels, shares)), layout)(states, vectors)
+            prepared = prepare(normalise(images, *constants))
+            new = lay_out(lambda s, v: of_config(s, v, (prepared, labels, shares)), layout)(states, vectors)
             return jax.vmap(with_gradient)(total, *new) if name == "gradient" else total + new, None
 
-        start = jnp.zeros_like(vectors)
+        start: Any = jnp.zeros_like(vectors)
         if name == "gradient":
-            start = jax.vmap(lambda vector: no_moments(vector.size, vector.dtype))(vectors)
+            zero = start[:, 0]
+            start = Moments(zero, zero, zero, start, zero, zero)
         total, _ = jax.lax.scan(add, start, tuple(batches))
         return jax.tree.map(lambda leaf: leaf[None], total)
 

@@ -35,8 +35,8 @@ def hutchinson(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> found = hutchinson(lambda v: 2 * v, jnp.zeros((1, 5)), jax.random.key(0), probes=3)
-        >>> found.value.tolist(), found.error.tolist()
+        >>> trace = hutchinson(lambda v: 2 * v, jnp.zeros((1, 5)), jax.random.key(0), probes=3)
+        >>> trace.value.tolist(), trace.error.tolist()
         ([10.0], [0.0])
 
     Source: Hutchinson, A stochastic estimator of the trace of the influence matrix, 1989.
@@ -46,6 +46,6 @@ def hutchinson(
         signs = jax.random.rademacher(jax.random.fold_in(key, i), like.shape[1:], like.dtype)
         vectors = np.broadcast_to(signs, like.shape)
         samples.append(np.einsum("ms,ms->m", vectors, np.asarray(product(jax.numpy.asarray(vectors)), np.float64)))
-    found = np.stack(samples)
-    error = found.std(0, ddof=1) / np.sqrt(probes) if probes > 1 else np.full(found.shape[1], np.nan)
-    return Trace(found.mean(0), error)
+    values = np.stack(samples)
+    error = values.std(0, ddof=1) / np.sqrt(probes) if probes > 1 else np.full(values.shape[1], np.nan)
+    return Trace(values.mean(0), error)

@@ -11,14 +11,12 @@ from jaxtyping import Array, Float
 
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.models.labels import OTHER, SCALE_INVARIANT
-from periodic_jax.models.layers import ConvBlock, Head
-from periodic_jax.models.torch_weights import Path, kernel_names, norm_names
-from periodic_jax.ops.layout import to_activations
-from periodic_jax.ops.patches import InputPatches, input_patches
+from periodic_jax.models.layers import ConvBlock, Head, ImageNetwork
+from periodic_jax.models.torch_weights import kernel_names, norm_names
 from periodic_jax.ops.primitives import global_max_pool
 
 
-class ConvNet(nn.Module):
+class ConvNet(ImageNetwork):
     """ConvNetSI of the reference, and with the options on its ConvNetSIAf and ConvNet.
 
     A first convolution to ``width`` channels, then ``depth`` convolutions in three stages of ⌈d/3⌉, ⌈(d-1)/3⌉ and
@@ -81,39 +79,30 @@ class ConvNet(nn.Module):
         Raises:
             ConfigError: sides that cannot be halved once for each pooled stage.
         """
-        halvings = sum(pooled for _, pooled in self.stages())
-        if height % 2**halvings or width % 2**halvings or min(height, width) < 2**halvings:
-            raise ConfigError(
-                "image size", f"{height}x{width}", f"sides divisible by {2**halvings} for depth {self.depth}"
-            )
+        least = 2 ** sum(pooled for _, pooled in self.stages())
+        if height % least or width % least:
+            raise ConfigError("image size", f"{height}x{width}", f"sides divisible by {least} for depth {self.depth}")
 
     @nn.compact
     def __call__(self, images: Any, train: bool) -> Float[Array, "batch classes"]:
         """Logits of normalised images ``(batch, height, width, channels)``, or of their `prepare`d form."""
-        x: Any = images if isinstance(images, InputPatches) else self.prepare(images)
+        x: Any = self.prepare(images)
         self.check_input(*x.columns.shape[2:4])
         for i, (features, pooled) in enumerate(self.stages()):
-            block = ConvBlock(
-                features, pooled, self.affine, self.conv_bias, self.eps, self.param_dtype, name=f"conv{i}"
-            )
-            x = block(x, train)
+            norm = self.affine, self.eps, self.param_dtype
+            x = ConvBlock(*norm, features, pooled, self.conv_bias, name=f"conv{i}")(x, train)
         return Head(self.num_classes, True, self.init_scale, self.param_dtype, name="head")(global_max_pool(x))
 
-    def prepare(self, images: Float[Array, "batch height width channels"]) -> InputPatches:
-        """What networks that see the same mini-batch can share: the first layer's patches and their moments."""
-        return input_patches(to_activations(images))
-
-    def torch_names(self) -> dict[str, Path]:
+    def torch_names(self) -> dict[str, str]:
         """Where each entry of the reference's PyTorch state dict is found, in its order; see `torch_weights`."""
         layers = "module_list" if self.conv_bias else "conv_layers"
-        names: dict[str, Path] = {}
-        place = (
-            0  # in the reference's list of layers: convolution, normalisation, ReLU, and where there is one, pooling
-        )
+        names: dict[str, str] = {}
+        # In the reference's list of layers: convolution, normalisation, ReLU, and where there is one, pooling.
+        place = 0
         for i, (_, pooled) in enumerate(self.stages()):
-            names |= kernel_names(f"{layers}.{place}", (f"conv{i}",), "conv_bias" if self.conv_bias else None)
-            names |= norm_names(f"{layers}.{place + 1}", (f"conv{i}",), self.affine)
+            names |= kernel_names(f"{layers}.{place}", f"conv{i}", "conv_bias" if self.conv_bias else None)
+            names |= norm_names(f"{layers}.{place + 1}", f"conv{i}", self.affine)
             place += 4 if pooled else 3
         # Behind the last layer come a max-pool and a flattening, in the same list or in one of its own.
         head = f"{layers}.{place + 2}" if self.conv_bias else "linear_layers.2"
-        return names | kernel_names(head, ("head",), "bias")
+        return names | kernel_names(head, "head", "bias")

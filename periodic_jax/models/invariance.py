@@ -10,10 +10,6 @@ from jaxtyping import Array
 
 from periodic_jax.models.labels import leaf_labels
 
-INDIVIDUALLY = "individually"
-JOINTLY = "jointly"
-NOT = "not"
-
 
 def verify_labels(
     model_or_apply: nn.Module | Callable[[Any, Any], Array],
@@ -85,7 +81,7 @@ def verify_labels(
     verdicts = {}
     for i, (path, _) in enumerate(with_paths):
         alone = invariant(jnp.arange(len(leaves)) == i)
-        word = INDIVIDUALLY if alone else JOINTLY if marks[i] and together else NOT
+        word = "individually" if alone else "jointly" if marks[i] and together else "not"
         verdicts[jax.tree_util.keystr(path, simple=True, separator="/")] = word
     return verdicts
 

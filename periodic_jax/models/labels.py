@@ -12,9 +12,9 @@ from periodic_jax.core.errors import ConfigError
 SCALE_INVARIANT = "scale_invariant"
 OTHER = "other"
 
-Labels = tuple[
-    bool, ...
-]  # for each leaf of the parameters, in `jax.tree.leaves` order: is it in the scale-invariant group?
+# For each leaf of the parameters, in `jax.tree.leaves` order: is it in the scale-invariant group?
+Labels = tuple[bool, ...]
+LabelTree = Any  # a tree of words as `leaf_labels` takes it, or `Labels`
 
 
 def leaf_labels(params: Any, labels: Any) -> Labels:
@@ -36,20 +36,16 @@ def leaf_labels(params: Any, labels: Any) -> Labels:
         ...             {"conv": "scale_invariant", "head": "other"})
         (True, False, False)
     """
-    if isinstance(labels, tuple) and all(isinstance(mark, bool) for mark in labels):
+    if isinstance(labels, tuple) and all(isinstance(is_marked, bool) for is_marked in labels):
         return labels
     if isinstance(labels, Mapping) and isinstance(params, Mapping) and set(labels) != set(params):
         raise ConfigError("labels", f"keys {sorted(labels)}", f"the keys of the parameters, {sorted(params)}")
     try:
         words = jax.tree.leaves(jax.tree.map(lambda word, sub: jax.tree.map(lambda _: word, sub), labels, params))
     except (ValueError, TypeError) as error:
-        raise ConfigError(
-            "labels", "a tree of another structure", f"one that matches the parameters ({error})"
-        ) from None
+        expected = f"one that matches the parameters ({error})"
+        raise ConfigError("labels", "a tree of another structure", expected) from None
     for word in words:
         if word not in (SCALE_INVARIANT, OTHER):
             raise ConfigError("labels", repr(word), f"{SCALE_INVARIANT!r} or {OTHER!r}")
     return tuple(word == SCALE_INVARIANT for word in words)
-
-
-LabelTree = Any  # a tree of words as `models.leaf_labels` takes it, or `Labels`

@@ -13,13 +13,12 @@ from jaxtyping import Array, Float
 
 from periodic_jax.ops import fused, primitives
 from periodic_jax.ops.im2col import as_matrix
-from periodic_jax.ops.layout import Activations, per_channel
-from periodic_jax.ops.patches import InputPatches
+from periodic_jax.ops.layout import Activations, per_channel, to_activations
+from periodic_jax.ops.patches import InputPatches, input_patches
 from periodic_jax.ops.primitives import Affine, BatchMoments
 
-BN_MOMENTUM = (
-    0.9  # running <- 0.9 running + 0.1 batch, with the unbiased batch variance, as torch.nn.BatchNorm2d(momentum=0.1)
-)
+# running <- 0.9 running + 0.1 batch, with the unbiased batch variance, as torch.nn.BatchNorm2d(momentum=0.1)
+BN_MOMENTUM = 0.9
 
 
 def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
@@ -34,20 +33,36 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
+class ImageNetwork(nn.Module):
+    """A network whose first layer reads patches of the images, which networks that see the same mini-batch share."""
+
+    def prepare(self, images: Any) -> InputPatches:
+        """Patches, with their moments, of normalised images ``(batch, height, width, channels)``; or those given."""
+        return images if isinstance(images, InputPatches) else input_patches(to_activations(images))
+
+
 class Normalising(nn.Module):
-    """What layers that normalise share: scale and bias, and the running statistics."""
+    """What layers that normalise share: scale and bias, and the running statistics.
 
-    def affine_parameters(self, features: int, param_dtype: Any) -> Affine:
-        """Scale and bias, which start at 1 and 0."""
-        scale = self.param("scale", nn.initializers.ones, (features,), param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (features,), param_dtype)
-        return Affine(scale, bias)
+    Attributes:
+        affine: whether the normalisation has a trainable scale and bias.
+        eps: ε of the normalisation.
+        param_dtype: of the parameters.
+    """
 
-    def running_statistics(self, features: int, param_dtype: Any) -> BatchMoments:
-        """Mean and variance as at test time, which start at 0 and 1."""
-        mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), param_dtype)
-        var = self.variable("batch_stats", "var", jnp.ones, (features,), param_dtype)
-        return BatchMoments(mean.value, var.value)
+    affine: bool
+    eps: float
+    param_dtype: Any
+
+    def normalisation(self, features: int) -> tuple[Affine | None, BatchMoments]:
+        """Scale and bias, which start at 1 and 0, and the statistics at test time, which start at 0 and 1."""
+        affine = None
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones, (features,), self.param_dtype)
+            affine = Affine(scale, self.param("bias", nn.initializers.zeros, (features,), self.param_dtype))
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), self.param_dtype)
+        var = self.variable("batch_stats", "var", jnp.ones, (features,), self.param_dtype)
+        return affine, BatchMoments(mean.value, var.value)
 
     def update_running_statistics(self, moments: BatchMoments, count: int) -> None:
         """Move them towards those of a batch of ``count`` numbers a channel; initialisation leaves them."""
@@ -65,19 +80,13 @@ class ConvBlock(Normalising):
     Attributes:
         features: output channels.
         pool: whether the max-pool follows.
-        affine: whether the normalisation has a trainable scale and bias.
         conv_bias: whether the convolution has a bias. The normalisation cancels it in training, exactly, so there it
             only moves the running mean.
-        eps: ε of the normalisation.
-        param_dtype: of the parameters.
     """
 
     features: int
     pool: bool
-    affine: bool
     conv_bias: bool
-    eps: float
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, x: Any, train: bool) -> Activations:
@@ -89,8 +98,7 @@ class ConvBlock(Normalising):
         default = uniform_fan_in(9 * channels)
         kernel = self.param("kernel", default, shape, self.param_dtype)
         offset = self.param("conv_bias", default, (self.features,), self.param_dtype) if self.conv_bias else 0
-        affine = self.affine_parameters(self.features, self.param_dtype) if self.affine else None
-        running = self.running_statistics(self.features, self.param_dtype)
+        affine, running = self.normalisation(self.features)
         if not train:
             running = running._replace(mean=running.mean - offset)
             return fused.conv_bn_relu_inference(x, kernel, running, self.pool, self.eps, affine)
@@ -127,16 +135,11 @@ class Conv(nn.Module):
 class BatchNorm(Normalising):
     """Batch normalisation, with trainable scale and bias if ``affine``."""
 
-    affine: bool
-    eps: float
-    param_dtype: Any
-
     @nn.compact
     def __call__(self, x: Activations, train: bool) -> Activations:
         """Normalise by the batch's statistics, or by the running ones."""
         features = x.shape[1]
-        affine = self.affine_parameters(features, self.param_dtype) if self.affine else None
-        running = self.running_statistics(features, self.param_dtype)
+        affine, running = self.normalisation(features)
         if not train:
             return primitives.normalise(x, running.mean, lax.rsqrt(running.var + self.eps), affine)
         out, moments = primitives.batch_norm(x, affine, self.eps)

@@ -9,10 +9,9 @@ from jaxtyping import Array, Float
 
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.models.labels import OTHER, SCALE_INVARIANT
-from periodic_jax.models.layers import BatchNorm, Conv, Head
-from periodic_jax.models.torch_weights import Path, kernel_names, norm_names
-from periodic_jax.ops.layout import Activations, to_activations
-from periodic_jax.ops.patches import InputPatches, input_patches
+from periodic_jax.models.layers import BatchNorm, Conv, Head, ImageNetwork
+from periodic_jax.models.torch_weights import kernel_names, norm_names
+from periodic_jax.ops.layout import Activations
 from periodic_jax.ops.primitives import global_average_pool
 
 
@@ -47,7 +46,7 @@ class ResidualBlock(nn.Module):
         return x + conv("conv2", jax.nn.relu(norm("bn2", h)), 3, 1)
 
 
-class ResNet18(nn.Module):
+class ResNet18(ImageNetwork):
     """ResNet18SI of the reference, and with other options its ResNet18SIAf and ResNet18.
 
     A 3x3 convolution to ``width`` channels; four stages of two residual blocks with 1, 2, 4 and 8 times as many
@@ -116,7 +115,7 @@ class ResNet18(nn.Module):
     @nn.compact
     def __call__(self, images: Any, train: bool) -> Float[Array, "batch classes"]:
         """Logits of normalised images ``(batch, height, width, channels)``, or of their `prepare`d form."""
-        patches = images if isinstance(images, InputPatches) else self.prepare(images)
+        patches = self.prepare(images)
         self.check_input(*patches.columns.shape[2:4])
         x = Conv(self.width, 3, 1, self.param_dtype, name="conv1")(patches)
         for name, features, stride in self.stages():
@@ -127,22 +126,18 @@ class ResNet18(nn.Module):
         head = Head(self.num_classes, self.head_bias, self.init_scale, self.param_dtype, name="head")
         return head(global_average_pool(x))
 
-    def prepare(self, images: Float[Array, "batch height width channels"]) -> InputPatches:
-        """What networks that see the same mini-batch can share: the first layer's patches."""
-        return input_patches(to_activations(images))
-
-    def torch_names(self) -> dict[str, Path]:
+    def torch_names(self) -> dict[str, str]:
         """Where each entry of the reference's PyTorch state dict is found, in its order; see `torch_weights`."""
-        names = kernel_names("conv1", ("conv1",))
+        names = kernel_names("conv1", "conv1")
         for name, _, stride in self.stages():
             prefix = name.replace("_", ".")
             for i in ("1", "2"):
-                names |= norm_names(f"{prefix}.bn{i}", (name, f"bn{i}"), self.affine)
-                names |= kernel_names(f"{prefix}.conv{i}", (name, f"conv{i}"))
+                names |= norm_names(f"{prefix}.bn{i}", f"{name}/bn{i}", self.affine)
+                names |= kernel_names(f"{prefix}.conv{i}", f"{name}/conv{i}")
             if stride > 1 and self.full_norm:
-                names |= norm_names(f"{prefix}.shortcut.0", (name, "shortcut_bn"), self.affine)
+                names |= norm_names(f"{prefix}.shortcut.0", f"{name}/shortcut_bn", self.affine)
             if stride > 1:
-                names |= kernel_names(f"{prefix}.shortcut.{int(self.full_norm)}", (name, "shortcut_conv"))
+                names |= kernel_names(f"{prefix}.shortcut.{int(self.full_norm)}", f"{name}/shortcut_conv")
         if self.full_norm:
-            names |= norm_names("bn", ("bn",), self.affine)
-        return names | kernel_names("linear", ("head",), "bias" if self.head_bias else None)
+            names |= norm_names("bn", "bn", self.affine)
+        return names | kernel_names("linear", "head", "bias" if self.head_bias else None)

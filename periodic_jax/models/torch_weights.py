@@ -1,13 +1,13 @@
 """Weights from and to PyTorch state dicts of the reference's networks, exact both ways.
 
-A network that can be converted has ``torch_names()``: each key of its state dict, in PyTorch's order, with the path of
-the same array among the Flax variables. Convolution kernels are ``(out, in, h, w)`` there and ``(h, w, in, out)``
-here, linear weights ``(out, in)`` there and ``(in, out)`` here.
+A network that can be converted has ``torch_names()``: each key of its state dict, in PyTorch's order, with the path
+``collection/module/.../leaf`` of the same array among the Flax variables. Convolution kernels are ``(out, in, h, w)``
+there and ``(h, w, in, out)`` here, linear weights ``(out, in)`` there and ``(in, out)`` here.
 """
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -17,24 +17,19 @@ from flax import traverse_util
 
 from periodic_jax.core.errors import ConfigError, MissingDependencyError
 
-Path = tuple[str, ...]  # (collection, module, ..., leaf)
-
 STEP_COUNT = "num_batches_tracked"  # PyTorch's number of updates of running statistics; nothing here depends on it
 
 
-def kernel_names(torch: str, module: Path, bias: str | None = None) -> dict[str, Path]:
+def kernel_names(torch: str, module: str, bias: str | None = None) -> dict[str, str]:
     """Names of a convolution or linear layer; ``bias`` names the leaf of its bias, if it has one."""
-    names: dict[str, Path] = {f"{torch}.weight": ("params", *module, "kernel")}
-    return names | ({f"{torch}.bias": ("params", *module, bias)} if bias else {})
+    names = {f"{torch}.weight": f"params/{module}/kernel"}
+    return names | ({f"{torch}.bias": f"params/{module}/{bias}"} if bias else {})
 
 
-def norm_names(torch: str, module: Path, affine: bool) -> dict[str, Path]:
+def norm_names(torch: str, module: str, affine: bool) -> dict[str, str]:
     """Names of a batch normalisation."""
-    names: dict[str, Path] = {}
-    if affine:
-        names |= {f"{torch}.weight": ("params", *module, "scale"), f"{torch}.bias": ("params", *module, "bias")}
-    statistics = {"mean": ("batch_stats", *module, "mean"), "var": ("batch_stats", *module, "var")}
-    return names | {f"{torch}.running_{name}": path for name, path in statistics.items()}
+    trained = {f"{torch}.weight": f"params/{module}/scale", f"{torch}.bias": f"params/{module}/bias"} if affine else {}
+    return trained | {f"{torch}.running_{name}": f"batch_stats/{module}/{name}" for name in ("mean", "var")}
 
 
 def from_torch(model: Any, state_dict: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str, Any]:
@@ -66,15 +61,8 @@ def from_torch(model: Any, state_dict: Mapping[str, Any] | str | os.PathLike[str
     names = model.torch_names()
     arrays = {key: _as_numpy(key, value) for key, value in state_dict.items()}
     counts = {key.rpartition(".")[0] + "." + STEP_COUNT for key in names if key.endswith(".running_mean")}
-    for key in names:
-        if key not in arrays:
-            raise ConfigError("state dict", f"one without {key}", f"the {len(names)} entries of this network")
-    for key in arrays:
-        if key not in names and key not in counts:
-            raise ConfigError("state dict", f"one with {key}", "no entries that this network lacks")
-    first = arrays[next(iter(names))]
-    channels = first.shape[1] if first.ndim == 4 else 3
-    shapes = _shapes(model, channels)
+    _check_names("state dict", "one", arrays, names, counts)
+    shapes = _shapes(model, _to_flax(arrays[next(iter(names))]))
     variables = {}
     for key, path in names.items():
         array, wanted = _to_flax(arrays[key]), shapes[path]
@@ -82,7 +70,7 @@ def from_torch(model: Any, state_dict: Mapping[str, Any] | str | os.PathLike[str
             expected = _to_torch(np.empty(wanted.shape, np.bool_)).shape
             raise ConfigError(key, f"the shape {arrays[key].shape}", f"{expected}")
         variables[path] = jnp.asarray(array, wanted.dtype)
-    return traverse_util.unflatten_dict(variables)
+    return traverse_util.unflatten_dict(variables, sep="/")
 
 
 def to_torch(model: Any, variables: Mapping[str, Any], num_batches_tracked: int = 0) -> dict[str, np.ndarray]:
@@ -107,32 +95,38 @@ def to_torch(model: Any, variables: Mapping[str, Any], num_batches_tracked: int 
         >>> [name for name in state_dict if "weight" in name]
         ['conv_layers.0.weight', 'conv_layers.3.weight', 'linear_layers.2.weight']
     """
-    leaves = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(dict(variables)).items()}
+    leaves = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(dict(variables), sep="/").items()}
     names = model.torch_names()
-    for path in names.values():
-        if path not in leaves:
-            raise ConfigError("variables", f"a tree without {'/'.join(path)}", "the variables of this network")
-    for path in leaves:
-        if path not in names.values():
-            raise ConfigError("variables", f"a tree with {'/'.join(path)}", "the variables of this network")
-    first = leaves[next(iter(names.values()))]
-    shapes = _shapes(model, first.shape[-2] if first.ndim == 4 else 3)
+    _check_names("variables", "a tree", leaves, names.values())
+    shapes = _shapes(model, leaves[next(iter(names.values()))])
     state_dict = {}
     for key, path in names.items():
         if leaves[path].shape != shapes[path].shape:
-            raise ConfigError("/".join(path), f"the shape {leaves[path].shape}", f"{shapes[path].shape}")
+            raise ConfigError(path, f"the shape {leaves[path].shape}", f"{shapes[path].shape}")
         state_dict[key] = np.ascontiguousarray(_to_torch(leaves[path]))
         if key.endswith(".running_var"):
             state_dict[key.removesuffix("running_var") + STEP_COUNT] = np.asarray(num_batches_tracked, np.int64)
     return state_dict
 
 
-def _shapes(model: Any, channels: int) -> dict[Path, Any]:
+def _check_names(
+    argument: str, kind: str, given: Collection[str], needed: Collection[str], optional: Collection[str] = ()
+) -> None:
+    for name in needed:
+        if name not in given:
+            raise ConfigError(argument, f"{kind} without {name}", f"the {len(needed)} entries of this network")
+    for name in given:
+        if name not in needed and name not in optional:
+            raise ConfigError(argument, f"{kind} with {name}", "no entries that this network lacks")
+
+
+def _shapes(model: Any, first_kernel: np.ndarray) -> dict[str, Any]:
     """Shapes and dtypes of the variables by their paths; they do not depend on the size of the images."""
+    channels = first_kernel.shape[2] if first_kernel.ndim == 4 else 3
     images = jax.ShapeDtypeStruct((2, 32, 32, channels), model.param_dtype)
     key = jax.eval_shape(lambda: jax.random.key(0))
     shapes: Any = jax.eval_shape(lambda key, images: model.init(key, images, train=True), key, images)
-    return traverse_util.flatten_dict(shapes)
+    return traverse_util.flatten_dict(shapes, sep="/")
 
 
 def _to_flax(array: np.ndarray) -> np.ndarray:
@@ -163,9 +157,8 @@ def _load(path: Any) -> Mapping[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
-        raise ConfigError(
-            "state dict", path, f"a file that torch.load reads with weights_only=True ({reason})"
-        ) from None
+        expected = f"a file that torch.load reads with weights_only=True ({reason})"
+        raise ConfigError("state dict", path, expected) from None
     content = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping):
         raise ConfigError("state dict", path, f"a state dict in the file, not a {type(content).__name__}")

@@ -76,9 +76,8 @@ def _conv_bn_relu_forward(x: Array, kernel: Array, affine: Affine | None, pool: 
 
 
 def _conv_bn_relu_backward(
-    pool: bool, eps: float, residuals: Any, cotangents: Any
+    pool: bool, _eps: float, residuals: Any, cotangents: Any
 ) -> tuple[Array, Array, Affine | None]:
-    del eps
     x, w, affine, y, peak, mean, inv, columns = residuals
     groups, _, height, width, lanes = x.shape
     form = form_of(x.shape[1:])
@@ -144,8 +143,7 @@ def _first_block_forward(patches: InputPatches, kernel: Kernel, affine: Affine |
     return (z, BatchMoments(w @ patches.mean, var)), (patches, kernel, affine, z, inv)
 
 
-def _first_block_backward(eps: float, residuals: Any, cotangents: Any) -> tuple[None, Array, Affine | None]:
-    del eps
+def _first_block_backward(_eps: float, residuals: Any, cotangents: Any) -> tuple[None, Array, Affine | None]:
     patches, kernel, affine, z, inv = residuals
     patch = patches.columns.shape[1]
     w = as_matrix(kernel)
@@ -175,25 +173,23 @@ def conv_bn_relu_inference(
     eps: float,
     affine: Affine | None = None,
 ) -> Activations:
-    """The block with given statistics instead of those of the batch, as at test time."""
+    """The block with given statistics instead of those of the batch, as at test time.
+
+    Normalisation is one affine map then: scale · (y - mean) / sqrt(var + eps) + bias = gain · y + shift.
+    """
     mean, var = statistics
     if isinstance(x, InputPatches):
         columns = x.columns.reshape(*x.columns.shape[:2], -1)
         mean = mean - as_matrix(kernel) @ x.mean  # patches are centred
-        groups, height, width, lanes = (x.columns.shape[i] for i in (0, 2, 3, 4))
     else:
-        groups, _, height, width, lanes = x.shape
         columns = jax.vmap(im2col)(x)
-    gain, shift = _gain_and_shift(mean, var, eps, affine)
+    groups, _, height, width, lanes = (x.columns if isinstance(x, InputPatches) else x).shape
+    gain = lax.rsqrt(var + eps)
+    if affine is None:
+        shift = -mean * gain
+    else:
+        gain = gain * affine.scale
+        shift = affine.bias - mean * gain
     z = jnp.maximum((as_matrix(kernel) * gain[:, None]) @ columns + shift[:, None], 0)
     z = z.reshape(groups, -1, height, width, lanes)
     return max_pool(z) if pool else z
-
-
-def _gain_and_shift(mean: Array, var: Array, eps: float, affine: Affine | None) -> tuple[Array, Array]:
-    """Normalisation as one affine map: scale · (y - mean) / sqrt(var + eps) + bias = gain · y + shift."""
-    gain = lax.rsqrt(var + eps)
-    if affine is None:
-        return gain, -mean * gain
-    gain = gain * affine.scale
-    return gain, affine.bias - mean * gain

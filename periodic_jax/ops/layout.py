@@ -31,17 +31,12 @@ def to_activations(images: Float[Array, "batch height width channels"], group_si
     """
     batch, height, width, channels = images.shape
     if group_size is None:
-        group_size = _cached_lanes(height * width, batch) if jax.default_backend() == "cpu" else batch
+        group_size = batch
+        if jax.default_backend() == "cpu" and height * width >= 256:
+            group_size = 4 if height * width >= 1024 else 8
     divisors = [d for d in range(1, batch + 1) if batch % d == 0]
     lanes = min(reversed(divisors), key=lambda d: max(d / group_size, group_size / d))
     return images.reshape(batch // lanes, lanes, height, width, channels).transpose(0, 4, 2, 3, 1)
-
-
-def _cached_lanes(pixels: int, batch: int) -> int:
-    for least, lanes in ((1024, 4), (256, 8)):
-        if pixels >= least:
-            return lanes
-    return batch
 
 
 def materialise(function: Callable[..., Any], *args: Any) -> Any:
@@ -67,8 +62,7 @@ def materialise(function: Callable[..., Any], *args: Any) -> Any:
         return lax.cond(always, function, fill, *args)
 
     @barrier.def_vmap
-    def _(axis_size: int, in_batched: list[Any], *args: Any) -> Any:
-        del axis_size
+    def _(_axis_size: int, in_batched: list[Any], *args: Any) -> Any:
         if not any(jax.tree.leaves(in_batched)):  # of the derivative along many directions at one point
             out = function(*args)
             return out, jax.tree.map(lambda _: False, out)

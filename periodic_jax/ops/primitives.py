@@ -110,8 +110,7 @@ def _batch_norm_forward(x: Array, affine: Affine | None, eps: float) -> tuple[An
     return (normalise(x, mean, inv, affine), BatchMoments(mean, var)), (x, affine, mean, inv)
 
 
-def _batch_norm_backward(eps: float, residuals: Any, cotangents: Any) -> tuple[Array, Affine | None]:
-    del eps
+def _batch_norm_backward(_eps: float, residuals: Any, cotangents: Any) -> tuple[Array, Affine | None]:
     x, affine, mean, inv = residuals
     g = cotangents[0]
     count = x.size // x.shape[1]
@@ -150,12 +149,12 @@ def route_to_max(y: Float[Array, "channels height width lanes"], peak: Array, gr
     """The gradient of `window_max`: to the first maximum of each window, as in PyTorch; zero elsewhere."""
     a, b, c, _ = windows(y)
 
-    def found(a: Array, b: Array, c: Array, peak: Array, gradient: Array) -> tuple[Array, Array]:
+    def find_place(a: Array, b: Array, c: Array, peak: Array, gradient: Array) -> tuple[Array, Array]:
         place = jnp.where(a == peak, 0, jnp.where(b == peak, 1, jnp.where(c == peak, 2, 3)))
         return place.astype(y.dtype), gradient  # places as numbers: compared in full vectors
 
     # Found for each window first: fused into the rest, it would be found again for each of the four entries.
-    first, gradient = materialise(found, a, b, c, peak, gradient)
+    first, gradient = materialise(find_place, a, b, c, peak, gradient)
     place = jnp.array([[0, 1], [2, 3]], y.dtype)[None, None, :, None, :, None]
     first, gradient = first[:, :, None, :, None, :], gradient[:, :, None, :, None, :]
     return jnp.where(first == place, gradient, 0).reshape(y.shape)

@@ -86,9 +86,8 @@ class Winograd(NamedTuple):
         def transformed(y: Map) -> Array:
             tiles = y.reshape(-1, height // 2, 2, width // 2, 2, lanes)
             rows = _from_output([tiles[:, :, i] for i in range(2)])
-            return jnp.stack([jnp.stack(_from_output([row[:, :, :, j] for j in range(2)])) for row in rows]).reshape(
-                16, y.shape[0], -1
-            )
+            taps = [jnp.stack(_from_output([row[:, :, :, j] for j in range(2)])) for row in rows]
+            return jnp.stack(taps).reshape(16, y.shape[0], -1)
 
         return materialise(transformed, y)
 

@@ -4,6 +4,7 @@ On CPU the loop over configurations is fastest at every size that was measured, 
 candidates are timed for a moment each on the sweep's own program, once for each network, batch and device.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -98,22 +99,14 @@ def fastest(layouts: Sequence[str], time_of: Callable[[str], float], about: obje
     best = min(times, key=lambda layout: times[layout])
     if math.isinf(times[best]):
         return layouts[-1]
-    _remember(
-        note, {"layout": best, "seconds": {k: v for k, v in times.items() if math.isfinite(v)}, "of": repr(about)}
-    )
+    seconds = {layout: time for layout, time in times.items() if math.isfinite(time)}
+    with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+        note.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(note, {"layout": best, "seconds": seconds, "of": repr(about)})
     return best
 
 
 def _remembered(note: Path) -> str:
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return check_layout(str(json.loads(note.read_text())["layout"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""  # not known, or unreadable: to be found out again
-
-
-def _remember(note: Path, content: dict[str, object]) -> None:
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(note, json.dumps(content).encode())
-    except OSError:
-        pass  # a cache that cannot be written only costs time
+    return ""  # not known, or unreadable: to be found out again

@@ -3,19 +3,18 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Array
-
 from periodic_jax.training.state import TrainState
 
 
 class Chunk(NamedTuple):
-    """Telemetry of consecutive steps, on the host, and the evaluation after the last of them where one was due."""
+    """Telemetry of consecutive steps and the evaluation after the last of them where one was due: on the host, and
+    before they are fetched on the devices, as the programs return them.
+    """
 
     first_step: int
-    telemetry: dict[str, np.ndarray]  # (configs, steps), or (configs, steps, layers)
-    evaluation: dict[str, np.ndarray] | None  # (configs,)
-    diverged_at: np.ndarray  # (configs,) step, or -1
+    telemetry: dict[str, Any]  # (configs, steps), or (configs, steps, layers)
+    evaluation: dict[str, Any] | None  # (configs,)
+    diverged_at: Any  # (configs,) step, or -1
     weights: Any = None  # parameters and running statistics at its end, on the device, where candidates were asked for
     states: TrainState | None = None  # at the end of the chunk, on the device, where they were asked for
 
@@ -40,15 +39,3 @@ class ChunkEnds:
     origin: int = 0
     mark_every: int | None = None
     weights_every: int | None = None
-
-
-class PendingChunk(NamedTuple):
-    """A chunk that the devices compute, or have computed: `Chunk` before it is fetched."""
-
-    first_step: int
-    steps: int
-    telemetry: dict[str, Array]
-    evaluation: dict[str, Array] | None
-    diverged_at: Array
-    weights: Any
-    states: TrainState | None

@@ -165,7 +165,7 @@ def choose(is_lower: Array, weights: Any, lowest: Any) -> Any:
     return jax.tree.map(of_leaf, weights, lowest)
 
 
-def named_leaves(states: Any) -> list[tuple[str, Any]]:
+def named_leaves(tree: Any, separator: str = ".") -> list[tuple[str, Any]]:
     """Every leaf with a name such as ``params.conv0.kernel``."""
-    paths = jax.tree_util.tree_leaves_with_path(states)
-    return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in paths]
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator=separator), leaf) for path, leaf in paths]

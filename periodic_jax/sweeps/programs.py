@@ -1,6 +1,5 @@
 """The programs that a sweep compiles: a chunk of steps, and an evaluation, of all configurations."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,9 +21,10 @@ from periodic_jax.training.step import eval_step, full_batch_step, train_step
 from periodic_jax.training.vectorize import lay_out, over_seeds
 
 
-def recorded_names(spec: TrainingSpec) -> tuple[str, ...]:
-    """Names of what is recorded of each step."""
-    return SCALARS + (SHARPNESS if spec.track_sharpness else ()) + (PER_LAYER if spec.per_layer else ())
+def recorded_names(spec: TrainingSpec) -> dict[str, tuple[str, ...]]:
+    """Names of what is recorded of each step: a number, or a number of each layer."""
+    numbers = SCALARS + (SHARPNESS if spec.track_sharpness else ())
+    return {"numbers": numbers, "layers": PER_LAYER if spec.per_layer else ()}
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,16 @@ class Programs:
 
         def step(states: TrainState, t: Array) -> tuple[TrainState, dict[str, Array]]:
             def of_seed(states: TrainState, hparams: HParams, index: Array, seed: Array | None) -> Any:
-                if self.spec.full_batch:
-                    return lay_out(
-                        lambda s, h: self._advanced(full_batch_step, s, h, whole, first_step + t), self.layout
-                    )(states, hparams)
-                key = None if seed is None else input_pipeline.augmentation_key(seed, first_step + t)
-                images = input_pipeline.mini_batch(data, index, key)
-                batch = Batch(_prepare(states.task.model, images), data.labels[index])
-                return lay_out(lambda s, h: self._advanced(train_step, s, h, batch, first_step + t), self.layout)(
-                    states, hparams
-                )
+                batch = whole
+                if not self.spec.full_batch:
+                    key = None if seed is None else input_pipeline.augmentation_key(seed, first_step + t)
+                    images = input_pipeline.mini_batch(data, index, key)
+                    batch = Batch(_prepare(states.task.model, images), data.labels[index])
+                return lay_out(lambda s, h: self._advance(s, h, batch, first_step + t), self.layout)(states, hparams)
 
-            rows = jax.lax.dynamic_index_in_dim(indices, t, axis=1, keepdims=False)
+            batches = jax.lax.dynamic_index_in_dim(indices, t, axis=1, keepdims=False)
             augmented = seeds if self.spec.augment else None
-            return over_seeds(of_seed, self.layout)(states, hparams, rows, augmented)
+            return over_seeds(of_seed, self.layout)(states, hparams, batches, augmented)
 
         shapes = jax.eval_shape(lambda s: step(s, jnp.int32(0))[1], states)
         buffers = {kind: jnp.full((self.capacity, *s.shape), jnp.nan, s.dtype) for kind, s in shapes.items()}
@@ -88,8 +84,8 @@ class Programs:
 
         return jax.lax.fori_loop(0, count, body, (states, buffers))
 
-    def _advanced(
-        self, advance: Callable[..., Any], state: TrainState, hparams: HParams, batch: Batch, step: Array
+    def _advance(
+        self, state: TrainState, hparams: HParams, batch: Batch, step: Array
     ) -> tuple[TrainState, dict[str, Array]]:
         """The state after a step, and what is recorded of it as one array of numbers and one of those of each layer.
 
@@ -103,17 +99,11 @@ class Programs:
             due = step % self.spec.track_sharpness == 0
             sharpness = jax.lax.cond(due, lambda: sphere_sharpness(state, batches), lambda: nothing)
             measured = {"sphere_sharpness": jnp.where(state.diverged_at < 0, sharpness, jnp.nan)}
-        state, metrics = advance(state, hparams, batch)
+        state, metrics = (full_batch_step if self.spec.full_batch else train_step)(state, hparams, batch)
         if self.spec.track_sharpness:
             measured["elr_times_sharpness"] = metrics["effective_lr"] * measured["sphere_sharpness"]
-        metrics = {**metrics, **measured}
-        return state, {kind: jnp.stack([metrics[n] for n in names]) for kind, names in self.kinds().items() if names}
-
-    def kinds(self) -> dict[str, list[str]]:
-        """The recorded names: a number of each step, or a number of each layer."""
-        recorded = recorded_names(self.spec)
-        layers = [name for name in recorded if name in PER_LAYER]
-        return {"numbers": [name for name in recorded if name not in layers], "layers": layers}
+        metrics, kinds = {**metrics, **measured}, recorded_names(self.spec)
+        return state, {kind: jnp.stack([metrics[n] for n in names]) for kind, names in kinds.items() if names}
 
     def _whole_data(self, data: DeviceData) -> Batch:
         """The training set as stacked mini-batches."""
@@ -122,15 +112,16 @@ class Programs:
         def split(a: Array) -> Array:
             return a[: number * self.spec.batch_size].reshape(number, self.spec.batch_size, *a.shape[1:])
 
-        return Batch(input_pipeline.normalise(split(data.images), data), split(data.labels))
+        return Batch(input_pipeline.normalise(split(data.images), data.mean, data.std), split(data.labels))
 
     def evaluation(self, states: TrainState, data: DeviceData) -> dict[str, Float[Array, "seeds members"]]:
         """Mean loss and error: on the training set by batch statistics, on the test set by running ones; of the
         corrupted and the clean part of the training set too, where labels were corrupted.
         """
         results: dict[str, Array] = {}
+        masks = {} if data.corrupted is None else {"corrupted_train": data.corrupted, "clean_train": ~data.corrupted}
         for split, images, labels, train, parts in (
-            ("train", data.images, data.labels, True, input_pipeline.corruption_parts(data)),
+            ("train", data.images, data.labels, True, masks),
             ("test", data.test_images, data.test_labels, False, {}),
         ):
             sums = self._sums(states, images, labels, data, train, list(parts.values()))
@@ -158,7 +149,8 @@ class Programs:
             def cut(a: Array) -> Array:
                 return jax.lax.dynamic_slice_in_dim(a, start, size)
 
-            batch = Batch(_prepare(states.task.model, input_pipeline.normalise(cut(images), data)), cut(labels))
+            normal = input_pipeline.normalise(cut(images), data.mean, data.std)
+            batch = Batch(_prepare(states.task.model, normal), cut(labels))
             counts = start + jnp.arange(size) >= new
             masks = [counts, *(counts & cut(part) for part in parts)]
 
@@ -188,7 +180,6 @@ class ShardedPrograms:
     Attributes:
         chunk: as `Programs.chunk`; takes over the memory of the states.
         evaluation: as `Programs.evaluation`.
-        kinds: as `Programs.kinds`.
         compilations: how often the chunk program was traced; 1 after any number of chunks.
     """
 
@@ -201,13 +192,10 @@ class ShardedPrograms:
 
         shard, over = partial(jax.shard_map, mesh=mesh, check_vma=False), P("device")
         results = (over, P(None, "device"))
-        self.kinds = programs.kinds()
-        self.chunk = jax.jit(
-            shard(chunk, in_specs=(over, over, over, P(), P(), P()), out_specs=results), donate_argnums=0
-        )
+        sharded = shard(chunk, in_specs=(over, over, over, P(), P(), P()), out_specs=results)
+        self.chunk = jax.jit(sharded, donate_argnums=0)
         self.evaluation = jax.jit(shard(programs.evaluation, in_specs=(over, P()), out_specs=over))
 
 
 def _prepare(model: Any, images: Array) -> Any:
-    prepare = getattr(model, "prepare", None)
-    return images if prepare is None else prepare(images)
+    return model.prepare(images) if hasattr(model, "prepare") else images

@@ -5,6 +5,8 @@ Configurations are arranged and laid out as `training.vectorize` says, and shard
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import compress
 from typing import Any
 
 import flax.linen as nn
@@ -17,10 +19,10 @@ from jaxtyping import Array
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import HParams, SweepGrid
 from periodic_jax.data.dataset import Dataset
-from periodic_jax.storage.schema import CORRUPTION, EVALUATIONS, PER_LAYER
+from periodic_jax.storage.schema import CORRUPTION, EVALUATIONS
 from periodic_jax.sweeps import autotune
-from periodic_jax.sweeps.chunks import Chunk, ChunkEnds, PendingChunk
-from periodic_jax.sweeps.placement import Placement, copied, weights_of
+from periodic_jax.sweeps.chunks import Chunk, ChunkEnds
+from periodic_jax.sweeps.placement import Placement, copied, named_leaves, weights_of
 from periodic_jax.sweeps.programs import Programs, ShardedPrograms, recorded_names
 from periodic_jax.training import input_pipeline
 from periodic_jax.training.spec import TrainingSpec
@@ -59,7 +61,7 @@ class Sweep:
             ones.
         layout: as given; the chosen one, once compiled.
         step: updates made.
-        stopped: what ``stop`` said, if it ended the last `chunks`; 0 otherwise.
+        stopped: what ``stop`` returned, if it ended the last `chunks`; 0 otherwise.
 
     Raises:
         ConfigError: a batch larger than the data, an unknown layout, images too small for the network.
@@ -163,46 +165,46 @@ class Sweep:
             eval_every: steps between evaluations, counted from step 0; the last step is always followed by one, and
                 the first one preceded by one. None: no evaluations at all.
             ends: where else chunks end.
-            keep: asked before each chunk, with the number of updates made after it, whether the states there are
+            keep: called before each chunk, with the number of updates made after it, whether the states there are
                 wanted. Those at the end of the last chunk come anyway.
-            stop: asked before each chunk; anything but 0 ends the training early.
+            stop: called before each chunk; anything but 0 ends the training early.
 
         Yields:
             Consecutive chunks.
         """
         programs, end, size = self.programs, self.step + steps, min(16, self.capacity)
-        pending: PendingChunk | None = None
+        pending: tuple[Chunk, int] | None = None
         if self.step == ends.origin and eval_every:
-            first = self._fetch_evaluation(programs.evaluation(self._states, self.data))
+            first = jax.tree.map(self.placement.gather, programs.evaluation(self._states, self.data))
             yield Chunk(self.step, self.empty_telemetry(), first, self.placement.gather(self._states.diverged_at))
         started, chunk_number = time.perf_counter(), 0
         while self.step < end:
             due = min((self.step // eval_every + 1) * eval_every, end) if eval_every else end
             marks = [(self.step // every + 1) * every for every in (ends.mark_every, ends.weights_every) if every]
             count = min(size, min(due, *marks) - self.step if marks else due - self.step)
-            kept_here, self.stopped = keep(self.step + count), stop()
+            is_wanted, self.stopped = keep(self.step + count), stop()
             if self.stopped:
                 break
             first_step, self.step = self.step, self.step + count
             telemetry = self._run(first_step, count)
             has_weights = ends.weights_every and self.step % ends.weights_every == 0
-            computed = PendingChunk(
-                first_step, count, telemetry,
+            computed = Chunk(
+                first_step, telemetry,
                 evaluation=programs.evaluation(self._states, self.data) if eval_every and self.step == due else None,
                 diverged_at=copied(self._states.diverged_at),
                 weights=copied(weights_of(self._states)) if has_weights else None,
-                states=copied(self._states) if self.step < end and kept_here else None,
+                states=copied(self._states) if self.step < end and is_wanted else None,
             )  # fmt: skip
             if pending:
-                yield self._fetch(pending)
-            pending = computed
+                yield self._fetch(*pending)
+            pending = computed, count
             now = time.perf_counter()
             if chunk_number > 1 and count == size:  # the first one compiles
                 wanted = size * ends.seconds / (now - started)
                 size = max(1, min(int(wanted), 4 * size, self.capacity))
             started, chunk_number = now, chunk_number + 1
         if pending:
-            yield self._fetch(pending)._replace(states=self._states)
+            yield self._fetch(*pending)._replace(states=self._states)
 
     def restore(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
         """Continue from what `Placement.fetch` gave, after ``step`` updates.
@@ -250,16 +252,14 @@ class Sweep:
     def empty_telemetry(self) -> dict[str, np.ndarray]:
         """No steps yet: for each recorded name an array ``(configs, 0)`` or ``(configs, 0, layers)`` of its dtype."""
         dtype, one_number = self.hparams.lr.dtype, (len(self.grid), 0)
-        of_layers = (*one_number, len(self.layer_names()))
-        shapes = {name: of_layers if name in PER_LAYER else one_number for name in recorded_names(self.spec)}
-        return {name: np.empty(shape, dtype) for name, shape in shapes.items()}
+        shapes = {"numbers": one_number, "layers": (*one_number, len(self.layer_names()))}
+        names = recorded_names(self.spec)
+        return {name: np.empty(shapes[kind], dtype) for kind in names for name in names[kind]}
 
     def layer_names(self) -> list[str]:
         """The scale-invariant leaves of the parameters, as ``conv0/kernel``."""
         states = self._abstract_states
-        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(states.params)]
-        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
-        return [name for name, is_marked in zip(names, states.task.labels, strict=True) if is_marked]
+        return list(compress((name for name, _ in named_leaves(states.params, "/")), states.task.labels))
 
     def _initialiser(self, dtype: Any) -> Any:
         """A compiled function from the seeds to the states of step 0, all that the sweep trains."""
@@ -273,17 +273,13 @@ class Sweep:
                 schedule=spec.schedule, per_filter=spec.per_filter,
             )  # fmt: skip
 
-        def repeat(leaf: Array) -> Array:
-            return jnp.repeat(leaf[:, None], per_seed, axis=1)
-
         def initialise(seeds: Array) -> TrainState:
             # One seed at a time: its initial weights must not depend on how many there are.
-            return jax.tree.map(repeat, jax.lax.map(of_seed, seeds))
+            states = jax.lax.map(of_seed, seeds)
+            return jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], per_seed, axis=1), states)
 
-        over = P("device")
-        return jax.jit(
-            jax.shard_map(initialise, mesh=self.placement.mesh, in_specs=over, out_specs=over, check_vma=False)
-        )
+        shard = partial(jax.shard_map, mesh=self.placement.mesh, check_vma=False)
+        return jax.jit(shard(initialise, in_specs=P("device"), out_specs=P("device")))
 
     def _lay_out(self, layout: str) -> None:
         self.layout = layout
@@ -314,16 +310,12 @@ class Sweep:
         )
         return telemetry
 
-    def _fetch(self, chunk: PendingChunk) -> Chunk:
+    def _fetch(self, chunk: Chunk, steps: int) -> Chunk:
         arrays = {}
         for kind, buffer in chunk.telemetry.items():
             # Cut on the host: a slice on the device would be compiled again for each length.
-            flat = self.placement.gather(buffer, axis=1)[: chunk.steps]  # (steps, configs, names, ...)
-            for i, name in enumerate(self._programs.kinds[kind]):
+            flat = self.placement.gather(buffer, axis=1)[:steps]  # (steps, configs, names, ...)
+            for i, name in enumerate(recorded_names(self.spec)[kind]):
                 arrays[name] = np.moveaxis(flat[:, :, i], 0, 1)
-        evaluation = self._fetch_evaluation(chunk.evaluation) if chunk.evaluation else None
-        diverged_at = self.placement.gather(chunk.diverged_at)
-        return Chunk(chunk.first_step, arrays, evaluation, diverged_at, chunk.weights, chunk.states)
-
-    def _fetch_evaluation(self, evaluation: dict[str, Any]) -> dict[str, np.ndarray]:
-        return {name: self.placement.gather(value) for name, value in evaluation.items()}
+        evaluation, diverged_at = jax.tree.map(self.placement.gather, (chunk.evaluation, chunk.diverged_at))
+        return chunk._replace(telemetry=arrays, evaluation=evaluation, diverged_at=diverged_at)

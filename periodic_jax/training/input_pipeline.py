@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from periodic_jax.data.dataset import Dataset, steps_per_epoch
@@ -27,20 +28,14 @@ class DeviceData(NamedTuple):
 
 def to_device(dataset: Dataset, dtype: Any = jnp.float32) -> DeviceData:
     """The arrays of a data set on the default device, with normalisation constants in the compute dtype."""
-    return DeviceData(
-        images=jnp.asarray(dataset.images),
-        labels=jnp.asarray(dataset.labels),
-        test_images=jnp.asarray(dataset.test_images),
-        test_labels=jnp.asarray(dataset.test_labels),
-        mean=jnp.asarray(dataset.mean, dtype),
-        std=jnp.asarray(dataset.std, dtype),
-        corrupted=None if dataset.corrupted is None else jnp.asarray(dataset.corrupted),
-    )
+    constants = [np.asarray(values, dtype) for values in (dataset.mean, dataset.std)]
+    arrays = dataset.images, dataset.labels, dataset.test_images, dataset.test_labels, *constants, dataset.corrupted
+    return DeviceData(*jax.tree.map(jnp.asarray, arrays))
 
 
-def normalise(images: UInt8[Array, "*batch channels"], data: DeviceData) -> Float[Array, "*batch channels"]:
-    """(image / 255 - mean) / std, per channel, in the dtype of the constants."""
-    return (images.astype(data.mean.dtype) / 255 - data.mean) / data.std
+def normalise(images: Array, mean: Float[Array, "channels"], std: Float[Array, "channels"]) -> Array:
+    """(image / 255 - mean) / std of uint8 images ``(..., channels)``, per channel, in the dtype of the constants."""
+    return (images.astype(mean.dtype) / 255 - mean) / std
 
 
 def mini_batch(
@@ -57,7 +52,7 @@ def mini_batch(
         The normalised images, in the dtype of the constants.
     """
     images = data.images[index]
-    return normalise(images if key is None else augment(images, key), data)
+    return normalise(images if key is None else augment(images, key), data.mean, data.std)
 
 
 def augment(
@@ -100,23 +95,16 @@ def crop_and_flip(
     """
     frame = ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0))
 
-    def one(framed: Array, offset: Array, flip: Array) -> Array:
+    def crop_one(framed: Array, offset: Array, flip: Array) -> Array:
         crop = jax.lax.dynamic_slice(framed, (offset[0], offset[1], jnp.int32(0)), images.shape[1:])
         return jnp.where(flip, crop[:, ::-1], crop)
 
-    return jax.vmap(one)(jnp.pad(images, frame), offsets, flips)
+    return jax.vmap(crop_one)(jnp.pad(images, frame), offsets, flips)
 
 
 def augmentation_key(seed: Int[Array, ""], step: Int[Array, ""]) -> Key[Array, ""]:
     """The key of `augment` in one step of one seed, whatever the layout, the devices and the chunk."""
     return jax.random.fold_in(purpose_key(seed, AUGMENTATION), step)
-
-
-def corruption_parts(data: DeviceData) -> dict[str, Bool[Array, "count"]]:
-    """The corrupted and the clean part of the training set, as masks by name; {} where no label was corrupted."""
-    if data.corrupted is None:
-        return {}
-    return {"corrupted_train": data.corrupted, "clean_train": ~data.corrupted}
 
 
 def batch_indices(

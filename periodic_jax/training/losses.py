@@ -25,12 +25,11 @@ def squared(logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]) 
 LOSSES: dict[str, Callable[[Array, Array], Array]] = {"cross_entropy": cross_entropy, "squared": squared}
 
 
-def check_loss(name: str) -> str:
-    """Return a loss's name, or refuse it.
+def check_loss(name: str) -> None:
+    """Refuse an unknown loss.
 
     Raises:
         ConfigError: not a key of `LOSSES`.
     """
     if name not in LOSSES:
         raise ConfigError("--loss", name, "one of " + ", ".join(LOSSES))
-    return name

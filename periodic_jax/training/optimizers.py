@@ -7,6 +7,7 @@ State is arrays only, so chains of different hyperparameters stack and ``vmap``;
 the traced numbers that it closes over: build it, update, and drop it inside the step.
 """
 
+from itertools import compress
 from typing import Any, NamedTuple
 
 import jax
@@ -39,15 +40,17 @@ def scale_by_group_lr(hparams: HParams, labels: LabelTree) -> optax.GradientTran
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        lr = learning_rate(hparams, global_norm(_group(params, labels)))
+        marks = leaf_labels(params, labels)
+        lr = learning_rate(hparams, global_norm(list(compress(jax.tree.leaves(params), marks))))
         other = jnp.asarray(hparams.noninvariant_lr, lr.dtype)
         rates = {True: lr, False: jnp.where(other < 0, lr, other)}
 
-        def scale(u: Array, marked: bool) -> Array:
-            rate = rates[marked].astype(u.dtype)
+        def scale(u: Array, is_marked: bool) -> Array:
+            rate = rates[is_marked].astype(u.dtype)
             return jnp.where(rate == 0, 0, -rate * u)  # a frozen weight stays, whatever its gradient
 
-        return _map_group(scale, updates, labels), state
+        leaves, tree = jax.tree.flatten(updates)
+        return tree.unflatten(map(scale, leaves, marks)), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)
 
@@ -73,7 +76,7 @@ def project_to_sphere(fixed_norm: Any, labels: LabelTree, per_filter: bool = Fal
     """
 
     def norms(tree: Any) -> list[Array]:
-        leaves = _group(tree, labels)
+        leaves = list(compress(jax.tree.leaves(tree), leaf_labels(tree, labels)))
         if per_filter:
             return [jnp.sqrt(jnp.einsum("...o,...o->o", leaf, leaf)) for leaf in leaves]
         return [global_norm(leaves)] * len(leaves)
@@ -85,8 +88,8 @@ def project_to_sphere(fixed_norm: Any, labels: LabelTree, per_filter: bool = Fal
         moved = jax.tree.map(jnp.add, params, updates)
         radii = iter(zip(norms(moved), state.initial_norms, strict=True))
 
-        def amend(u: Array, x: Array, y: Array, marked: bool) -> Array:
-            if not marked:
+        def amend(u: Array, x: Array, y: Array, is_marked: bool) -> Array:
+            if not is_marked:
                 return u
             norm, initial = next(radii)
             wanted = jnp.asarray(fixed_norm, norm.dtype)
@@ -126,15 +129,3 @@ def sphere_sgd(hparams: HParams, labels: LabelTree, per_filter: bool = False) ->
         project_to_sphere(hparams.fixed_norm, labels, per_filter),
     )
     return track_dynamics(chain, hparams, labels)
-
-
-def _group(tree: Any, labels: LabelTree) -> list[Array]:
-    """The leaves that are marked."""
-    marks = leaf_labels(tree, labels)
-    return [leaf for leaf, marked in zip(jax.tree.leaves(tree), marks, strict=True) if marked]
-
-
-def _map_group(function: Any, tree: Any, labels: LabelTree) -> Any:
-    marks = leaf_labels(tree, labels)
-    leaves = [function(leaf, marked) for leaf, marked in zip(jax.tree.leaves(tree), marks, strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(tree), leaves)

@@ -4,7 +4,6 @@ Progress s is the share of the schedule that is done, 0 at its start, 1 from its
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -35,38 +34,32 @@ def learning_rate(hparams: HParams, weight_norm: Scalar) -> Scalar:
     return jnp.where(jnp.asarray(hparams.elr) > 0, fixed, jnp.asarray(hparams.lr, weight_norm.dtype))
 
 
-Factor = Float[Array, ""]
-
-
-def constant(s: Factor, p: Factor) -> Factor:
+def constant(s: Scalar, _p: Scalar) -> Scalar:
     """The same rate throughout: 1."""
-    del p
     return jnp.ones_like(s)
 
 
-def cosine(s: Factor, p: Factor) -> Factor:
+def cosine(s: Scalar, _p: Scalar) -> Scalar:
     """Half a cosine down to zero: (1 + cos πs)/2."""
-    del p
     return 0.5 * (1 + jnp.cos(jnp.pi * s))
 
 
-def quarter_then_linear(s: Factor, p: Factor) -> Factor:
+def quarter_then_linear(s: Scalar, p: Scalar) -> Scalar:
     """The reference's "c": 1 for a quarter, then linear to 1/p at the end."""
     return 1 - (1 - 1 / p) * jnp.clip((s - 0.25) / 0.75, 0, 1)
 
 
-def divided_at_quarters(s: Factor, p: Factor) -> Factor:
+def divided_at_quarters(s: Scalar, p: Scalar) -> Scalar:
     """The reference's "d": divided by p at each quarter, p^-⌊4s⌋."""
     return p ** -jnp.minimum(jnp.floor(4 * s), 3)
 
 
-def half_then_linear(s: Factor, p: Factor) -> Factor:
+def half_then_linear(s: Scalar, _p: Scalar) -> Scalar:
     """The reference's default: 1 for a half, then linear to 0.01 at 90 %, and that to the end."""
-    del p
     return 1 - 0.99 * jnp.clip((s - 0.5) / 0.4, 0, 1)
 
 
-SCHEDULES: dict[str, Callable[[Factor, Factor], Factor]] = {
+SCHEDULES: dict[str, Callable[[Scalar, Scalar], Scalar]] = {
     "constant": constant,
     "cosine": cosine,
     "c": quarter_then_linear,
@@ -75,15 +68,14 @@ SCHEDULES: dict[str, Callable[[Factor, Factor], Factor]] = {
 }
 
 
-def check_schedule(name: str) -> str:
-    """Return a schedule's name, or refuse it.
+def check_schedule(name: str) -> None:
+    """Refuse an unknown schedule.
 
     Raises:
         ConfigError: not a key of `SCHEDULES`.
     """
     if name not in SCHEDULES:
         raise ConfigError("--schedule", name, "one of " + ", ".join(SCHEDULES))
-    return name
 
 
 def scheduled(hparams: HParams, step: Int[Array, ""], name: str) -> HParams:
@@ -107,15 +99,11 @@ def scheduled(hparams: HParams, step: Int[Array, ""], name: str) -> HParams:
     """
     if name == "constant":
         return hparams
-    every, end, p = (jnp.asarray(v, _dtype(hparams)) for v in (
-        hparams.schedule_every, hparams.schedule_end, hparams.schedule_factor
-    ))  # fmt: skip
+    dtype = jnp.result_type(hparams.lr, float)
+    numbers = hparams.schedule_every, hparams.schedule_end, hparams.schedule_factor
+    every, end, p = (jnp.asarray(number, dtype) for number in numbers)
     s = jnp.clip(jnp.floor(step / every) * every / end, 0, 1)
     factor = SCHEDULES[name](s, p)
     return hparams._replace(
         lr=hparams.lr * factor, elr=hparams.elr * factor, noninvariant_lr=hparams.noninvariant_lr * factor
     )
-
-
-def _dtype(hparams: HParams) -> Any:
-    return jnp.result_type(hparams.lr, float)

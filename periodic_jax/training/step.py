@@ -15,7 +15,7 @@ from periodic_jax.training.losses import LOSSES
 from periodic_jax.training.optimizers import sphere_sgd
 from periodic_jax.training.schedules import scheduled
 from periodic_jax.training.state import Batch, TrainState
-from periodic_jax.training.tracking import TrackDynamicsState, dynamics_of
+from periodic_jax.training.tracking import TrackDynamicsState
 
 Metrics = dict[str, Array]
 
@@ -98,25 +98,23 @@ def _update(
     hparams = scheduled(HParams(*(jnp.asarray(h, loss.dtype) for h in hparams)), state.step, task.schedule)
     chain: Any = sphere_sgd(hparams, task.labels, task.per_filter)
     updates, tracked = chain.update(grads, TrackDynamicsState(state.opt_state, None), state.params)
-    opt_state = tracked.inner
-    metrics = {"loss": loss, "accuracy": accuracy, **dynamics_of(tracked)._asdict()}
+    metrics = {"loss": loss, "accuracy": accuracy, **tracked.dynamics._asdict()}
 
     # A sum of squares is finite exactly when all its terms are, short of an overflow, which is divergence too. Only the
     # update counts, not the gradient: a frozen head's may overflow without harm.
     alive = state.diverged_at < 0
-    sound = jnp.isfinite(loss) & jnp.isfinite(global_norm(jax.tree.leaves(updates)))
-    proposed = (optax.apply_updates(state.params, updates), batch_stats, opt_state)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(global_norm(jax.tree.leaves(updates)))
+    proposed = optax.apply_updates(state.params, updates), batch_stats, tracked.inner
+    present = state.params, state.batch_stats, state.opt_state
     params, batch_stats, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(alive & sound, new, old),
-        proposed,
-        (state.params, state.batch_stats, state.opt_state),
+        lambda new, old: jnp.where(alive & is_finite, new, old), proposed, present
     )
     new_state = state.replace(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
-        diverged_at=jnp.where(alive & ~sound, state.step, state.diverged_at),
+        diverged_at=jnp.where(alive & ~is_finite, state.step, state.diverged_at),
     )
     return new_state, _known(metrics, alive)
 

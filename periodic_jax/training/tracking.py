@@ -1,5 +1,6 @@
 """The measurements of a step: norms, effective learning rate, angular step."""
 
+from itertools import compress
 from typing import Any, NamedTuple
 
 import jax
@@ -95,8 +96,8 @@ def measure(params: Any, grads: Any, updates: Any, hparams: HParams, labels: Lab
     norm_sq, along = x_x.sum(), u_x.sum()
     norm, grad_norm = jnp.sqrt(norm_sq), jnp.sqrt(g_g.sum())
     shares = jnp.where(x_x > 0, u_x / x_x, 0)
-    of_layers = [[own for own, mark in zip(of_leaves(v, leaves), marks, strict=True) if mark] for v in (x, u)]
-    tangents = [b - a * share for a, b, share in zip(*of_layers, shares, strict=True)]
+    layers = [list(compress(of_leaves(vector, leaves), marks)) for vector in (x, u)]
+    tangents = [b - a * share for a, b, share in zip(*layers, shares, strict=True)]
     moved_sq = over_groups([jnp.square(tangent) for tangent in tangents])
     # u_t of all layers together: within a layer what is tangential there, and along x what its share differs by.
     tangent_sq = (moved_sq + (shares - along / norm_sq) ** 2 * x_x).sum()
@@ -125,8 +126,3 @@ def _nothing_to_measure(params: Any, grads: Any) -> Dynamics:
     nan, empty = jnp.full((), jnp.nan, norm.dtype), jnp.zeros((0,), norm.dtype)
     fields = {name: empty if name.startswith("layer_") else nan for name in Dynamics._fields}
     return Dynamics(**{**fields, "noninvariant_weight_norm": norm, "noninvariant_grad_norm": grad_norm})
-
-
-def dynamics_of(opt_state: Any) -> Dynamics:
-    """The measurements that an outermost `track_dynamics` left in its `TrackDynamicsState`."""
-    return opt_state.dynamics

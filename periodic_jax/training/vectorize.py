@@ -69,16 +69,12 @@ def _in_blocks(function: Callable[..., Any], size: int) -> Callable[..., Any]:
         count = jax.tree.leaves(trees)[0].shape[0]
         whole = count // size
 
-        def split(leaf: jax.Array) -> jax.Array:
-            return leaf[: whole * size].reshape(whole, size, *leaf.shape[1:])
-
-        def join(leaf: jax.Array) -> jax.Array:
-            return leaf.reshape(whole * size, *leaf.shape[2:])
-
         rest = jax.tree.map(lambda leaf: leaf[whole * size :], trees)
         if not whole:
             return batched(*rest)
-        done = jax.tree.map(join, jax.lax.map(lambda packed: batched(*packed), jax.tree.map(split, trees)))
+        blocks = jax.tree.map(lambda leaf: leaf[: whole * size].reshape(whole, size, *leaf.shape[1:]), trees)
+        done = jax.lax.map(lambda packed: batched(*packed), blocks)
+        done = jax.tree.map(lambda leaf: leaf.reshape(whole * size, *leaf.shape[2:]), done)
         if count == whole * size:
             return done
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), done, batched(*rest))

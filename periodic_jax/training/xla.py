@@ -1,4 +1,4 @@
-"""What must be settled around JAX: XLA flags before it starts, a self-check of its arithmetic, precision.
+"""What must be done around JAX: XLA flags before it starts, a self-check of its arithmetic, precision.
 
 Two versions of jaxlib hand reductions on CPU to a library that fails in some of them. What came out without a flag, on
 an x86-64 processor with AVX-512, of the programs of three of JAX's issues:
@@ -52,9 +52,7 @@ def add_xla_flag(flag: str) -> None:
     name = flag.split("=")[0]
     if any(token.split("=")[0] == name for token in tokens):
         return
-    well_formed = [token for token in tokens if token.startswith("--")]
-    rest = [token for token in tokens if not token.startswith("--")]
-    os.environ["XLA_FLAGS"] = " ".join([*well_formed, flag, *rest])
+    os.environ["XLA_FLAGS"] = " ".join(sorted([*tokens, flag], key=lambda token: not token.startswith("--")))
 
 
 def guard_xla_flags() -> None:
@@ -62,10 +60,26 @@ def guard_xla_flags() -> None:
     global _started_unguarded
     if _jaxlib_version() not in UNSAFE_JAXLIB:
         return
-    bridge = sys.modules.get("jax._src.xla_bridge")
-    if bridge is not None and bridge.backends_are_initialized() and not _guarded():
+    if _has_started() and not _guarded():
         _started_unguarded = True
     add_xla_flag(SAFE_REDUCTIONS)
+
+
+def _has_started() -> bool:
+    """Whether a backend of JAX has started, found out without an import of JAX and without starting one.
+
+    JAX refuses to change the number of CPU devices from then on. Before, the number is put back.
+    """
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return False
+    devices = jax.config.values["jax_num_cpu_devices"]
+    try:
+        jax.config.update("jax_num_cpu_devices", 2 if devices == 1 else 1)
+        jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError:
+        return True
+    return False
 
 
 def _jaxlib_version() -> str:
@@ -129,9 +143,9 @@ def reductions_are_right() -> bool:
     last, dtype = (16384, np.float64) if jax.config.values["jax_enable_x64"] else (32768, np.float32)
     rows, product = np.zeros((last + 1, 3), dtype), np.arange(96, dtype=dtype).reshape(3, 1, 2, 2, 8)
     rows[:, 0] = np.arange(last + 1)
-    wanted = np.arange(last + 1.0) ** 2, np.square(product).sum(3)
-    found = jax.device_get(sums(rows, product))
-    return all(np.allclose(a, b, rtol=1e-3, atol=0) for a, b in zip(found, wanted, strict=True))
+    expected = np.arange(last + 1.0) ** 2, np.square(product).sum(3)
+    actual = jax.device_get(sums(rows, product))
+    return all(np.allclose(a, b, rtol=1e-3, atol=0) for a, b in zip(actual, expected, strict=True))
 
 
 def check_reductions() -> None:

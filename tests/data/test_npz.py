@@ -46,6 +46,7 @@ def test_grey_images_of_an_npz_file_get_a_channel(tmp_path):
         ({"images": DATA.images[0]}, "uint8 32x32x3"),
         ({"images": np.array([{}])}, "corrupted"),
         ({"labels": DATA.labels[:3]}, "labels"),
+        ({"labels": DATA.labels[:0]}, "int64 0 labels"),
         ({"labels": DATA.labels.astype(float)}, "float64 10 labels"),
         ({"labels": np.full(10, np.nan)}, "some NaN"),
         ({"labels": DATA.labels - 1}, "training labels from -1 to 8"),

@@ -162,7 +162,7 @@ def test_metadata_that_would_import_or_look_elsewhere_is_refused(folders, tmp_pa
 def test_the_newest_version_is_read(folders, tmp_path):
     for number in ("3.0.2", "3.0.10", "incomplete.XY_3.0.11"):
         write_folder(tmp_path / "cifar10" / number, {"dataset_info.json": b"{}"})
-    (place, _) = reader.places("cifar10", tmp_path)
+    (place, _) = reader.find_places("cifar10", tmp_path)
     assert place.path.name == "3.0.10"
 
 

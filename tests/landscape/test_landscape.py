@@ -100,7 +100,7 @@ def invariant(states):
 @pytest.mark.parametrize("kind", ["hessian", "gauss_newton"])
 def test_products_and_eigenvalues_equal_those_of_the_dense_matrix(states, dense, kind, weights):
     """Of the plain network's whole Hessian, to 1e-8 in float64; a configuration that is not finite gives NaN."""
-    surface = Surface(states, dense[0], weights, layout="map")
+    surface = Surface(states, dense[0], weights)
     size = surface.weights.shape[1]
     assert size == (
         invariant(states) if weights == "invariant" else sum(leaf[0].size for leaf in jax.tree.leaves(states.params))

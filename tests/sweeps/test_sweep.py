@@ -43,7 +43,9 @@ def alone(model, dataset, lr, weight_decay, seed, steps, batch_size):
     hparams = jax.tree.map(lambda h: h[0], SweepGrid.product(lr=lr, weight_decay=weight_decay).hparams())
     step, history = jax.jit(train_step), []
     for row in rows:
-        batch = Batch(input_pipeline.normalise(on_device.images[row], on_device), on_device.labels[row])
+        batch = Batch(
+            input_pipeline.normalise(on_device.images[row], on_device.mean, on_device.std), on_device.labels[row]
+        )
         state, metrics = step(state, hparams, batch)
         history.append(metrics)
     return {name: np.array([m[name] for m in history]) for name in ("loss", "weight_norm", "angular_step", "accuracy")}
@@ -142,7 +144,10 @@ def test_evaluation_counts_every_image_once(float64, tiny, batch_size):
 
     def loss(images, labels, train):
         logits, _ = model.apply(
-            variables, input_pipeline.normalise(images, on_device), train=train, mutable=["batch_stats"]
+            variables,
+            input_pipeline.normalise(images, on_device.mean, on_device.std),
+            train=train,
+            mutable=["batch_stats"],
         )
         return -jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels], logits.argmax(1) != labels
 

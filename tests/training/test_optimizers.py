@@ -5,7 +5,6 @@ import optax
 import pytest
 
 from periodic_jax import HParams, dynamics, project_to_sphere, sphere_sgd, track_dynamics
-from periodic_jax.training.tracking import dynamics_of
 
 LABELS = {"a": "scale_invariant", "b": "scale_invariant", "head": "other"}
 
@@ -38,7 +37,7 @@ def run(params, hparams, steps=6, labels=LABELS):
         grads = gradients(t, params)
         updates, state = jax.jit(tx.update)(grads, state, params)
         after = optax.apply_updates(params, updates)
-        history.append((params, grads, after, dynamics_of(state)))
+        history.append((params, grads, after, state.dynamics))
         params = after
     return history
 
@@ -118,7 +117,7 @@ def test_a_tiny_angle_keeps_its_digits_in_float32():
     tx = track_dynamics(optax.identity(), HParams(), (True,))
     update = {"a": jnp.array([-3.0, -4.0]) * 1e-3 + 5e-7 * jnp.array([-0.8, 0.6])}
     _, state = jax.jit(tx.update)(update, tx.init(params), params)
-    assert float(dynamics_of(state).angular_step) == pytest.approx(5e-7 / (5 * (1 - 1e-3)), rel=1e-3)
+    assert float(state.dynamics.angular_step) == pytest.approx(5e-7 / (5 * (1 - 1e-3)), rel=1e-3)
 
 
 @pytest.mark.parametrize("chain", [sphere_sgd, lambda h, labels: project_to_sphere(h.fixed_norm, labels)])

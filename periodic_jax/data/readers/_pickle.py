@@ -1,8 +1,8 @@
 """Reads pickles of plain lists, numbers, bytes and uint8 arrays, and executes nothing in them.
 
 A pickle can run any program when it is read the usual way. Here it cannot: only the instructions that such content
-needs are carried out, and the names that NumPy's arrays are pickled under stand for small functions of this module.
-Any other name is refused. No library does this: NumPy's and pandas' readers run what a pickle names.
+needs are carried out, and the names that NumPy's arrays are pickled under stand for what this module defines. Any
+other name is refused. No library does this: NumPy's and pandas' readers run what a pickle names.
 """
 
 import io
@@ -50,6 +50,9 @@ class _Array:
 
     value: np.ndarray
 
+    def __init__(self, kind: Any, shape: Any, code: Any) -> None:
+        pass
+
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, raw = state
         if not (isinstance(dtype, _Dtype) and dtype.name in (b"u1", "u1", b"uint8", "uint8") and type(raw) is bytes):
@@ -69,14 +72,6 @@ class _Dtype:
         pass
 
 
-def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
-    return _Array()
-
-
-def _dtype(name: Any, *flags: Any) -> _Dtype:
-    return _Dtype(name, *flags)
-
-
 def _encode(text: Any, encoding: Any) -> bytes:
     """How Python 3 writes bytes in the pickle protocols of Python 2."""
     if type(text) is not str or encoding not in ("latin1", b"latin1"):
@@ -86,10 +81,10 @@ def _encode(text: Any, encoding: Any) -> bytes:
 
 # NumPy's own functions are never reached: what they make of a crafted state is up to their C code.
 _STANDS_FOR: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,  # numpy 1
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,  # numpy 2
+    ("numpy.core.multiarray", "_reconstruct"): _Array,  # numpy 1
+    ("numpy._core.multiarray", "_reconstruct"): _Array,  # numpy 2
     ("numpy", "ndarray"): "ndarray",
-    ("numpy", "dtype"): _dtype,
+    ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
 }
 
@@ -108,11 +103,10 @@ class _Unpickler(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Callable[[Any], None]]]
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _STANDS_FOR:
-            raise DataFileError(
-                self.source, f"it names {module}.{name}", "a pickle of lists, numbers and uint8 arrays only"
-            )
-        return _STANDS_FOR[module, name]
+        if (module, name) in _STANDS_FOR:
+            return _STANDS_FOR[module, name]
+        expected = "a pickle of lists, numbers and uint8 arrays only"
+        raise DataFileError(self.source, f"it names {module}.{name}", expected)
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()

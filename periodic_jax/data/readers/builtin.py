@@ -20,16 +20,8 @@ def load_digits() -> Dataset:
     train, test = order[:1500], order[1500:]
     labels = bunch.target.astype(np.int32)
     scaled = images[train] / 255.0
-    return Dataset(
-        "digits",
-        images[train],
-        labels[train],
-        images[test],
-        labels[test],
-        10,
-        (float(scaled.mean()),),
-        (float(scaled.std()),),
-    )
+    mean, std = (float(scaled.mean()),), (float(scaled.std()),)
+    return Dataset("digits", images[train], labels[train], images[test], labels[test], 10, mean, std)
 
 
 def load_synthetic() -> Dataset:

@@ -6,18 +6,18 @@ They are read by `unpickle`, which executes nothing, and an archive only if its 
 import hashlib
 import tarfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from periodic_jax.core.errors import DataFileError
-from periodic_jax.data.dataset import Arrays, checked
+from periodic_jax.data.dataset import Arrays
 from periodic_jax.data.locations import Place
 from periodic_jax.data.readers._pickle import unpickle
 
 LARGEST = 2**29  # bytes; the official files have up to 155 million
-SHAPE = (32, 32, 3)
 
 
 class Layout(NamedTuple):
@@ -30,6 +30,10 @@ class Layout(NamedTuple):
     test: tuple[str, ...]
     labels: str
     num_classes: int
+
+    def files(self, folder: Path) -> list[Path]:
+        """The batches in a folder."""
+        return [folder / part for part in self.train + self.test]
 
 
 LAYOUTS = {
@@ -44,18 +48,16 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-def places(name: str, root: Path) -> list[Place]:
+def find_places(name: str, root: Path) -> list[Place]:
     """Where in a folder the batches or their archive may be; the folder may itself be one of them."""
     layout = LAYOUTS[name]
     if root.is_file():
-        return [Place(root, lambda: [root], lambda: read_archive(name, root))]
-    found = []
-    own = root.name == layout.folder or (root / layout.train[0]).is_file()
-    for folder in [root] * own + [root / layout.folder]:
-        files = [folder / part for part in layout.train + layout.test]
-        found.append(Place(folder, lambda files=files: files, lambda folder=folder: read_folder(name, folder)))
+        return [Place(root, [root], partial(read_archive, name, root))]
+    is_batches = root.name == layout.folder or (root / layout.train[0]).is_file()
+    folders = [root] * is_batches + [root / layout.folder]
+    unpacked = [Place(folder, layout.files(folder), partial(read_folder, name, folder)) for folder in folders]
     archive = root / layout.archive
-    return [*found, Place(archive, lambda: [archive], lambda: read_archive(name, archive))]
+    return [*unpacked, Place(archive, [archive], partial(read_archive, name, archive))]
 
 
 def read_folder(name: str, folder: Path) -> Arrays:
@@ -72,18 +74,11 @@ def read_folder(name: str, folder: Path) -> Arrays:
         DataFileError: a missing, corrupted or foreign file.
     """
     layout = LAYOUTS[name]
-    contents = {}
-    for part in layout.train + layout.test:
-        path = folder / part
-        if not path.is_file():
-            raise DataFileError(folder, f"no file {part}", f"{', '.join(layout.train + layout.test)}")
-        if path.stat().st_size > LARGEST:
-            raise DataFileError(path, f"{path.stat().st_size} bytes", "a batch of CIFAR")
-        try:
-            contents[part] = path.read_bytes()
-        except OSError as error:
-            raise DataFileError(path, f"unreadable ({error.strerror})", "a file that can be read") from None
-    return _assembled(layout, contents, folder)
+    files = [path for path in layout.files(folder) if path.is_file()]
+    for path in files:
+        if (size := path.stat().st_size) > LARGEST:
+            raise DataFileError(path, f"{size} bytes", "a batch of CIFAR")
+    return _assembled(layout, {path.name: path.read_bytes() for path in files}, folder)
 
 
 def read_archive(name: str, path: Path) -> Arrays:
@@ -100,11 +95,8 @@ def read_archive(name: str, path: Path) -> Arrays:
         DataFileError: another checksum, or a member that is missing, corrupted or foreign.
     """
     layout = LAYOUTS[name]
-    try:
-        with path.open("rb") as file:
-            md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    except OSError as error:
-        raise DataFileError(path, f"unreadable ({error.strerror})", "a file that can be read") from None
+    with path.open("rb") as file:
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if md5 != layout.md5:
         expected = f"the official {layout.archive}, MD5 {layout.md5}; a copy of one's own is read when unpacked"
         raise DataFileError(path, f"MD5 sum {md5}", expected)
@@ -118,18 +110,18 @@ def read_archive(name: str, path: Path) -> Arrays:
                     contents[part] = file.read() if file else b""
     except Exception as error:  # whatever a corrupted archive makes gzip, zlib and tarfile raise
         raise DataFileError(path, f"corrupted ({type(error).__name__})", f"the official {layout.archive}") from None
-    for part in layout.train + layout.test:
-        if part not in contents:
-            raise DataFileError(path, f"no file {part}", f"the official {layout.archive}")
     return _assembled(layout, contents, path)
 
 
 def _assembled(layout: Layout, contents: dict[str, bytes], source: Path) -> Arrays:
-    def together(parts: Iterable[str]) -> list[np.ndarray]:
+    def joined(parts: Iterable[str]) -> list[np.ndarray]:
         batches = [_batch(contents[part], layout, source / part) for part in parts]
         return [np.concatenate(column) for column in zip(*batches, strict=True)]
 
-    return checked(Arrays(*together(layout.train), *together(layout.test)), source, layout.num_classes, SHAPE)
+    for part in layout.train + layout.test:
+        if part not in contents:
+            raise DataFileError(source, f"no file {part}", ", ".join(layout.train + layout.test))
+    return Arrays(*joined(layout.train), *joined(layout.test))
 
 
 def _batch(content: bytes, layout: Layout, path: Path) -> tuple[np.ndarray, np.ndarray]:

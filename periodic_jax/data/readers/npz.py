@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from periodic_jax.core.errors import ConfigError, DataFileError
-from periodic_jax.data.dataset import Arrays, Dataset, channel_statistics, check_images, checked
+from periodic_jax.data.dataset import Arrays, Dataset, channel_statistics, checked
 
 NAMES = ("images", "labels", "test_images", "test_labels")
 KERAS_NAMES = ("x_train", "y_train", "x_test", "y_test")
@@ -33,24 +33,21 @@ def load_npz(path: Path) -> Dataset:
     try:
         with path.open("rb") as stream, warnings.catch_warnings(), np.load(stream, allow_pickle=False) as file:
             warnings.simplefilter("error")
-            names = next((names for names in (NAMES, KERAS_NAMES) if set(names) <= set(file.files)), None)
-            if names is None:
-                listed = ", ".join(file.files) or "no arrays"
-                raise DataFileError(path, listed, f"arrays {', '.join(NAMES)} (or {', '.join(KERAS_NAMES)})")
-            arrays = Arrays(*(np.asarray(file[name]) for name in names))
-    except DataFileError:
-        raise
+            names = next((names for names in (NAMES, KERAS_NAMES) if set(names) <= set(file.files)), ())
+            present, arrays = file.files, [np.asarray(file[name]) for name in names]
     except Exception as error:  # whatever a corrupted or foreign file makes NumPy raise
         raise DataFileError(path, f"corrupted ({type(error).__name__})", "an npz file of plain arrays") from None
+    if not arrays:
+        expected = f"arrays {', '.join(NAMES)} (or {', '.join(KERAS_NAMES)})"
+        raise DataFileError(path, ", ".join(present) or "no arrays", expected)
     images, labels, test_images, test_labels = arrays
     if images.ndim == test_images.ndim == 3:
         images, test_images = images[..., None], test_images[..., None]
     if labels.ndim == test_labels.ndim == 2 and labels.shape[1] == test_labels.shape[1] == 1:
         labels, test_labels = labels[:, 0], test_labels[:, 0]
-    check_images(images, path)
-    present = np.unique(labels) if labels.dtype.kind in "iu" else np.arange(2)
-    if not np.array_equal(present, np.arange(max(len(present), 2))):
-        found = f"training labels from {present.min()} to {present.max()}, {len(present)} different ones,"
-        raise DataFileError(path, found, "classes 0, 1, 2 ..., two or more and each of them present")
-    arrays = checked(Arrays(images, labels, test_images, test_labels), path, len(present))
-    return Dataset(str(path), *arrays, len(present), *channel_statistics(arrays.images), source=str(path))
+    classes = np.unique(labels) if labels.dtype.kind in "iu" and labels.size else np.arange(2)  # refused below
+    if not np.array_equal(classes, np.arange(max(len(classes), 2))):
+        reason = f"training labels from {classes.min()} to {classes.max()}, {len(classes)} different ones,"
+        raise DataFileError(path, reason, "classes 0, 1, 2 ..., two or more and each of them present")
+    arrays = checked(Arrays(images, labels, test_images, test_labels), path, len(classes))
+    return Dataset(str(path), *arrays, len(classes), *channel_statistics(arrays.images), source=str(path))

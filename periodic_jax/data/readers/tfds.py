@@ -6,19 +6,19 @@ import logging
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from periodic_jax.core.errors import DataFileError, MissingDependencyError, PeriodicJaxError
-from periodic_jax.data.dataset import Arrays, checked
+from periodic_jax.data.dataset import Arrays
 from periodic_jax.data.locations import Place, home
 
 BUILDERS = {"cifar10": "cifar10", "cifar100": "cifar100", "svhn": "svhn_cropped"}  # names there
 INFO = "dataset_info.json"
-SHAPE = (32, 32, 3)
 # What the features of these data sets are. TFDS imports whatever module a features.json names.
 FEATURES = tuple(
     f"tensorflow_datasets.core.features.{name}"
@@ -27,25 +27,24 @@ FEATURES = tuple(
         "tensor_feature.Tensor", "scalar.Scalar",
     )
 )  # fmt: skip
+# The keys under which TFDS reads the name of a class from it.
+CLASS_KEYS = ("type", "pythonClassName", "python_class_name", "proto_cls", "jsonFeature", "json_feature")
 
 
-def places(name: str, data_dir: Path | None) -> list[Place]:
+def find_places(name: str, data_dir: Path | None) -> list[Place]:
     """Where a prepared data set may be: the given folder, then TFDS's own; the newest version there."""
-    found = []
+    places = []
     for root in filter(None, (data_dir, default_folder())):
         own = root / BUILDERS[name]
         versions = [p for p in _children(own) if re.fullmatch(r"\d+\.\d+\.\d+", p.name) and (p / INFO).is_file()]
         newest = max(versions, key=lambda p: tuple(map(int, p.name.split("."))), default=own / "VERSION")
-        found.append(
-            Place(newest, lambda newest=newest: sorted(_children(newest)), lambda newest=newest: read(name, newest))
-        )
-    return found
+        places.append(Place(newest, _children(newest), partial(read, name, newest)))
+    return places
 
 
 def default_folder() -> Path:
     """$TFDS_DATA_DIR, or ~/tensorflow_datasets."""
-    given = os.environ.get("TFDS_DATA_DIR")
-    return Path(given) if given else home("tensorflow_datasets")
+    return Path(os.environ.get("TFDS_DATA_DIR") or home("tensorflow_datasets"))
 
 
 def read(name: str, folder: Path) -> Arrays:
@@ -78,7 +77,7 @@ def read(name: str, folder: Path) -> Arrays:
         raise DataFileError(folder, f"corrupted ({reason})", f"TFDS's {BUILDERS[name]}") from None
     finally:
         noisy.setLevel(level)
-    return checked(Arrays(*train, *test), folder, 100 if name == "cifar100" else 10, SHAPE)
+    return Arrays(*train, *test)
 
 
 def download(name: str, data_dir: Path | None) -> Path:
@@ -104,7 +103,7 @@ def download(name: str, data_dir: Path | None) -> Path:
         builder: Any = tfds.builder(BUILDERS[name], data_dir=str(root), file_format="array_record")
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
         return Path(builder.data_dir)
-    except Exception as error:  # no network, no room, a changed file: all told by their first line
+    except Exception as error:  # no network, no room, a changed file: all reported by their first line
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         message = f"--download of {name} to {root} failed ({reason}); give the files with --data-dir"
         raise PeriodicJaxError(message) from None
@@ -116,43 +115,34 @@ def _children(folder: Path) -> list[Path]:
 
 def _check_metadata(folder: Path) -> None:
     """Refuse metadata that would have TFDS import a module or open a file elsewhere."""
+    strange: list[str] = []
+
+    def collect_classes(pairs: list[tuple[str, Any]]) -> None:
+        """Of every object in features.json, whatever it lies in."""
+        strange.extend(str(value) for key, value in pairs if key in CLASS_KEYS and value not in FEATURES)
+
     try:
-        features = json.loads((folder / "features.json").read_text())
+        json.loads((folder / "features.json").read_text(), object_pairs_hook=collect_classes)
         info = json.loads((folder / INFO).read_text())
-        strange = {name for name in _class_names(features) if name not in FEATURES}
         templates = [str(split.get("filepathTemplate", "")) for split in info["splits"]]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = f"corrupted ({type(error).__name__})"
         raise DataFileError(folder, reason, f"readable {INFO} and features.json") from None
     if strange:
-        raise DataFileError(folder, f"feature {sorted(strange)[0]}", "images, labels and ids only")
+        raise DataFileError(folder, f"feature {strange[0]}", "images, labels and ids only")
     if outside := [template for template in templates if "/" in template or "\\" in template]:
         raise DataFileError(folder, f"files {outside[0]}", "files of that folder")
 
 
-def _class_names(features: Any) -> Iterator[str]:
-    """The Python classes that a features.json names, under any of the keys that TFDS knows."""
-    if isinstance(features, dict):
-        for key, value in features.items():
-            if key in ("type", "pythonClassName", "python_class_name", "proto_cls", "jsonFeature", "json_feature"):
-                yield str(value)
-            yield from _class_names(value)
-    elif isinstance(features, list):
-        for value in features:
-            yield from _class_names(value)
-
-
 def _split(builder: Any, split: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    examples: Sequence[Any]
+    info = builder.info.splits[split]
     if builder.info.file_format.value == "tfrecord":
         decode = builder.info.features.deserialize_example_np
-        examples = [
-            decode(record) for path in builder.info.splits[split].filepaths for record in tf_records(Path(path))
-        ]
+        examples = [decode(record) for path in info.filepaths for record in tf_records(Path(path))]
     else:
         examples = list(builder.as_data_source(split=split))
-    if len(examples) != builder.info.splits[split].num_examples:
-        raise DataFileError(folder, f"{len(examples)} {split} examples", f"{builder.info.splits[split].num_examples}")
+    if len(examples) != info.num_examples:
+        raise DataFileError(folder, f"{len(examples)} {split} examples", f"{info.num_examples}")
     if examples and "id" in examples[0]:
         examples = sorted(examples, key=lambda example: (len(example["id"]), example["id"]))
     images = np.stack([example["image"] for example in examples])
