@@ -39,9 +39,7 @@ class Periods(NamedTuple):
     fall_weight_norm: np.ndarray  # norm there
     spike: np.ndarray  # largest ratio by which the loss rises and falls again within the fall; noise alone makes 3 - 7
     rotation: np.ndarray  # Σ -ln cos θ from onset to end; NaN without ``angular_step``
-    fall_rotation: (
-        np.ndarray
-    )  # the same over the fall, up to before the onset; NaN too where one of its steps is missing
+    fall_rotation: np.ndarray  # the same over the fall, up to before the onset; NaN too where a step is missing
 
 
 class Cycles(NamedTuple):
@@ -81,9 +79,9 @@ def detect_periods(
         >>> detect_periods({"loss": loss, "weight_norm": rho, "effective_lr": 0.1 / rho**2}).onset.tolist()
         [99.0]
     """
-    names = [name for name in ("loss", "weight_norm", "effective_lr", "angular_step") if name in telemetry]
-    arrays = {name: np.asarray(telemetry[name]) for name in names}
-    lead, steps = arrays["weight_norm"].shape[:-1], arrays["weight_norm"].shape[-1]
+    names = ("loss", "weight_norm", "effective_lr", "angular_step")
+    arrays = {name: np.asarray(telemetry[name]) for name in names if name in telemetry}
+    *lead, steps = arrays["weight_norm"].shape
     configs = math.prod(lead)
     flat = {name: array.reshape(configs, steps) for name, array in arrays.items()}
 
@@ -103,13 +101,10 @@ def cycles(found: Periods) -> Cycles:
     Returns:
         Length, phases and norm ratio of each period; NaN from the last destabilisation on.
     """
-    before, after = (lambda a: a[..., :-1]), (lambda a: a[..., 1:])
-    return Cycles(
-        length=after(found.onset) - before(found.onset),
-        jump=before(found.end) - before(found.onset) + 0 * after(found.onset),
-        fall=after(found.onset) - before(found.end),
-        norm_ratio=before(found.peak_weight_norm) / after(found.onset_weight_norm),
-    )
+    length = np.diff(found.onset, axis=-1)
+    jump = (found.end - found.onset)[..., :-1] + 0 * length
+    norm_ratio = found.peak_weight_norm[..., :-1] / found.onset_weight_norm[..., 1:]
+    return Cycles(length, jump, length - jump, norm_ratio)
 
 
 def delta_jumps(angular_step: Any, delta: Any) -> np.ndarray:
@@ -148,27 +143,27 @@ def _detect_block(block: Mapping[str, np.ndarray], min_growth: float, min_loss_r
     positive = np.where(there & (loss > 0), loss, np.nan)[there]  # a loss of 0 has no logarithm
     log_loss = np.log(np.maximum(positive, np.finfo(np.float32).tiny), dtype=np.float64)
     firsts = np.searchsorted(row, np.arange(len(norm)))
+    lasts = np.append(firsts[1:], len(row))
     noise = segments.noise(log_loss, firsts, order=1), segments.noise(log_norm, firsts, order=2)
 
     onset = _minima(log_norm, row, np.maximum(np.log(min_growth), NORM_NOISE * noise[1]))
-    end, fall = _around(log_norm, firsts, row, onset)
+    end, fall = _around(log_norm, firsts[row[onset]], lasts[row[onset]], onset)
     rise_needed = np.maximum(np.log(min_loss_ratio), LOSS_NOISE * noise[0][row[onset]])
     before = segments.median_before(log_loss, firsts[row[onset]], onset, window)
     # Up to the first known loss from the end on: the one that is missing may have been the highest.
     known = np.append(np.flatnonzero(np.isfinite(log_loss)), len(log_loss))
-    peak_end = np.minimum(known[np.searchsorted(known, end)] + 1, np.append(firsts[1:], len(log_norm))[row[onset]])
+    peak_end = np.minimum(known[np.searchsorted(known, end)] + 1, lasts[row[onset]])
     rise = segments.highest(log_loss, onset, peak_end) - before
     half_way = segments.first_at_least(log_norm, onset, end, (log_norm[onset] + log_norm[end]) / 2)
     # Where no loss is known on one of the sides, the norm has to do. Of a rise that the record's end cuts off, half of
     # what there is may come soon; but not as steeply as a burst.
     quick = half_way - onset <= np.maximum(SLOWEST_RISE * (onset - fall), 1)
-    cut = end + 1 == np.append(firsts[1:], len(log_norm))[row[onset]]
-    steep = (log_norm[end] - log_norm[onset]) / 2 * (onset - fall) * SLOWEST_RISE >= (half_way - onset) * (
-        log_norm[fall] - log_norm[onset]
-    )
+    cut = end + 1 == lasts[row[onset]]
+    growth, descent = log_norm[end] - log_norm[onset], log_norm[fall] - log_norm[onset]
+    steep = growth / 2 * (onset - fall) * SLOWEST_RISE >= (half_way - onset) * descent
     confirmed = ~(rise < rise_needed) & quick & (steep | ~cut)
     onset = onset[confirmed]
-    before, (end, fall) = before[confirmed], _around(log_norm, firsts, row, onset)
+    before, (end, fall) = before[confirmed], _around(log_norm, firsts[row[onset]], lasts[row[onset]], onset)
 
     burst = slow = np.full(len(onset), np.nan)
     if "angular_step" in block:
@@ -199,13 +194,13 @@ def _minima(log_norm: np.ndarray, row: np.ndarray, prominence: np.ndarray) -> np
 
 
 def _around(
-    log_norm: np.ndarray, firsts: np.ndarray, row: np.ndarray, onset: np.ndarray
+    log_norm: np.ndarray, first: np.ndarray, last: np.ndarray, onset: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each onset the highest norm up to the next, and the highest norm since the one before."""
-    first, last = firsts[row[onset]], np.append(firsts[1:], len(log_norm))[row[onset]]
+    """For each onset, between first and last step of its configuration, the position of the highest norm up to the
+    next onset, and of the highest since the one before.
+    """
     following = np.minimum(np.append(onset[1:], len(log_norm)), last)
     end = segments.position_of_highest(log_norm, onset, following)
-    again = np.concatenate([[False], row[onset][1:] == row[onset][:-1]])[: len(onset)]
-    fall = np.roll(end, 1)
-    fall[~again] = segments.position_of_highest(log_norm, first[~again], onset[~again] + 1)
+    fall, is_first = np.roll(end, 1), np.diff(first, prepend=-1) > 0
+    fall[is_first] = segments.position_of_highest(log_norm, first[is_first], onset[is_first] + 1)
     return end, fall

@@ -45,8 +45,7 @@ class Trajectory:
 
     def select(self, rows: slice) -> "Trajectory":
         """Some of the configurations."""
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: array[rows] for name, array in arrays.items() if array is not None})
+        return replace(self, **{f.name: a[rows] for f in fields(self) if (a := getattr(self, f.name)) is not None})
 
     @cached_property
     def lr(self) -> np.ndarray:
