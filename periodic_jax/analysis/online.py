@@ -31,7 +31,7 @@ Rule = dict[str, np.ndarray]  # what is known at a step, the configurations firs
 
 
 class Verdict(NamedTuple):
-    """What the end of a window says of each configuration, ``(configs,)``."""
+    """What follows for each configuration from a window, ``(configs,)``."""
 
     ended: np.ndarray  # the period before has ended: its lowest candidate is its minimum
     lowest: np.ndarray  # the weights here are the lowest candidate of their period so far

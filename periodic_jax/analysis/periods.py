@@ -1,4 +1,4 @@
-"""Finds destabilisations and the periods between them in recorded trajectories. NumPy and SciPy only.
+"""Detects destabilisations and the periods between them in recorded trajectories. NumPy and SciPy only.
 
 In a period the weight norm falls (phase A: decay alone, the effective learning rate rises) until training
 destabilises, and then jumps up within a few steps (phase B). The norm has next to no mini-batch noise, so its local
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.signal import find_peaks
 
-from periodic_jax.analysis.blocks import map_blocks, rows_in_cache
+from periodic_jax.analysis.blocks import configs_in_cache, map_blocks
 from periodic_jax.core import segments
 from periodic_jax.dynamics import rotation_spent
 
@@ -59,7 +59,7 @@ def detect_periods(
     An onset is a local minimum of ln ρ of prominence at least ln ``min_growth`` around which the loss rises: its
     maximum while the norm grows is at least ``min_loss_ratio`` times its median over the ``window`` steps before. A
     slow descent has no such minimum. Where the curves are noisy, the prominence must also be `NORM_NOISE` standard
-    deviations of the noise of ln ρ, and the rise `LOSS_NOISE` of that of ln loss, both told from differences of
+    deviations of the noise of ln ρ, and the rise `LOSS_NOISE` of that of ln loss, both from differences of
     neighbours; and half of the norm's growth must come within `SLOWEST_RISE` of the steps that it fell before, so
     that an equilibrium's fluctuations are none. Steps that are not finite are left out, wherever they are.
 
@@ -85,10 +85,10 @@ def detect_periods(
     configs = math.prod(lead)
     flat = {name: array.reshape(configs, steps) for name, array in arrays.items()}
 
-    def detect(rows: slice) -> Periods:
-        return _detect_block({name: a[rows] for name, a in flat.items()}, min_growth, min_loss_ratio, window)
+    def detect(block: slice) -> Periods:
+        return _detect_block({name: a[block] for name, a in flat.items()}, min_growth, min_loss_ratio, window)
 
-    periods = map_blocks(detect, configs, rows_in_cache(steps))
+    periods = map_blocks(detect, configs, configs_in_cache(steps))
     return Periods(*(field.reshape((*lead, *field.shape[1:])) for field in periods))
 
 
@@ -137,10 +137,10 @@ def _detect_block(block: Mapping[str, np.ndarray], min_growth: float, min_loss_r
     All curves become one long one, without its missing steps, in which each configuration is a segment.
     """
     norm, loss = block["weight_norm"], block["loss"]
-    there = np.isfinite(norm) & (norm > 0) & ~np.isinf(loss)
-    row, step = np.nonzero(there)
-    log_norm = np.log(norm[there], dtype=np.float64)
-    positive = np.where(there & (loss > 0), loss, np.nan)[there]  # a loss of 0 has no logarithm
+    recorded = np.isfinite(norm) & (norm > 0) & ~np.isinf(loss)
+    row, step = np.nonzero(recorded)
+    log_norm = np.log(norm[recorded], dtype=np.float64)
+    positive = np.where(recorded & (loss > 0), loss, np.nan)[recorded]  # a loss of 0 has no logarithm
     log_loss = np.log(np.maximum(positive, np.finfo(np.float32).tiny), dtype=np.float64)
     firsts = np.searchsorted(row, np.arange(len(norm)))
     lasts = np.append(firsts[1:], len(row))
@@ -167,14 +167,14 @@ def _detect_block(block: Mapping[str, np.ndarray], min_growth: float, min_loss_r
 
     burst = slow = np.full(len(onset), np.nan)
     if "angular_step" in block:
-        spent = rotation(block["angular_step"][there])
+        spent = rotation(block["angular_step"][recorded])
         burst = segments.totals(np.nan_to_num(spent), onset, end + 1)
         whole = step[onset] - step[fall] == onset - fall
         slow = np.where(whole, segments.totals(spent, fall, np.maximum(onset, fall + 1)), np.nan)
     columns = (
-        step[onset], step[end], norm[there][onset], block["effective_lr"][there][onset], norm[there][end],
-        np.exp(before), segments.highest(loss[there], onset, end + 1),
-        -segments.highest(-loss[there], fall, onset + 1), step[fall], norm[there][fall],
+        step[onset], step[end], norm[recorded][onset], block["effective_lr"][recorded][onset], norm[recorded][end],
+        np.exp(before), segments.highest(loss[recorded], onset, end + 1),
+        -segments.highest(-loss[recorded], fall, onset + 1), step[fall], norm[recorded][fall],
         np.exp(segments.largest_spike(log_loss, fall, onset + 1)), burst, slow,
     )  # fmt: skip
     count = np.bincount(row[onset], minlength=len(norm))

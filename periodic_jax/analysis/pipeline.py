@@ -91,9 +91,9 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
     # As few blocks as memory allows: each chunk of a store holds all configurations, and is read again for every block.
     names = [name for name in CURVES if name in dataset]
     size = sum(dataset[name].dtype.itemsize for name in names) * max(dataset.sizes["step"], 1)
-    rows = max(math.ceil(configs / max(math.ceil(configs * size / most_in_memory), 1)), 1)
+    block_size = max(math.ceil(configs / max(math.ceil(configs * size / most_in_memory), 1)), 1)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a diverging run leaves float32's range
-        analysis = map_blocks(lambda block: _analyze_block(dataset, block, hyper, predict), configs, rows)
+        analysis = map_blocks(lambda block: _analyze_block(dataset, block, hyper, predict), configs, block_size)
     periods, between = analysis.periods, cycles(analysis.periods)
 
     variables = _along("config", **analysis.regimes._asdict(), destabilisations=periods.found)
@@ -116,11 +116,11 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
     return xr.Dataset(variables, coords, {"run": dataset.attrs.get("name", ""), "burn_in": BURN_IN})
 
 
-def _analyze_block(dataset: xr.Dataset, rows: slice, hyper: Hyperparameters, predict: bool) -> BlockAnalysis:
+def _analyze_block(dataset: xr.Dataset, block: slice, hyper: Hyperparameters, predict: bool) -> BlockAnalysis:
     names = [name for name in CURVES if name in dataset] + ["diverged_at"]
-    curves = {name: read(dataset, name, config=rows) for name in names}
+    curves = {name: read(dataset, name, config=block) for name in names}
     curves |= {name: np.full_like(curves["loss"], np.nan) for name in CURVES[:5] if name not in curves}
-    lr, weight_decay, momentum, pacing_decay, is_free = (values[rows] for values in hyper)
+    lr, weight_decay, momentum, pacing_decay, is_free = (values[block] for values in hyper)
     periods = detect_periods(curves)
     norm, elr, gradient, angle = (curves[name] for name in CURVES[1:5])
     trajectory = Trajectory(norm, elr, gradient, angle, weight_decay, momentum, is_free, curves.get("radial_leak"))
@@ -180,7 +180,7 @@ def _slopes(periods: Periods, between: Cycles, hyper: Hyperparameters) -> dict[s
     with np.errstate(all="ignore"):
         ratio = np.log(periods.fall_weight_norm / periods.onset_weight_norm)
         steps = periods.onset - periods.fall
-        plain = np.where(hyper.momentum == 0, 0, np.nan)[:, None]  # rotation tells little of the norm otherwise
+        plain = np.where(hyper.momentum == 0, 0, np.nan)[:, None]  # with momentum rotation does not fix the norm
         exact = plain + steps / (ratio + periods.fall_rotation)
         quiet = np.where(periods.fall_rotation <= QUIET * ratio, plain + steps / ratio, np.nan)
     fits = [log_slope(rate, y) for y in (exact, quiet, steps / ratio)] + [log_slope(rate[:, 1:], between.length)]

@@ -1,7 +1,7 @@
 """Figures of a run: functions from a flat Dataset (one ``config`` dimension), or from its analysis, to matplotlib Axes.
 They draw and compute nothing.
 
-Colour tells the learning rate (or the largest swept axis), panels the weight decay (or the next), line styles a third.
+Colour shows the learning rate (or the largest swept axis), panels the weight decay (or the next), line styles a third.
 """
 
 import functools

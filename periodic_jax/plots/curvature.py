@@ -94,16 +94,16 @@ def at_onsets(found: xr.Dataset) -> Figure | None:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6, 4))
         ax = figure.subplots()
-        together = np.concatenate(known)
+        both = np.concatenate(known)
         number = np.clip(int(2 * np.sqrt(len(known[1]))), 8, 30)
-        bins = np.geomspace(together.min(), together.max() * (1 + 1e-9), number + 1)
-        words = [
+        bins = np.geomspace(both.min(), both.max() * (1 + 1e-9), number + 1)
+        labels = [
             f"{where}: median {np.median(values):.2f}"
             for where, values in zip(("first half of the fall", "before the onset"), known, strict=True)
         ]
-        ax.hist(known, bins, color=[PHASE_A, PHASE_B], label=words)  # side by side
+        ax.hist(known, bins, color=[PHASE_A, PHASE_B], label=labels)  # side by side
         ax.axvline(1, color="black", lw=1, ls="--", label="threshold")
-        style.fit_scale(ax, True, x=together)
+        style.fit_scale(ax, True, x=both)
         ax.set(xlabel="effective learning rate x sharpness / threshold", ylabel="destabilisations")
         ax.locator_params("y", integer=True)
         figure.legend(loc="outside upper center", ncols=3)  # over the bars it would hide some

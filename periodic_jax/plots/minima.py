@@ -1,4 +1,4 @@
-"""The minima of a run's periods: how good they are, how far apart, what lies between, what they are worth together."""
+"""The minima of a run's periods: how good they are, how far apart, what lies between, and their ensembles."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from periodic_jax.plots import style
 from periodic_jax.plots.style import MOST_IN_LEGEND, STYLE, colours, named
 
 PATHS = {"straight": ("o", "-", "straight"), "layers": ("x", ":", "layer by layer")}  # marker, line style, label
-KINDS = {  # what is drawn over members -> line style and label
+KINDS = {  # what is drawn against the number of members -> line style and label
     "ensemble_error": ("-", "last minima: ensemble"),
     "average_test_error": (":", "their average"),
     "seed_ensemble_error": ("--", "whole runs of other seeds"),
@@ -121,7 +121,7 @@ def minima(found: xr.Dataset) -> Figure:
 
 
 def _series_of(found: xr.Dataset) -> list[str]:
-    """The hyperparameters that tell the configurations apart: what the colours show first, the seed last."""
+    """The hyperparameters that differ between configurations: what the colours show first, the seed last."""
     return sorted(style.swept_axes(found), key=lambda name: (name == "seed", name != "lr"))
 
 

@@ -1,4 +1,4 @@
-"""What the analysis of a whole run says: the regime map, period lengths, equilibria."""
+"""Figures of the analysis of a whole run: the regime map, period lengths, equilibria."""
 
 import matplotlib as mpl
 import numpy as np
@@ -12,7 +12,7 @@ from periodic_jax.core.formatting import short_numbers
 from periodic_jax.plots import style
 from periodic_jax.plots.style import REGIME_COLOURS, STYLE, named
 
-MOST_WRITTEN = 16  # cells in a row of the regime map that have room for words
+MOST_WRITTEN = 16  # cells in a row of the regime map that have room for text
 MOST_TICKS = 12
 MARKERS = {"converging": "o", "periodic": "s", "equilibrium": "D", "diverged": "X", "undecided": "."}
 
@@ -25,7 +25,7 @@ def map_axes(found: xr.Dataset) -> tuple[str, str]:
 
 
 def regime_map(ax: Axes, found: xr.Dataset, across: str = "lr", up: str = "weight_decay") -> Axes:
-    """Regimes over two axes of the grid: colour and letter tell the regime, the number its destabilisations.
+    """Regimes over two axes of the grid: colour and letter show the regime, the number its destabilisations.
 
     A cell of several configurations is parted into stripes, one for each, with their numbers one above the other where
     there is room.
@@ -101,8 +101,8 @@ def period_lengths(ax: Axes, found: xr.Dataset) -> Axes:
     fit = found.sel(fit="period_length")
     if np.isfinite(slope := float(fit.slope)):
         ends = np.array([rate[good].min(), rate[good].max()])
-        words = f"fit: slope {slope:.2f} [{float(fit.slope_low):.2f}, {float(fit.slope_high):.2f}]"
-        handles += ax.plot(ends, np.exp(float(fit.slope_intercept)) * ends**slope, color="black", lw=1, label=words)
+        label = f"fit: slope {slope:.2f} [{float(fit.slope_low):.2f}, {float(fit.slope_high):.2f}]"
+        handles += ax.plot(ends, np.exp(float(fit.slope_intercept)) * ends**slope, color="black", lw=1, label=label)
     style.fit_scale(ax, True, x=rate[good], y=np.concatenate([length[good], predicted[good]]))
     ax.set(xlabel="learning rate x weight decay / (1 - momentum)", ylabel="period length [steps]")
     ax.legend(handles=handles, loc="best")

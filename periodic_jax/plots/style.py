@@ -1,7 +1,7 @@
 """Colours, scales, labels and legends that all figures share.
 
-Swept numbers are shown by viridis from dark to light, which the colour-blind tell apart and which grey keeps; named
-things by colours of Okabe and Ito of different lightness, and by a letter wherever colour alone would have to do.
+Swept numbers are shown by viridis from dark to light, which the colour-blind distinguish and which grey preserves;
+named things by colours of Okabe and Ito of different lightness, and by a letter wherever colour alone would have to do.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ DASHES = ("-", "--", ":", "-.")
 MOST_IN_LEGEND = 10
 MOST_PANELS = 6
 NARROW = 1.5  # ratio of the largest to the smallest number from which a logarithmic axis says more than a linear one
-CONSTANT = 1e-3  # relative range below which a quantity counts as held
+CONSTANT = 1e-3  # relative range below which a quantity counts as constant
 
 
 def swept_axes(dataset: xr.Dataset) -> list[str]:
@@ -199,13 +199,13 @@ def fit_scale(ax: Axes, log: bool, **arrays: Any) -> None:
 
 
 def note_if_empty(ax: Axes, values: np.ndarray) -> None:
-    """Say so where there is nothing to draw."""
+    """Note where there is nothing to draw."""
     if not np.isfinite(values).any():
         ax.text(0.5, 0.5, "nothing recorded", transform=ax.transAxes, ha="center", va="center", color="grey")
 
 
 def label(name: str) -> str:
-    """A quantity with its unit; from the package's own list, so that no file puts words into a figure."""
+    """A quantity with its unit; from the package's own list, so that no file puts text into a figure."""
     return describe(name).label
 
 

@@ -104,7 +104,7 @@ def phase_diagram(
 def in_panels(dataset: xr.Dataset, draw: Callable[..., Axes], *args: Any, **options: Any) -> Figure:
     """A figure with one panel for each value of the second axis, all with the same colours, and a shared legend.
 
-    Line styles show a third axis; of a fourth the title says that its curves are drawn alike.
+    Line styles show a third axis; the title notes that the curves of a fourth are drawn alike.
 
     Args:
         dataset: a flat run.

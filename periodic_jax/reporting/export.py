@@ -136,11 +136,9 @@ def _points(dataset: xr.Dataset, i: int) -> Iterator[tuple[str, int, float]]:
 
 
 def _curves(dataset: xr.Dataset, i: int, dim: str) -> dict[str, np.ndarray]:
-    """What one configuration has along ``step`` or ``eval_step``, each layer on its own, up to what it reached."""
+    """The curves of one configuration along ``step`` or ``eval_step``, each layer on its own, up to what it reached."""
     curves: dict[str, np.ndarray] = {}
-    for name in sorted(map(str, dataset.data_vars)):
-        if dim not in dataset[name].dims:
-            continue
+    for name in sorted(str(name) for name, array in dataset.data_vars.items() if dim in array.dims):
         values = read(dataset, name, config=slice(i, i + 1))[0]
         if values.ndim == 2:
             curves |= {f"{name}/{layer}": values[:, k] for k, layer in enumerate(dataset.layer.values)}

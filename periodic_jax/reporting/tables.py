@@ -123,7 +123,7 @@ def _as_text(found: xr.Dataset, configs: np.ndarray, table: dict[str, np.ndarray
 
 
 def findings(analysis: xr.Dataset) -> str:
-    """What the whole run says, in a few lines: slopes, bounds, the rotation budget, the back-test of forecasts."""
+    """Summary of the whole run, in a few lines: slopes, bounds, the rotation budget, the back-test of forecasts."""
     lines = []
     titles = {
         "falling_edge": "falling edges / (ln(norm ratio) + rotation)",
