@@ -1,4 +1,4 @@
-"""Tells from recorded trajectories: periods, regimes, agreement with theory, forecasts. NumPy and SciPy only."""
+"""Analyses recorded trajectories: periods, regimes, agreement with theory, forecasts. NumPy and SciPy only."""
 
 from periodic_jax.analysis.periods import Cycles, Periods, cycles, detect_periods
 from periodic_jax.analysis.pipeline import MOST_IN_MEMORY, analyze

@@ -9,19 +9,19 @@ MOST_AT_ONCE = 2**18  # numbers in one temporary array, or one configuration's: 
 Result = TypeVar("Result", bound=tuple[Any, ...])
 
 
-def rows_in_cache(steps: int) -> int:
+def configs_in_cache(steps: int) -> int:
     """Number of configurations, at least one, whose curves of so many steps have at most `MOST_AT_ONCE` numbers."""
     return max(MOST_AT_ONCE // max(steps, 1), 1)
 
 
-def map_blocks(compute: Callable[[slice], Result], configs: int, rows: int) -> Result:
+def map_blocks(compute: Callable[[slice], Result], configs: int, size: int) -> Result:
     """Compute results block by block of configurations, and stack them.
 
     Args:
         compute: takes a slice of the configurations; returns a NamedTuple of arrays with the configurations first, of
             such NamedTuples, or of None.
         configs: number of configurations.
-        rows: configurations of a block, at least 1.
+        size: configurations of a block, at least 1.
 
     Returns:
         The NamedTuple for all configurations. Arrays ``(block, columns)`` of fewer columns end in NaN.
@@ -31,10 +31,10 @@ def map_blocks(compute: Callable[[slice], Result], configs: int, rows: int) -> R
         >>> class Sums(NamedTuple):
         ...     total: np.ndarray
         >>> curves = np.arange(6).reshape(3, 2)
-        >>> map_blocks(lambda rows: Sums(curves[rows].sum(1)), configs=3, rows=2).total.tolist()
+        >>> map_blocks(lambda block: Sums(curves[block].sum(1)), configs=3, size=2).total.tolist()
         [1, 5, 9]
     """
-    return _stack([compute(slice(first, min(first + rows, configs))) for first in range(0, max(configs, 1), rows)])
+    return _stack([compute(slice(first, min(first + size, configs))) for first in range(0, max(configs, 1), size)])
 
 
 def _stack(parts: Sequence[Any]) -> Any:

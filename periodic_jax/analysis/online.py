@@ -1,6 +1,6 @@
-"""Periods told while they are trained, window by window of steps, and the lowest point of each. NumPy only.
+"""Detects periods during training, window by window of steps, and the lowest point of each. NumPy only.
 
-This is `detect_periods` as it can be read without the future: a destabilisation is a minimum of the weight
+This is `detect_periods` without knowledge of the future: a destabilisation is a minimum of the weight
 norm from which it grows by a tenth or more at once, while the loss rises beyond its noise. At the end of each window,
 of each configuration:
 
@@ -13,12 +13,11 @@ of each configuration:
   `LOSS_RATIO` and by `LOSS_NOISE` standard deviations of its noise, and if the rise took at most `SLOWEST_RISE` of the
   steps of the fall, or a window. If not, it goes on.
 
-The candidate of lowest score of a period that has ended is its minimum. What is shorter than a few windows is not told
-apart.
+The candidate of lowest score of a period that has ended is its minimum. Periods shorter than a few windows are not
+resolved.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,12 +26,12 @@ from periodic_jax.analysis.periods import LOSS_NOISE, NORM_NOISE, SLOWEST_RISE
 
 GROWTH = 1.1  # as `min_growth` of `detect_periods`
 LOSS_RATIO = 3.0  # as its `min_loss_ratio`
-LAST = 10  # steps at the end of a window that tell the state there
+LAST = 10  # steps at the end of a window from which the score there is taken
 Rule = dict[str, np.ndarray]  # what is known at a step, the configurations first; see `fresh`
 
 
 class Verdict(NamedTuple):
-    """What the end of a window says of each configuration, ``(configs,)``."""
+    """What follows for each configuration from a window, ``(configs,)``."""
 
     ended: np.ndarray  # the period before has ended: its lowest candidate is its minimum
     lowest: np.ndarray  # the weights here are the lowest candidate of their period so far
@@ -79,81 +78,75 @@ def conclude_periods(rule: Rule, end: int, alive: np.ndarray) -> Verdict:
         end: updates made, a multiple of the window's length.
         alive: which configurations have not diverged.
     """
-    configs, every = rule["loss"].shape
+    configs = len(rule["step"])
     before = Verdict(np.zeros(configs, bool), np.zeros(configs, bool), rule["step"].copy(), rule["score"].copy())
-    rows = np.flatnonzero(alive & np.isfinite(rule["norm"][:, -1]) & (rule["norm"][:, -1] > 0))
-    if len(rows):
-        seen = _window(rule, rows, end)
-        before.ended[rows] = _follow_norm(rule, rows, seen, every)
-        over = rows[before.ended[rows]]
-        rule["score"][over], rule["step"][over] = np.nan, -1
-        rule["found"][over] += 1
-        lower = ~(rule["score"][rows] <= seen["score"])
-        before.lowest[rows] = lower
-        kept = rows[lower]
-        rule["score"][kept], rule["noise"][kept] = seen["score"][lower], seen["noise"][lower]
-        rule["step"][kept] = end
+    chosen = np.flatnonzero(alive & np.isfinite(rule["norm"][:, -1]) & (rule["norm"][:, -1] > 0))
+    if len(chosen):
+        part = {name: array[chosen] for name, array in rule.items()}
+        candidate = _candidate(part, end)
+        before.ended[chosen] = ended = _follow_norm(part, end)
+        part["score"][ended], part["step"][ended] = np.nan, -1
+        part["found"] += ended
+        before.lowest[chosen] = lower = ~(part["score"] <= candidate["score"])
+        for name, values in candidate.items():
+            np.copyto(part[name], values, where=lower, casting="same_kind")
+        for name, array in part.items():
+            rule[name][chosen] = array
     rule["loss"][:], rule["norm"][:] = np.nan, np.nan
     return before
 
 
-def _window(rule: Rule, rows: np.ndarray, end: int) -> dict[str, np.ndarray]:
-    """Of some configurations: score, noise of ln loss and of ln ρ, and where the norm is highest and lowest."""
-    loss, norm = (rule[name][rows] for name in ("loss", "norm"))
-    begin, number = end - loss.shape[1], np.arange(len(rows))
+def _candidate(part: Rule, end: int) -> Rule:
+    """The end of a window as candidate for the lowest point: score, noise of ln loss, and step."""
+    loss = part["loss"]
     with np.errstate(divide="ignore", invalid="ignore"):
-        log_loss, log_norm = np.log(loss, dtype=np.float64), np.log(norm, dtype=np.float64)
-        score = np.fmax(np.nanmedian(loss, axis=1), np.nanmean(loss[:, -LAST:], axis=1)).astype(loss.dtype)
-        noise = _noise(log_loss, 1).astype(loss.dtype)
-    top, bottom = (choose(np.where(np.isfinite(norm), norm, blank), axis=1) for choose, blank in
-                   ((np.argmax, -np.inf), (np.argmin, np.inf)))  # fmt: skip
-    return {
-        "loss": loss, "score": score, "noise": noise, "norm_noise": _noise(log_norm, 2), "last": norm[:, -1],
-        "top": norm[number, top], "top_step": begin + top, "bottom": norm[number, bottom],
-        "bottom_step": begin + bottom, "bottom_place": bottom, "end": np.full(len(rows), end),
-    }  # fmt: skip
+        score = np.fmax(np.nanmedian(loss, axis=1), np.nanmean(loss[:, -LAST:], axis=1))
+        noise = _noise(np.log(loss, dtype=np.float64), 1)
+    return {"score": score, "noise": noise, "step": np.full(len(loss), end)}
 
 
-def _follow_norm(rule: Rule, rows: np.ndarray, seen: Mapping[str, np.ndarray], every: int) -> np.ndarray:
-    """Go on with falls and rises of the norm; whether a period has ended."""
-    falling = np.isfinite(rule["low"][rows])
+def _follow_norm(part: Rule, end: int) -> np.ndarray:
+    """Update the falls and rises of the norm of some configurations; whether a period has ended."""
+    norm, every, each = part["norm"], part["norm"].shape[1], np.arange(len(part["norm"]))
+    top, bottom = (choose(np.where(np.isfinite(norm), norm, blank), axis=1)
+                   for choose, blank in ((np.argmax, -np.inf), (np.argmin, np.inf)))  # fmt: skip
+    last, falling = norm[:, -1], np.isfinite(part["low"])
+
+    def restart_high(where: np.ndarray) -> None:
+        np.copyto(part["high"], norm[each, top], where=where)
+        np.copyto(part["high_step"], end - every + top, where=where, casting="same_kind")
+
     # Before a fall: the highest norm, until it is well below.
-    higher = rows[~falling & ~(rule["high"][rows] >= seen["top"])]
-    at = np.searchsorted(rows, higher)
-    rule["high"][higher], rule["high_step"][higher] = seen["top"][at], seen["top_step"][at]
-    begins = ~falling & (seen["last"] * GROWTH <= rule["high"][rows])
+    restart_high(~falling & ~(part["high"] >= norm[each, top]))
+    begins = ~falling & (last * GROWTH <= part["high"])
     # In a fall: the lowest norm, and the highest loss from there on.
-    lower = begins | (falling & (seen["bottom"] < rule["low"][rows]))
-    low = np.where(begins, seen["last"], seen["bottom"])
-    place = np.where(begins, every - 1, seen["bottom_place"])
+    place = np.where(begins, every - 1, bottom)
+    lower = begins | (falling & (norm[each, bottom] < part["low"]))
     onwards = np.arange(every) >= place[:, None]
-    peak = np.fmax.reduce(np.where(onwards | ~lower[:, None], seen["loss"], np.nan), axis=1)
-    peak = np.where(lower, peak, np.fmax(rule["peak"][rows], peak))
-    low = np.where(lower, low, rule["low"][rows])
-    low_step = np.where(lower, seen["end"] - every + place, rule["low_step"][rows])
+    peak = np.fmax.reduce(np.where(onwards | ~lower[:, None], part["loss"], np.nan), axis=1)
+    part["peak"] = np.where(lower, peak, np.fmax(part["peak"], peak))
+    part["low"] = np.where(lower, norm[each, place], part["low"])
+    part["low_step"] = np.where(lower, end - every + place, part["low_step"])
 
     with np.errstate(divide="ignore", invalid="ignore"):
-        growth = np.log(seen["last"], dtype=np.float64) - np.log(low, dtype=np.float64)
-        rise = np.log(peak, dtype=np.float64) - np.log(rule["score"][rows], dtype=np.float64)
-    grown = falling & (growth >= np.maximum(math.log(GROWTH), NORM_NOISE * seen["norm_noise"]))
-    confirmed = rise >= np.maximum(math.log(LOSS_RATIO), LOSS_NOISE * np.nan_to_num(rule["noise"][rows]))
-    steps = seen["end"] - 1 - low_step
-    quick = steps <= np.maximum(SLOWEST_RISE * (low_step - rule["high_step"][rows]), every)
-
-    rule["low"][rows] = np.where(grown | ~(falling | begins), np.nan, low)
-    rule["low_step"][rows], rule["peak"][rows] = low_step, peak
-    rule["high"][rows[grown]], rule["high_step"][rows[grown]] = seen["top"][grown], seen["top_step"][grown]
-    return grown & confirmed & quick & (rule["step"][rows] >= 0)
+        growth = np.log(last, dtype=np.float64) - np.log(part["low"], dtype=np.float64)
+        rise = np.log(part["peak"], dtype=np.float64) - np.log(part["score"], dtype=np.float64)
+        noise = _noise(np.log(norm, dtype=np.float64), 2)
+    grown = falling & (growth >= np.maximum(math.log(GROWTH), NORM_NOISE * noise))
+    confirmed = rise >= np.maximum(math.log(LOSS_RATIO), LOSS_NOISE * np.nan_to_num(part["noise"]))
+    fall = part["low_step"] - part["high_step"]
+    quick = end - 1 - part["low_step"] <= np.maximum(SLOWEST_RISE * fall, every)
+    part["low"][grown | ~(falling | begins)] = np.nan
+    restart_high(grown)
+    return grown & confirmed & quick & (part["step"] >= 0)
 
 
 def _noise(values: np.ndarray, order: int) -> np.ndarray:
-    """Standard deviation of the noise of each row from differences of neighbours, as `core.segments.noise` tells it."""
-    apart = np.abs(np.diff(values, order, axis=1))
-    known = np.isfinite(apart)
-    middle = np.zeros(len(apart))
-    if (some := known.any(1)).any():
-        middle[some] = np.nanmedian(np.where(known[some], apart[some], np.nan), axis=1)
-    return 1.4826 / math.sqrt({1: 2, 2: 6}[order]) * middle
+    """Standard deviation of the noise of each row from differences of neighbours, as by `core.segments.noise`."""
+    differences = np.abs(np.diff(values, order, axis=1))
+    known = np.isfinite(differences)
+    differences = np.where(known, differences, np.where(known.any(1, keepdims=True), np.nan, 0))
+    return 1.4826 / math.sqrt({1: 2, 2: 6}[order]) * np.nanmedian(differences, axis=1)
 
 
 def most_periods(steps: int, every: int, rate: np.ndarray) -> np.ndarray:

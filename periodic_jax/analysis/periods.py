@@ -1,4 +1,4 @@
-"""Finds destabilisations and the periods between them in recorded trajectories. NumPy and SciPy only.
+"""Detects destabilisations and the periods between them in recorded trajectories. NumPy and SciPy only.
 
 In a period the weight norm falls (phase A: decay alone, the effective learning rate rises) until training
 destabilises, and then jumps up within a few steps (phase B). The norm has next to no mini-batch noise, so its local
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.signal import find_peaks
 
-from periodic_jax.analysis.blocks import map_blocks, rows_in_cache
+from periodic_jax.analysis.blocks import configs_in_cache, map_blocks
 from periodic_jax.core import segments
 from periodic_jax.dynamics import rotation_spent
 
@@ -39,9 +39,7 @@ class Periods(NamedTuple):
     fall_weight_norm: np.ndarray  # norm there
     spike: np.ndarray  # largest ratio by which the loss rises and falls again within the fall; noise alone makes 3 - 7
     rotation: np.ndarray  # Σ -ln cos θ from onset to end; NaN without ``angular_step``
-    fall_rotation: (
-        np.ndarray
-    )  # the same over the fall, up to before the onset; NaN too where one of its steps is missing
+    fall_rotation: np.ndarray  # the same over the fall, up to before the onset; NaN too where a step is missing
 
 
 class Cycles(NamedTuple):
@@ -61,7 +59,7 @@ def detect_periods(
     An onset is a local minimum of ln ρ of prominence at least ln ``min_growth`` around which the loss rises: its
     maximum while the norm grows is at least ``min_loss_ratio`` times its median over the ``window`` steps before. A
     slow descent has no such minimum. Where the curves are noisy, the prominence must also be `NORM_NOISE` standard
-    deviations of the noise of ln ρ, and the rise `LOSS_NOISE` of that of ln loss, both told from differences of
+    deviations of the noise of ln ρ, and the rise `LOSS_NOISE` of that of ln loss, both from differences of
     neighbours; and half of the norm's growth must come within `SLOWEST_RISE` of the steps that it fell before, so
     that an equilibrium's fluctuations are none. Steps that are not finite are left out, wherever they are.
 
@@ -81,16 +79,16 @@ def detect_periods(
         >>> detect_periods({"loss": loss, "weight_norm": rho, "effective_lr": 0.1 / rho**2}).onset.tolist()
         [99.0]
     """
-    names = [name for name in ("loss", "weight_norm", "effective_lr", "angular_step") if name in telemetry]
-    arrays = {name: np.asarray(telemetry[name]) for name in names}
-    lead, steps = arrays["weight_norm"].shape[:-1], arrays["weight_norm"].shape[-1]
+    names = ("loss", "weight_norm", "effective_lr", "angular_step")
+    arrays = {name: np.asarray(telemetry[name]) for name in names if name in telemetry}
+    *lead, steps = arrays["weight_norm"].shape
     configs = math.prod(lead)
     flat = {name: array.reshape(configs, steps) for name, array in arrays.items()}
 
-    def detect(rows: slice) -> Periods:
-        return _detect_block({name: a[rows] for name, a in flat.items()}, min_growth, min_loss_ratio, window)
+    def detect(block: slice) -> Periods:
+        return _detect_block({name: a[block] for name, a in flat.items()}, min_growth, min_loss_ratio, window)
 
-    periods = map_blocks(detect, configs, rows_in_cache(steps))
+    periods = map_blocks(detect, configs, configs_in_cache(steps))
     return Periods(*(field.reshape((*lead, *field.shape[1:])) for field in periods))
 
 
@@ -103,13 +101,10 @@ def cycles(found: Periods) -> Cycles:
     Returns:
         Length, phases and norm ratio of each period; NaN from the last destabilisation on.
     """
-    before, after = (lambda a: a[..., :-1]), (lambda a: a[..., 1:])
-    return Cycles(
-        length=after(found.onset) - before(found.onset),
-        jump=before(found.end) - before(found.onset) + 0 * after(found.onset),
-        fall=after(found.onset) - before(found.end),
-        norm_ratio=before(found.peak_weight_norm) / after(found.onset_weight_norm),
-    )
+    length = np.diff(found.onset, axis=-1)
+    jump = (found.end - found.onset)[..., :-1] + 0 * length
+    norm_ratio = found.peak_weight_norm[..., :-1] / found.onset_weight_norm[..., 1:]
+    return Cycles(length, jump, length - jump, norm_ratio)
 
 
 def delta_jumps(angular_step: Any, delta: Any) -> np.ndarray:
@@ -142,44 +137,44 @@ def _detect_block(block: Mapping[str, np.ndarray], min_growth: float, min_loss_r
     All curves become one long one, without its missing steps, in which each configuration is a segment.
     """
     norm, loss = block["weight_norm"], block["loss"]
-    there = np.isfinite(norm) & (norm > 0) & ~np.isinf(loss)
-    row, step = np.nonzero(there)
-    log_norm = np.log(norm[there], dtype=np.float64)
-    positive = np.where(there & (loss > 0), loss, np.nan)[there]  # a loss of 0 has no logarithm
+    recorded = np.isfinite(norm) & (norm > 0) & ~np.isinf(loss)
+    row, step = np.nonzero(recorded)
+    log_norm = np.log(norm[recorded], dtype=np.float64)
+    positive = np.where(recorded & (loss > 0), loss, np.nan)[recorded]  # a loss of 0 has no logarithm
     log_loss = np.log(np.maximum(positive, np.finfo(np.float32).tiny), dtype=np.float64)
     firsts = np.searchsorted(row, np.arange(len(norm)))
+    lasts = np.append(firsts[1:], len(row))
     noise = segments.noise(log_loss, firsts, order=1), segments.noise(log_norm, firsts, order=2)
 
     onset = _minima(log_norm, row, np.maximum(np.log(min_growth), NORM_NOISE * noise[1]))
-    end, fall = _around(log_norm, firsts, row, onset)
+    end, fall = _around(log_norm, firsts[row[onset]], lasts[row[onset]], onset)
     rise_needed = np.maximum(np.log(min_loss_ratio), LOSS_NOISE * noise[0][row[onset]])
     before = segments.median_before(log_loss, firsts[row[onset]], onset, window)
     # Up to the first known loss from the end on: the one that is missing may have been the highest.
     known = np.append(np.flatnonzero(np.isfinite(log_loss)), len(log_loss))
-    peak_end = np.minimum(known[np.searchsorted(known, end)] + 1, np.append(firsts[1:], len(log_norm))[row[onset]])
+    peak_end = np.minimum(known[np.searchsorted(known, end)] + 1, lasts[row[onset]])
     rise = segments.highest(log_loss, onset, peak_end) - before
     half_way = segments.first_at_least(log_norm, onset, end, (log_norm[onset] + log_norm[end]) / 2)
     # Where no loss is known on one of the sides, the norm has to do. Of a rise that the record's end cuts off, half of
     # what there is may come soon; but not as steeply as a burst.
     quick = half_way - onset <= np.maximum(SLOWEST_RISE * (onset - fall), 1)
-    cut = end + 1 == np.append(firsts[1:], len(log_norm))[row[onset]]
-    steep = (log_norm[end] - log_norm[onset]) / 2 * (onset - fall) * SLOWEST_RISE >= (half_way - onset) * (
-        log_norm[fall] - log_norm[onset]
-    )
+    cut = end + 1 == lasts[row[onset]]
+    growth, descent = log_norm[end] - log_norm[onset], log_norm[fall] - log_norm[onset]
+    steep = growth / 2 * (onset - fall) * SLOWEST_RISE >= (half_way - onset) * descent
     confirmed = ~(rise < rise_needed) & quick & (steep | ~cut)
     onset = onset[confirmed]
-    before, (end, fall) = before[confirmed], _around(log_norm, firsts, row, onset)
+    before, (end, fall) = before[confirmed], _around(log_norm, firsts[row[onset]], lasts[row[onset]], onset)
 
     burst = slow = np.full(len(onset), np.nan)
     if "angular_step" in block:
-        spent = rotation(block["angular_step"][there])
+        spent = rotation(block["angular_step"][recorded])
         burst = segments.totals(np.nan_to_num(spent), onset, end + 1)
         whole = step[onset] - step[fall] == onset - fall
         slow = np.where(whole, segments.totals(spent, fall, np.maximum(onset, fall + 1)), np.nan)
     columns = (
-        step[onset], step[end], norm[there][onset], block["effective_lr"][there][onset], norm[there][end],
-        np.exp(before), segments.highest(loss[there], onset, end + 1),
-        -segments.highest(-loss[there], fall, onset + 1), step[fall], norm[there][fall],
+        step[onset], step[end], norm[recorded][onset], block["effective_lr"][recorded][onset], norm[recorded][end],
+        np.exp(before), segments.highest(loss[recorded], onset, end + 1),
+        -segments.highest(-loss[recorded], fall, onset + 1), step[fall], norm[recorded][fall],
         np.exp(segments.largest_spike(log_loss, fall, onset + 1)), burst, slow,
     )  # fmt: skip
     count = np.bincount(row[onset], minlength=len(norm))
@@ -199,13 +194,13 @@ def _minima(log_norm: np.ndarray, row: np.ndarray, prominence: np.ndarray) -> np
 
 
 def _around(
-    log_norm: np.ndarray, firsts: np.ndarray, row: np.ndarray, onset: np.ndarray
+    log_norm: np.ndarray, first: np.ndarray, last: np.ndarray, onset: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each onset the highest norm up to the next, and the highest norm since the one before."""
-    first, last = firsts[row[onset]], np.append(firsts[1:], len(log_norm))[row[onset]]
+    """For each onset, between first and last step of its configuration, the position of the highest norm up to the
+    next onset, and of the highest since the one before.
+    """
     following = np.minimum(np.append(onset[1:], len(log_norm)), last)
     end = segments.position_of_highest(log_norm, onset, following)
-    again = np.concatenate([[False], row[onset][1:] == row[onset][:-1]])[: len(onset)]
-    fall = np.roll(end, 1)
-    fall[~again] = segments.position_of_highest(log_norm, first[~again], onset[~again] + 1)
+    fall, is_first = np.roll(end, 1), np.diff(first, prepend=-1) > 0
+    fall[is_first] = segments.position_of_highest(log_norm, first[is_first], onset[is_first] + 1)
     return end, fall

@@ -12,7 +12,7 @@ from periodic_jax.analysis.blocks import map_blocks
 from periodic_jax.analysis.forecast import ForecastOrigin, forecast, forecast_origin, references
 from periodic_jax.analysis.periods import Cycles, Periods, cycles, detect_periods
 from periodic_jax.analysis.regimes import BURN_IN, Regimes, classify_regimes
-from periodic_jax.analysis.stability import before_onsets, threshold
+from periodic_jax.analysis.stability import before_onsets
 from periodic_jax.analysis.theory_checks import CHECKS, Theory, Trajectory, check_theory
 from periodic_jax.core import segments
 from periodic_jax.core.grid import AXES
@@ -91,13 +91,13 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
     # As few blocks as memory allows: each chunk of a store holds all configurations, and is read again for every block.
     names = [name for name in CURVES if name in dataset]
     size = sum(dataset[name].dtype.itemsize for name in names) * max(dataset.sizes["step"], 1)
-    rows = max(math.ceil(configs / max(math.ceil(configs * size / most_in_memory), 1)), 1)
+    block_size = max(math.ceil(configs / max(math.ceil(configs * size / most_in_memory), 1)), 1)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a diverging run leaves float32's range
-        analysis = map_blocks(lambda block: _analyze_block(dataset, block, hyper, predict), configs, rows)
+        analysis = map_blocks(lambda block: _analyze_block(dataset, block, hyper, predict), configs, block_size)
     periods, between = analysis.periods, cycles(analysis.periods)
 
     variables = _along("config", **analysis.regimes._asdict(), destabilisations=periods.found)
-    variables |= _along("config", **_of_runs(dataset, periods), final_weight_norm=analysis.final_norm)
+    variables |= _along("config", **_of_runs(dataset, between), final_weight_norm=analysis.final_norm)
     variables |= _along("config", steps=analysis.steps, **analysis.theory._asdict())
     violations = variables.pop("violations")[1]
     assumptions = {f"{name} assumes": entry.assumes for name, entry in CHECKS.items()}
@@ -116,11 +116,11 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
     return xr.Dataset(variables, coords, {"run": dataset.attrs.get("name", ""), "burn_in": BURN_IN})
 
 
-def _analyze_block(dataset: xr.Dataset, rows: slice, hyper: Hyperparameters, predict: bool) -> BlockAnalysis:
+def _analyze_block(dataset: xr.Dataset, block: slice, hyper: Hyperparameters, predict: bool) -> BlockAnalysis:
     names = [name for name in CURVES if name in dataset] + ["diverged_at"]
-    curves = {name: read(dataset, name, config=rows) for name in names}
+    curves = {name: read(dataset, name, config=block) for name in names}
     curves |= {name: np.full_like(curves["loss"], np.nan) for name in CURVES[:5] if name not in curves}
-    lr, weight_decay, momentum, pacing_decay, is_free = (values[rows] for values in hyper)
+    lr, weight_decay, momentum, pacing_decay, is_free = (values[block] for values in hyper)
     periods = detect_periods(curves)
     norm, elr, gradient, angle = (curves[name] for name in CURVES[1:5])
     trajectory = Trajectory(norm, elr, gradient, angle, weight_decay, momentum, is_free, curves.get("radial_leak"))
@@ -140,11 +140,10 @@ def _along(dims: str | tuple[str, ...], **arrays: Any) -> dict[str, Any]:
     return {name: (dims, values) for name, values in arrays.items()}
 
 
-def _of_runs(dataset: xr.Dataset, periods: Periods) -> dict[str, np.ndarray]:
+def _of_runs(dataset: xr.Dataset, between: Cycles) -> dict[str, np.ndarray]:
     """Numbers of whole configurations."""
-    with np.errstate(invalid="ignore"):
-        gaps = np.nansum(np.diff(periods.onset, axis=1), axis=1)
-        mean_period = gaps / np.where(periods.found > 1, periods.found - 1, np.nan)
+    with np.errstate(invalid="ignore"):  # NaN without periods
+        mean_period = segments.mean(between.length, np.isfinite(between.length))
     extremes = {
         f"{kind}_{name}": reduce(_evaluations(dataset, name))
         for name in ("train_loss", "test_error")
@@ -181,7 +180,7 @@ def _slopes(periods: Periods, between: Cycles, hyper: Hyperparameters) -> dict[s
     with np.errstate(all="ignore"):
         ratio = np.log(periods.fall_weight_norm / periods.onset_weight_norm)
         steps = periods.onset - periods.fall
-        plain = np.where(hyper.momentum == 0, 0, np.nan)[:, None]  # rotation tells little of the norm otherwise
+        plain = np.where(hyper.momentum == 0, 0, np.nan)[:, None]  # with momentum rotation does not fix the norm
         exact = plain + steps / (ratio + periods.fall_rotation)
         quiet = np.where(periods.fall_rotation <= QUIET * ratio, plain + steps / ratio, np.nan)
     fits = [log_slope(rate, y) for y in (exact, quiet, steps / ratio)] + [log_slope(rate[:, 1:], between.length)]
@@ -219,13 +218,10 @@ def _lowest_between(dataset: xr.Dataset, name: str, periods: Periods) -> np.ndar
     steps = dataset["eval_step"].values if values.size else np.zeros(0)
     left, right = periods.onset[:, :-1], periods.onset[:, 1:]
     row, k = np.nonzero(np.isfinite(right))
-    first = np.searchsorted(steps, left[row, k], side="right")
-    last = np.searchsorted(steps, right[row, k], side="right")
-    some = last > first
-    row, k, first, last = row[some], k[some], first[some], last[some]
+    first, last = (np.searchsorted(steps, onsets[row, k], side="right") for onsets in (left, right))
     lowest = np.full(left.shape, np.nan)
-    offset = row * values.shape[1]
-    lowest[row, k] = -segments.highest(-values.ravel(), offset + first, offset + last)
+    stretches = zip(row, first, last, strict=True)
+    lowest[row, k] = [np.fmin.reduce(values[i, begin:end], initial=np.nan) for i, begin, end in stretches]
     return lowest
 
 
@@ -249,7 +245,8 @@ def _stability(dataset: xr.Dataset, periods: Periods, hyper: Hyperparameters) ->
     if "elr_times_sharpness" not in dataset.variables:
         return {}
     before = before_onsets(read(dataset, "elr_times_sharpness").astype(np.float64), periods)
-    limit = threshold(hyper.lr, hyper.weight_decay, hyper.momentum)
+    # η̃S at which minima are left, 2(1+μ)a; learning rates as at the start of a schedule.
+    limit = dynamics.sharpness_limit(1.0, hyper.lr, hyper.weight_decay, hyper.momentum)
     return _along(EVENTS, **before._asdict()) | _along("config", stability_threshold=limit)
 
 
@@ -261,14 +258,11 @@ def _evaluations(dataset: xr.Dataset, name: str) -> np.ndarray:
 
 
 def _last(values: np.ndarray) -> np.ndarray:
-    """The last finite value along the last dimension, NaN where there is none."""
-    finite = np.isfinite(values)
-    if not values.shape[-1]:
-        return np.full(values.shape[:-1], np.nan)
-    last = values.shape[-1] - 1 - np.argmax(finite[..., ::-1], axis=-1)
-    return np.where(finite.any(-1), np.take_along_axis(values, last[..., None], -1)[..., 0], np.nan).astype(np.float64)
+    """The last finite value of each row, NaN where there is none."""
+    last = segments.ends(np.isfinite(values)) - 1
+    return np.pad(values, ((0, 0), (0, 1)), constant_values=np.nan)[np.arange(len(values)), last].astype(np.float64)
 
 
 def _lowest(values: np.ndarray) -> np.ndarray:
-    lowest = np.where(np.isfinite(values), values, np.inf).min(-1, initial=np.inf)
-    return np.where(np.isfinite(lowest), lowest, np.nan).astype(np.float64)
+    """The lowest finite value of each row, NaN where there is none."""
+    return np.fmin.reduce(np.where(np.isfinite(values), values, np.nan), axis=1, initial=np.nan)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from periodic_jax.analysis.blocks import map_blocks, rows_in_cache
+from periodic_jax.analysis.blocks import configs_in_cache, map_blocks
 from periodic_jax.analysis.periods import LOSS_NOISE, Periods, detect_periods, rotation
 from periodic_jax.core import segments
 from periodic_jax.core.formatting import counted
@@ -77,13 +77,13 @@ def classify_regimes(
     the loss's noise; or the median angular step is `LARGEST_ANGLE` or more, a random walk.
     equilibrium: rotation keeps pace with the decay (at least `LEAST_PACE`), less than `MOST_BURSTS` of it is in
     destabilisations, and the loss has stopped falling (keeps at least `LEAST_LEVEL` from the middle third of the steps
-    to the last). Without decay only the loss tells.
+    to the last). Without decay only the loss decides.
     periodic: at least one destabilisation.
     converging: the rest.
 
     Args:
         telemetry: as `detect_periods`, with ``angular_step``; and with ``diverged_at`` ``(...)``, NaN for never, to
-            tell a run that diverged to NaN from one that has not come so far.
+            distinguish a run that diverged to NaN from one that has not come so far.
         lr, weight_decay, momentum: η, λ, μ, ``(...)``; λ = 0 also where norm or effective learning rate are fixed.
         periods: the result of `detect_periods`, if known.
 
@@ -106,15 +106,15 @@ def classify_regimes(
     arrays |= {name: getattr(periods, name) for name in ("found", "onset", "rotation")}
     flat = {name: array.reshape((configs, *array.shape[len(lead) :])) for name, array in arrays.items()}
     evidence = map_blocks(
-        lambda rows: _evidence({name: array[rows] for name, array in flat.items()}),
-        configs, rows_in_cache(arrays["loss"].shape[-1]),
+        lambda block: _evidence({name: array[block] for name, array in flat.items()}),
+        configs, configs_in_cache(arrays["loss"].shape[-1]),
     )  # fmt: skip
     choice = np.argmax([rule.holds(evidence) for rule in RULES], axis=0)
     confidence = np.select([choice == k for k in range(len(RULES))], [rule.confidence(evidence) for rule in RULES])
     # Few steps take nothing off the confidence of the first rule alone.
     confidence = np.where(choice == 0, 1, confidence * evidence.steps / (evidence.steps + LEAST_STEPS))
     each = zip(choice, map(Evidence._make, zip(*evidence, strict=True)), strict=True)
-    reasons = np.array([RULES[k].reason(one) for k, one in each], object)
+    reasons = np.array([RULES[k].reason(case) for k, case in each], object)
     regime = np.array([rule.regime for rule in RULES])[choice]
     columns = (regime, confidence, reasons, *(getattr(evidence, name) for name in Regimes._fields[3:]))
     return Regimes(*(column.reshape(lead) for column in columns))

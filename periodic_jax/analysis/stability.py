@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from periodic_jax import dynamics
 from periodic_jax.analysis.periods import Periods
 
 AT_ONSET = 0.1  # of a fall, its last part, counts as the onset
@@ -22,16 +21,6 @@ class Stability(NamedTuple):
 
     onset_elr_times_sharpness: np.ndarray  # over the last tenth of the fall, and at least the last `LEAST` measurements
     fall_elr_times_sharpness: np.ndarray  # over the first half of the fall
-
-
-def threshold(lr: np.ndarray, weight_decay: np.ndarray, momentum: np.ndarray) -> np.ndarray:
-    """η̃S at which minima are left, 2(1+μ)a, ``(configs,)``; learning rates as at the start of a schedule.
-
-    Example:
-        >>> threshold(np.array([0.5]), np.array([0.0]), np.array([0.9])).tolist()
-        [3.8]
-    """
-    return np.asarray(dynamics.sharpness_limit(1.0, lr, weight_decay, momentum))
 
 
 def before_onsets(elr_times_sharpness: np.ndarray, periods: Periods) -> Stability:

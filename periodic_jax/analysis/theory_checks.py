@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from periodic_jax import dynamics
-from periodic_jax.analysis.blocks import map_blocks, rows_in_cache
+from periodic_jax.analysis.blocks import configs_in_cache, map_blocks
 from periodic_jax.analysis.periods import delta_jumps, rotation
 from periodic_jax.analysis.regimes import after_burn_in
 from periodic_jax.core import segments
@@ -43,10 +43,9 @@ class Trajectory:
     is_free: np.ndarray  # False where the norm is projected, and so has no recursion
     radial_leak: np.ndarray | None = None  # cosine between gradient and weights (configs, steps)
 
-    def select(self, rows: slice) -> "Trajectory":
+    def select(self, block: slice) -> "Trajectory":
         """Some of the configurations."""
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: array[rows] for name, array in arrays.items() if array is not None})
+        return replace(self, **{f.name: a[block] for f in fields(self) if (a := getattr(self, f.name)) is not None})
 
     @cached_property
     def lr(self) -> np.ndarray:
@@ -256,7 +255,7 @@ def check_theory(trajectory: Trajectory) -> Theory:
         [0.0, 0.0]
     """
     configs, steps = trajectory.weight_norm.shape
-    return map_blocks(lambda rows: _check_block(trajectory.select(rows)), configs, rows_in_cache(steps))
+    return map_blocks(lambda block: _check_block(trajectory.select(block)), configs, configs_in_cache(steps))
 
 
 @np.errstate(all="ignore")  # NaN and 0 stand for what is missing, and stay
@@ -265,15 +264,13 @@ def _check_block(t: Trajectory) -> Theory:
     lr, measured_norm = segments.mean(t.lr, t.known), segments.mean(t.weight_norm**4, late) ** 0.25
     given = np.sqrt(segments.mean(t.effective_grad_norm**2, late)), lr, t.weight_decay, t.momentum
     balances = t.is_free & (t.weight_decay > 0)
-    spent, decayed, growth = (
-        np.where(t.pair, values, 0).sum(1, dtype=np.float64)
-        for values in (
-            rotation(t.angular_step)[:, :-1],
-            -np.log1p(-t.decay[:, :-1].astype(np.float64)),
-            np.diff(np.log(t.weight_norm)),
-        )
-    )
-    budget = decayed + growth
+
+    def total(values: np.ndarray) -> np.ndarray:
+        return np.where(t.pair, values, 0).sum(1, dtype=np.float64)
+
+    spent = total(rotation(t.angular_step)[:, :-1])
+    decayed = total(-np.log1p(-t.decay[:, :-1].astype(np.float64)))
+    budget = decayed + total(np.diff(np.log(t.weight_norm)))
     leak = np.full(len(lr), np.nan) if t.radial_leak is None else np.sqrt(segments.mean(t.radial_leak**2, t.known))
     return Theory(
         lowest_gradient=np.where(np.isfinite(t.lowest_gradient), t.lowest_gradient, np.nan),

@@ -1,7 +1,7 @@
 """Figures of a run: functions from a flat Dataset (one ``config`` dimension), or from its analysis, to matplotlib Axes.
 They draw and compute nothing.
 
-Colour tells the learning rate (or the largest swept axis), panels the weight decay (or the next), line styles a third.
+Colour shows the learning rate (or the largest swept axis), panels the weight decay (or the next), line styles a third.
 """
 
 import functools
@@ -97,8 +97,7 @@ def save_all(
     Raises:
         UnwritableError: the folder cannot be written.
     """
-    drawn = figures(dataset, found, steps_per_epoch=steps_per_epoch, log_steps=log_steps)
-    return save(drawn, folder, formats)
+    return save(figures(dataset, found, steps_per_epoch=steps_per_epoch, log_steps=log_steps), folder, formats)
 
 
 def save_landscape(found: xr.Dataset, folder: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
@@ -150,13 +149,11 @@ def figures(
     if (np.isfinite(found.equilibrium_weight_norm) & np.isfinite(found.measured_weight_norm)).any():
         yield "equilibrium", equilibria(found)
     for name, close in (("one_period", one_period), ("phases", phases_of_clearest)):
-        figure = close(dataset, found)
-        if figure:
+        if figure := close(dataset, found):
             yield name, figure
     if "elr_times_sharpness" in dataset:
         yield "sharpness", in_panels(dataset, against_threshold, "elr_times_sharpness", **options)
-        figure = at_onsets(found)
-        if figure:
+        if figure := at_onsets(found):
             yield "sharpness_at_onset", figure
     if "layer_weight_norm" in dataset:
         yield "layer_weight_norm", layers(dataset)

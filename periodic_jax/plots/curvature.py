@@ -1,5 +1,6 @@
 """Curvature and gradient noise around the checkpoints of a run, and sharpness against what the learning rate bears."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -23,34 +24,26 @@ def against_checkpoints(ax: Axes, found: xr.Dataset, name: str, colour_by: str, 
         colour_by: the coordinate that the colour shows.
         dash_by: the coordinate that the line style shows.
     """
-    values = found[name].isel(rank=0).values if "rank" in found[name].dims else found[name].values
-    scale = colours(found[colour_by].values)
-    styles = style.dashes(found[dash_by].values) if dash_by else {}
-    for i in range(found.sizes["config"]):
-        line = styles[float(found[dash_by].values[i])] if dash_by else "-"
-        colour = scale[float(found[colour_by].values[i])]
-        ax.plot(found.checkpoint.values, values[i], line, color=colour, marker="o", ms=3, lw=0.8)
-    style.fit_scale(ax, True, y=values)
-    style.note_if_empty(ax, values)
-    ax.locator_params("x", integer=True)
+    values = (found[name].isel(rank=0) if "rank" in found[name].dims else found[name]).values
     ax.set_xlabel("step")
-    ax.set_ylabel(style.label(name))
-    return ax
+    return _draw_rows(ax, found.checkpoint.values, values, name, style.line_styles(found, colour_by, dash_by))
 
 
 def spectra(ax: Axes, found: xr.Dataset, name: str, colour_by: str, dash_by: str | None = None) -> Axes:
     """The leading eigenvalues of each configuration at the last checkpoint, largest first; arguments as above."""
     values = found[name].isel(checkpoint=-1).values
-    scale = colours(found[colour_by].values)
-    styles = style.dashes(found[dash_by].values) if dash_by else {}
+    ax.set_xlabel(f"rank, at step {int(found.checkpoint.values[-1])}")
     ranks = np.arange(1, values.shape[1] + 1)
-    for i, row in enumerate(values):
-        line = styles[float(found[dash_by].values[i])] if dash_by else "-"
-        ax.plot(ranks, row, line, color=scale[float(found[colour_by].values[i])], marker="o", ms=3, lw=0.8)
+    return _draw_rows(ax, ranks, values, name, style.line_styles(found, colour_by, dash_by))
+
+
+def _draw_rows(ax: Axes, x: np.ndarray, values: np.ndarray, name: str, lines: Sequence[dict[str, Any]]) -> Axes:
+    """Values ``(configs, len(x))`` of a quantity against whole numbers."""
+    for row, line in zip(values, lines, strict=True):
+        ax.plot(x, row, marker="o", ms=3, lw=0.8, **line)
     style.fit_scale(ax, True, y=values)
     style.note_if_empty(ax, values)
     ax.locator_params("x", integer=True)
-    ax.set_xlabel(f"rank, at step {int(found.checkpoint.values[-1])}")
     ax.set_ylabel(style.label(name))
     return ax
 
@@ -62,21 +55,20 @@ def landscape(found: xr.Dataset) -> Figure:
         colour_by, dash_by = style.axis_roles(found)
         names = ["elr_times_sharpness", "sphere_hessian_eigenvalue", "hessian_eigenvalue", "hessian_trace"]
         names += ["gauss_newton_trace", "noise_scale", "gradient_norm", "loss"]
-        shown = [name for name in names if name in found][:4]
         ranked = [name for name in ("sphere_hessian_eigenvalue", "hessian_eigenvalue") if name in found][:1]
+        shown = [name for name in names if name in found][: 4 - len(ranked)]
         figure = Figure(figsize=(9.6, 6.4))
-        axes = figure.subplots(2, 2, squeeze=False).ravel()
-        for ax, name in zip(axes, shown[: 4 - len(ranked)] + ranked, strict=False):
-            if name in ranked and ax is axes[3]:
-                spectra(ax, found, name, colour_by, dash_by)
-            else:
-                against_checkpoints(ax, found, name, colour_by, dash_by)
+        axes = figure.subplots(2, 2).ravel()
+        for ax, name in zip(axes, shown, strict=False):
+            against_checkpoints(ax, found, name, colour_by, dash_by)
             if name == "elr_times_sharpness":
                 thresholds(ax, found)
-        for ax in axes[len(shown[: 4 - len(ranked)] + ranked) :]:
+        for ax, name in zip(axes[len(shown) :], ranked, strict=False):
+            spectra(ax, found, name, colour_by, dash_by)
+        for ax in axes[len(shown) + len(ranked) :]:
             ax.set_visible(False)
-        more = {named(dash_by): style.dashes(found[dash_by].values)} if dash_by else None
-        style.legend(figure, colours(found[colour_by].values), named(colour_by), more)
+        scale = colours(found[colour_by].values)
+        style.legend(figure, scale, named(colour_by), found[dash_by] if dash_by else None)
         return figure
 
 
@@ -102,16 +94,16 @@ def at_onsets(found: xr.Dataset) -> Figure | None:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6, 4))
         ax = figure.subplots()
-        together = np.concatenate(known)
+        both = np.concatenate(known)
         number = np.clip(int(2 * np.sqrt(len(known[1]))), 8, 30)
-        bins = np.geomspace(together.min(), together.max() * (1 + 1e-9), number + 1)
-        words = [
+        bins = np.geomspace(both.min(), both.max() * (1 + 1e-9), number + 1)
+        labels = [
             f"{where}: median {np.median(values):.2f}"
             for where, values in zip(("first half of the fall", "before the onset"), known, strict=True)
         ]
-        ax.hist(known, bins, color=[PHASE_A, PHASE_B], label=words)  # side by side
+        ax.hist(known, bins, color=[PHASE_A, PHASE_B], label=labels)  # side by side
         ax.axvline(1, color="black", lw=1, ls="--", label="threshold")
-        style.fit_scale(ax, True, x=together)
+        style.fit_scale(ax, True, x=both)
         ax.set(xlabel="effective learning rate x sharpness / threshold", ylabel="destabilisations")
         ax.locator_params("y", integer=True)
         figure.legend(loc="outside upper center", ncols=3)  # over the bars it would hide some

@@ -1,6 +1,6 @@
-"""The minima of a run's periods: how good they are, how far apart, what lies between, what they are worth together."""
+"""The minima of a run's periods: how good they are, how far apart, what lies between, and their ensembles."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -9,14 +9,13 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
 
 from periodic_jax.core.formatting import short_numbers
 from periodic_jax.plots import style
 from periodic_jax.plots.style import MOST_IN_LEGEND, STYLE, colours, named
 
-MARKERS = {"straight": "o", "layers": "x"}
-KINDS = {  # what is drawn over members -> line style and words
+PATHS = {"straight": ("o", "-", "straight"), "layers": ("x", ":", "layer by layer")}  # marker, line style, label
+KINDS = {  # what is drawn against the number of members -> line style and label
     "ensemble_error": ("-", "last minima: ensemble"),
     "average_test_error": (":", "their average"),
     "seed_ensemble_error": ("--", "whole runs of other seeds"),
@@ -48,13 +47,13 @@ def barriers(ax: Axes, found: xr.Dataset, palette: Sequence[Any]) -> Axes:
     """Barrier against cosine of successive minima, on both paths, and between seeds; arguments as above."""
     for i, colour in enumerate(palette):
         cosines = np.diagonal(found.cosine.values[i], 1)[: found.sizes["pair"]]
-        for path, marker in MARKERS.items():
+        for path, (marker, _, _) in PATHS.items():
             ax.plot(cosines, found.barrier.sel(path=path).values[i], marker, color=colour, ms=4, mfc="none")
     ax.plot(found.seed_cosine.values, found.seed_barrier.sel(path="straight").values, "k+", ms=6)
-    words = {"o": "straight", "x": "layer by layer"}
+    labels = {label: marker for marker, _, label in PATHS.values()}
     if np.isfinite(found.seed_cosine.values).any():
-        words["+"] = "two seeds"
-    _below(ax, [Line2D([], [], color="black", ls="", marker=m, mfc="none", ms=4) for m in words], list(words.values()))
+        labels["two seeds"] = "+"
+    _legend_below(ax, {label: {"ls": "", "marker": m, "mfc": "none", "ms": 4} for label, m in labels.items()})
     style.note_if_empty(ax, found.barrier.values)
     ax.set(xlabel="cosine", ylabel="barrier [nats]", title="successive minima")
     if np.isfinite(found.barrier.values).any():
@@ -68,7 +67,7 @@ def paths(ax: Axes, found: xr.Dataset, palette: Sequence[Any]) -> Axes:
     minima; arguments as above.
     """
     i = int(np.isfinite(found.step.values).sum(1).argmax())
-    for path, line in (("straight", "-"), ("layers", ":")):
+    for path, (_, line, _) in PATHS.items():
         for k, losses in enumerate(found.path_train_loss.sel(path=path).values[i]):
             if np.isfinite(losses).all():
                 ax.plot(k + 1 + found.point.values, losses, line, color=palette[i], lw=1)
@@ -78,7 +77,7 @@ def paths(ax: Axes, found: xr.Dataset, palette: Sequence[Any]) -> Axes:
     of = ", ".join(f"{named(name)} {found[name].values[i]:.6g}" for name in _series_of(found))
     ax.set(xlabel="minimum", ylabel="training loss [nats]", title="from one to the next" + (f": {of}" if of else ""))
     ax.locator_params("x", integer=True)
-    _below(ax, [Line2D([], [], color="black", ls=line, lw=1) for line in "-:"], ["straight", "layer by layer"])
+    _legend_below(ax, {label: {"ls": line, "lw": 1} for _, line, label in PATHS.values()})
     return ax
 
 
@@ -89,15 +88,14 @@ def ensembles(ax: Axes, found: xr.Dataset, palette: Sequence[Any]) -> Axes:
     for name, (line, _) in KINDS.items():
         for i, colour in enumerate(palette):
             ax.plot(found.members.values, 100 * found[name].values[i], line, marker=".", color=colour, lw=1)
-    shown = [name for name in KINDS if np.isfinite(found[name].values).any()]
-    handles = [Line2D([], [], color="black", ls=KINDS[name][0], lw=1) for name in shown]
-    _below(ax, handles, [KINDS[name][1] for name in shown])
+    shown = [kind for name, kind in KINDS.items() if np.isfinite(found[name].values).any()]
+    _legend_below(ax, {label: {"ls": line, "lw": 1} for line, label in shown})
     style.note_if_empty(ax, found.ensemble_error.values)
     ax.set(xlabel="members", ylabel="test error [%]", title="together")
     ax.locator_params("x", integer=True)
     ax.set_yscale("symlog", linthresh=1)  # averages may be worse by far
     ax.set_ylim(bottom=0)
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_major_formatter("{x:g}")
     return ax
 
 
@@ -105,34 +103,30 @@ def minima(found: xr.Dataset) -> Figure:
     """All four of these, of all configurations: a colour each, or where they are many, one for each learning rate."""
     with mpl.rc_context(STYLE):
         axes, configs = _series_of(found) or ["lr"], found.sizes["config"]
+        has_own_colours = configs <= MOST_IN_LEGEND
+        values = np.arange(configs) if has_own_colours else found[axes[0]].values
+        scale = colours(values)
+        palette = [scale[float(value)] for value in values]
         figure = Figure(figsize=(9.6, 7.2))
-        if configs <= MOST_IN_LEGEND:
-            scale = colours(np.arange(configs))
-            palette = [scale[float(i)] for i in range(configs)]
-        else:
-            axes = axes[:1]
-            scale = colours(found[axes[0]].values)
-            palette = [scale[float(value)] for value in found[axes[0]].values]
         panels = (minima_errors, barriers, paths, ensembles)
         for ax, draw in zip(figure.subplots(2, 2).ravel(), panels, strict=True):
             draw(ax, found, palette)
-        title = ",\n".join(map(named, axes))
-        if configs <= MOST_IN_LEGEND:
-            words = [", ".join(of) for of in zip(*(short_numbers(found[name].values) for name in axes), strict=True)]
+        if has_own_colours:
+            labels = [", ".join(of) for of in zip(*(short_numbers(found[name].values) for name in axes), strict=True)]
             handles = [Line2D([], [], color=colour, lw=2) for colour in palette]
-            figure.legend(handles, words, title=title, loc="outside right upper")
+            figure.legend(handles, labels, title=",\n".join(map(named, axes)), loc="outside right upper")
         else:
-            style.legend(figure, scale, title)
+            style.legend(figure, scale, named(axes[0]))
         return figure
 
 
 def _series_of(found: xr.Dataset) -> list[str]:
-    """The hyperparameters that tell the configurations apart: what the colours show first, the seed last."""
-    swept = style.swept_axes(found)
-    return sorted(swept, key=lambda name: (name == "seed", name != "lr"))
+    """The hyperparameters that differ between configurations: what the colours show first, the seed last."""
+    return sorted(style.swept_axes(found), key=lambda name: (name == "seed", name != "lr"))
 
 
-def _below(ax: Axes, handles: Sequence[Line2D], words: Sequence[str]) -> None:
-    """A legend of what is drawn in a panel, below it, where it hides nothing."""
-    if handles:
-        ax.legend(handles, words, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2 if len(words) > 3 else 3)
+def _legend_below(ax: Axes, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """A legend of the lines drawn in a panel, by their labels; below it, where it hides nothing."""
+    if entries:
+        handles = [Line2D([], [], color="black", label=label, **line) for label, line in entries.items()]
+        ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2 if len(handles) > 3 else 3)

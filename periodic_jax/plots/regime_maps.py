@@ -1,7 +1,4 @@
-"""What the analysis of a whole run says: the regime map, period lengths, equilibria."""
-
-import math
-from typing import Any
+"""Figures of the analysis of a whole run: the regime map, period lengths, equilibria."""
 
 import matplotlib as mpl
 import numpy as np
@@ -15,22 +12,20 @@ from periodic_jax.core.formatting import short_numbers
 from periodic_jax.plots import style
 from periodic_jax.plots.style import REGIME_COLOURS, STYLE, named
 
-MOST_PANELS = 6
-MOST_WRITTEN = 16  # cells in a row of the regime map that have room for words
+MOST_WRITTEN = 16  # cells in a row of the regime map that have room for text
 MOST_TICKS = 12
 MARKERS = {"converging": "o", "periodic": "s", "equilibrium": "D", "diverged": "X", "undecided": "."}
 
 
 def map_axes(found: xr.Dataset) -> tuple[str, str]:
     """The axes across and up the regime map: the two with most values, the learning rate across."""
-    names = [*style.swept_axes(found)[:2]]
-    names += [name for name in ("lr", "weight_decay") if name not in names]
-    across, up = sorted(names[:2], key=lambda name: (name != "lr", name == "seed"))
+    names = list(dict.fromkeys([*style.swept_axes(found)[:2], "lr", "weight_decay"]))[:2]
+    across, up = sorted(names, key=lambda name: (name != "lr", name == "seed"))
     return across, up
 
 
 def regime_map(ax: Axes, found: xr.Dataset, across: str = "lr", up: str = "weight_decay") -> Axes:
-    """Regimes over two axes of the grid: colour and letter tell the regime, the number its destabilisations.
+    """Regimes over two axes of the grid: colour and letter show the regime, the number its destabilisations.
 
     A cell of several configurations is parted into stripes, one for each, with their numbers one above the other where
     there is room.
@@ -41,34 +36,26 @@ def regime_map(ax: Axes, found: xr.Dataset, across: str = "lr", up: str = "weigh
         across, up: names of axes.
     """
     columns, rows = np.unique(found[across]), np.unique(found[up])
-    written = len(columns) <= MOST_WRITTEN
-    for i, value in enumerate(columns):
-        for j, other in enumerate(rows):
-            here = np.flatnonzero((found[across].values == value) & (found[up].values == other))
-            for k, config in enumerate(here):
-                regime = str(found.regime.values[config])
-                count = int(found.destabilisations.values[config])
-                width = 1 / len(here)
-                left = i - 0.5 + k * width
-                ax.bar(left, 1, width, j - 0.5, align="edge", color=REGIME_COLOURS[regime], ec="white", lw=0.5)
-                if written and len(here) * len(columns) <= 2 * MOST_WRITTEN:
-                    dark = regime == "diverged"
-                    words = f"{regime[0].upper()}\n{count}" if count or regime == "periodic" else regime[0].upper()
-                    ax.text(
-                        left + width / 2, j, words, ha="center", va="center", fontsize=8,
-                        color="white" if dark else "black",
-                    )  # fmt: skip
+    for i, j in np.ndindex(len(columns), len(rows)):
+        here = np.flatnonzero((found[across].values == columns[i]) & (found[up].values == rows[j]))
+        has_text = len(columns) <= MOST_WRITTEN and len(here) * len(columns) <= 2 * MOST_WRITTEN
+        for k, config in enumerate(here):
+            regime, count = str(found.regime.values[config]), int(found.destabilisations.values[config])
+            width = 1 / len(here)
+            left = i - 0.5 + k * width
+            ax.bar(left, 1, width, j - 0.5, align="edge", color=REGIME_COLOURS[regime], ec="white", lw=0.5)
+            if has_text:
+                text = regime[0].upper() + (f"\n{count}" if count else "")
+                colour = "white" if regime == "diverged" else "black"
+                ax.text(left + width / 2, j, text, ha="center", va="center", fontsize=8, color=colour)
     # Wider than the borders of stripes.
     ax.hlines(np.arange(len(rows) + 1) - 0.5, -0.5, len(columns) - 0.5, color="white", lw=3)
     ax.vlines(np.arange(len(columns) + 1) - 0.5, -0.5, len(rows) - 0.5, color="white", lw=3)
-    for axis, values in (("x", columns), ("y", rows)):
+    for axis, values in ((ax.xaxis, columns), (ax.yaxis, rows)):
         shown = style.spread(np.arange(len(values)), MOST_TICKS)
-        settings: dict[str, Any] = {f"{axis}ticks": shown, f"{axis}lim": (-0.5, len(values) - 0.5)}
-        ax.set(**settings)
-        ax.set(**{f"{axis}ticklabels": short_numbers(values[shown])})
+        axis.set_ticks(shown, short_numbers(values[shown]))
+    ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(rows) - 0.5), xlabel=named(across), ylabel=named(up))
     ax.grid(False)
-    ax.set_xlabel(named(across))
-    ax.set_ylabel(named(up))
     return ax
 
 
@@ -78,31 +65,16 @@ def regimes(found: xr.Dataset) -> Figure:
         across, up = map_axes(found)
         others = [name for name in style.swept_axes(found) if name not in (across, up)]
         panel_by = next((name for name in others if name != "seed"), None)
-        values = np.unique(found[panel_by]) if panel_by else np.array([np.nan])
-        shown = style.spread(values, MOST_PANELS)
-        lines = -(-len(shown) // 3)
-        columns = -(-len(shown) // lines)
         size = [float(np.clip(0.5 * len(np.unique(found[name])) + least, *ends))
                 for name, least, ends in ((across, 1.2, (3, 8)), (up, 0.9, (1.8, 6)))]  # fmt: skip
-        figure = Figure(figsize=(size[0] * columns + 1.6, size[1] * lines + 0.6))
-        axes = figure.subplots(lines, columns, squeeze=False).ravel()
-        for ax, value, text in zip(axes, shown, short_numbers(shown), strict=False):
-            part = found.isel(config=np.flatnonzero(found[panel_by] == value)) if panel_by else found
+        figure, panels, notes = style.panels_by(found, panel_by, (size[0], size[1]), (1.6, 0.6))
+        for ax, part in panels:
             regime_map(ax, part, across, up)
-            if panel_by:
-                ax.set_title(f"{named(panel_by)} {text}")
-        for ax in axes[len(shown) :]:
-            ax.set_visible(False)
         present = [name for name in REGIME_COLOURS if (found.regime == name).any()]
         handles = [Patch(fc=REGIME_COLOURS[name], ec="grey", label=f"{name[0].upper()}: {name}") for name in present]
         figure.legend(handles=handles, title="regime; number:\ndestabilisations", loc="outside right upper")
-        notes = (
-            [f"{len(shown)} of {len(values)} values of {named(panel_by)}"]
-            if panel_by and len(shown) < len(values)
-            else []
-        )
-        striped = [named(name) for name in others if name != panel_by]
-        notes += [f"stripes in a cell: {' and '.join(striped)}"] if striped else []
+        if striped := [named(name) for name in others if name != panel_by]:
+            notes.append(f"stripes in a cell: {' and '.join(striped)}")
         if notes:
             figure.suptitle("; ".join(notes), fontsize=9)
         return figure
@@ -118,10 +90,8 @@ def period_lengths(ax: Axes, found: xr.Dataset) -> Axes:
     rate, length = found.decay_rate.values[:, 1:], found.period_length.values
     predicted = found.predicted_fall_steps.values[:, 1:]
     good = np.isfinite(rate) & np.isfinite(length)
-    scale = style.colours(found.lr.values)
-    for i in range(found.sizes["config"]):
-        colour = scale[float(found.lr.values[i])]
-        ax.plot(rate[i, good[i]], length[i, good[i]], "o", color=colour, ms=3.5, alpha=0.6, mew=0)
+    for i, line in enumerate(style.line_styles(found, "lr")):
+        ax.plot(rate[i, good[i]], length[i, good[i]], "o", color=line["color"], ms=3.5, alpha=0.6, mew=0)
         # Beside what was measured, not on it.
         ax.plot(1.04 * rate[i, good[i]], predicted[i, good[i]], "_", color="black", ms=7, mew=0.6, alpha=0.6)
     handles = [
@@ -129,14 +99,12 @@ def period_lengths(ax: Axes, found: xr.Dataset) -> Axes:
         Line2D([], [], marker="_", ls="", color="black", ms=7, label="predicted: its fall by decay alone"),
     ]
     fit = found.sel(fit="period_length")
-    slope, intercept = float(fit.slope), float(fit.slope_intercept)
-    if math.isfinite(slope):
+    if np.isfinite(slope := float(fit.slope)):
         ends = np.array([rate[good].min(), rate[good].max()])
-        words = f"fit: slope {slope:.2f} [{float(fit.slope_low):.2f}, {float(fit.slope_high):.2f}]"
-        handles += ax.plot(ends, np.exp(intercept) * ends**slope, color="black", lw=1, label=words)
+        label = f"fit: slope {slope:.2f} [{float(fit.slope_low):.2f}, {float(fit.slope_high):.2f}]"
+        handles += ax.plot(ends, np.exp(float(fit.slope_intercept)) * ends**slope, color="black", lw=1, label=label)
     style.fit_scale(ax, True, x=rate[good], y=np.concatenate([length[good], predicted[good]]))
-    ax.set_xlabel("learning rate x weight decay / (1 - momentum)")
-    ax.set_ylabel("period length [steps]")
+    ax.set(xlabel="learning rate x weight decay / (1 - momentum)", ylabel="period length [steps]")
     ax.legend(handles=handles, loc="best")
     return ax
 
@@ -162,8 +130,7 @@ def equilibrium(ax: Axes, found: xr.Dataset, name: str = "weight_norm") -> Axes:
         ends = [min(predicted[good].min(), measured[good].min()), max(predicted[good].max(), measured[good].max())]
         ax.plot(ends, ends, color="grey", lw=0.8, ls="--", zorder=1, label="equal")
         style.fit_scale(ax, True, x=ends, y=ends)
-    ax.set_xlabel(f"predicted {style.label(name)}")
-    ax.set_ylabel(f"measured {style.label(name)}")
+    ax.set(xlabel=f"predicted {style.label(name)}", ylabel=f"measured {style.label(name)}")
     return ax
 
 

@@ -11,7 +11,7 @@ from periodic_jax.plots.style import PHASE_A, PHASE_B, STYLE
 from periodic_jax.plots.trajectories import configuration
 
 SPIKE = 7.0  # that mini-batches alone make of the loss within a fall
-WORDS_A, WORDS_B = "phase A: norm falls, ELR rises", "phase B: destabilisation"
+LABEL_A, LABEL_B = "phase A: norm falls, ELR rises", "phase B: destabilisation"
 
 
 def one_period(dataset: xr.Dataset, found: xr.Dataset) -> Figure | None:
@@ -29,7 +29,8 @@ def one_period(dataset: xr.Dataset, found: xr.Dataset) -> Figure | None:
     if choice is None:
         return None
     config, k = choice
-    first, fall, last, end = _marks(found, config, k)
+    first, last = found.onset_step.values[config, k : k + 2].astype(int).tolist()
+    fall, end = found.end_step.values[config, k : k + 2].astype(int).tolist()
     margin = max((last - first) // 12, 5)
     names = ["loss", "weight_norm", "effective_lr"]
     part = dataset[names].isel(config=config, step=slice(max(first - margin, 0), end + margin)).load()
@@ -37,9 +38,9 @@ def one_period(dataset: xr.Dataset, found: xr.Dataset) -> Figure | None:
         figure = Figure(figsize=(7, 6))
         axes = figure.subplots(3, 1, sharex=True)
         for ax, name in zip(axes, names, strict=True):
-            ax.axvspan(fall, last, color=PHASE_A, alpha=0.2, lw=0, label=WORDS_A)
+            ax.axvspan(fall, last, color=PHASE_A, alpha=0.2, lw=0, label=LABEL_A)
             for left, right in ((first, fall), (last, end)):
-                ax.axvspan(left, right, color=PHASE_B, alpha=0.4, lw=0, label=WORDS_B)
+                ax.axvspan(left, right, color=PHASE_B, alpha=0.4, lw=0, label=LABEL_B)
                 ax.axvline(left, color="black", lw=0.8, ls=":", label="onset")
             ax.plot(part.step, part[name], color="black", lw=0.7)
             style.fit_scale(ax, True, y=part[name])
@@ -70,13 +71,12 @@ def phases(ax: Axes, dataset: xr.Dataset, found: xr.Dataset, config: int) -> Axe
     for onset, end in zip(onsets, ends, strict=True):
         fall[onset + 1 : end] = False
         burst[onset : end + 1] = True
-    for phase, colour, width, words in ((fall, PHASE_A, 0.5, WORDS_A), (burst, PHASE_B, 0.9, WORDS_B)):
-        ax.plot(np.where(phase, x, np.nan), np.where(phase, y, np.nan), color=colour, lw=width, label=words)
+    for phase, colour, width, label in ((fall, PHASE_A, 0.5, LABEL_A), (burst, PHASE_B, 0.9, LABEL_B)):
+        ax.plot(np.where(phase, x, np.nan), np.where(phase, y, np.nan), color=colour, lw=width, label=label)
     ax.plot(x[:1], y[:1], "o", mfc="white", mec="black", ms=6, ls="", zorder=3, label="start")
     ax.plot(x[onsets], y[onsets], "v", color="black", ms=3, ls="", zorder=2.5, label="onset")
     style.fit_scale(ax, True, x=x, y=y)
-    ax.set_xlabel(style.label("effective_lr"))
-    ax.set_ylabel(style.label("effective_grad_norm"))
+    ax.set(xlabel=style.label("effective_lr"), ylabel=style.label("effective_grad_norm"))
     return ax
 
 
@@ -104,8 +104,6 @@ def clearest(found: xr.Dataset) -> tuple[int, int] | None:
         Configuration and number of the period; None without any.
     """
     onset = found.onset_step.values
-    if onset.shape[-1] < 2:
-        return None
     growth = found.peak_weight_norm.values / found.onset_weight_norm.values
     both = np.where(np.isfinite(onset[:, 1:]), np.minimum(growth[:, :-1], growth[:, 1:]), np.nan)
     if not np.isfinite(both).any():
@@ -114,9 +112,3 @@ def clearest(found: xr.Dataset) -> tuple[int, int] | None:
     choice = np.nanargmax(np.where(spike <= max(SPIKE, spike.min()), both, -np.inf))
     config, k = np.unravel_index(choice, both.shape)
     return int(config), int(k)
-
-
-def _marks(found: xr.Dataset, config: int, k: int) -> tuple[int, int, int, int]:
-    """Onset and end of one destabilisation, onset and end of the next."""
-    onset, end = found.onset_step.values[config], found.end_step.values[config]
-    return int(onset[k]), int(end[k]), int(onset[k + 1]), int(end[k + 1])

@@ -1,9 +1,10 @@
 """Colours, scales, labels and legends that all figures share.
 
-Swept numbers are shown by viridis from dark to light, which the colour-blind tell apart and which grey keeps; named
-things by colours of Okabe and Ito of different lightness, and by a letter wherever colour alone would have to do.
+Swept numbers are shown by viridis from dark to light, which the colour-blind distinguish and which grey preserves;
+named things by colours of Okabe and Ito of different lightness, and by a letter wherever colour alone would have to do.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from periodic_jax.core.formatting import short_numbers
 from periodic_jax.core.grid import AXES
@@ -31,8 +32,9 @@ REGIME_COLOURS = {  # in order of lightness in grey: 0.79, 0.66, 0.47, 0.2, 0.95
 PHASE_A, PHASE_B = "#56B4E9", "#D55E00"
 DASHES = ("-", "--", ":", "-.")
 MOST_IN_LEGEND = 10
+MOST_PANELS = 6
 NARROW = 1.5  # ratio of the largest to the smallest number from which a logarithmic axis says more than a linear one
-CONSTANT = 1e-3  # relative range below which a quantity counts as held
+CONSTANT = 1e-3  # relative range below which a quantity counts as constant
 
 
 def swept_axes(dataset: xr.Dataset) -> list[str]:
@@ -66,37 +68,109 @@ def dashes(values: np.ndarray) -> dict[float, str]:
     return {float(v): DASHES[i % len(DASHES)] for i, v in enumerate(np.unique(values))}
 
 
-def legend(figure: Figure, scale: dict[float, Any], title: str, more: dict[str, dict[float, str]] | None = None) -> Any:
+def line_styles(
+    dataset: xr.Dataset, colour_by: str, dash_by: str | None = None, scale: dict[float, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Colour and line style of each configuration, as keywords of `Axes.plot`.
+
+    Args:
+        dataset: with one ``config`` dimension.
+        colour_by: the coordinate that the colour shows.
+        dash_by: the coordinate that the line style shows.
+        scale: a colour for each value of ``colour_by``; made from the dataset if None.
+    """
+    values = dataset[colour_by].values
+    dashed = dataset[dash_by].values if dash_by else np.zeros(len(values))
+    scale, styles = scale or colours(values), dashes(dashed)
+    return [{"color": scale[float(v)], "ls": styles[float(d)]} for v, d in zip(values, dashed, strict=True)]
+
+
+def panel_grid(
+    count: int, size: tuple[float, float], margin: tuple[float, float], **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, up to three in a row.
+
+    Args:
+        count: of panels.
+        size: width and height of each.
+        margin: width and height of what is around them.
+        **options: for `Figure.subplots`.
+    """
+    rows = -(-count // 3)
+    columns = -(-count // rows)
+    figure = Figure(figsize=(size[0] * columns + margin[0], size[1] * rows + margin[1]))
+    axes: list[Axes] = figure.subplots(rows, columns, squeeze=False, **options).ravel().tolist()
+    for ax in axes[count:]:
+        ax.set_visible(False)
+    return figure, axes[:count]
+
+
+def panels_by(
+    dataset: xr.Dataset, axis: str | None, size: tuple[float, float], margin: tuple[float, float], **options: Any
+) -> tuple[Figure, list[tuple[Axes, xr.Dataset]], list[str]]:
+    """A figure with a titled panel for each value of an axis, or for up to `MOST_PANELS` of them.
+
+    Args:
+        dataset: with one ``config`` dimension.
+        axis: its name; None for a single panel.
+        size, margin, **options: as of `panel_grid`.
+
+    Returns:
+        The figure, each panel with its configurations, and what the figure's title should say of values left out.
+    """
+    if axis is None:
+        figure, (ax,) = panel_grid(1, size, margin, **options)
+        return figure, [(ax, dataset)], []
+    values = np.unique(dataset[axis])
+    shown = spread(values, MOST_PANELS)
+    figure, axes = panel_grid(len(shown), size, margin, **options)
+    for ax, text in zip(axes, short_numbers(shown), strict=True):
+        ax.set_title(f"{named(axis)} {text}")
+    parts = [dataset.isel(config=np.flatnonzero(dataset[axis] == value)) for value in shown]
+    left_out = [f"{len(shown)} of {len(values)} values of {named(axis)}"] if len(shown) < len(values) else []
+    return figure, list(zip(axes, parts, strict=True)), left_out
+
+
+def label_outer(axes: Sequence[Axes]) -> None:
+    """Leave the labels of panels that share their scales only where no other panel is to the left, or below."""
+    columns = axes[0].get_gridspec().ncols  # type: ignore[union-attr]  # they are subplots
+    for k, ax in enumerate(axes):
+        if k % columns:
+            ax.set_ylabel("")
+        if k + columns < len(axes):
+            ax.set_xlabel("")
+        else:  # nothing below, or the place below is not used
+            ax.tick_params(which="both", labelbottom=True)
+
+
+def legend(figure: Figure, scale: dict[float, Any], title: str, dashed: xr.DataArray | None = None) -> None:
     """What the colours mean: a legend of up to `MOST_IN_LEGEND` lines, and a bar of all colours beyond that.
 
     Args:
         figure: that has room on its right.
         scale: a colour for each value.
         title: what the values are.
-        more: line styles of a further quantity.
-
-    Returns:
-        The legend or the colour bar.
+        dashed: the coordinate that the line style shows.
     """
-    handles, words = [], []
-    for name, styles in (more or {}).items():
-        for style, word in zip(styles.values(), short_numbers(styles), strict=True):
-            handles.append(Line2D([], [], color="black", ls=style, lw=1))
-            words.append(f"{name} {word}")
-    values = list(scale)
+    handles: list[Line2D] = []
+    if dashed is not None:
+        styles = dashes(dashed.values)
+        for line, value in zip(styles.values(), short_numbers(styles), strict=True):
+            handles.append(Line2D([], [], color="black", ls=line, lw=1, label=f"{named(str(dashed.name))} {value}"))
+    values, texts = list(scale), short_numbers(scale)
     if len(values) <= MOST_IN_LEGEND:
-        handles = [Line2D([], [], color=scale[v], lw=2) for v in values] + handles
-        return figure.legend(handles, short_numbers(values) + words, title=title, loc="outside right upper")
+        lines = [Line2D([], [], color=scale[v], lw=2, label=text) for v, text in zip(values, texts, strict=True)]
+        figure.legend(handles=lines + handles, title=title, loc="outside right upper")
+        return
     norm = BoundaryNorm(np.arange(len(values) + 1) - 0.5, len(values))
-    mappable = ScalarMappable(norm, ListedColormap([scale[v] for v in values]))
-    shown = sorted({round(k) for k in np.linspace(0, len(values) - 1, 8)})
-    shown_axes = [ax for ax in figure.axes if ax.get_visible()]
-    bar = figure.colorbar(mappable, ax=shown_axes, label=title, ticks=shown, fraction=0.05, pad=0.02)
-    bar.ax.set_yticklabels(short_numbers([values[k] for k in shown]))
-    bar.ax.yaxis.set_minor_locator(NullLocator())
-    if words:
-        figure.legend(handles, words, loc="outside lower center", ncols=4)
-    return bar
+    mappable = ScalarMappable(norm, ListedColormap(list(scale.values())))
+    shown = spread(np.arange(len(values)), 8).tolist()
+    panels = [ax for ax in figure.axes if ax.get_visible()]
+    bar = figure.colorbar(mappable, ax=panels, label=title, fraction=0.05, pad=0.02)
+    bar.set_ticks(shown, labels=short_numbers([values[k] for k in shown]))
+    bar.minorticks_off()
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=4)
 
 
 def fit_scale(ax: Axes, log: bool, **arrays: Any) -> None:
@@ -108,31 +182,30 @@ def fit_scale(ax: Axes, log: bool, **arrays: Any) -> None:
     for name, array in arrays.items():
         values = np.asarray(array)
         known = values[np.isfinite(values)]
-        axis = getattr(ax, f"{name}axis")
+        positive = known[known > 0]
         if len(known) and np.ptp(known) <= CONSTANT * np.abs(known).max():
             middle = float(np.median(known))
             room = 0.1 * abs(middle) or 1.0
-            limits: dict[str, Any] = {f"{name}lim": (middle - room, middle + room)}
-            ax.set(**limits)
-        elif log and (known > 0).any() and known.max() > NARROW * known[known > 0].min():
-            scale: dict[str, Any] = {f"{name}scale": "log"}
-            ax.set(**scale)
-            decades = np.log10(known.max() / known[known > 0].min())
+            getattr(ax, f"set_{name}lim")(middle - room, middle + room)
+        elif log and len(positive) and known.max() > NARROW * positive.min():
+            getattr(ax, f"set_{name}scale")("log")
+            decades = np.log10(known.max() / positive.min())
             if decades < 2:  # one numbered tick would say little
+                axis = getattr(ax, f"{name}axis")
                 # Few enough to read: 1 2 5 10 over a decade or more, and more of them over less.
                 axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades > 0.7 else (1, 1.5, 2, 3, 4, 5, 6, 8)))
-                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_major_formatter(lambda value, _: f"{value:g}")
                 axis.set_minor_formatter(NullFormatter())
 
 
 def note_if_empty(ax: Axes, values: np.ndarray) -> None:
-    """Say so where there is nothing to draw."""
+    """Note where there is nothing to draw."""
     if not np.isfinite(values).any():
         ax.text(0.5, 0.5, "nothing recorded", transform=ax.transAxes, ha="center", va="center", color="grey")
 
 
 def label(name: str) -> str:
-    """A quantity with its unit; from the package's own list, so that no file puts words into a figure."""
+    """A quantity with its unit; from the package's own list, so that no file puts text into a figure."""
     return describe(name).label
 
 

@@ -1,5 +1,7 @@
 """A run in the formats of other tools: CSV, NetCDF, npz, TensorBoard, Weights & Biases. No network."""
 
+import itertools
+import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -108,11 +110,9 @@ def to_wandb(dataset: xr.Dataset, folder: Path) -> None:
             mode="offline", dir=str(folder), project="periodic_jax", group=str(dataset.attrs.get("name", "run")),
             name=f"config-{i:04d}", config=numbers, settings=quiet, reinit="create_new",
         )  # fmt: skip
-        rows: dict[int, dict[str, float]] = {}
-        for name, step, value in points:
-            rows.setdefault(step, {})[name] = value
-        for step in sorted(rows):
-            run.log(rows[step], step=step)
+        of_step = operator.itemgetter(1)
+        for step, group in itertools.groupby(sorted(points, key=of_step), key=of_step):
+            run.log({name: value for name, _, value in group}, step=step)
         run.finish()
 
 
@@ -136,11 +136,9 @@ def _points(dataset: xr.Dataset, i: int) -> Iterator[tuple[str, int, float]]:
 
 
 def _curves(dataset: xr.Dataset, i: int, dim: str) -> dict[str, np.ndarray]:
-    """What one configuration has along ``step`` or ``eval_step``, each layer on its own, up to what it reached."""
+    """The curves of one configuration along ``step`` or ``eval_step``, each layer on its own, up to what it reached."""
     curves: dict[str, np.ndarray] = {}
-    for name in sorted(map(str, dataset.data_vars)):
-        if dim not in dataset[name].dims:
-            continue
+    for name in sorted(str(name) for name, array in dataset.data_vars.items() if dim in array.dims):
         values = read(dataset, name, config=slice(i, i + 1))[0]
         if values.ndim == 2:
             curves |= {f"{name}/{layer}": values[:, k] for k, layer in enumerate(dataset.layer.values)}

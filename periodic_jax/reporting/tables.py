@@ -1,6 +1,5 @@
 """An analysis as a table for the terminal, as summary.csv, and as analysis.nc."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from periodic_jax.analysis.theory_checks import CHECKS
+from periodic_jax.core import segments
 from periodic_jax.core.errors import UnwritableError
 from periodic_jax.core.files import write_atomically
 from periodic_jax.core.formatting import short_numbers
@@ -49,13 +49,10 @@ def rows(analysis: xr.Dataset, columns: Sequence[str] = SHOWN) -> list[dict[str,
 def as_text(analysis: xr.Dataset, columns: Sequence[str] = SHOWN) -> str:
     """The analysis as a table for the terminal."""
     table = rows(analysis, columns)
-    known = [name for name in table[0] if name != "diverged_at" or any(row[name] == row[name] for row in table)]
-    cells = [[describe(name).heading or name, *_cells(name, [row[name] for row in table])] for name in known]
+    shown = [name for name in table[0] if name != "diverged_at" or np.isfinite(analysis.diverged_at).any()]
+    cells = [[describe(name).heading or name, *_cells(name, [row[name] for row in table])] for name in shown]
     widths = [max(map(len, column)) for column in cells]
-    out = io.StringIO()
-    for row in zip(*cells, strict=True):
-        out.write("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + "\n")
-    return out.getvalue()
+    return "".join("  ".join(map(str.rjust, row, widths)) + "\n" for row in zip(*cells, strict=True))
 
 
 LANDSCAPE_COLUMNS = (
@@ -67,27 +64,13 @@ LANDSCAPE_COLUMNS = (
 
 def landscape_as_text(found: xr.Dataset) -> str:
     """A table of a landscape for the terminal, a row for each configuration, checkpoint and part of the images."""
-    kinds = [name for name in ("hessian", "gauss_newton") if found.sizes.get("rank")]
-    found = found.assign({f"{k}_largest": found[f"{k}_eigenvalue"].isel(rank=0) for k in kinds})
-    numbers = [name for name in LANDSCAPE_COLUMNS if name in found.variables]
-    cases = [
-        found[numbers].isel(checkpoint=i, part=k, drop=False)
-        for i in range(found.sizes["checkpoint"])
-        for k in range(found.sizes["part"])
-    ]
-    flat = [
-        case.drop_vars(["checkpoint", "part"]).assign(
-            checkpoint=("config", np.full(case.sizes["config"], int(case.checkpoint))),
-            part=("config", np.full(case.sizes["config"], str(case.part.values))),
-        )
-        for case in cases
-    ]
-    table = xr.concat(flat, "config")
-    if found.sizes["part"] == 1:
-        numbers.remove("part")
-    if not (table.reason != "").any():
-        numbers.remove("reason")
-    return as_text(table, numbers)
+    if found.sizes.get("rank"):
+        kinds = ("hessian", "gauss_newton")
+        found = found.assign({f"{kind}_largest": found[f"{kind}_eigenvalue"].isel(rank=0) for kind in kinds})
+    is_empty = {"part": found.sizes["part"] == 1, "reason": (found.reason == "").all()}
+    shown = [name for name in LANDSCAPE_COLUMNS if name in found.variables and not is_empty.get(name)]
+    table = found[shown].stack(case=("checkpoint", "part", "config"), create_index=False)
+    return as_text(table.rename(case="config"), shown)
 
 
 EACH_MINIMUM = (
@@ -112,46 +95,36 @@ def minima_as_text(found: xr.Dataset) -> str:
     if left := int((found.there.values - compared).sum()):
         text += f"{left} earlier minima are left out: --last all takes them\n"
     row, k = np.nonzero(np.isfinite(found.step.values))
-    table = _hyperparameters(found, row)
-    for name in ("step", "ended", "train_loss", "train_error", "test_loss", "test_error", "cosine_to_start", "reason"):
-        table[name] = ("config", found[name].values[row, k])
-    before = np.maximum(k - 1, 0)
-    for name in ("cosine", "disagreement"):
-        values = found[name].values[row, k, before]
-        table[f"{name}_before"] = ("config", np.where(k > 0, values, np.nan))
-    for path in found.path.values:
-        barriers = found.barrier.sel(path=path).values
-        known = np.full(len(row), np.nan)
-        known[k > 0] = barriers[row[k > 0], before[k > 0]]
-        table[f"barrier_{path}"] = ("config", known)
-    text += as_text(table, [name for name in EACH_MINIMUM if name != "reason" or (table.reason != "").any()])
+    names = ("step", "ended", "train_loss", "train_error", "test_loss", "test_error", "cosine_to_start", "reason")
+    each = {name: found[name].values[row, k] for name in names}
+    successive = {f"{name}_before": np.diagonal(found[name].values, -1, 1, 2) for name in ("cosine", "disagreement")}
+    successive |= {f"barrier_{path}": found.barrier.sel(path=path).values for path in found.path.values}
+    for name, values in successive.items():
+        each[name] = np.pad(values, ((0, 0), (1, 0)), constant_values=np.nan)[row, k]
+    text += _as_text(found, row, each, [name for name in EACH_MINIMUM if name != "reason" or each[name].any()])
 
     row, k = np.nonzero(np.isfinite(found.ensemble_error.values) | np.isfinite(found.seed_ensemble_error.values))
     if len(row):
-        table = _hyperparameters(found, row).assign(members=("config", found.members.values[k]))
-        for name in ENSEMBLES[1:]:
-            table[name] = ("config", found[name].values[row, k])
-        shown = [name for name in ENSEMBLES if name == "members" or np.isfinite(table[name]).any()]
-        text += "the last minima together, and as many seeds\n" + as_text(table, shown)
+        last = {"members": found.members.values[k], **{name: found[name].values[row, k] for name in ENSEMBLES[1:]}}
+        text += "the last minima together, and as many seeds\n"
+        text += _as_text(found, row, last, [name for name in ENSEMBLES if np.isfinite(last[name]).any()])
     row = np.flatnonzero(np.isfinite(found.seed_cosine.values))
     if len(row):
-        table = _hyperparameters(found, row)
-        for name in SEEDS[:2]:
-            table[name] = ("config", found[name].values[row])
-        for path in found.path.values:
-            table[f"seed_barrier_{path}"] = ("config", found.seed_barrier.sel(path=path).values[row])
-        text += "the last minimum against that of the next seed\n" + as_text(table, SEEDS)
+        seeds = {name: found[name].values[row] for name in SEEDS[:2]}
+        seeds |= {f"seed_barrier_{path}": found.seed_barrier.sel(path=path).values[row] for path in found.path.values}
+        text += "the last minimum against that of the next seed\n" + _as_text(found, row, seeds, SEEDS)
     return text
 
 
-def _hyperparameters(found: xr.Dataset, rows: np.ndarray) -> xr.Dataset:
-    """Hyperparameters of some configurations, as often as they are named."""
-    return xr.Dataset(coords={name: ("config", found[name].values[rows]) for name in AXES})
+def _as_text(found: xr.Dataset, configs: np.ndarray, table: dict[str, np.ndarray], columns: Sequence[str]) -> str:
+    """A table of which each row is about the configuration named for it."""
+    coords = {name: ("config", found[name].values[configs]) for name in AXES}
+    return as_text(xr.Dataset({name: ("config", values) for name, values in table.items()}, coords), columns)
 
 
 def findings(analysis: xr.Dataset) -> str:
-    """What the whole run says, in a few lines: slopes, bounds, the rotation budget, the back-test of forecasts."""
-    out = io.StringIO()
+    """Summary of the whole run, in a few lines: slopes, bounds, the rotation budget, the back-test of forecasts."""
+    lines = []
     titles = {
         "falling_edge": "falling edges / (ln(norm ratio) + rotation)",
         "falling_edge_quiet": "quiet falling edges / ln(norm ratio)",
@@ -160,51 +133,52 @@ def findings(analysis: xr.Dataset) -> str:
     }
     for name, title in titles.items():
         fit = analysis.sel(fit=name)
-        if np.isfinite(fit.slope):
-            ends = f"[{float(fit.slope_low):.3f}, {float(fit.slope_high):.3f}]"
-            out.write(f"slope of log {title} against log lr x decay: {float(fit.slope):.3f} {ends}, ")
-            out.write(f"{int(fit.slope_points)} of them\n")
+        slope, low, high = (float(fit[column]) for column in ("slope", "slope_low", "slope_high"))
+        if np.isfinite(slope):
+            numbers = f"{slope:.3f} [{low:.3f}, {high:.3f}], {int(fit.slope_points)} of them"
+            lines.append(f"slope of log {title} against log lr x decay: {numbers}")
     violations = analysis.check_violations
     for name in CHECKS:
         count = violations.sel(check=name)
-        if (applies := int(np.isfinite(count).sum())) and (bad := int(np.nansum(count))):
-            out.write(f"{name}: violated {bad} times among the {applies} configurations where it applies\n")
+        if bad := int(np.nansum(count)):
+            where = f"the {int(np.isfinite(count).sum())} configurations where it applies"
+            lines.append(f"{name}: violated {bad} times among {where}")
     applies, bad = int(np.isfinite(violations).sum()), int(np.nansum(violations))
-    out.write(f"bounds and exact relations: {applies} checks apply, {bad} violations\n")
-    plain = np.abs(analysis.budget_residual.values)
-    if np.isfinite(plain).any():
-        out.write(f"rotation budget: off by at most {np.nanmax(plain):.1e} of the rotation (plain SGD)\n")
+    lines.append(f"bounds and exact relations: {applies} checks apply, {bad} violations")
+    residuals = np.abs(analysis.budget_residual.values)
+    if np.isfinite(residuals).any():
+        lines.append(f"rotation budget: off by at most {np.nanmax(residuals):.1e} of the rotation (plain SGD)")
     if "onset_elr_times_sharpness" in analysis:
-        out.write(_stability(analysis))
+        lines += _stability(analysis)
     if "backtest_expected" in analysis:
-        out.write(_backtest(analysis))
-    return out.getvalue()
+        lines.append(_backtest(analysis))
+    return "".join(line + "\n" for line in lines)
 
 
-def _stability(analysis: xr.Dataset) -> str:
+def _stability(analysis: xr.Dataset) -> list[str]:
     """Effective learning rate x sharpness in units of its threshold, before destabilisations and in the falls."""
-    text, limit = "", analysis.stability_threshold.values[:, None]
+    lines, limit = [], analysis.stability_threshold.values[:, None]
     for name, where in (("onset", "before destabilisations"), ("fall", "in the first halves of the falls")):
         ratios = analysis[f"{name}_elr_times_sharpness"].values / limit
         if (known := ratios[np.isfinite(ratios)]).size:
             low, middle, high = np.quantile(known, (0.25, 0.5, 0.75))
-            text += (
-                f"ELR x sharpness over its threshold, {where}: {middle:.2f} (median), quartiles {low:.2f} and "
-                f"{high:.2f}, {known.size} of them, {np.mean(known < 1):.0%} below 1\n"
-            )
-    return text
+            numbers = f"{middle:.2f} (median), quartiles {low:.2f} and {high:.2f}, {known.size} of them"
+            below = f"{np.mean(known < 1):.0%} below 1"
+            lines.append(f"ELR x sharpness over its threshold, {where}: {numbers}, {below}")
+    return lines
 
 
 def _backtest(analysis: xr.Dataset) -> str:
+    """How often the forecast windows hold the destabilisations of a run, and how far off the expected steps are."""
     onset, windows = analysis.onset_step.values, np.isfinite(analysis.backtest_latest.values)
-    held = (analysis.backtest_soonest.values <= onset) & (onset <= analysis.backtest_latest.values)
+    is_inside = (analysis.backtest_soonest.values <= onset) & (onset <= analysis.backtest_latest.values)
     errors = np.abs(analysis.backtest_expected.values - onset) / analysis.fall_steps.values
-    text = "back-test, half-way down each fall:"
+    results = []
     if windows.any():
-        text += f" the window holds {int(held.sum())} of {int(windows.sum())} destabilisations;"
+        results.append(f"the window holds {int(is_inside.sum())} of {int(windows.sum())} destabilisations")
     if np.isfinite(errors).any():
-        text += f" the expected step is off by {np.nanmedian(errors):.0%} of the fall (median)"
-    return text.rstrip(";") + ("\n" if windows.any() or np.isfinite(errors).any() else " nothing to go by\n")
+        results.append(f"the expected step is off by {np.nanmedian(errors):.0%} of the fall (median)")
+    return "back-test, half-way down each fall: " + ("; ".join(results) or "nothing to go by")
 
 
 def to_csv(analysis: xr.Dataset, path: Path) -> None:
@@ -233,8 +207,8 @@ def column(analysis: xr.Dataset, name: str) -> np.ndarray:
     if not name.startswith("mean_") or name in analysis:
         return analysis[name].values
     values = analysis[name.removeprefix("mean_")].values
-    known = np.isfinite(values)
-    return np.where(known.any(1), np.where(known, values, 0).sum(1) / np.maximum(known.sum(1), 1), np.nan)
+    with np.errstate(invalid="ignore"):  # NaN is the mean of none
+        return segments.mean(values, np.isfinite(values))
 
 
 def _cells(name: str, values: list[Any]) -> list[str]:
@@ -242,13 +216,13 @@ def _cells(name: str, values: list[Any]) -> list[str]:
 
 
 def _cell(name: str, value: object) -> str:
-    if isinstance(value, float):
-        if value != value:
-            return "-"
-        number = describe(name).number
-        if number == "percent":
-            return f"{100 * value:.1f} %"
-        if number == "whole":
-            return f"{value:.0f}" if abs(value) < FARTHEST else f"{value:.3g}"
-        return f"{value:{number}}"
-    return str(value)
+    if not isinstance(value, float):
+        return str(value)
+    number = describe(name).number
+    if value != value:
+        return "-"
+    if number == "percent":
+        return f"{100 * value:.1f} %"
+    if number == "whole":
+        number = ".0f" if abs(value) < FARTHEST else ".3g"
+    return f"{value:{number}}"

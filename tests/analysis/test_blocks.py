@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from periodic_jax.analysis import blocks
-from periodic_jax.analysis.blocks import map_blocks, rows_in_cache
+from periodic_jax.analysis.blocks import configs_in_cache, map_blocks
 
 
 class Inner(NamedTuple):
@@ -47,4 +47,4 @@ def test_no_configuration_is_one_empty_block():
 
 def test_a_block_holds_at_most_so_many_numbers_but_one_configuration(monkeypatch):
     monkeypatch.setattr(blocks, "MOST_AT_ONCE", 100)
-    assert [rows_in_cache(steps) for steps in (0, 10, 30, 100, 101)] == [100, 10, 3, 1, 1]
+    assert [configs_in_cache(steps) for steps in (0, 10, 30, 100, 101)] == [100, 10, 3, 1, 1]

@@ -120,3 +120,13 @@ def write_run(
 def open_flat(path: Path, grid: SweepGrid, telemetry: dict[str, np.ndarray], **options) -> xr.Dataset:
     """Write a run and open it flat."""
     return reader.open_run(write_run(path, grid, telemetry, **options), flat=True)
+
+
+FOUR = SweepGrid.product(lr=[1.0, 0.5], seed=[0, 3], weight_decay=1e-3)
+STEPS = 1200
+
+
+def four() -> dict[str, np.ndarray]:
+    """Of `FOUR`: three bursts with gaps of 300 and 400 steps; one burst; none; and a divergence at step 650."""
+    return stack([trajectory(STEPS, [300, 600, 1000]), trajectory(STEPS, [500]), trajectory(STEPS, lr=0.5),
+                  cut(trajectory(STEPS, lr=0.5), 650)])  # fmt: skip

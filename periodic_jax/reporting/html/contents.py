@@ -9,7 +9,7 @@ import xarray as xr
 
 from periodic_jax.analysis.pipeline import MOST_IN_MEMORY
 from periodic_jax.analysis.theory_checks import CHECKS
-from periodic_jax.core.formatting import short_numbers
+from periodic_jax.core.formatting import counted, short_numbers
 from periodic_jax.core.segments import extremes
 from periodic_jax.plots.regime_maps import map_axes
 from periodic_jax.plots.style import REGIME_COLOURS, label, named, swept_axes
@@ -45,20 +45,19 @@ def report_contents(dataset: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
     curves = [name for name in CURVES if name in dataset]
     evaluations = [name for name in EVALUATIONS if name in dataset]
     columns = {name: tables.column(found, name) for name in (*NUMBERS, *THEORY)}
-    configs = []
     parts = buckets(dataset.sizes["config"], len(curves), int(found.destabilisations.sum()))
-    for i, drawn in enumerate(_drawn(dataset, found, curves, evaluations, parts)):
-        configs.append(
-            {
-                "at": places[i].tolist(),
-                "regime": str(found.regime.values[i]),
-                "because": str(found.because.values[i]),
-                "numbers": [_number(columns[name][i]) for name in NUMBERS],
-                "theory": [_number(columns[name][i]) for name in THEORY],
-                "checks": [_number(v) for v in found.check_violations.values[i]],
-                **drawn,
-            }
-        )
+    configs = [
+        {
+            "at": places[i].tolist(),
+            "regime": str(found.regime.values[i]),
+            "because": str(found.because.values[i]),
+            "numbers": [_number(columns[name][i]) for name in NUMBERS],
+            "theory": [_number(columns[name][i]) for name in THEORY],
+            "checks": [_number(v) for v in found.check_violations.values[i]],
+            **drawn,
+        }
+        for i, drawn in enumerate(_drawn(dataset, found, curves, evaluations, parts))
+    ]
     return {
         "name": str(dataset.attrs.get("name", "")),
         "summary": summary(dataset, found),
@@ -81,15 +80,14 @@ def report_contents(dataset: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
 def summary(dataset: xr.Dataset, found: xr.Dataset) -> list[str]:
     """The run in a few sentences."""
     count, planned = found.sizes["config"], dataset.sizes["step"]
-    made = int(found.steps.max()) if count else 0
+    made = int(found.steps.values.max(initial=0))
     model = str(dataset.attrs.get("model", ""))
-    plural = "" if count == 1 else "s"
-    first = f"{count} configuration{plural}{' of ' + model if model else ''}, {planned} steps planned"
+    first = f"{counted(count, 'configuration')}{' of ' + model if model else ''}, {planned} steps planned"
     first += ", all recorded." if made == planned else f", {made} recorded so far."
-    regimes = [(name, int((found.regime == name).sum())) for name in REGIME_COLOURS]
-    second = "Regimes: " + ", ".join(f"{n} {name}" for name, n in regimes if n) + "."
     if not count:
         return [first]
+    regimes = [(name, int((found.regime == name).sum())) for name in REGIME_COLOURS]
+    second = "Regimes: " + ", ".join(f"{n} {name}" for name, n in regimes if n) + "."
     return [first, second, *(line[:1].upper() + line[1:] + "." for line in tables.findings(found).splitlines())]
 
 
@@ -110,26 +108,25 @@ def _drawn(
     dataset: xr.Dataset, found: xr.Dataset, curves: list[str], evaluations: list[str], parts: int
 ) -> Iterator[dict[str, Any]]:
     """The arrays of each configuration, read some configurations at a time."""
-    configs, steps = dataset.sizes["config"], dataset.sizes["step"]
-    rows = max(int(MOST_IN_MEMORY // max(4 * steps * len(curves), 1)), 1)
-    at, eval_at = dataset.step.values, dataset.eval_step.values
-    for first in range(0, configs, rows):
-        chosen = slice(first, min(first + rows, configs))
-        block = {name: read(dataset, name, config=chosen) for name in (*curves, *evaluations)}
-        for k in range(chosen.stop - first):
-            some = np.stack([block[name][k] for name in curves])
-            kept = extremes(some, parts)
-            drawn: dict[str, Any] = {
-                "steps": _packed(at[kept], "<u4"),
-                "curves": [_packed(row[kept], "<f4") for row in some],
-            }
-            evals = np.stack([block[name][k] for name in evaluations]) if evaluations else np.zeros((0, 0))
-            kept = extremes(evals, MOST_EVALUATIONS) if evaluations else np.zeros(0, int)
-            drawn["eval_steps"] = _packed(eval_at[kept], "<u4")
-            drawn["evaluations"] = [_packed(row[kept], "<f4") for row in evals]
+    configs = dataset.sizes["config"]
+    size = max(MOST_IN_MEMORY // max(4 * dataset.sizes["step"] * len(curves), 1), 1)
+    for first in range(0, configs, size):
+        block = {name: read(dataset, name, config=slice(first, first + size)) for name in (*curves, *evaluations)}
+        for k in range(min(size, configs - first)):
+            steps, drawn = _decimated(dataset.step.values, [block[name][k] for name in curves], parts)
+            values = [block[name][k] for name in evaluations]
+            eval_steps, evaluated = _decimated(dataset.eval_step.values, values, MOST_EVALUATIONS)
             onset, end = found.onset_step.values[first + k], found.end_step.values[first + k]
             known = np.isfinite(onset)
-            yield drawn | {"onsets": _packed(onset[known], "<u4"), "ends": _packed(end[known], "<u4")}
+            marks = {"onsets": _packed(onset[known], "<u4"), "ends": _packed(end[known], "<u4")}
+            yield {"steps": steps, "curves": drawn, "eval_steps": eval_steps, "evaluations": evaluated, **marks}
+
+
+def _decimated(at: np.ndarray, curves: list[np.ndarray], parts: int) -> tuple[str, list[str]]:
+    """Some steps, and the values of each curve there."""
+    values = np.reshape(curves, (len(curves), len(at)))
+    chosen = extremes(values, parts)
+    return _packed(at[chosen], "<u4"), [_packed(row[chosen], "<f4") for row in values]
 
 
 def _packed(values: np.ndarray, dtype: str) -> str:

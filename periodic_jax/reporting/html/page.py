@@ -11,7 +11,7 @@ from periodic_jax.core.files import write_atomically
 
 FILE = "report.html"
 # Neither text nor numbers of a run may end the script element that holds them, or open a comment in it.
-_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+_ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 
 
 def render(shown: dict[str, Any], *, live: int = 0) -> str:
@@ -46,8 +46,7 @@ def render(shown: dict[str, Any], *, live: int = 0) -> str:
 
 def as_json(shown: dict[str, Any]) -> str:
     """JSON that is safe inside a script element."""
-    text = json.dumps(shown, separators=(",", ":"), allow_nan=False)
-    return "".join(_ESCAPES.get(c, c) for c in text) if any(c in text for c in _ESCAPES) else text
+    return json.dumps(shown, separators=(",", ":"), allow_nan=False).translate(_ESCAPES)
 
 
 def write(shown: dict[str, Any], folder: Path) -> Path:
