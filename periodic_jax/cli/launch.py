@@ -14,7 +14,8 @@ from periodic_jax.storage.run_directory import claim_directory, read_config
 from periodic_jax.training import xla
 
 if TYPE_CHECKING:
-    from periodic_jax.runs.run import RunConfig, RunResult
+    from periodic_jax.runs.config import RunConfig
+    from periodic_jax.runs.run import RunResult
     from periodic_jax.sweeps.chunks import Chunk
 
 

@@ -39,9 +39,9 @@ def corruptions(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
         if done > first_step(manifest):
             yield f"{TELEMETRY}: {verification.MISSING}"
     else:
-        found = list(verification.find_corruptions(store, first_step(manifest), done, lengths(manifest)))
-        yield from (f"{TELEMETRY}/{corruption}" for corruption in found)
-        if not found:
+        errors = list(verification.find_corruptions(store, first_step(manifest), done, lengths(manifest)))
+        yield from (f"{TELEMETRY}/{corruption}" for corruption in errors)
+        if not errors:
             yield from _missing_steps(path, first_step(manifest), done)
     steps = checkpoint_steps(path)
     minima = saved_minima(path)
@@ -64,10 +64,10 @@ def corruptions(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
 
 
 def _abstract_states(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
-    """What a checkpoint must hold, as config.json tells.
+    """What a checkpoint must hold according to config.json.
 
     Raises:
-        CorruptedRunError: it does not tell.
+        CorruptedRunError: it is not known from there.
     """
     from periodic_jax.runs.build import abstract_states
     from periodic_jax.training import xla

@@ -121,7 +121,9 @@ def test_unusable_branches_are_refused_before_anything_is_written(parent, tmp_pa
 
 def test_selected_values_are_told_by_their_words():
     axes = {"lr": (0.0316227766016838, 1.0), "seed": (0, 1)}
-    assert branched_axes(axes, parse_selection(["lr=0.0316227766016838"]), {})["lr"] == (0.0316227766016838,)
+    selected, parents = branched_axes(axes, parse_selection(["lr=0.0316227766016838"]), {})
+    assert selected["lr"] == (0.0316227766016838,)
+    assert parents.tolist() == [0, 1]
     for words in (["lr"], ["lr=x"], ["lr=1", "lr=0.1"], ["rate=1"]):
         with pytest.raises(ConfigError):
             branched_axes(axes, parse_selection(words), {})
