@@ -1,4 +1,4 @@
-"""What the commands that train share: the claim on a folder, the progress, the end."""
+"""What the commands that train share: a free folder, the progress, the end."""
 
 import contextlib
 import itertools
@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import periodic_jax as pj
-from periodic_jax.core.errors import ConfigError
-from periodic_jax.storage.locks import FREE, is_locked
-from periodic_jax.storage.run_directory import claim_directory, read_config
+from periodic_jax.storage.run_directory import read_config
 from periodic_jax.training import xla
 
 if TYPE_CHECKING:
-    from periodic_jax.runs.config import RunConfig
     from periodic_jax.runs.run import RunResult
     from periodic_jax.sweeps.chunks import Chunk
 
@@ -28,20 +25,6 @@ def free_folder(name: str) -> str:
     """runs/NAME, or the first of runs/NAME-2, runs/NAME-3 ... that does not exist."""
     names = itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2)))
     return next(f"runs/{free}" for free in names if not Path("runs", free).exists())
-
-
-def claim_folder(config: "RunConfig") -> None:
-    """Refuse what cannot run before anything is printed, compiled or written."""
-    from periodic_jax.runs.config import check
-    from periodic_jax.runs.run import resumable_manifest
-
-    check(config)
-    if resumable_manifest(config) is None:
-        claim_directory(Path(config.out))
-    elif is_locked(Path(config.out)):
-        raise ConfigError("run directory", config.out, FREE)
-    else:
-        log_line(f"{config.out} holds this run, unfinished: going on with it")
 
 
 def train_and_report(start: Callable[..., "RunResult"], *arguments: Any, **options: Any) -> None:

@@ -8,7 +8,7 @@ from tyro.conf import OmitArgPrefixes
 
 import periodic_jax as pj
 from periodic_jax.cli.axis import Axis, read_axis, read_count, read_flag_or_count, read_path
-from periodic_jax.cli.launch import claim_folder, free_folder, train_and_report
+from periodic_jax.cli.launch import free_folder, train_and_report
 from periodic_jax.cli.options import IF_GIVEN, arg
 from periodic_jax.runs import settings
 from periodic_jax.runs.config import RUN_AXES, RunConfig
@@ -83,9 +83,8 @@ class Sweep(SweepSettings):
         config = to_config(self)
         if self.dry_run:
             print_plan(config)
-            return
-        claim_folder(config)
-        train_and_report(pj.run_sweep, config)
+        else:
+            train_and_report(pj.run_sweep, config)
 
 
 def to_config(sweep: Any) -> RunConfig:

@@ -9,7 +9,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 import periodic_jax as pj
 from periodic_jax.cli.axis import read_axis, read_count, read_run, read_selection
-from periodic_jax.cli.launch import claim_folder, free_folder, show_results, train_and_report, train_with_progress
+from periodic_jax.cli.launch import free_folder, show_results, train_and_report, train_with_progress
 from periodic_jax.cli.options import IF_GIVEN, Data, DataFiles, Folder, Run, arg
 from periodic_jax.core.formatting import counted
 from periodic_jax.runs.config import RUN_AXES, RunConfig
@@ -27,9 +27,11 @@ class Demo:
 
     def execute(self) -> None:
         """Train, and print the table and the figures' names."""
+        from periodic_jax.runs.run import claim_run
+
         out, lr, weight_decay = self.out or free_folder("demo"), (0.01, 0.03, 0.1, 0.3, 1.0), (1e-3, 1e-2)
         config = RunConfig(out=out, lr=lr, weight_decay=weight_decay, steps=self.steps)
-        claim_folder(config)
+        claim_run(config)  # what is refused is refused before anything is printed
         print(
             f"ConvNetSI of width {config.width} on scikit-learn's digits: {len(lr)} learning rates x "
             f"{len(weight_decay)} weight decays, {counted(self.steps, 'step')} each."
@@ -65,18 +67,15 @@ _NEW_VALUES = {
     "schedule_end": "New values, as for the sweep; the parent's, if not given.",
     "seed": "Another order of the data, with the parent's weights.",
 }
-ChangedAxes: Any = dataclasses.make_dataclass(
-    "ChangedAxes",
-    [
-        (
-            name,
-            Annotated[tuple[float, ...], read_axis(name, allows_zero_decay=True), IF_GIVEN],
-            setting((), _NEW_VALUES.get(name, "New values, as for the sweep.")),
-        )
-        for name in RUN_AXES
-    ],
-    frozen=True,
-)
+
+
+def _new_values(axis: str) -> tuple[str, Any, Any]:
+    """The option of an axis of a branch's grid."""
+    kind = Annotated[tuple[float, ...], read_axis(axis, allows_zero_decay=True), IF_GIVEN]
+    return axis, kind, setting((), _NEW_VALUES.get(axis, "New values, as for the sweep."))
+
+
+ChangedAxes: Any = dataclasses.make_dataclass("ChangedAxes", map(_new_values, RUN_AXES), frozen=True)
 ChangedGrid: Any = OmitArgPrefixes[ChangedAxes]
 
 

@@ -1,6 +1,7 @@
 """What-if runs: some configurations of a run, from one of its checkpoints on, with other hyperparameters."""
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.formatting import flag_of
 from periodic_jax.runs.build import abstract_states, initial_minima
 from periodic_jax.runs.callbacks import RunCallbacks
-from periodic_jax.runs.config import RUN_AXES, check, from_manifest, planned_steps
+from periodic_jax.runs.config import RUN_AXES, RunConfig, check, from_manifest, planned_steps
 from periodic_jax.runs.run import RunResult, run_session
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.locks import locked
@@ -93,12 +94,8 @@ def branch_run(
         "selected": select, "changed": change, "config": manifest["config"],
     }  # fmt: skip
     with locked(out), xla.precision(config.precision):
-        return run_session(
-            config, {"parent": origin}, callbacks or RunCallbacks(),
-            prepare=lambda sweep: _write_first_checkpoint(
-                sweep, out, states, step, "fixed_norm" in change, config.keep_period_minima
-            ),
-        )  # fmt: skip
+        prepare = functools.partial(_write_first_checkpoint, config, states, step, "fixed_norm" in change)
+        return run_session(config, {"parent": origin}, callbacks or RunCallbacks(), prepare=prepare)
 
 
 def branched_axes(parent: Axes, select: Axes, change: Axes) -> tuple[dict[str, tuple[float, ...]], np.ndarray]:
@@ -142,7 +139,7 @@ def _nearest(name: str, wanted: float, values: Sequence[float]) -> int:
 
 
 def _write_first_checkpoint(
-    sweep: "Sweep", out: Path, states: dict[str, np.ndarray], step: int, new_sphere: bool, every: int | None
+    config: RunConfig, states: dict[str, np.ndarray], step: int, has_new_sphere: bool, sweep: "Sweep"
 ) -> None:
     """Write the first checkpoint, from which the branch can always be resumed."""
     import jax
@@ -150,12 +147,12 @@ def _write_first_checkpoint(
     from periodic_jax.checkpoints.writer import write_first
     from periodic_jax.training.state import state_of
 
-    if new_sphere:
+    if has_new_sphere:
         sweep.restore(states, step)
         task = sweep.states.task
         initial = jax.jit(jax.vmap(jax.vmap(lambda params: state_of(task, {"params": params}).opt_state)))
         replaced = sweep.placement.fetch(sweep.states.replace(opt_state=initial(sweep.states.params)))
         states = states | {name: array for name, array in replaced.items() if "initial_norms" in name}
-    if every:
-        states = states | initial_minima(states, every)
-    write_first(out, step, states)
+    if config.keep_period_minima:
+        states = states | initial_minima(states, config.keep_period_minima)
+    write_first(Path(config.out), step, states)

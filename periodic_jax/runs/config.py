@@ -160,9 +160,9 @@ def to_manifest(config: RunConfig, layout: str) -> dict[str, Any]:
     """
     steps = planned_steps(config)
     config = dataclasses.replace(config, steps=steps, epochs=None, eval_every=evaluated_every(config), layout=layout)
-    coords = config.grid().coords
-    values = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(config).items()}
-    return values | {name: list(dict.fromkeys(coords[name].tolist())) for name in RUN_AXES}
+    coords, values = config.grid().coords, dataclasses.asdict(config)
+    rest = {name: str(v) if isinstance(v, Path) else v for name, v in values.items() if name not in RUN_AXES}
+    return rest | {name: list(dict.fromkeys(coords[name].tolist())) for name in RUN_AXES}
 
 
 def from_manifest(

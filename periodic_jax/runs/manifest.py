@@ -110,9 +110,8 @@ def finished_manifest(
         outcome: of the session.
         started: when it began, by `time.perf_counter`.
     """
-    configs, pace = len(sweep.grid), None
-    if outcome.timed_steps:
-        pace = round(outcome.seconds / outcome.timed_steps / configs * 1e3, 4)
+    configs, timed = len(sweep.grid), outcome.timed_steps
+    pace = round(outcome.seconds / timed / configs * 1e3, 4) if timed else None
     summary = {
         "config_steps": (outcome.step - run_directory.first_step(manifest)) * configs,
         # All that follows is of this session alone.

@@ -208,7 +208,7 @@ def describe_plan(plan: SweepPlan, config: RunConfig, device_memory: int | None 
         f"{counted(plan.configs, 'configuration')} of {counted(plan.steps, 'step')}: "
         f"{plan.configs * plan.steps:.3g} config-steps",
         f"{counted(plan.devices, 'device')}: {counted(each, 'configuration')} a device, in "
-        f"{counted(plan.seeds_per_device, 'row')} of one seed; {padding} in all are padding",
+        f"{counted(plan.seeds_per_device, 'group')} of one seed; {padding} in all are padding",
         f"memory of a device: {format_bytes(takes.memory_bytes)}: training states {format_bytes(takes.state_bytes)}, "
         f"records of a chunk {format_bytes(takes.record_bytes)}, data {format_bytes(takes.data_bytes)}, "
         f"temporaries {format_bytes(takes.temporary_bytes)}",

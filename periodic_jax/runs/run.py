@@ -76,15 +76,25 @@ def run_sweep(config: RunConfig, *, callbacks: RunCallbacks | None = None) -> Ru
         ...     pj.open_run(run).loss.shape, (run / "summary.csv").exists(), run.analysis.regime.item(0)
         ((2, 3), True, 'undecided')
     """
-    check(config)
-    path = Path(config.out)
-    if resumable_manifest(config) is None:
-        run_directory.claim_directory(path)
+    claim_run(config)
+    path, callbacks = Path(config.out), callbacks or RunCallbacks()
     with locked(path):
         manifest = resumable_manifest(config) or {}
         if manifest:
+            callbacks.log(f"{path} holds this run, unfinished: going on with it")
             config = dataclasses.replace(config, layout=from_manifest(manifest, path, dataset=config.dataset).layout)
-        return run_session(config, manifest, callbacks or RunCallbacks())
+        return run_session(config, manifest, callbacks)
+
+
+def claim_run(config: RunConfig) -> None:
+    """Refuse what cannot run before anything is compiled or written, and create the folder of a new run.
+
+    Raises:
+        ConfigError: as `run_sweep`.
+    """
+    check(config)
+    if resumable_manifest(config) is None:
+        run_directory.claim_directory(Path(config.out))
 
 
 def resume_run(

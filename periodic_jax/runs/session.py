@@ -189,9 +189,9 @@ def newest_checkpoint(
             continue
         try:
             states = load_checkpoint(plan.path, step, like)
-            missing = find_missing_minima(plan.path, states, step) if with_minima and plan.keep_period_minima else {}
-            for reason in missing.values():
-                raise CorruptedRunError(plan.path / CHECKPOINTS / str(step), reason, "use an earlier checkpoint")
+            if with_minima and plan.keep_period_minima:
+                for reason in find_missing_minima(plan.path, states, step).values():
+                    raise CorruptedRunError(plan.path / CHECKPOINTS / str(step), reason, "use an earlier checkpoint")
             return ResumePoint(step, states)
         except CorruptedRunError as error:
             log(f"checkpoint {step} cannot be gone on from ({error.reason}): falling back to the one before it")

@@ -107,6 +107,10 @@ def test_changed_hyperparameters_are_axes_again(parent, tmp_path, capsys):
         ({"step": 10, "select": {"rate": [0.2]}}, "--select: rate is not"),
         ({"step": 10, "change": {"lr": [0.2]}}, "--select: no lr is not accepted; expected one value"),
         (
+            {"step": 10, "select": {"lr": []}, "change": {"lr": [0.2]}},
+            "--select: no lr is not accepted; expected one value",
+        ),
+        (
             {"step": 10, "select": {"lr": [1.0, 0.1]}, "change": {"lr": [0.2]}},
             "--select: lr=1,0.1 is not accepted; expected one value",
         ),
