@@ -13,9 +13,10 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.formatting import flag_of
-from periodic_jax.core.grid import AXES, axis_rule, checked_axis
+from periodic_jax.core.grid import axis_rule, checked_axis
+from periodic_jax.runs.config import RUN_AXES
 
-SELECTABLE = tuple(name for name in AXES if name != "schedule_every")
+RANGES: dict[str, Callable[..., np.ndarray]] = {"logspace": np.geomspace, "linspace": np.linspace}
 
 
 class RefusedValue(Exception):
@@ -36,9 +37,7 @@ def read_axis(name: str, *, allows_zero_decay: bool = False) -> PrimitiveConstru
     """The constructor of an axis; see `parse_axis`."""
 
     def read(texts: list[str]) -> Axis:
-        if allows_zero_decay:
-            texts = _zero_decay_by_name(name, texts)
-        numbers = parse_axis(name, texts)
+        numbers = parse_axis(name, _zero_decay_by_name(name, texts) if allows_zero_decay else texts)
         return Axis(map(int, numbers) if name == "seed" else numbers)
 
     return _constructor("*", "NUMBER ...", read, lambda values: [f"{value:.15g}" for value in values])
@@ -46,31 +45,32 @@ def read_axis(name: str, *, allows_zero_decay: bool = False) -> PrimitiveConstru
 
 def read_selection() -> PrimitiveConstructorSpec[Any]:
     """The constructor of a selection of configurations; see `parse_selection`."""
-    return _constructor("*", "AXIS=NUMBER ...", parse_selection, lambda selection: [])
+    return _constructor("*", "AXIS=NUMBER ...", parse_selection)
 
 
 def read_count(
-    name: str, accepted: str = "a whole number", *, metavar: str = "COUNT", or_all: bool = False
+    name: str, least: float = -math.inf, most: float = math.inf, *, metavar: str = "COUNT", or_all: bool = False
 ) -> PrimitiveConstructorSpec[Any]:
     """The constructor of a whole number, or of ``all``, which is None.
 
     Args:
         name: the option.
-        accepted: what it accepts, for the error.
+        least, most: its bounds, where nothing else checks them.
         metavar: how the help calls it.
         or_all: it accepts ``all``.
     """
 
-    def read(texts: list[str]) -> int | None:
-        if or_all and texts[0] == "all":
+    def convert(text: str) -> int | None:
+        if or_all and text == "all":
             return None
-        try:
-            return int(texts[0])
-        except ValueError:
-            raise ConfigError(flag_of(name), texts[0] or "an empty value", accepted) from None
+        number = int(text)
+        if not least <= number <= most:
+            raise ValueError(text)
+        return number
 
-    metavar += "|all" if or_all else ""
-    return _constructor(1, metavar, read, lambda value: ["all"] if or_all and value is None else [str(value)])
+    bounds = "".join(f" {word} {end}" for word, end in (("from", least), ("to", most)) if math.isfinite(end))
+    accepted = f"a whole number{bounds}" + (", or all" if or_all else "")
+    return _of_one_value(flag_of(name), accepted, metavar + ("|all" if or_all else ""), convert)
 
 
 def read_flag_or_count(name: str, usual: int) -> PrimitiveConstructorSpec[Any]:
@@ -82,46 +82,57 @@ def read_flag_or_count(name: str, usual: int) -> PrimitiveConstructorSpec[Any]:
     """
 
     def read(texts: list[str]) -> int:
-        if len(texts) > 1:
-            raise ConfigError(flag_of(name), " ".join(texts), "one whole number, or none")
         try:
-            return int(texts[0]) if texts else usual
+            (number,) = map(int, texts or [usual])
         except ValueError:
-            raise ConfigError(flag_of(name), texts[0], "one whole number, or none") from None
+            raise ConfigError(flag_of(name), " ".join(texts), "one whole number, or none") from None
+        return number
 
-    return _constructor("*", "[COUNT]", read, lambda value: [] if value is None else [str(value)])
+    return _constructor("*", "[COUNT]", read)
 
 
 def read_path(name: str, kind: str = "folder", *, metavar: str = "DIR") -> PrimitiveConstructorSpec[Any]:
-    """The constructor of a path, as typed. An empty one is refused: it comes from a variable that is not set.
+    """The constructor of a path, as typed.
 
     Args:
         name: the option.
         kind: what it names, for the error.
         metavar: how the help calls it.
     """
-
-    def read(texts: list[str]) -> str:
-        if not texts[0].strip():
-            raise ConfigError(flag_of(name), "an empty value", f"a {kind}")
-        return texts[0]
-
-    return _constructor(1, metavar, read, lambda value: [str(value)])
+    return _of_one_value(flag_of(name), f"a {kind}", metavar, _not_empty)
 
 
 def read_run() -> PrimitiveConstructorSpec[Any]:
-    """The constructor of a run directory. An empty one is refused: it would be the current folder."""
+    """The constructor of a run directory."""
+    return _of_one_value("run directory", "the folder of a run", "DIR", lambda text: Path(_not_empty(text)))
 
-    def read(texts: list[str]) -> Path:
-        if not texts[0].strip():
-            raise ConfigError("run directory", "an empty value", "the folder of a run")
-        return Path(texts[0])
 
-    return _constructor(1, "DIR", read, lambda path: [str(path)])
+def _not_empty(text: str) -> str:
+    """Refuse an empty path: it comes from a variable that is not set, and would be the current folder."""
+    if not text.strip():
+        raise ValueError(text)
+    return text
+
+
+def _of_one_value(
+    argument: str, accepted: str, metavar: str, convert: Callable[[str], Any]
+) -> PrimitiveConstructorSpec[Any]:
+    """The constructor of a single value; ``convert`` raises a `ValueError` for what is not accepted."""
+
+    def read(texts: list[str]) -> Any:
+        try:
+            return convert(texts[0])
+        except ValueError:
+            raise ConfigError(argument, texts[0].strip() or "an empty value", accepted) from None
+
+    return _constructor(1, metavar, read)
 
 
 def _constructor(
-    nargs: Any, metavar: str, read: Callable[[list[str]], Any], show: Callable[[Any], list[str]]
+    nargs: Any,
+    metavar: str,
+    read: Callable[[list[str]], Any],
+    show: Callable[[Any], list[str]] = lambda value: ["all" if value is None else str(value)],
 ) -> PrimitiveConstructorSpec[Any]:
     def construct(texts: list[str]) -> Any:
         try:
@@ -129,13 +140,7 @@ def _constructor(
         except ConfigError as error:
             raise RefusedValue(error) from None
 
-    return PrimitiveConstructorSpec(
-        nargs=nargs,
-        metavar=metavar,
-        instance_from_str=construct,
-        is_instance=lambda value: True,
-        str_from_instance=show,
-    )
+    return PrimitiveConstructorSpec(nargs, metavar, construct, lambda value: True, show)
 
 
 def parse_axis(name: str, texts: Sequence[str]) -> tuple[float, ...]:
@@ -156,48 +161,44 @@ def parse_axis(name: str, texts: Sequence[str]) -> tuple[float, ...]:
         >>> parse_axis("lr", ["0.5", "logspace:1e-3:1e-1:3"])
         (0.5, 0.001, 0.01, 0.1)
     """
+    return tuple(checked_axis(name, [number for text in texts for number in _numbers(name, text)]))
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    """The numbers that one value of an option stands for."""
     wanted, _ = axis_rule(name)
-    values: list[float] = []
-    for text in texts:
-        if text == "none" and name == "weight_decay":
-            values.append(0.0)
-            continue
-        kind, _, rest = text.partition(":")
-        ranged = kind in ("logspace", "linspace")
-        numbers = _expand(name, text, kind, rest) if ranged else [_number(name, text, wanted)]
-        if name == "weight_decay" and 0 in numbers:
-            raise ConfigError("--weight-decay", text, "numbers above 0, or none for training without decay")
+    if name == "weight_decay" and text == "none":
+        return [0.0]
+    if text.split(":")[0] in RANGES:
+        numbers = _expand(name, text)
+    else:
         try:
-            values.extend(checked_axis(name, numbers))
-        except ConfigError as error:
-            raise ConfigError(error.argument, text, error.accepted) from None
-    return tuple(checked_axis(name, values))
-
-
-def _number(name: str, text: str, wanted: str) -> float:
+            numbers = [float(text)]
+        except ValueError:
+            accepted = f"{wanted}, or a range such as logspace:1e-3:1:7"
+            raise ConfigError(flag_of(name), text or "an empty value", accepted) from None
+    if name == "weight_decay" and 0 in numbers:
+        raise ConfigError("--weight-decay", text, "numbers above 0, or none for training without decay")
     try:
-        return float(text)
+        return checked_axis(name, numbers)
+    except ConfigError as error:
+        raise ConfigError(error.argument, text, error.accepted) from None
+
+
+def _expand(name: str, text: str) -> list[float]:
+    kind, *parts = text.split(":")
+    try:
+        first, last, count = (read(part) for read, part in zip((float, float, int), parts, strict=True))
+        if not 2 <= count <= 10_000 or (kind == "logspace" and min(first, last) <= 0):
+            raise ValueError(text)
+        with np.errstate(all="ignore"):
+            inner = RANGES[kind](first, last, count)[1:-1]
+        if not np.isfinite([first, *inner, last]).all():  # the difference of two finite ends can be infinite
+            raise ValueError(text)
     except ValueError:
-        accepted = f"{wanted}, or a range such as logspace:1e-3:1:7"
-        raise ConfigError(flag_of(name), text or "an empty value", accepted) from None
-
-
-def _expand(name: str, text: str, kind: str, rest: str) -> list[float]:
-    parts = rest.split(":")
-    wanted = f"{kind}:FIRST:LAST:COUNT with a COUNT from 2 to 10000" + (
-        " and ends above 0" if kind == "logspace" else ""
-    )
-    try:
-        first, last, count = float(parts[0]), float(parts[1]), int(parts[2])
-    except (ValueError, IndexError):
+        ends = " and ends above 0" if kind == "logspace" else ""
+        wanted = f"{kind}:FIRST:LAST:COUNT with a COUNT from 2 to 10000{ends}"
         raise ConfigError(flag_of(name), text, wanted) from None
-    bad_ends = not (math.isfinite(first) and math.isfinite(last)) or (kind == "logspace" and min(first, last) <= 0)
-    if len(parts) != 3 or not 2 <= count <= 10_000 or bad_ends:
-        raise ConfigError(flag_of(name), text, wanted)
-    with np.errstate(all="ignore"):
-        inner = (np.geomspace if kind == "logspace" else np.linspace)(first, last, count)[1:-1]
-    if not np.isfinite(inner).all():  # the ends are so far apart that their difference is infinite
-        raise ConfigError(flag_of(name), text, wanted)
     # 15 digits: 1e-3 shall be 1e-3, and selectable as such.
     return [first, *(float(f"{v:.15g}") for v in inner), last]
 
@@ -216,8 +217,8 @@ def parse_selection(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
     for text in texts:
         name, separator, numbers = text.partition("=")
         name = name.strip("-").replace("-", "_")
-        if name not in SELECTABLE:
-            raise ConfigError("--select", text, f"AXIS=NUMBER with an axis among {', '.join(SELECTABLE)}")
+        if name not in RUN_AXES:
+            raise ConfigError("--select", text, f"AXIS=NUMBER with an axis among {', '.join(RUN_AXES)}")
         if not separator:
             raise ConfigError("--select", text, f"{name}=NUMBER, or {name}=NUMBER,NUMBER ...")
         if name in selection:

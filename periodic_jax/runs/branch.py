@@ -1,6 +1,8 @@
 """What-if runs: some configurations of a run, from one of its checkpoints on, with other hyperparameters."""
 
 import dataclasses
+import functools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from periodic_jax.analysis.online import initial_rule
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.formatting import flag_of
-from periodic_jax.core.grid import SweepGrid
-from periodic_jax.runs.config import RUN_AXES, check, from_manifest, planned_steps
-from periodic_jax.runs.run import RunCallbacks, RunResult, run_session
+from periodic_jax.runs.build import abstract_states, initial_minima
+from periodic_jax.runs.callbacks import RunCallbacks
+from periodic_jax.runs.config import RUN_AXES, RunConfig, check, from_manifest, planned_steps
+from periodic_jax.runs.run import RunResult, run_session
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.locks import locked
-from periodic_jax.storage.minima_files import PREFIX, with_rule_state
+from periodic_jax.storage.minima_files import PREFIX
 from periodic_jax.training import xla
 
 if TYPE_CHECKING:
@@ -63,10 +65,9 @@ def branch_run(
         RunInterrupted: as `run_sweep`.
     """
     from periodic_jax.checkpoints.reader import load_checkpoint
-    from periodic_jax.runs.build import abstract_states
 
     path, out = Path(path), Path(out)
-    select, change = dict(select or {}), dict(change or {})
+    select, change = ({name: list(values) for name, values in (axes or {}).items()} for axes in (select, change))
     manifest = run_directory.read_config(path)
     parent = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir)
     checkpoints = run_directory.checkpoint_steps(path)
@@ -75,89 +76,70 @@ def branch_run(
     step = checkpoints[-1] if step is None else step
     if step not in checkpoints:
         raise ConfigError("--step", step, f"a checkpoint of {path}: {', '.join(map(str, checkpoints))}")
-    axes = branched_axes({name: getattr(parent, name) for name in RUN_AXES}, select, change)
+    axes, parents = branched_axes({name: getattr(parent, name) for name in RUN_AXES}, select, change)
     config = dataclasses.replace(parent, out=out, steps=steps or planned_steps(parent), **axes)
     if planned_steps(config) <= step and steps is None:
         raise ConfigError("--step", step, f"one below the parent's end, {planned_steps(config)}, or --steps above it")
     if planned_steps(config) <= step:
         raise ConfigError("--steps", steps, f"above {step}, where the branch begins")
     check(config)
-    source = parents(parent.grid(), config.grid(), select, change)
     with xla.precision(parent.precision):
         like = abstract_states(parent, parent.data.image_shape, parent.data.num_classes)
         saved = load_checkpoint(path, step, like)
         # Where minima are saved, the branch's first period begins with the branch.
-        states = {name: array[source] for name, array in saved.items() if not name.startswith(PREFIX)}
+        states = {name: array[parents] for name, array in saved.items() if not name.startswith(PREFIX)}
     run_directory.claim_directory(out)
     origin = {
         "name": path.resolve().name, "path": os.fspath(path.resolve()), "step": step,
-        "selected": _plain(select), "changed": _plain(change), "config": manifest["config"],
+        "selected": select, "changed": change, "config": manifest["config"],
     }  # fmt: skip
     with locked(out), xla.precision(config.precision):
-        return run_session(
-            config, {"parent": origin}, callbacks or RunCallbacks(),
-            prepare=lambda sweep: _write_first_checkpoint(
-                sweep, out, states, step, "fixed_norm" in change, config.keep_period_minima
-            ),
-        )  # fmt: skip
+        prepare = functools.partial(_write_first_checkpoint, config, states, step, "fixed_norm" in change)
+        return run_session(config, {"parent": origin}, callbacks or RunCallbacks(), prepare=prepare)
 
 
-def branched_axes(parent: Axes, select: Axes, change: Axes) -> dict[str, tuple[float, ...]]:
+def branched_axes(parent: Axes, select: Axes, change: Axes) -> tuple[dict[str, tuple[float, ...]], np.ndarray]:
     """The axes of a branch: the new values where there are some, else those selected of the parent's.
+
+    Returns:
+        The axes, and for each configuration of the branch the index of the parent's configuration whose state it takes.
 
     Raises:
         ConfigError: an unknown axis, a value that the parent has not, or several parents for one configuration.
 
     Example:
-        >>> branched_axes({"lr": (0.1, 1.0), "momentum": (0.0, 0.9)}, {"lr": [0.1]}, {"lr": [0.01, 0.02]})
-        {'lr': (0.01, 0.02), 'momentum': (0.0, 0.9)}
+        >>> axes, parents = branched_axes({"lr": (0.1, 1.0), "seed": (0, 1)}, {"lr": [1.0]}, {"lr": [0.3, 0.4]})
+        >>> axes, parents.tolist()
+        ({'lr': (0.3, 0.4), 'seed': (0, 1)}, [2, 3, 2, 3])
     """
     for name in (*select, *change):
         if name not in parent:
             raise ConfigError("--select", name, "one of " + ", ".join(parent))
     axes: dict[str, tuple[float, ...]] = {}
+    positions: list[list[int]] = []  # of each axis's values on the parent's axis
     for name, values in parent.items():
-        chosen = tuple(_nearest(name, wanted, values) for wanted in select.get(name, values))
-        if name in change and len(chosen) > 1:
+        chosen = [_nearest(name, wanted, values) for wanted in select.get(name, values)]
+        if name in change and len(chosen) != 1:
             wanted = f"one value in --select, since {flag_of(name)} is changed: {' '.join(f'{v:g}' for v in values)}"
             given = ",".join(f"{v:g}" for v in select.get(name, ()))
             raise ConfigError("--select", f"{name}={given}" if given else f"no {name}", wanted)
-        axes[name] = tuple(change[name]) if name in change else chosen
-    return axes
+        axes[name] = tuple(change[name]) if name in change else tuple(values[i] for i in chosen)
+        positions.append(chosen * len(axes[name]) if name in change else chosen)
+    indices = np.arange(math.prod(map(len, parent.values()))).reshape([len(values) for values in parent.values()])
+    return axes, indices[np.ix_(*positions)].ravel()
 
 
-def parents(parent: SweepGrid, child: SweepGrid, select: Axes, change: Axes) -> np.ndarray:
-    """For each configuration of a branch, the index of the one whose state it takes.
-
-    Example:
-        >>> parent = SweepGrid.product(lr=[0.1, 1.0], seed=[0, 1])
-        >>> child = SweepGrid.product(lr=[0.3, 0.4], seed=[0, 1])
-        >>> parents(parent, child, {"lr": [1.0]}, {"lr": [0.3, 0.4]}).tolist()
-        [2, 3, 2, 3]
-    """
-    matches = np.ones((len(child), len(parent)), bool)
-    for name in RUN_AXES:
-        column = parent.coords[name]
-        if name not in change:
-            matches &= child.coords[name][:, None] == column
-        elif name in select:
-            matches &= column == _nearest(name, select[name][0], column.tolist())
-    assert (matches.sum(1) == 1).all()
-    return matches.argmax(1)
-
-
-def _nearest(name: str, wanted: float, values: Sequence[float]) -> float:
-    """The axis's value that a rounded one such as 0.0316227766 means."""
-    for value in values:
-        if np.isclose(wanted, value, rtol=1e-9, atol=0):
-            return value
-    raise ConfigError(
-        "--select", f"{name}={wanted:.15g}", "one of " + ", ".join(f"{v:.15g}" for v in sorted(set(values)))
-    )
+def _nearest(name: str, wanted: float, values: Sequence[float]) -> int:
+    """The position of the axis's value that a rounded one such as 0.0316227766 means."""
+    close = np.flatnonzero(np.isclose(wanted, values, rtol=1e-9, atol=0))
+    if not len(close):
+        accepted = "one of " + ", ".join(f"{v:.15g}" for v in sorted(set(values)))
+        raise ConfigError("--select", f"{name}={wanted:.15g}", accepted)
+    return int(close[0])
 
 
 def _write_first_checkpoint(
-    sweep: "Sweep", out: Path, states: dict[str, np.ndarray], step: int, new_sphere: bool, every: int | None
+    config: RunConfig, states: dict[str, np.ndarray], step: int, has_new_sphere: bool, sweep: "Sweep"
 ) -> None:
     """Write the first checkpoint, from which the branch can always be resumed."""
     import jax
@@ -165,18 +147,12 @@ def _write_first_checkpoint(
     from periodic_jax.checkpoints.writer import write_first
     from periodic_jax.training.state import state_of
 
-    if new_sphere:
+    if has_new_sphere:
         sweep.restore(states, step)
         task = sweep.states.task
         initial = jax.jit(jax.vmap(jax.vmap(lambda params: state_of(task, {"params": params}).opt_state)))
         replaced = sweep.placement.fetch(sweep.states.replace(opt_state=initial(sweep.states.params)))
         states = states | {name: array for name, array in replaced.items() if "initial_norms" in name}
-    if every:
-        states = states | with_rule_state(
-            states, initial_rule(len(sweep.grid), every, np.dtype(sweep.hparams.lr.dtype))
-        )
-    write_first(out, step, states)
-
-
-def _plain(axes: Axes) -> dict[str, list[float]]:
-    return {name: list(values) for name, values in axes.items()}
+    if config.keep_period_minima:
+        states = states | initial_minima(states, config.keep_period_minima)
+    write_first(Path(config.out), step, states)

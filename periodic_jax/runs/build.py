@@ -1,5 +1,6 @@
 """Builds what a `RunConfig` describes: the network, abstract states (shapes and dtypes), the sweep, the session."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,27 +79,30 @@ def abstract_states(config: RunConfig, image_shape: Sequence[int], num_classes: 
     """
     from periodic_jax.sweeps.placement import named_leaves
 
-    abstract = abstract_state(config, image_shape, num_classes)
-    configs = config.size()
+    abstract, memory = abstract_state(config, image_shape, num_classes), memory_bytes()
+    configs = math.prod(len(getattr(config, name)) for name in RUN_AXES)
     states = {
         name: np.broadcast_to(np.zeros((), np.dtype(leaf.dtype)), (configs, *leaf.shape))
         for name, leaf in named_leaves(abstract)
         if leaf.size
     }
     if config.keep_period_minima:
-        float_type: Any = abstract.params["head"]["kernel"].dtype
-        states |= with_rule_state(states, initial_rule(configs, config.keep_period_minima, float_type))
-    _check_memory(config, states)
-    return states
-
-
-def _check_memory(config: RunConfig, states: Mapping[str, np.ndarray]) -> None:
-    wanted, memory = sum(array.nbytes for array in states.values()), memory_bytes()
-    if wanted > memory:
-        configs = len(next(iter(states.values())))
+        states |= initial_minima(states, config.keep_period_minima)
+    if (wanted := sum(array.nbytes for array in states.values())) > memory:
         given = f"{config.model} of width {config.width} and depth {config.depth}, {configs} times"
         accepted = f"states of at most {format_bytes(memory)}, this machine's memory (they take {format_bytes(wanted)})"
         raise ConfigError("network", given, accepted)
+    return states
+
+
+def initial_minima(states: Mapping[str, np.ndarray], every: int) -> dict[str, np.ndarray]:
+    """What a checkpoint holds for the minima of periods when none has begun.
+
+    Args:
+        states: what it holds of the states, or arrays of the same names, shapes and dtypes.
+        every: steps between candidates.
+    """
+    return with_rule_state(states, initial_rule(len(states["step"]), every, states["params.head.kernel"].dtype))
 
 
 def memory_bytes() -> int:

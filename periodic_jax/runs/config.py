@@ -14,16 +14,7 @@ from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.core.formatting import flag_of
 from periodic_jax.core.grid import AXES, SweepGrid
 from periodic_jax.core.limits import MOST_EVALUATIONS, MOST_STEPS
-from periodic_jax.runs.settings import (
-    CheckpointSettings,
-    DataSettings,
-    GridAxes,
-    NetworkSettings,
-    OutputSettings,
-    RecordingSettings,
-    ShardSettings,
-    TrainingSettings,
-)
+from periodic_jax.runs import settings
 from periodic_jax.storage.run_directory import CONFIG_FILE, RESTORE
 from periodic_jax.training import xla
 
@@ -34,22 +25,21 @@ if TYPE_CHECKING:
 RUN_AXES = tuple(name for name in AXES if name != "schedule_every")
 NOT_FOLLOWED = ("out", "data_dir", "download")  # of config.json: what leads out of the run directory
 FREE = ("keep", "keep_every", "checkpoint_seconds")  # what may change while a run is under way
-# What the first run directories do not tell, and did not do.
-LATER = ("track_sharpness", "keep_period_minima", "shards", "shard")
-LEAST_WINDOW, MOST_WINDOW = 10, 10**4  # steps between candidates for a minimum
-MISSING = object()
+LATER = ("track_sharpness", "keep_period_minima")  # what the first run directories have not, and did not do
+COUNTS = ("steps", "epochs", "eval_every", "track_sharpness", "keep", "keep_every")
+BOUNDS = {**dict.fromkeys(COUNTS, (1, MOST_STEPS)), "keep_period_minima": (10, 10**4)}
+CHOICES = {"precision": xla.PRECISIONS, "schedule_per": ("step", "epoch"), "norm_per": ("total", "filter")}
 
 
 @dataclass(frozen=True)
 class RunConfig(
-    ShardSettings,
-    CheckpointSettings,
-    RecordingSettings,
-    TrainingSettings,
-    NetworkSettings,
-    DataSettings,
-    GridAxes,
-    OutputSettings,
+    settings.CheckpointSettings,
+    settings.RecordingSettings,
+    settings.TrainingSettings,
+    settings.NetworkSettings,
+    settings.DataSettings,
+    settings.GridAxes,
+    settings.OutputSettings,
 ):
     """Everything that determines a run: all settings of `runs.settings`, as ``periodic-jax sweep --help`` lists them.
 
@@ -69,8 +59,8 @@ class RunConfig(
         """
         from periodic_jax import data
 
-        names = [field.name for field in dataclasses.fields(data.Variations)]
-        variations = data.Variations(**{name: getattr(self, name) for name in names})
+        fields = dataclasses.fields(data.Variations)
+        variations = data.Variations(**{field.name: getattr(self, field.name) for field in fields})
         data.check_variations(variations)
         return data.vary(data.load(self.dataset, data_dir=self.data_dir, download=self.download), variations)
 
@@ -114,30 +104,20 @@ def check(config: RunConfig) -> None:
     Raises:
         ConfigError: a setting that cannot be used.
     """
-    counts = {"--steps": config.steps, "--epochs": config.epochs, "--eval-every": config.eval_every}
-    counts["--track-sharpness"] = config.track_sharpness
-    for flag, value in {**counts, "--keep": config.keep, "--keep-every": config.keep_every}.items():
-        if value is not None and not 1 <= value <= MOST_STEPS:
-            raise ConfigError(flag, value, f"a whole number from 1 to {MOST_STEPS}")
-    every = config.keep_period_minima
-    if every is not None and not LEAST_WINDOW <= every <= MOST_WINDOW:
-        raise ConfigError("--keep-period-minima", every, f"a whole number from {LEAST_WINDOW} to {MOST_WINDOW}")
+    for name, (least, most) in BOUNDS.items():
+        value = getattr(config, name)
+        if value is not None and not least <= value <= most:
+            raise ConfigError(flag_of(name), value, f"a whole number from {least} to {most}")
     if (config.steps is None) == (config.epochs is None):
         given = "neither" if config.steps is None else f"{config.steps} with --epochs {config.epochs}"
         raise ConfigError("--steps", given, "either --steps or --epochs")
-    if config.precision not in xla.PRECISIONS:
-        raise ConfigError("--precision", config.precision, "one of " + ", ".join(xla.PRECISIONS))
-    for flag, value, accepted in (
-        ("--schedule-per", config.schedule_per, ("step", "epoch")),
-        ("--norm-per", config.norm_per, ("total", "filter")),
-    ):
-        if value not in accepted:
-            raise ConfigError(flag, value, " or ".join(accepted))
-    for flag, value in (("--init-scale", config.init_scale), ("--checkpoint-seconds", config.checkpoint_seconds)):
-        if not math.isfinite(value):
-            raise ConfigError(flag, value, "a finite number")
-    if not config.checkpoint_seconds >= 0:
-        raise ConfigError("--checkpoint-seconds", config.checkpoint_seconds, "a number from 0")
+    for name, accepted in CHOICES.items():
+        if getattr(config, name) not in accepted:
+            raise ConfigError(flag_of(name), getattr(config, name), "one of " + ", ".join(accepted))
+    if not math.isfinite(config.init_scale):
+        raise ConfigError("--init-scale", config.init_scale, "a finite number")
+    if not 0 <= config.checkpoint_seconds < math.inf:
+        raise ConfigError("--checkpoint-seconds", config.checkpoint_seconds, "a finite number from 0")
     if config.batch_size < 2:
         raise ConfigError("--batch-size", config.batch_size, "a whole number from 2")
     if config.augment and config.full_batch:
@@ -155,11 +135,8 @@ def check(config: RunConfig) -> None:
     losses.check_loss(config.loss)
     model = models.build(config.model, width=config.width, depth=config.depth)
     if config.track_sharpness and not models.has_scale_invariant(model):
-        raise ConfigError(
-            "--track-sharpness",
-            config.track_sharpness,
-            f"no measurements of {config.model}: it has no scale-invariant weights",
-        )
+        accepted = f"no measurements of {config.model}: it has no scale-invariant weights"
+        raise ConfigError("--track-sharpness", config.track_sharpness, accepted)
     # From here on data are read, and downloaded if that was asked for.
     config.grid()
     if (steps := planned_steps(config)) > MOST_STEPS:
@@ -206,21 +183,20 @@ def to_manifest(config: RunConfig, layout: str) -> dict[str, Any]:
     """
     steps = planned_steps(config)
     config = dataclasses.replace(config, steps=steps, epochs=None, eval_every=evaluated_every(config), layout=layout)
-    grid = config.whole_grid()
-    axes = {name: list(dict.fromkeys(grid.coords[name].tolist())) for name in RUN_AXES}
-    rest = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items() if k not in axes}
-    return {**rest, **axes}
+    coords, values = config.grid().coords, dataclasses.asdict(config)
+    rest = {name: str(v) if isinstance(v, Path) else v for name, v in values.items() if name not in RUN_AXES}
+    return rest | {name: list(dict.fromkeys(coords[name].tolist())) for name in RUN_AXES}
 
 
 def from_manifest(
-    record: Mapping[str, Any], path: Path, *, dataset: str | None = None, data_dir: str | None = None
+    manifest: Mapping[str, Any], path: Path, *, dataset: str | None = None, data_dir: str | None = None
 ) -> RunConfig:
     """The configuration that config.json holds.
 
     A run directory may be a stranger's: no path in it is followed, and nothing is downloaded because of it.
 
     Args:
-        record: the content of config.json.
+        manifest: the content of config.json.
         path: the run directory.
         dataset: the npz file, where the run's data set is one.
         data_dir: where the data set's files are, before the usual folders.
@@ -231,15 +207,17 @@ def from_manifest(
     """
     from periodic_jax.data import DATASETS
 
-    held, hints = record.get("config", {}), typing.get_type_hints(RunConfig)
+    recorded, hints = manifest.get("config", {}), typing.get_type_hints(RunConfig)
     values: dict[str, Any] = {}
-    fields = (field for field in dataclasses.fields(RunConfig) if field.name not in NOT_FOLLOWED)
-    for name, default in ((field.name, field.default if field.name in LATER else MISSING) for field in fields):
-        value = tuple(held[name]) if isinstance(held.get(name), list) else held.get(name, default)
-        if not _is(value, hints[name]):
-            shown = "no value" if value is MISSING else repr(value)[:50]
-            raise CorruptedRunError(path / CONFIG_FILE, f"{shown} for {name}", RESTORE)
-        values[name] = value
+    for field in dataclasses.fields(RunConfig):
+        name = field.name
+        if name in NOT_FOLLOWED or (name in LATER and name not in recorded):
+            continue
+        value = recorded.get(name)
+        values[name] = tuple(value) if isinstance(value, list) else value
+        if name not in recorded or not _is(values[name], hints[name]):
+            given = repr(values[name])[:50] if name in recorded else "no value"
+            raise CorruptedRunError(path / CONFIG_FILE, f"{given} for {name}", RESTORE)
     if dataset is not None:
         values["dataset"] = dataset
     elif values["dataset"] not in DATASETS:
@@ -248,26 +226,25 @@ def from_manifest(
     return RunConfig(out=path, data_dir=data_dir, **values)
 
 
-def check_images(config: RunConfig, record: Mapping[str, Any]) -> None:
+def check_images(config: RunConfig, manifest: Mapping[str, Any]) -> None:
     """Refuse other images than those that the run began with.
 
     Raises:
         ConfigError: what differs.
     """
-    data, before = json.loads(json.dumps(config.data.described())), record.get("data", {})
-    differing = [name for name in data if name != "source" and data[name] != before.get(name)]
-    if differing:
-        name = differing[0]
-        raise ConfigError("--dataset", f"{config.dataset} with {name} {data[name]}", f"{before.get(name)}, as before")
+    data, before = json.loads(json.dumps(config.data.described())), manifest.get("data", {})
+    for name, value in data.items():
+        if name != "source" and value != before.get(name):
+            raise ConfigError("--dataset", f"{config.dataset} with {name} {value}", f"{before.get(name)}, as before")
 
 
-def difference(config: RunConfig, record: Mapping[str, Any]) -> str:
+def difference(config: RunConfig, manifest: Mapping[str, Any]) -> str:
     """What a configuration wants otherwise than a run has it, in one line; empty where they are the same."""
-    held = record.get("config", {})
-    layout = str(held.get("layout")) if config.layout == "auto" else config.layout
+    recorded = manifest.get("config", {})
+    layout = str(recorded.get("layout")) if config.layout == "auto" else config.layout
     wanted = json.loads(json.dumps(to_manifest(config, layout)))
-    names = [n for n in wanted if n not in (*FREE, *NOT_FOLLOWED) and wanted[n] != held.get(n)]
-    return "; ".join(f"{flag_of(n)} {_shown(held.get(n))} there, {_shown(wanted[n])} here" for n in names)
+    names = [n for n in wanted if n not in (*FREE, *NOT_FOLLOWED) and wanted[n] != recorded.get(n)]
+    return "; ".join(f"{flag_of(n)} {_shown(recorded.get(n))} there, {_shown(wanted[n])} here" for n in names)
 
 
 def _shown(value: Any) -> str:

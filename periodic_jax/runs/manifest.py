@@ -78,12 +78,12 @@ def former_ends(config: RunConfig, manifest: Mapping[str, Any]) -> list[int]:
     return ends
 
 
-def next_manifest(config: RunConfig, manifest: dict[str, Any] | None, sweep: "Sweep") -> dict[str, Any]:
+def next_manifest(config: RunConfig, manifest: dict[str, Any], sweep: "Sweep") -> dict[str, Any]:
     """What config.json is to hold while a session runs.
 
     Args:
         config: that of the run, checked.
-        manifest: what it holds; None, or without ``config``, for a new run.
+        manifest: what it holds; without ``config``, for a new run.
         sweep: that of the session, compiled.
 
     Raises:
@@ -91,12 +91,12 @@ def next_manifest(config: RunConfig, manifest: dict[str, Any] | None, sweep: "Sw
     """
     data = json.loads(json.dumps(config.data.described()))
     resolved = {"config": to_manifest(config, sweep.layout), "data": data}
-    if manifest is None or "config" not in manifest:
-        return {"format": schema.FORMAT, **(manifest or {}), **resolved, **provenance(sweep)}
+    if "config" not in manifest:
+        return {"format": schema.FORMAT, **manifest, **resolved, **provenance(sweep)}
     check_images(config, manifest)
     sessions = [*manifest.get("sessions", ()), provenance(sweep)]
-    kept = {name: value for name, value in manifest.items() if name != "summary"}
-    return {**kept, **resolved, "ends": former_ends(config, manifest), "sessions": sessions}
+    unfinished = {name: value for name, value in manifest.items() if name != "summary"}
+    return {**unfinished, **resolved, "ends": former_ends(config, manifest), "sessions": sessions}
 
 
 def finished_manifest(
@@ -110,9 +110,8 @@ def finished_manifest(
         outcome: of the session.
         started: when it began, by `time.perf_counter`.
     """
-    configs, pace = len(sweep.grid), None
-    if outcome.timed_steps:
-        pace = round(outcome.seconds / outcome.timed_steps / configs * 1e3, 4)
+    configs, timed = len(sweep.grid), outcome.timed_steps
+    pace = round(outcome.seconds / timed / configs * 1e3, 4) if timed else None
     summary = {
         "config_steps": (outcome.step - run_directory.first_step(manifest)) * configs,
         # All that follows is of this session alone.

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from periodic_jax.analysis.online import Rule, conclude_periods, initial_rule, update_rule
-from periodic_jax.storage.minima_files import PREFIX, WEIGHTS, find_missing_minima, write_minimum
+from periodic_jax.storage.minima_files import PREFIX, find_missing_minima, write_minimum
 from periodic_jax.sweeps.chunks import Chunk
 from periodic_jax.sweeps.placement import choose, copied, weights_of
 from periodic_jax.sweeps.sweep import Sweep
 
 
 class MinimaRecorder:
-    """The lowest candidates of the periods under way, on the device, and what tells when these have ended.
+    """The lowest candidates of the periods under way, on the device, and the rule for when these have ended.
 
     Args:
         sweep: at its first step.
@@ -35,7 +35,9 @@ class MinimaRecorder:
             log(f"{missing}; periodic-jax resume {self._path} --truncate finds them again")
 
     def update(self, chunk: Chunk) -> None:
-        """Read a chunk, which does not go beyond a multiple of the steps between candidates, and keep what it ends."""
+        """Read a chunk, which does not go beyond a multiple of the steps between candidates, and save the minima of the
+        periods that end with it.
+        """
         if chunk.steps:
             update_rule(self._rule, chunk.first_step, chunk.telemetry["loss"], chunk.telemetry["weight_norm"])
         if chunk.weights is None:
@@ -54,13 +56,12 @@ class MinimaRecorder:
 
     def write_unfinished(self) -> None:
         """Write the lowest points of the periods that the end of the run cut off."""
-        found = np.flatnonzero(self._rule["step"] >= 0)
-        if len(found):
-            self._write(found, self._rule["step"], self._rule["score"], None)
+        configs = np.flatnonzero(self._rule["step"] >= 0)
+        if len(configs):
+            self._write(configs, self._rule["step"], self._rule["score"], None)
 
     def _write(self, configs: np.ndarray, steps: np.ndarray, scores: np.ndarray, ended: int | None) -> None:
         weights = self._sweep.placement.fetch(self._lowest)
-        assert all(name.startswith(WEIGHTS) for name in weights)
         for i in configs.tolist():
             arrays = {name: array[i] for name, array in weights.items()}
             write_minimum(self._path, i, int(steps[i]), ended, {**arrays, "score": scores[i]})

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from periodic_jax.analysis.online import most_periods
-from periodic_jax.core import formatting
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.files import used_bytes
 from periodic_jax.core.formatting import counted, flag_of, format_bytes
@@ -171,12 +170,12 @@ def fitting_part(config: RunConfig) -> tuple[RunConfig, str]:
     if configs <= MOST_CONFIGS:
         return config, ""
     runs = -(-len(values) // each)
-    said = (
+    note = (
         f"{configs} configurations, and a run may have {MOST_CONFIGS}: this is of one of {runs} runs, "
         f"with {each} of the {len(values)} values of {flag_of(name)}"
     )
     part: dict[str, Any] = {name: values[:each]}
-    return dataclasses.replace(config, **part), said
+    return dataclasses.replace(config, **part), note
 
 
 def split_count(plan: SweepPlan, device_memory: int | None = None) -> int:
@@ -202,7 +201,6 @@ def _parts(plan: SweepPlan, device_memory: int | None) -> float:
 
 def describe_plan(plan: SweepPlan, config: RunConfig, device_memory: int | None = None) -> list[str]:
     """A plan in words."""
-    words = formatting.format_bytes
     each, takes = plan.seeds_per_device * plan.configs_per_seed, plan.estimate
     padding = plan.devices * each - plan.configs
     pace = f"{1e3 * plan.seconds_per_config_step:.3g} ms a config-step of one device, just measured"
@@ -210,13 +208,13 @@ def describe_plan(plan: SweepPlan, config: RunConfig, device_memory: int | None 
         f"{counted(plan.configs, 'configuration')} of {counted(plan.steps, 'step')}: "
         f"{plan.configs * plan.steps:.3g} config-steps",
         f"{counted(plan.devices, 'device')}: {counted(each, 'configuration')} a device, in "
-        f"{counted(plan.seeds_per_device, 'row')} of one seed; {padding} in all are padding",
-        f"memory of a device: {words(takes.memory_bytes)}: training states {words(takes.state_bytes)}, "
-        f"records of a chunk {words(takes.record_bytes)}, data {words(takes.data_bytes)}, "
-        f"temporaries {words(takes.temporary_bytes)}",
-        f"disk: telemetry {words(takes.telemetry_bytes)} before compression, in {takes.telemetry_files} files; "
-        f"checkpoints {words(takes.checkpoint_bytes)}"
-        + (f", minima of periods at most {words(takes.minima_bytes)}" if takes.minima_bytes else ""),
+        f"{counted(plan.seeds_per_device, 'group')} of one seed; {padding} in all are padding",
+        f"memory of a device: {format_bytes(takes.memory_bytes)}: training states {format_bytes(takes.state_bytes)}, "
+        f"records of a chunk {format_bytes(takes.record_bytes)}, data {format_bytes(takes.data_bytes)}, "
+        f"temporaries {format_bytes(takes.temporary_bytes)}",
+        f"disk: telemetry {format_bytes(takes.telemetry_bytes)} before compression, in {takes.telemetry_files} files; "
+        f"checkpoints {format_bytes(takes.checkpoint_bytes)}"
+        + (f", minima of periods at most {format_bytes(takes.minima_bytes)}" if takes.minima_bytes else ""),
         f"time: {_duration(takes.seconds)} with evaluations; {pace} with layout {plan.layout}",
     ]
     number = split_count(plan, device_memory)
@@ -229,7 +227,7 @@ def describe_plan(plan: SweepPlan, config: RunConfig, device_memory: int | None 
     fewest, rest = divmod(values, runs)
     each = f"{fewest} or {fewest + 1}" if rest else f"{fewest}"
     more = "" if runs >= number else f"; that is not enough, so split a second axis into {-(-number // runs)} parts too"
-    limits = f"{MOST_HOURS:g} h, {words(MOST_BYTES)} and a device's memory"
+    limits = f"{MOST_HOURS:g} h, {format_bytes(MOST_BYTES)} and a device's memory"
     return [
         *lines,
         f"to split it, so that no run takes more than {limits}: {runs} independent runs, each with {each} of the "
@@ -237,17 +235,12 @@ def describe_plan(plan: SweepPlan, config: RunConfig, device_memory: int | None 
     ]
 
 
-def device_memory() -> int | None:
-    """Bytes of memory of one device: an accelerator's own, or its part of this machine's; None where unknown."""
+def device_memory() -> int:
+    """Bytes of memory of one device: an accelerator's own, or its part of this machine's."""
     import jax
 
     stats = jax.devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    try:
-        return build.memory_bytes() // jax.local_device_count()
-    except (ValueError, OSError, AttributeError):
-        return None
+    return int(stats.get("bytes_limit") or build.memory_bytes() // jax.local_device_count())
 
 
 def _few(config: RunConfig, configs: int) -> dict[str, tuple[float, ...]]:

@@ -12,22 +12,13 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from periodic_jax import analysis
-from periodic_jax.core.errors import ConfigError, PeriodicJaxError, RunInterrupted
+from periodic_jax.core.errors import ConfigError, PeriodicJaxError, RunInterrupted, RunNotFoundError
 from periodic_jax.core.formatting import counted
 from periodic_jax.reporting import tables
 from periodic_jax.runs import build
 from periodic_jax.runs.callbacks import RunCallbacks
-from periodic_jax.runs.config import (
-    RUN_AXES,
-    RunConfig,
-    check,
-    difference,
-    from_manifest,
-    planned_steps,
-    steps_of_epoch,
-)
+from periodic_jax.runs.config import RunConfig, check, difference, from_manifest, planned_steps
 from periodic_jax.runs.manifest import finished_manifest, next_manifest
-from periodic_jax.runs.shards import enter_shard
 from periodic_jax.runs.verify import corruptions
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.locks import LOCK_FILE, locked
@@ -39,27 +30,13 @@ if TYPE_CHECKING:
     from periodic_jax.sweeps.sweep import Sweep
 
 
-__all__ = [
-    "RUN_AXES",
-    "RunCallbacks",
-    "RunConfig",
-    "RunResult",
-    "check",
-    "planned_steps",
-    "resumable_manifest",
-    "resume_run",
-    "run_sweep",
-    "steps_of_epoch",
-]
-
-
 @dataclass(frozen=True, eq=False)
 class RunResult:
     """A finished run. It stands for the path of its directory in `open`, `pathlib.Path`, `open_run` and ``/``.
 
     Attributes:
         path: the run directory.
-        analysis: what `analysis.analyze` says of it.
+        analysis: the result of `analysis.analyze`.
     """
 
     path: Path
@@ -99,20 +76,25 @@ def run_sweep(config: RunConfig, *, callbacks: RunCallbacks | None = None) -> Ru
         ...     pj.open_run(run).loss.shape, (run / "summary.csv").exists(), run.analysis.regime.item(0)
         ((2, 3), True, 'undecided')
     """
-    callbacks = callbacks or RunCallbacks()
-    config = enter_shard(config, callbacks.log)
-    check(config)
-    path = Path(config.out)
-    if resumable_manifest(config) is None:
-        run_directory.claim_directory(path)
+    claim_run(config)
+    path, callbacks = Path(config.out), callbacks or RunCallbacks()
     with locked(path):
-        manifest = resumable_manifest(config)
-        if manifest is not None and "summary" in manifest:
-            callbacks.log(f"{path}: this run is finished; nothing is left to train")
-            return RunResult(path, analysis.analyze(open_run(path, flat=True)))
-        if manifest is not None:
+        manifest = resumable_manifest(config) or {}
+        if manifest:
+            callbacks.log(f"{path} holds this run, unfinished: going on with it")
             config = dataclasses.replace(config, layout=from_manifest(manifest, path, dataset=config.dataset).layout)
         return run_session(config, manifest, callbacks)
+
+
+def claim_run(config: RunConfig) -> None:
+    """Refuse what cannot run before anything is compiled or written, and create the folder of a new run.
+
+    Raises:
+        ConfigError: as `run_sweep`.
+    """
+    check(config)
+    if resumable_manifest(config) is None:
+        run_directory.claim_directory(Path(config.out))
 
 
 def resume_run(
@@ -151,16 +133,13 @@ def resume_run(
     with locked(path):
         manifest = run_directory.read_config(path)
         config = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir)
-        if steps is not None and epochs is not None:
-            raise ConfigError("--steps", f"{steps} with --epochs {epochs}", "either --steps or --epochs")
         before = planned_steps(config)
         if steps is not None or epochs is not None:
-            check(dataclasses.replace(config, steps=steps, epochs=epochs))
-            after = planned_steps(dataclasses.replace(config, steps=steps, epochs=epochs))
-            if after < before:
-                raise ConfigError("--steps", after, f"at least the {before} steps of the run")
-            config = dataclasses.replace(config, steps=after)
-        if planned_steps(config) == before and "summary" in manifest:
+            config = dataclasses.replace(config, steps=steps, epochs=epochs)
+            check(config)
+        if (after := planned_steps(config)) < before:
+            raise ConfigError("--steps", after, f"at least the {before} steps of the run")
+        if after == before and "summary" in manifest:
             if not truncate:
                 raise ConfigError("run directory", path, f"an unfinished run, or --steps above {before} to extend it")
             if not any(corruptions(path, manifest)):
@@ -177,14 +156,10 @@ def resumable_manifest(config: RunConfig) -> dict[str, Any] | None:
     """
     path = Path(config.out)
     try:
-        has_run = (path / run_directory.CONFIG_FILE).exists()
-    except OSError:
-        has_run = False
-    if not has_run:
+        manifest = run_directory.read_config(path)
+    except RunNotFoundError:
         run_directory.check_unused(path)
         return None
-    try:
-        manifest = run_directory.read_config(path)
     except PeriodicJaxError as error:
         raise ConfigError("--out", path, f"a folder that holds no run yet ({error})") from None
     if differing := difference(config, manifest):
@@ -194,7 +169,7 @@ def resumable_manifest(config: RunConfig) -> dict[str, Any] | None:
 
 def run_session(
     config: RunConfig,
-    manifest: dict[str, Any] | None,
+    manifest: dict[str, Any],
     callbacks: RunCallbacks,
     *,
     truncate: bool = False,
@@ -204,7 +179,7 @@ def run_session(
 
     Args:
         config: that of the run, checked.
-        manifest: the content of config.json; None, or without ``config``, for a new run.
+        manifest: the content of config.json; without ``config``, for a new run.
         callbacks, truncate: as for `resume_run`.
         prepare: called before config.json is written.
 
@@ -217,11 +192,11 @@ def run_session(
     from periodic_jax.runs.planning import check_room, estimate_resources
     from periodic_jax.runs.session import train_session
 
-    started, path, is_new = time.perf_counter(), Path(config.out), "config" not in (manifest or {})
+    started, path, is_new = time.perf_counter(), Path(config.out), "config" not in manifest
     with xla.precision(config.precision), _without_a_trace(path):
         xla.check_reductions()
         finalize_store(path)
-        sweep, plan = build.build_sweep(config), build.plan_session(config, manifest or {})
+        sweep, plan = build.build_sweep(config), build.plan_session(config, manifest)
         check_room(estimate_resources(sweep, sweep.grid, plan), path)
         manifest = next_manifest(config, manifest, sweep.compile())
         try:
@@ -233,15 +208,15 @@ def run_session(
             if outcome.step < plan.steps:
                 done = f"{outcome.step} of {counted(plan.steps, 'step')}"
                 raise RunInterrupted(f"stopped after {done}; to go on: periodic-jax resume {path}", sweep.stopped)
-            found = analysis.analyze(open_run(path, flat=True))
-            tables.to_csv(found, path / run_directory.SUMMARY_FILE)
+            analyzed = analysis.analyze(open_run(path, flat=True))
+            tables.to_csv(analyzed, path / run_directory.SUMMARY_FILE)
             run_directory.write_config(path, finished_manifest(manifest, sweep, outcome, started))
         except OSError as error:
-            kept = max(run_directory.checkpoint_steps(path), default=plan.first_step)
+            step = max(run_directory.checkpoint_steps(path), default=plan.first_step)
             reason = error.strerror or str(error)
-            message = f"{path}: {reason}; all up to step {kept} is kept: periodic-jax resume {path} goes on from there"
+            message = f"{path}: {reason}; all up to step {step} is kept: periodic-jax resume {path} goes on from there"
             raise RunInterrupted(message, 1) from error
-    return RunResult(path, found)
+    return RunResult(path, analyzed)
 
 
 @contextlib.contextmanager

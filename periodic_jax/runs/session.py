@@ -13,20 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from periodic_jax.analysis.online import initial_rule
 from periodic_jax.checkpoints.reader import load_checkpoint
 from periodic_jax.checkpoints.writer import Checkpoints
 from periodic_jax.core.errors import CorruptedRunError
+from periodic_jax.runs.build import initial_minima
 from periodic_jax.runs.callbacks import RunCallbacks
 from periodic_jax.runs.minima_recorder import MinimaRecorder
 from periodic_jax.storage import verification
-from periodic_jax.storage.minima_files import (
-    WEIGHTS,
-    discard_after,
-    discard_corrupted,
-    find_missing_minima,
-    with_rule_state,
-)
+from periodic_jax.storage.minima_files import WEIGHTS, discard_after, discard_corrupted, find_missing_minima
 from periodic_jax.storage.run_directory import CHECKPOINTS, TELEMETRY, checkpoint_steps
 from periodic_jax.storage.writer import TelemetryWriter
 from periodic_jax.sweeps.chunks import ChunkEnds
@@ -139,10 +133,8 @@ def train_session(sweep: Sweep, plan: SessionPlan, callbacks: RunCallbacks, *, t
                 timed_steps += chunk.steps
             elif chunk.steps:
                 timed_from = time.perf_counter()
-    except BaseException:
+    finally:
         checkpoints.wait()
-        raise
-    checkpoints.wait()
     if minima and sweep.step == plan.steps:
         minima.write_unfinished()
     seconds = time.perf_counter() - timed_from if timed_from else 0.0
@@ -159,7 +151,9 @@ def find_resume_point(sweep: Sweep, plan: SessionPlan, truncate: bool, log: Call
     """
     store = plan.path / TELEMETRY
     if truncate and plan.keep_period_minima:
-        for error in discard_corrupted(plan.path, _abstract_minimum(sweep)):
+        states = sweep.placement.fetch(sweep.states)
+        like = {name: array[0] for name, array in states.items() if name.startswith(WEIGHTS)}  # of one minimum
+        for error in discard_corrupted(plan.path, like):
             log(f"removed, to be found again: {error}")
     start = newest_checkpoint(sweep, plan, plan.steps, log, with_minima=truncate)
     corruptions: list[verification.Corruption] = []
@@ -189,21 +183,16 @@ def newest_checkpoint(
     """The newest verified checkpoint of at most ``most`` steps; ``with_minima``: with all minima found by then."""
     like = sweep.placement.fetch(sweep.states)
     if plan.keep_period_minima:
-        rule = initial_rule(len(like["step"]), plan.keep_period_minima, sweep.hparams.lr.dtype)
-        like |= with_rule_state(like, rule)
-
-    def read(step: int) -> dict[str, np.ndarray]:
-        states = load_checkpoint(plan.path, step, like)
-        if with_minima and plan.keep_period_minima:
-            for reason in find_missing_minima(plan.path, states, step).values():
-                raise CorruptedRunError(plan.path / CHECKPOINTS / str(step), reason, "use an earlier checkpoint")
-        return states
-
+        like |= initial_minima(like, plan.keep_period_minima)
     for step in reversed(checkpoint_steps(plan.path)):
         if not plan.first_step <= step <= most:
             continue
         try:
-            return ResumePoint(step, read(step))
+            states = load_checkpoint(plan.path, step, like)
+            if with_minima and plan.keep_period_minima:
+                for reason in find_missing_minima(plan.path, states, step).values():
+                    raise CorruptedRunError(plan.path / CHECKPOINTS / str(step), reason, "use an earlier checkpoint")
+            return ResumePoint(step, states)
         except CorruptedRunError as error:
             log(f"checkpoint {step} cannot be gone on from ({error.reason}): falling back to the one before it")
     if plan.first_step:
@@ -212,11 +201,6 @@ def newest_checkpoint(
             first, "missing or not verified, where this run was branched", "branch again from its parent"
         )
     return ResumePoint(0, None)
-
-
-def _abstract_minimum(sweep: Sweep) -> dict[str, np.ndarray]:
-    """Arrays of the names, shapes and dtypes of a saved minimum."""
-    return {name: array[0] for name, array in sweep.placement.fetch(sweep.states).items() if name.startswith(WEIGHTS)}
 
 
 def _corrupted_telemetry(

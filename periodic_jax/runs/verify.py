@@ -8,18 +8,9 @@ import numpy as np
 
 from periodic_jax.core.errors import CorruptedRunError
 from periodic_jax.runs.config import from_manifest
-from periodic_jax.storage import verification
+from periodic_jax.storage import run_directory, verification
 from periodic_jax.storage.minima_files import PREFIX, WEIGHTS, find_missing_minima, read_minimum, saved_minima
 from periodic_jax.storage.reader import open_run, read
-from periodic_jax.storage.run_directory import (
-    CONFIG_FILE,
-    RESTORE,
-    TELEMETRY,
-    checkpoint_steps,
-    first_step,
-    lengths,
-    reached,
-)
 
 MOST_PIXELS = 2**16  # along a side, and classes
 BLOCK = 4000  # steps read at a time
@@ -34,16 +25,17 @@ def corruptions(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
     """
     from periodic_jax.checkpoints.reader import load_checkpoint
 
-    store, done = path / TELEMETRY, reached(path, manifest)
+    start, done = run_directory.first_step(manifest), run_directory.reached(path, manifest)
+    store = path / run_directory.TELEMETRY
     if not store.exists():
-        if done > first_step(manifest):
-            yield f"{TELEMETRY}: {verification.MISSING}"
+        if done > start:
+            yield f"{run_directory.TELEMETRY}: {verification.MISSING}"
     else:
-        found = list(verification.find_corruptions(store, first_step(manifest), done, lengths(manifest)))
-        yield from (f"{TELEMETRY}/{corruption}" for corruption in found)
-        if not found:
-            yield from _missing_steps(path, first_step(manifest), done)
-    steps = checkpoint_steps(path)
+        errors = list(verification.find_corruptions(store, start, done, run_directory.lengths(manifest)))
+        yield from (f"{run_directory.TELEMETRY}/{corruption}" for corruption in errors)
+        if not errors:
+            yield from _missing_steps(path, start, done)
+    steps = run_directory.checkpoint_steps(path)
     minima = saved_minima(path)
     like = _abstract_states(path, manifest) if steps or minima else {}
     newest: dict[str, np.ndarray] = {}
@@ -64,10 +56,10 @@ def corruptions(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
 
 
 def _abstract_states(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
-    """What a checkpoint must hold, as config.json tells.
+    """What a checkpoint must hold according to config.json.
 
     Raises:
-        CorruptedRunError: it does not tell.
+        CorruptedRunError: it is not known from there.
     """
     from periodic_jax.runs.build import abstract_states
     from periodic_jax.training import xla
@@ -76,7 +68,8 @@ def _abstract_states(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarr
     shape, classes = (manifest.get("data", {}).get(name) for name in ("image_shape", "classes"))
     sizes = [*shape, classes] if isinstance(shape, list) else []
     if len(sizes) != 4 or not all(type(size) is int and 1 <= size <= MOST_PIXELS for size in sizes):
-        raise CorruptedRunError(path / CONFIG_FILE, "no size of the images and number of classes", RESTORE)
+        reason = "no size of the images and number of classes"
+        raise CorruptedRunError(path / run_directory.CONFIG_FILE, reason, run_directory.RESTORE)
     with xla.precision(config.precision):
         return abstract_states(config, shape, classes)
 
@@ -87,9 +80,9 @@ def _missing_steps(path: Path, start_step: int, done: int) -> Iterator[str]:
     steps = dataset.step.values
     ends = np.where(np.isnan(dataset.diverged_at.values), done, dataset.diverged_at.values)
     if not np.array_equal(steps, np.arange(start_step, start_step + len(steps))):
-        yield f"{TELEMETRY}/step: steps are missing or out of order"
+        yield f"{run_directory.TELEMETRY}/step: steps are missing or out of order"
     for first in range(0, done - start_step, BLOCK):
         part = slice(first, min(first + BLOCK, done - start_step))
         absent = np.isnan(read(dataset, "loss", step=part)) & (steps[part] < ends[:, None])
         for i in np.flatnonzero(absent.any(1)):
-            yield f"{TELEMETRY}/loss: no step {steps[part][absent[i].argmax()]} of configuration {i}"
+            yield f"{run_directory.TELEMETRY}/loss: no step {steps[part][absent[i].argmax()]} of configuration {i}"

@@ -91,6 +91,8 @@ def refuse(capsys, *arguments):
         ("report nowhere --live --port 70000", "--port: 70000 is not accepted; expected a whole number from 0 to"),
         ("report nowhere --live --port web", "--port: web is not accepted; expected a whole number from 0 to"),
         ("report nowhere --live --every 0", "--every: 0"),
+        ("report nowhere --live --every often", "--every: often is not accepted; expected a whole number from 1"),
+        ("replay x --images y --out z --copies 0", "--copies: 0 is not accepted; expected a whole number from 1"),
     ],
 )  # fmt: skip
 def test_unusable_input_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, arguments, named):

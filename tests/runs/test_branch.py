@@ -107,6 +107,10 @@ def test_changed_hyperparameters_are_axes_again(parent, tmp_path, capsys):
         ({"step": 10, "select": {"rate": [0.2]}}, "--select: rate is not"),
         ({"step": 10, "change": {"lr": [0.2]}}, "--select: no lr is not accepted; expected one value"),
         (
+            {"step": 10, "select": {"lr": []}, "change": {"lr": [0.2]}},
+            "--select: no lr is not accepted; expected one value",
+        ),
+        (
             {"step": 10, "select": {"lr": [1.0, 0.1]}, "change": {"lr": [0.2]}},
             "--select: lr=1,0.1 is not accepted; expected one value",
         ),
@@ -121,7 +125,9 @@ def test_unusable_branches_are_refused_before_anything_is_written(parent, tmp_pa
 
 def test_selected_values_are_told_by_their_words():
     axes = {"lr": (0.0316227766016838, 1.0), "seed": (0, 1)}
-    assert branched_axes(axes, parse_selection(["lr=0.0316227766016838"]), {})["lr"] == (0.0316227766016838,)
+    selected, parents = branched_axes(axes, parse_selection(["lr=0.0316227766016838"]), {})
+    assert selected["lr"] == (0.0316227766016838,)
+    assert parents.tolist() == [0, 1]
     for words in (["lr"], ["lr=x"], ["lr=1", "lr=0.1"], ["rate=1"]):
         with pytest.raises(ConfigError):
             branched_axes(axes, parse_selection(words), {})

@@ -75,7 +75,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(whole, cut):
 def test_the_same_sweep_again_goes_on_and_another_one_is_refused(whole, cut):
     with pytest.raises(ConfigError, match=r"--width 2 there, 3 here; --lr 0\.1 1\.0 1e\+30 there, 0\.2 here"):
         run_sweep(configured(cut, lr=(0.2,), width=3))
-    run_sweep(configured(cut, keep=1))
+    logged = []
+    run_sweep(configured(cut, keep=1), callbacks=RunCallbacks(log=logged.append))
+    assert logged == [f"{cut} holds this run, unfinished: going on with it"]
     assert_same_run(cut, whole)
     assert checkpoint_steps(cut) == [STEPS]
     told, before = [], (cut / "config.json").read_bytes()

@@ -17,8 +17,7 @@ from periodic_jax import (
     open_run,
     run_sweep,
 )
-from periodic_jax.runs.config import LATER, evaluated_every, from_manifest
-from periodic_jax.runs.run import check, planned_steps
+from periodic_jax.runs.config import LATER, check, evaluated_every, from_manifest, planned_steps
 from periodic_jax.storage.run_directory import read_config
 from periodic_jax.training import input_pipeline
 

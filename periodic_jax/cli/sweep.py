@@ -1,20 +1,22 @@
-"""The options of ``periodic-jax sweep``, made from the settings of a run, and back to a `RunConfig`."""
+"""``periodic-jax sweep``: its options, made from the settings of a run, and back to a `RunConfig`."""
 
 import dataclasses
-import os
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
 
-import tyro
 from tyro.conf import OmitArgPrefixes
 
+import periodic_jax as pj
 from periodic_jax.cli.axis import Axis, read_axis, read_count, read_flag_or_count, read_path
+from periodic_jax.cli.launch import free_folder, train_and_report
+from periodic_jax.cli.options import IF_GIVEN, arg
 from periodic_jax.runs import settings
 from periodic_jax.runs.config import RUN_AXES, RunConfig
+from periodic_jax.runs.settings import setting
+from periodic_jax.training import xla
 
 USUAL_WINDOW = 100  # steps between candidates for a minimum
 METAVARS = {float: "NUMBER", str: "NAME"}
-IF_GIVEN = tyro.conf.arg(help_behavior_hint="(optional)")  # in the place of a default of None
 
 # The headings of `periodic-jax sweep --help`, most used first.
 THEMES: dict[str, type] = {
@@ -29,11 +31,6 @@ THEMES: dict[str, type] = {
 }
 
 
-def option(default: Any, text: str) -> Any:
-    """A field of a command with its help."""
-    return dataclasses.field(default=default, metadata={"help": " ".join(text.split())})
-
-
 def _annotated(field: dataclasses.Field[Any], hint: Any) -> Any:
     """The type of a setting as the command line reads it."""
     if field.metadata["is_axis"]:
@@ -46,59 +43,54 @@ def _annotated(field: dataclasses.Field[Any], hint: Any) -> Any:
     if hint in (int, int | None):
         return Annotated[hint, read_count(field.name, metavar=metavar or "COUNT"), *marks]
     if hint in (int, float, str):
-        return Annotated[hint, tyro.conf.arg(metavar=metavar or METAVARS[hint])]
+        return Annotated[hint, arg(metavar or METAVARS[hint])]
     return Annotated[str | None, read_path(field.name, metavar=metavar), IF_GIVEN]
 
 
 def _options_of(theme: type) -> type:
     """A theme of settings as options."""
-    hints = get_type_hints(theme)
-    fields = [
-        (
-            field.name,
-            _annotated(field, hints[field.name]),
-            dataclasses.field(
-                default=None if field.default is dataclasses.MISSING else field.default, metadata=field.metadata
-            ),
-        )
-        for field in dataclasses.fields(theme)
-    ]
+    hints, fields = get_type_hints(theme), []
+    for field in dataclasses.fields(theme):
+        default = None if field.default is dataclasses.MISSING else field.default
+        option = dataclasses.field(default=default, metadata=field.metadata)
+        fields.append((field.name, _annotated(field, hints[field.name]), option))
     return dataclasses.make_dataclass(theme.__name__, fields, namespace={"__doc__": theme.__doc__}, frozen=True)
 
 
 GROUPS = {name: _options_of(theme) for name, theme in THEMES.items()}
-Sweep: Any = dataclasses.make_dataclass(
-    "Sweep",
-    [
-        *((name, OmitArgPrefixes[group], dataclasses.field(default=group())) for name, group in GROUPS.items()),
-        (
-            "dry_run",
-            bool,
-            option(
-                False,
-                """Only print what the sweep would take: configurations of each device, memory, disk, time, and how to
-                split it. Nothing is written.""",
-            ),
-        ),
-    ],
-    namespace={
-        "__doc__": """Train a grid of hyperparameters side by side and record every step.
-
-        Every option with NUMBER ... is an axis of the grid and takes one or more numbers, or ranges: logspace:1e-3:1:7,
-        linspace:0:0.9:4. All combinations are trained.
-        """
-    },
+SweepSettings: Any = dataclasses.make_dataclass(
+    "SweepSettings",
+    [(name, OmitArgPrefixes[group], dataclasses.field(default=group())) for name, group in GROUPS.items()],
     frozen=True,
 )
 
 
+@dataclass(frozen=True)
+class Sweep(SweepSettings):
+    """Train a grid of hyperparameters side by side and record every step.
+
+    Every option with NUMBER ... is an axis of the grid and takes one or more numbers, or ranges: logspace:1e-3:1:7,
+    linspace:0:0.9:4. All combinations are trained.
+    """
+
+    dry_run: bool = setting(
+        False,
+        """Only print what the sweep would take: configurations of each device, memory, disk, time, and how to split it.
+        Nothing is written.""",
+    )
+
+    def execute(self) -> None:
+        """Train and print the results, or print the plan."""
+        config = to_config(self)
+        if self.dry_run:
+            print_plan(config)
+        else:
+            train_and_report(pj.run_sweep, config)
+
+
 def to_config(sweep: Any) -> RunConfig:
     """The configuration that the options of a sweep give."""
-    values = {
-        field.name: getattr(getattr(sweep, group), field.name)
-        for group, theme in THEMES.items()
-        for field in dataclasses.fields(theme)
-    }
+    values: dict[str, Any] = {name: value for group in GROUPS for name, value in vars(getattr(sweep, group)).items()}
     # Training at a fixed effective learning rate is studied without decay unless one is asked for.
     if not isinstance(values["weight_decay"], Axis) and min(values["elr"]) > 0:
         values["weight_decay"] = (0.0,)
@@ -107,10 +99,15 @@ def to_config(sweep: Any) -> RunConfig:
     return RunConfig(**values)
 
 
-def free_folder(name: str) -> str:
-    """runs/NAME, or the first of runs/NAME-2, runs/NAME-3 ... that does not exist."""
-    path, k = Path("runs") / name, 1
-    while path.exists():
-        k += 1
-        path = Path("runs") / f"{name}-{k}"
-    return os.fspath(path)
+def print_plan(config: RunConfig) -> None:
+    """Print what a sweep would take; writes nothing."""
+    from periodic_jax.runs import planning
+    from periodic_jax.runs.config import check
+
+    config, note = planning.fitting_part(config)
+    check(config)
+    xla.use_cores_as_devices()
+    xla.keep_compiled_programs()
+    if note:
+        print(note)
+    print(*planning.describe_plan(planning.plan(config), config, planning.device_memory()), sep="\n")

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from periodic_jax.cli.main import main, parse_command
-from periodic_jax.cli.sweep_options import to_config
+from periodic_jax.cli.sweep import to_config
 from periodic_jax.runs.config import RunConfig
 
 

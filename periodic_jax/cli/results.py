@@ -1,0 +1,139 @@
+"""The commands that look at a run's telemetry: ``info``, ``analyze``, ``plot``, ``report`` and ``export``."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import periodic_jax as pj
+from periodic_jax.cli.axis import read_count
+from periodic_jax.cli.options import Folder, Run, arg
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.runs.settings import setting
+from periodic_jax.storage.run_directory import steps_per_epoch
+
+
+def print_and_write(text: str, write: Callable[[], list[Path]]) -> None:
+    """Write files, print what they hold and name them; what cannot be written can be read at least."""
+    try:
+        files = write()
+    finally:
+        print(text, end="")
+    print(f"written: {', '.join(map(str, files))}")
+
+
+@dataclass(frozen=True)
+class Info:
+    """Describe a run directory: what it holds, how far the run came, and whether it is as written."""
+
+    run: Run
+    verify: bool = setting(
+        False, "Read every telemetry chunk, checkpoint and saved minimum, and compare the checksums."
+    )
+
+    def execute(self) -> None:
+        """Print the description; exits with 1 where something is corrupted."""
+        from periodic_jax.inspection.info import describe_run
+
+        report = describe_run(self.run, verify=self.verify)
+        for line in report.lines:
+            print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
+        if report.faults:
+            sys.exit(1)
+
+
+@dataclass(frozen=True)
+class Analyze:
+    """Say what each configuration of a run did, how long its periods are, and whether the theory held.
+
+    Prints tables and writes summary.csv and analysis.nc into the run directory. The run may still be going on.
+    """
+
+    run: Run
+    predict: bool = setting(
+        False,
+        """Also say when the next destabilisation can come and is to be expected, and test such forecasts on those that
+        came.""",
+    )
+
+    def execute(self) -> None:
+        """Print and write the analysis."""
+        tables, analysis = pj.tables, pj.analysis.analyze(pj.open_run(self.run, flat=True), predict=self.predict)
+        columns = [tables.SHOWN, ("because",), ("mean_fall_steps", "mean_predicted_fall_steps", *tables.THEORY)]
+        columns += [tables.FORECASTS] if self.predict else []
+        text = "\n".join([*(tables.as_text(analysis, names) for names in columns), tables.findings(analysis)])
+        print_and_write(text, lambda: tables.save(analysis, self.run))
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw all figures that apply to a run into DIR/figures. The run may still be going on."""
+
+    run: Run
+    format: Annotated[tuple[str, ...], arg("png|pdf ...")] = setting(
+        ("png", "pdf"), "Files to write: png, pdf (vector graphics) or both."
+    )
+    in_epochs: bool = setting(False, "Count epochs instead of steps.")
+    log_steps: bool = setting(False, "A logarithmic axis of steps.")
+
+    def execute(self) -> None:
+        """Draw the figures and print their names."""
+        formats = tuple(dict.fromkeys(self.format))
+        if not formats or set(formats) - {"png", "pdf"}:
+            raise ConfigError("--format", " ".join(formats) or "an empty list", "png, pdf or both")
+        dataset = pj.open_run(self.run, flat=True)
+        epoch = steps_per_epoch(self.run) if self.in_epochs else None
+        if self.in_epochs and epoch is None:
+            raise ConfigError("--in-epochs", "given", "a run whose config.json has images and batch size")
+        files = pj.plots.save_all(
+            dataset, pj.analysis.analyze(dataset), self.run / "figures", formats=formats, steps_per_epoch=epoch,
+            log_steps=self.log_steps,
+        )  # fmt: skip
+        print(*files, sep="\n")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write DIR/report.html, to explore a run in a browser without a network, or serve it while the run goes on."""
+
+    run: Run
+    live: bool = setting(False, "Serve the report on this machine (127.0.0.1) and refresh it until interrupted.")
+    port: Annotated[int, read_count("port", 0, 2**16 - 1)] = setting(8000, "Port of --live.")
+    every: Annotated[int, read_count("every", 1, metavar="SECONDS")] = setting(
+        10, "Seconds between refreshments of --live."
+    )
+
+    def execute(self) -> None:
+        """Write or serve the report."""
+        from periodic_jax.reporting import html
+
+        def look() -> dict[str, Any]:
+            dataset = pj.open_run(self.run, flat=True)
+            return html.report_contents(dataset, pj.analysis.analyze(dataset))
+
+        if not self.live:
+            print(html.write(look(), self.run))
+            return
+        with html.serve(look, port=self.port, every=self.every) as server:
+            print(f"http://127.0.0.1:{server.server_port}/ until interrupted (Ctrl-C)", flush=True)
+            server.serve_forever()
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run in the format of another tool. Nothing is sent anywhere."""
+
+    run: Run
+    to: Annotated[str, arg("NAME", "tensorboard, wandb (offline runs), csv, netcdf or npz.")]
+    out: Folder = setting(None, "File or folder to create; DIR/export/NAME if not given.")
+
+    def execute(self) -> None:
+        """Write the export and print its name."""
+        from periodic_jax.reporting import export
+
+        out = Path(self.out or self.run / "export" / (self.to + export.ENDINGS.get(self.to, "")))
+        dataset = pj.open_run(self.run, flat=True)
+        print(export.export(dataset, self.to, out))
+        if self.to in ("tensorboard", "wandb") and dataset.sizes["step"] > 2 * export.BUCKETS:
+            print(f"curves: of {dataset.sizes['step']} steps, the lowest and highest of each of {export.BUCKETS} parts")
