@@ -20,6 +20,7 @@ from periodic_jax.storage.run_directory import (
     lengths,
     reached,
 )
+from periodic_jax.storage.verified_store import MISSING
 
 MOST_PIXELS = 2**16  # along a side, and classes
 BLOCK = 4000  # steps read at a time
@@ -37,7 +38,7 @@ def corruptions(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
     store, done = path / TELEMETRY, reached(path, manifest)
     if not store.exists():
         if done > first_step(manifest):
-            yield f"{TELEMETRY}: {verification.MISSING}"
+            yield f"{TELEMETRY}: {MISSING}"
     else:
         found = list(verification.find_corruptions(store, first_step(manifest), done, lengths(manifest)))
         yield from (f"{TELEMETRY}/{corruption}" for corruption in found)

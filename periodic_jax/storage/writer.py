@@ -21,7 +21,7 @@ from periodic_jax.core.grid import AXES, SweepGrid
 from periodic_jax.storage.checksums import seal_metadata
 from periodic_jax.storage.run_directory import TELEMETRY
 from periodic_jax.storage.schema import FORMAT, describe
-from periodic_jax.storage.verification import METADATA
+from periodic_jax.storage.verified_store import METADATA
 
 MOST_IN_CHUNK = 4096  # configurations
 

@@ -57,7 +57,7 @@ CONFIGS = {
     "a hostile format": (json.dumps(seal({"format": HOSTILE})), "(its format is '../../x"),
     "config is no mapping": (json.dumps(seal({"format": 1, "config": [1]})), "(its config is [1], which is no object)"),
     "sessions are no list": (json.dumps(seal({"format": 1, "sessions": 3})), "(its sessions is 3, which is no list)"),
-    "an end before all": (json.dumps(seal({"format": 1, "ends": [-1]})), "(it tells of step -1)"),
+    "an end before all": (json.dumps(seal({"format": 1, "ends": [-1]})), "(it names step -1)"),
 }
 
 
