@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.common import save
 from periodic_jax.core.grid import SweepGrid
 from periodic_jax.storage import run_directory, schema
-from periodic_jax.storage.writer import TelemetryWriter
+from periodic_jax.storage.writer import TelemetryLayout, TelemetryWriter
 
 NAMES = ("loss", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
 DECAY = 1e-3
@@ -39,7 +39,8 @@ def write_run(path: Path, grid: SweepGrid, steps: int, chunk: int = 1000) -> Non
     run_directory.write_config(path, {"format": schema.FORMAT, "config": {"model": "synthetic"}})
     empty = {name: np.zeros((configs, 0), np.float32) for name in NAMES}
     evaluations = ("train_loss", "train_error", "test_loss", "test_error")
-    writer = TelemetryWriter(path, grid, steps, sorted({*range(0, steps, chunk), steps}), empty, evaluations)
+    eval_steps = sorted({*range(0, steps, chunk), steps})
+    writer = TelemetryWriter(path, TelemetryLayout(grid, steps, eval_steps, empty, evaluations))
     norm = np.full(configs, 5.0)
     for first in range(0, steps, chunk):
         length = min(chunk, steps - first)

@@ -18,13 +18,13 @@ import logging
 import math
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from periodic_jax.core.errors import CorruptedRunError, MissingDependencyError, PeriodicJaxError
+from periodic_jax.core.errors import MissingDependencyError, as_corruption
 from periodic_jax.core.files import read_json, used_bytes
 from periodic_jax.storage.checksums import SEAL, is_checksummed
 from periodic_jax.storage.run_directory import CHECKPOINTS, CHECKSUMS
@@ -33,7 +33,7 @@ Tree = Mapping[str, np.ndarray]
 ORBAX_V1 = ("orbax.checkpoint.v1", "orbax.checkpoint.experimental.v1")  # where it is bound for, and where it is
 FRAMING = 2**24  # bytes, more than the files of a checkpoint take beside its arrays
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every file it writes
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every file it writes
 
 
 @functools.cache
@@ -44,12 +44,10 @@ def orbax() -> Any:
         MissingDependencyError: the installed orbax has none.
     """
     for name in ORBAX_V1:
-        try:
+        with contextlib.suppress(ModuleNotFoundError):
             module = importlib.import_module(name)
-        except ModuleNotFoundError:
-            continue
-        if all(hasattr(module, wanted) for wanted in ("save", "load", "metadata")):
-            return module
+            if all(hasattr(module, wanted) for wanted in ("save", "load", "metadata")):
+                return module
     version = importlib.metadata.version("orbax-checkpoint")
     wanted = f"a version of orbax-checkpoint with {' or '.join(ORBAX_V1)} (there is {version})"
     raise MissingDependencyError("a checkpoint", wanted, "orbax-checkpoint>=0.12.8")
@@ -69,22 +67,25 @@ def load_checkpoint(path: Path, step: int, like: Tree) -> dict[str, np.ndarray]:
     Raises:
         CorruptedRunError: anything else than what was written, or other arrays than ``like``.
     """
-    folder, configs = path / CHECKPOINTS / str(step), _length(like)
-    with _as_corruption(folder):
+    folder, configs = path / CHECKPOINTS / str(step), len(next(iter(like.values())))
+    with as_corruption(folder, "use another checkpoint"):
         _check_files(folder, sum(array.nbytes for array in like.values()))
-        declared = _outline(orbax().metadata(os.path.abspath(folder)).metadata)
-        parts, rows = _parts_and_rows(declared, like)
+        declared = orbax().metadata(os.path.abspath(folder)).metadata
+        if declared is None:
+            raise ValueError("what it declares cannot be read")
+        leaves = [declared["check"], declared["states"].get(min(like))]
+        parts, rows = ((*getattr(leaf, "shape", ()), 0)[0] for leaf in leaves)
         # Padding behind the configurations is less than all there are.
         if not (0 < parts <= rows <= 2 * configs and rows % parts == 0):
             rows, parts = configs, 1
-        wanted = _like(like, rows, parts)
-        _check_outline(declared, _outline(wanted))
+        wanted = _abstract(like, rows, parts)
+        _check_declared(declared, wanted)
         content = orbax().load(os.path.abspath(folder), wanted)
         stored = {name: np.asarray(array) for name, array in content["states"].items()}
         pieces = []
-        for k, (written, count, crc) in enumerate(np.asarray(content["check"]).tolist()):
+        for k, (saved_step, count, crc) in enumerate(np.asarray(content["check"]).tolist()):
             piece = {name: array[k * (rows // parts) :][:count] for name, array in stored.items()}
-            if (written, crc) != (step, checksum(piece)):
+            if (saved_step, crc) != (step, checksum(piece)):
                 raise ValueError("its arrays have another checksum")
             pieces.append(piece)
         states = {name: np.concatenate([piece[name] for piece in pieces]) for name in stored}
@@ -93,29 +94,7 @@ def load_checkpoint(path: Path, step: int, like: Tree) -> dict[str, np.ndarray]:
         return states
 
 
-@contextlib.contextmanager
-def _as_corruption(folder: Path) -> Iterator[None]:
-    """Whatever a crafted checkpoint makes orbax or tensorstore raise."""
-    try:
-        yield
-    except PeriodicJaxError:
-        raise
-    except Exception as error:
-        reason = str(error).partition("\n")[0][:200] or type(error).__name__
-        raise CorruptedRunError(folder, reason, "use another checkpoint") from None
-
-
-def _parts_and_rows(declared: Mapping[str, tuple[Any, ...]], like: Tree) -> tuple[int, int]:
-    """Of how many parts a checkpoint is, and of how many configurations, padding included."""
-    shapes = [declared.get(name, ((0,),))[0] for name in ("check", f"states.{min(like)}")]
-    return tuple(shape[0] if shape else 0 for shape in shapes)  # pyright: ignore[reportReturnType]
-
-
-def _length(tree: Tree) -> int:
-    return len(next(iter(tree.values())))
-
-
-def _like(like: Tree, rows: int, parts: int) -> dict[str, Any]:
+def _abstract(like: Tree, rows: int, parts: int) -> dict[str, Any]:
     """Arrays of what a checkpoint of so many rows must have; they take no memory."""
 
     def empty(dtype: Any, *shape: int) -> np.ndarray:
@@ -126,8 +105,8 @@ def _like(like: Tree, rows: int, parts: int) -> dict[str, Any]:
 
 def _check_files(folder: Path, size: int) -> None:
     """Compare all checksums of the files of a checkpoint whose arrays take ``size`` bytes."""
-    if (found := used_bytes(folder)) > 2 * size + FRAMING:
-        raise ValueError(f"its files take {found} bytes, its arrays {size}")
+    if (used := used_bytes(folder)) > 2 * size + FRAMING:
+        raise ValueError(f"its files take {used} bytes, its arrays {size}")
     sealed = read_json(folder / CHECKSUMS)
     if not is_checksummed(sealed):
         raise ValueError(f"{CHECKSUMS} has another checksum")
@@ -138,27 +117,24 @@ def _check_files(folder: Path, size: int) -> None:
         raise ValueError(f"{min(missing)} is missing")
 
 
-def _outline(tree: Any) -> dict[str, tuple[Any, ...]]:
-    """Shape, dtype and whether a stored block is larger than the array, of each array."""
-    if tree is None:
-        raise ValueError("what it declares cannot be read")
-    outline = {}
-    for name, leaf in {"check": tree["check"], **{f"states.{n}": leaf for n, leaf in tree["states"].items()}}.items():
-        stored = getattr(leaf, "storage_metadata", None)
-        blocks = (getattr(stored, "chunk_shape", None) or (), getattr(stored, "write_shape", None) or ())
-        size = max(1, math.prod(leaf.shape))
-        outline[name] = (tuple(leaf.shape), np.dtype(leaf.dtype), any(math.prod(block) > size for block in blocks))
-    return outline
-
-
-def _check_outline(declared: Mapping[str, tuple[Any, ...]], wanted: Mapping[str, tuple[Any, ...]]) -> None:
-    for name in sorted({*declared, *wanted}):
-        if declared.get(name) != wanted.get(name):
-            here, there = (
-                "nothing" if one is None else f"{one[1]} {one[0]}{' in larger blocks' if one[2] else ''}"
-                for one in (declared.get(name), wanted.get(name))
-            )
+def _check_declared(declared: Any, wanted: Any) -> None:
+    """Refuse other names, shapes or dtypes than those wanted, and stored blocks that are larger than their array."""
+    stored, own = _described(declared), _described(wanted)
+    for name in sorted({*stored, *own}):
+        here, there = stored.get(name, "nothing"), own.get(name, "nothing")
+        if here != there:
             raise ValueError(f"it declares {here} for {name}, the run {there}")
+
+
+def _described(tree: Any) -> dict[str, str]:
+    """Dtype and shape of each array, and whether a stored block is larger than the array."""
+    texts = {}
+    for name, leaf in [("check", tree["check"]), *((f"states.{n}", leaf) for n, leaf in tree["states"].items())]:
+        storage, size = getattr(leaf, "storage_metadata", None), max(1, math.prod(leaf.shape))
+        blocks = (getattr(storage, kind, None) or () for kind in ("chunk_shape", "write_shape"))
+        larger = " in larger blocks" if any(math.prod(block) > size for block in blocks) else ""
+        texts[name] = f"{np.dtype(leaf.dtype)} {tuple(leaf.shape)}{larger}"
+    return texts
 
 
 def file_checksums(folder: Path) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Writes a run's checkpoints while it trains, and removes old ones.
 
-Orbax writes a checkpoint beside its place and renames it; it counts when its checksums, written last, are there. What
-it holds is told in `checkpoints.reader`.
+Orbax writes a checkpoint beside its place and renames it; it counts when its checksums, written last, are there.
+`checkpoints.reader` describes what it holds.
 """
 
 import os
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from periodic_jax.checkpoints.reader import Tree, checksum, file_checksums, orbax, packed
+from periodic_jax.core.errors import first_line
 from periodic_jax.core.files import write_json
 from periodic_jax.storage.checksums import seal
 from periodic_jax.storage.run_directory import CHECKPOINTS, CHECKSUMS, checkpoint_steps
@@ -65,25 +66,23 @@ class Checkpoints:
             OSError: it could not be written.
         """
         pending, self._pending = self._pending, None
-        if pending is not None:
+        if pending:
             pending.result()
 
     def _write(self, step: int, content: dict[str, Any]) -> None:
         """Write a checkpoint, then remove those that are no longer wanted."""
-        begun = time.monotonic()
+        started = time.monotonic()
         folder = self._path / CHECKPOINTS / str(step)
         self._drop(step)
         try:
             orbax().save(os.path.abspath(folder), content)
-        except OSError:
-            raise
-        except Exception as error:  # tensorstore's own words for a full disk and its like
-            raise OSError(None, str(error).partition("\n")[0] or type(error).__name__) from error
+        except Exception as error:  # tensorstore has its own errors for a full disk and its like
+            raise OSError(None, first_line(error)) from error
         write_json(folder / CHECKSUMS, seal(file_checksums(folder)))
         for old in checkpoint_steps(self._path)[: -self._keep]:
             if old != self._first_step and (self._keep_every is None or old % self._keep_every):
                 self._drop(old)
-        self._took = time.monotonic() - begun
+        self._took = time.monotonic() - started
 
     def discard_after(self, step: int) -> None:
         """Remove all later checkpoints, and what a killed process left half-written or half-removed."""

@@ -8,7 +8,7 @@ from tyro.conf import OmitArgPrefixes
 
 import periodic_jax as pj
 from periodic_jax.cli.axis import Axis, read_axis, read_count, read_flag_or_count, read_path
-from periodic_jax.cli.launch import free_folder, train_and_report
+from periodic_jax.cli.launch import free_folder, log_line, train_and_report
 from periodic_jax.cli.options import IF_GIVEN, arg
 from periodic_jax.runs import settings
 from periodic_jax.runs.config import RUN_AXES, RunConfig
@@ -81,9 +81,14 @@ class Sweep(SweepSettings):
 
     def execute(self) -> None:
         """Train and print the results, or print the plan."""
+        from periodic_jax.runs.run import FINISHED, is_finished
+        from periodic_jax.runs.shards import enter_shard
+
         config = to_config(self)
         if self.dry_run:
             print_plan(config)
+        elif is_finished(config):
+            log_line(FINISHED.format(enter_shard(config).out))
         else:
             train_and_report(pj.run_sweep, config)
 

@@ -1,5 +1,8 @@
 """The errors that tell a user what to do next. Each is one printable line."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class PeriodicJaxError(Exception):
     """Something that a user can put right: what happened, to what, and what to do next.
@@ -9,14 +12,12 @@ class PeriodicJaxError(Exception):
     """
 
     status = 2
-
-    def _sentence(self) -> str:
-        """The message, before characters of no shape are escaped."""
-        return str(self.args[0])
+    template = "{}"  # of the message, for the arguments in order
 
     def __str__(self) -> str:
+        shown = [f"{value:.15g}" if isinstance(value, float) else str(value) for value in self.args]
         # Values and names of files may hold line breaks or terminal codes: as escapes they stay on one harmless line.
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in self._sentence())
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in self.template.format(*shown))
 
 
 class ConfigError(PeriodicJaxError, ValueError):
@@ -32,13 +33,11 @@ class ConfigError(PeriodicJaxError, ValueError):
         '--width: 0 is not accepted; expected a whole number from 1'
     """
 
-    def __init__(self, argument: str, value: object, accepted: str) -> None:
+    template = "{}: {} is not accepted; expected {}"
+
+    def __init__(self, argument: object, value: object, accepted: str) -> None:
         self.argument, self.value, self.accepted = argument, value, accepted
         super().__init__(argument, value, accepted)
-
-    def _sentence(self) -> str:
-        value = f"{self.value:.15g}" if isinstance(self.value, float) else self.value
-        return f"{self.argument}: {value} is not accepted; expected {self.accepted}"
 
 
 class DataFileError(ConfigError):
@@ -49,23 +48,17 @@ class DataFileError(ConfigError):
         'data file x.npz: no array labels; expected images and labels'
     """
 
-    def __init__(self, file: object, reason: str, expected: str) -> None:
-        super().__init__("data file", file, expected)
-        self.args, self.file, self.reason = (file, reason, expected), file, reason
-
-    def _sentence(self) -> str:
-        return f"data file {self.file}: {self.reason}; expected {self.accepted}"
+    template = "data file {}: {}; expected {}"
 
 
 class _FileError(PeriodicJaxError):
     """A file or folder, what is wrong with it, and what to do next."""
 
+    template = "{}: {}; {}"
+
     def __init__(self, file: object, reason: str, remedy: str) -> None:
         self.file, self.reason, self.remedy = file, reason, remedy
         super().__init__(file, reason, remedy)
-
-    def _sentence(self) -> str:
-        return f"{self.file}: {self.reason}; {self.remedy}"
 
 
 class RunNotFoundError(_FileError):
@@ -85,8 +78,7 @@ class CorruptedRunError(_FileError):
         'runs/a/config.json: corrupted (its checksum is another one); restore it from a copy'
     """
 
-    def _sentence(self) -> str:
-        return f"{self.file}: corrupted ({self.reason}); {self.remedy}"
+    template = "{}: corrupted ({}); {}"
 
 
 class UnwritableError(_FileError):
@@ -109,12 +101,10 @@ class MissingDependencyError(PeriodicJaxError):
         "the report needs plotly, which is not installed: python -m pip install 'periodic_jax[report]'"
     """
 
-    def __init__(self, purpose: str, package: str, install: str) -> None:
-        self.purpose, self.package, self.install = purpose, package, install
-        super().__init__(purpose, package, install)
+    template = "{} needs {}, which is not installed: python -m pip install '{}'"
 
-    def _sentence(self) -> str:
-        return f"{self.purpose} needs {self.package}, which is not installed: python -m pip install '{self.install}'"
+    def __init__(self, purpose: str, package: str, install: str) -> None:
+        super().__init__(purpose, package, install)
 
 
 class RunInterrupted(PeriodicJaxError):
@@ -128,3 +118,28 @@ class RunInterrupted(PeriodicJaxError):
     def __init__(self, message: str, status: int) -> None:
         self.status = status
         super().__init__(message, status)
+
+
+def first_line(error: BaseException) -> str:
+    """Why an error was raised, in one line."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text.partition("\n")[0][:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def as_corruption(file: object, remedy: str) -> Iterator[None]:
+    """Whatever a library raises within the block is corruption of a file, which may come from a stranger.
+
+    Args:
+        file: the file or folder that is read.
+        remedy: what to do.
+
+    Raises:
+        CorruptedRunError: another error than those of this module was raised.
+    """
+    try:
+        yield
+    except PeriodicJaxError:
+        raise
+    except Exception as error:
+        raise CorruptedRunError(file, first_line(error), remedy) from None

@@ -92,9 +92,9 @@ class SweepGrid:
         values = {name: checked_axis(name, given) for name, given in axes.items()}
         if (configs := math.prod(map(len, values.values()))) > MOST_CONFIGS:
             raise ConfigError("grid", f"{configs} configurations", f"at most {MOST_CONFIGS}")
-        rows = [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
+        configurations = [dict(zip(values, numbers, strict=True)) for numbers in itertools.product(*values.values())]
         swept = tuple(name for name, given in values.items() if len(given) > 1)
-        return SweepGrid(_coordinates(rows), swept)
+        return SweepGrid(_coordinates(configurations), swept)
 
     @staticmethod
     def of(configurations: Iterable[Mapping[str, float]]) -> "SweepGrid":
@@ -103,16 +103,13 @@ class SweepGrid:
         Raises:
             ConfigError: as `product`, or no configuration at all, or two equal ones.
         """
-        rows = [{name: _single(name, value) for name, value in row.items()} for row in configurations]
-        if not rows:
+        checked = [{name: _single(name, value) for name, value in given.items()} for given in configurations]
+        if not checked:
             raise ConfigError("configurations", "none", "at least one")
-        grid = SweepGrid(_coordinates(rows))
-        seen: set[tuple[float, ...]] = set()
-        for i in range(len(rows)):
-            numbers = tuple(float(column[i]) for column in grid.coords.values())
-            if numbers in seen:
-                raise ConfigError("configurations", f"{grid.label(i)} given twice", "each configuration once")
-            seen.add(numbers)
+        grid = SweepGrid(_coordinates(checked))
+        _, first, times = np.unique(np.stack([*grid.coords.values()]), axis=1, return_index=True, return_counts=True)
+        for i in first[times > 1]:
+            raise ConfigError("configurations", f"{grid.label(i)} given twice", "each configuration once")
         return grid
 
     def __len__(self) -> int:
@@ -186,11 +183,9 @@ def checked_axis(name: str, given: Any) -> list[float]:
     for value in values:
         if not math.isfinite(value) or not test(value):
             raise ConfigError(flag_of(name), f"{value:.15g}", wanted)
-    seen: set[float] = set()
-    for value in values:
-        if value in seen:
-            raise ConfigError(flag_of(name), f"{value:.15g} given twice", "each value once")
-        seen.add(value)
+    distinct, times = np.unique(values, return_counts=True)
+    for value in distinct[times > 1]:
+        raise ConfigError(flag_of(name), f"{value:.15g} given twice", "each value once")
     return values
 
 
@@ -201,10 +196,10 @@ def _single(name: str, given: Any) -> float:
     return values[0]
 
 
-def _coordinates(rows: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
+def _coordinates(configurations: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
     defaults = {**HParams()._asdict(), "seed": 0}
     coords: dict[str, np.ndarray] = {
-        name: np.array([row.get(name, defaults[name]) for row in rows], np.float64) for name in AXES
+        name: np.array([given.get(name, defaults[name]) for given in configurations], np.float64) for name in AXES
     }
     with np.errstate(over="ignore"):
         product = coords["lr"] * coords["weight_decay"]

@@ -37,7 +37,7 @@ def extremes(curves: np.ndarray, buckets: int) -> np.ndarray:
 
 
 GOLDEN = (5**0.5 - 1) / 2
-MOST_DIFFERENCES = 4096  # of a curve, from which its noise is told: to about 2 %
+MOST_DIFFERENCES = 4096  # of a curve, from which its noise is estimated: to about 2 %
 
 
 def highest(values: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
@@ -47,18 +47,12 @@ def highest(values: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarr
         >>> highest(np.array([1.0, np.nan, 3.0, 2.0]), np.array([0, 2]), np.array([2, 4])).tolist()
         [1.0, 3.0]
     """
-    if not len(first):
-        return np.zeros(0)
-    # One number more, so that the last stretch may end with the array.
-    return np.fmax.reduceat(np.append(values, np.nan), np.stack([first, last], 1).ravel())[::2]
+    return _reduced(np.fmax, values, np.nan, first, last)
 
 
 def position_of_highest(values: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
     """Where each stretch is highest; the first such place. No value may be missing; stretches may overlap."""
-    if not len(first):
-        return np.zeros(0, np.int64)
-    top = np.maximum.reduceat(np.append(values, -np.inf), np.stack([first, last], 1).ravel())[::2]
-    return first_at_least(values, first, last - 1, top)
+    return first_at_least(values, first, last - 1, _reduced(np.maximum, values, -np.inf, first, last))
 
 
 def first_at_least(values: np.ndarray, first: np.ndarray, last: np.ndarray, level: np.ndarray) -> np.ndarray:
@@ -84,9 +78,12 @@ def totals(values: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarra
         >>> totals(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0, 2]), np.array([2, 3])).tolist()
         [3.0, 3.0]
     """
-    if not len(first):
-        return np.zeros(0)
-    return np.add.reduceat(np.append(values, 0), np.stack([first, last], 1).ravel(), dtype=np.float64)[::2]
+    return _reduced(np.add, values, 0.0, first, last)
+
+
+def _reduced(how: np.ufunc, values: np.ndarray, neutral: float, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    # One number more, in double precision, so that the last stretch may end with the array.
+    return how.reduceat(np.append(values, neutral), np.stack([first, last], 1).ravel())[::2]
 
 
 def largest_spike(values: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
@@ -97,8 +94,6 @@ def largest_spike(values: np.ndarray, first: np.ndarray, last: np.ndarray) -> np
         >>> largest_spike(np.array([3.0, 1.0, 2.0, 0.0, 9.0]), np.array([0]), np.array([5])).tolist()
         [1.0]
     """
-    if not len(first):
-        return np.zeros(0)
     lengths = last - first
     starts = np.cumsum(lengths) - lengths
     stretch = values[np.repeat(first - starts, lengths) + np.arange(lengths.sum())]
@@ -131,15 +126,15 @@ def noise(values: np.ndarray, firsts: np.ndarray, order: int) -> np.ndarray:
         3.0
     """
     scale = 1.4826 / np.sqrt({1: 2, 2: 6}[order])
-    found = np.zeros(len(firsts))
+    deviations = np.zeros(len(firsts))
     for i, (first, last) in enumerate(zip(firsts, np.append(firsts, len(values))[1:], strict=True)):
         at = np.arange(first, last - order)
         if len(at) > MOST_DIFFERENCES:  # spread evenly, but without a step that a rhythm of the curve could share
             at = first + (np.arange(MOST_DIFFERENCES) * GOLDEN % 1 * len(at)).astype(int)
         known = values[at] - values[at + 1] if order == 1 else values[at] - 2 * values[at + 1] + values[at + 2]
         known = np.abs(known[np.isfinite(known)])
-        found[i] = scale * np.median(known) if len(known) else 0
-    return found
+        deviations[i] = scale * np.median(known) if len(known) else 0
+    return deviations
 
 
 def ends(known: np.ndarray) -> np.ndarray:
@@ -163,7 +158,7 @@ def mean(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def padded(columns: np.ndarray, config: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Columns ``(fields, found)`` in the order of their configurations as ``(fields, configs, most)``, NaN behind."""
+    """Columns ``(fields, periods)`` in the order of their configurations as ``(fields, configs, most)``, NaN behind."""
     place = np.arange(len(config)) - np.repeat(np.cumsum(count) - count, count)
     table = np.full((len(columns), len(count), int(count.max(initial=0))), np.nan)
     table[:, config, place] = columns

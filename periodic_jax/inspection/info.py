@@ -11,7 +11,6 @@ from periodic_jax.core.files import used_bytes
 from periodic_jax.core.formatting import counted, format_bytes
 from periodic_jax.core.grid import AXES
 from periodic_jax.runs.verify import corruptions
-from periodic_jax.storage import verification
 from periodic_jax.storage.locks import is_locked
 from periodic_jax.storage.minima_files import saved_minima
 from periodic_jax.storage.reader import open_run
@@ -26,6 +25,7 @@ from periodic_jax.storage.run_directory import (
     read_config,
 )
 from periodic_jax.storage.shards import Shards, read_shards
+from periodic_jax.storage.verified_store import MISSING
 
 
 class RunDescription(NamedTuple):
@@ -135,7 +135,7 @@ def _progress(path: Path, manifest: dict[str, Any], done: int, steps: int) -> st
 def _describe_telemetry(path: Path, lines: list[str], recorded: int) -> list[str]:
     """Add what the telemetry says; returns what is wrong with it at first sight."""
     if not (path / TELEMETRY).exists():
-        return [f"{TELEMETRY}: {verification.MISSING}"] if recorded else []
+        return [f"{TELEMETRY}: {MISSING}"] if recorded else []
     try:
         dataset = open_run(path, flat=True)
         diverged = dataset.diverged_at.values

@@ -1,6 +1,5 @@
 """Builds what a `RunConfig` describes: the network, abstract states (shapes and dtypes), the sweep, the session."""
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,7 +79,7 @@ def abstract_states(config: RunConfig, image_shape: Sequence[int], num_classes: 
     from periodic_jax.sweeps.placement import named_leaves
 
     abstract, memory = abstract_state(config, image_shape, num_classes), memory_bytes()
-    configs = math.prod(len(getattr(config, name)) for name in RUN_AXES)
+    configs = config.size()
     states = {
         name: np.broadcast_to(np.zeros((), np.dtype(leaf.dtype)), (configs, *leaf.shape))
         for name, leaf in named_leaves(abstract)

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 RUN_AXES = tuple(name for name in AXES if name != "schedule_every")
 NOT_FOLLOWED = ("out", "data_dir", "download")  # of config.json: what leads out of the run directory
 FREE = ("keep", "keep_every", "checkpoint_seconds")  # what may change while a run is under way
-LATER = ("track_sharpness", "keep_period_minima")  # what the first run directories have not, and did not do
+# What the first run directories have not, and did not do.
+LATER = ("track_sharpness", "keep_period_minima", "shards", "shard")
 COUNTS = ("steps", "epochs", "eval_every", "track_sharpness", "keep", "keep_every")
 BOUNDS = {**dict.fromkeys(COUNTS, (1, MOST_STEPS)), "keep_period_minima": (10, 10**4)}
 CHOICES = {"precision": xla.PRECISIONS, "schedule_per": ("step", "epoch"), "norm_per": ("total", "filter")}
@@ -33,6 +34,7 @@ CHOICES = {"precision": xla.PRECISIONS, "schedule_per": ("step", "epoch"), "norm
 
 @dataclass(frozen=True)
 class RunConfig(
+    settings.ShardSettings,
     settings.CheckpointSettings,
     settings.RecordingSettings,
     settings.TrainingSettings,
@@ -183,7 +185,7 @@ def to_manifest(config: RunConfig, layout: str) -> dict[str, Any]:
     """
     steps = planned_steps(config)
     config = dataclasses.replace(config, steps=steps, epochs=None, eval_every=evaluated_every(config), layout=layout)
-    coords, values = config.grid().coords, dataclasses.asdict(config)
+    coords, values = config.whole_grid().coords, dataclasses.asdict(config)
     rest = {name: str(v) if isinstance(v, Path) else v for name, v in values.items() if name not in RUN_AXES}
     return rest | {name: list(dict.fromkeys(coords[name].tolist())) for name in RUN_AXES}
 

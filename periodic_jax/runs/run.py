@@ -29,6 +29,8 @@ from periodic_jax.training import xla
 if TYPE_CHECKING:
     from periodic_jax.sweeps.sweep import Sweep
 
+FINISHED = "{} holds this run, finished: nothing is left to train"
+
 
 @dataclass(frozen=True, eq=False)
 class RunResult:
@@ -76,25 +78,45 @@ def run_sweep(config: RunConfig, *, callbacks: RunCallbacks | None = None) -> Ru
         ...     pj.open_run(run).loss.shape, (run / "summary.csv").exists(), run.analysis.regime.item(0)
         ((2, 3), True, 'undecided')
     """
-    claim_run(config)
-    path, callbacks = Path(config.out), callbacks or RunCallbacks()
+    callbacks = callbacks or RunCallbacks()
+    config = claim_run(config, callbacks.log)
+    path = Path(config.out)
     with locked(path):
         manifest = resumable_manifest(config) or {}
+        if "summary" in manifest:
+            callbacks.log(FINISHED.format(path))
+            return RunResult(path, analysis.analyze(open_run(path, flat=True)))
         if manifest:
             callbacks.log(f"{path} holds this run, unfinished: going on with it")
             config = dataclasses.replace(config, layout=from_manifest(manifest, path, dataset=config.dataset).layout)
         return run_session(config, manifest, callbacks)
 
 
-def claim_run(config: RunConfig) -> None:
+def claim_run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> RunConfig:
     """Refuse what cannot run before anything is compiled or written, and create the folder of a new run.
+
+    Returns:
+        The configuration of the run to train: that of the shard, where the grid has some.
 
     Raises:
         ConfigError: as `run_sweep`.
     """
+    config = enter_shard(config, log)
     check(config)
     if resumable_manifest(config) is None:
         run_directory.claim_directory(Path(config.out))
+    return config
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether a sweep's folder holds this very run, or its shard's, and nothing is left to train.
+
+    Raises:
+        ConfigError: as `run_sweep`.
+    """
+    config = enter_shard(config)
+    check(config)
+    return "summary" in (resumable_manifest(config) or {})
 
 
 def resume_run(

@@ -22,7 +22,7 @@ from periodic_jax.runs.minima_recorder import MinimaRecorder
 from periodic_jax.storage import verification
 from periodic_jax.storage.minima_files import WEIGHTS, discard_after, discard_corrupted, find_missing_minima
 from periodic_jax.storage.run_directory import CHECKPOINTS, TELEMETRY, checkpoint_steps
-from periodic_jax.storage.writer import TelemetryWriter
+from periodic_jax.storage.writer import TelemetryLayout, TelemetryWriter
 from periodic_jax.sweeps.chunks import ChunkEnds
 from periodic_jax.sweeps.sweep import Sweep
 
@@ -96,10 +96,11 @@ def train_session(sweep: Sweep, plan: SessionPlan, callbacks: RunCallbacks, *, t
     checkpoints = Checkpoints(
         plan.path, keep=plan.keep, keep_every=plan.keep_every, seconds=plan.seconds, first_step=plan.first_step,
     )  # fmt: skip
-    writer = TelemetryWriter(
-        plan.path, sweep.grid, plan.steps, plan.eval_steps, sweep.empty_telemetry(), sweep.evaluations,
-        sweep.layer_names(), plan.first_step,
+    layout = TelemetryLayout(
+        sweep.grid, plan.steps, plan.eval_steps, sweep.empty_telemetry(), sweep.evaluations, sweep.layer_names(),
+        plan.first_step,
     )  # fmt: skip
+    writer = TelemetryWriter(plan.path, layout)
     writer.truncate(start.step)
     checkpoints.discard_after(start.step)
     discard_after(plan.path, start.step)

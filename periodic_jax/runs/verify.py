@@ -11,6 +11,7 @@ from periodic_jax.runs.config import from_manifest
 from periodic_jax.storage import run_directory, verification
 from periodic_jax.storage.minima_files import PREFIX, WEIGHTS, find_missing_minima, read_minimum, saved_minima
 from periodic_jax.storage.reader import open_run, read
+from periodic_jax.storage.verified_store import MISSING
 
 MOST_PIXELS = 2**16  # along a side, and classes
 BLOCK = 4000  # steps read at a time
@@ -29,7 +30,7 @@ def corruptions(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
     store = path / run_directory.TELEMETRY
     if not store.exists():
         if done > start:
-            yield f"{run_directory.TELEMETRY}: {verification.MISSING}"
+            yield f"{run_directory.TELEMETRY}: {MISSING}"
     else:
         errors = list(verification.find_corruptions(store, start, done, run_directory.lengths(manifest)))
         yield from (f"{run_directory.TELEMETRY}/{corruption}" for corruption in errors)

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from periodic_jax.core.errors import CorruptedRunError, RunNotFoundError, UnwritableError
+from periodic_jax.core.errors import RunNotFoundError, UnwritableError, as_corruption, first_line
 from periodic_jax.core.files import find_foreign_file, replace_file
 from periodic_jax.storage.checksums import SEAL
 from periodic_jax.storage.run_directory import ANALYSIS
@@ -34,8 +34,7 @@ def write_store(dataset: xr.Dataset, store: Path) -> Path:
             draft.touch()  # the reason why not is plainer here than from HDF5
             dataset.to_netcdf(draft, engine="h5netcdf", encoding=encoding)
     except (OSError, RuntimeError) as error:
-        reason = str(getattr(error, "strerror", None) or error).partition("\n")[0]
-        raise UnwritableError(store, reason) from None
+        raise UnwritableError(store, first_line(error)) from None
     return store
 
 
@@ -62,7 +61,7 @@ def read_store(store: str | Path, remedy: str = "write it again") -> xr.Dataset:
     """
     if not Path(store).exists():
         raise RunNotFoundError(store, "there is no such file of results", remedy)
-    try:
+    with as_corruption(store, remedy):
         _check_contents(Path(store))
         with xr.open_dataset(store, engine="h5netcdf") as opened:
             dataset = opened.load().drop_encoding()
@@ -71,8 +70,6 @@ def read_store(store: str | Path, remedy: str = "write it again") -> xr.Dataset:
         if dataset.attrs.pop(SEAL, None) != _checksum(dataset):
             raise ValueError("its checksum does not agree")
         return dataset
-    except Exception as error:  # whatever a corrupted or foreign file makes HDF5, NumPy or xarray raise
-        raise CorruptedRunError(store, str(error).partition("\n")[0] or type(error).__name__, remedy) from None
 
 
 def _is_text(array: xr.Variable) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, first_line
 
 LOCK_FILE = ".lock"
 FREE = "one that no other process is writing to"  # what a run directory must be
@@ -34,8 +34,7 @@ def locked(path: Path) -> Iterator[None]:
     except Timeout:
         raise ConfigError("run directory", path, FREE) from None
     except (OSError, NotImplementedError) as error:  # filelock 3 raises the latter where a file system has no locks
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError("run directory", path, f"a folder that can be written ({reason})") from None
+        raise ConfigError("run directory", path, f"a folder that can be written ({first_line(error)})") from None
     try:
         yield
     finally:
@@ -48,10 +47,8 @@ def is_locked(path: Path) -> bool:
         if (path / LOCK_FILE).is_file():
             with _lock(path):
                 pass
-    except Timeout:
-        return True
-    except (OSError, NotImplementedError):
-        return False
+    except (OSError, NotImplementedError) as error:
+        return isinstance(error, Timeout)
     return False
 
 

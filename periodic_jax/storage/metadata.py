@@ -6,7 +6,6 @@ gigabytes, and a link can lead to any file. All of that is looked at before anyt
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 MOST_CHUNK = 2**32  # bytes, unfolded
@@ -60,18 +59,8 @@ def chunk_bytes(content: Mapping[str, Any]) -> int:
     return math.prod(content["chunk_grid"]["configuration"]["chunk_shape"]) * ITEM_SIZES[content["data_type"]]
 
 
-def unfolded_bytes(file: Path) -> int | None:
-    """Bytes that a zstd file says it unfolds to; None where it does not say.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with file.open("rb") as opened:
-        return unfolds_to(opened.read(18))
-
-
 def unfolds_to(head: bytes) -> int | None:
-    """Bytes that zstd's content says it unfolds to, by RFC 8878, section 3.1.1.1; None where it does not say.
+    """Bytes that zstd's content declares it unfolds to, by RFC 8878, section 3.1.1.1; None where it declares none.
 
     Args:
         head: its first 18 bytes, or all of it.

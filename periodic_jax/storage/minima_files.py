@@ -1,36 +1,37 @@
-"""The kept minima of a run: the weights at the lowest point of each period of each configuration, a file each.
+"""The saved minima of a run: the weights at the lowest point of each period of each configuration, a file each.
 
     DIR/minima/CONFIG/STEP-END.npz           the lowest point of a period that had ended after END updates
     DIR/minima/CONFIG/STEP-unfinished.npz    that of the last one, where the run ended before it
 
 A file holds plain arrays, uncompressed, by the names of a checkpoint (``params...``, ``batch_stats...``), ``score`` and
 ``which``: what its name says, (CONFIG, STEP, END or -1). It is written while the configuration is trained,
-atomically; zip's own CRC-32 tells corruption, ``which`` a file in another's place, and the last checkpoint how
+atomically; zip's own CRC-32 shows corruption, ``which`` a file in another's place, and the last checkpoint how
 many there must be. Orbax would take a folder and 0.1 s for each. Nothing is unpickled.
 """
 
+import contextlib
+import io
 import re
-import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from periodic_jax.core.errors import CorruptedRunError
+from periodic_jax.core.errors import CorruptedRunError, as_corruption
 from periodic_jax.core.files import write_atomically
 from periodic_jax.storage.run_directory import MINIMA
 
 UNFINISHED = "unfinished"
-NAME = re.compile(r"(\d{1,9})-(\d{1,9}|unfinished)\.npz")
+NAME = re.compile(rf"(\d{{1,8}})/(\d{{1,9}})-(\d{{1,9}}|{UNFINISHED})\.npz")
 HEADER = 2**12  # bytes, more than an array's description takes
 PREFIX = "minima."  # of what a checkpoint holds for them
 WEIGHTS = ("params.", "batch_stats.")
 
 
 class Minimum(NamedTuple):
-    """A kept minimum."""
+    """A saved minimum."""
 
     config: int  # in the grid's order
     step: int  # updates made
@@ -39,18 +40,17 @@ class Minimum(NamedTuple):
 
 
 def saved_minima(path: str | Path) -> list[Minimum]:
-    """The kept minima of a run, by configuration and step."""
-    found = []
+    """The saved minima of a run, by configuration and step."""
+    minima = []
     for file in (Path(path) / MINIMA).glob("*/*.npz"):
-        match = NAME.fullmatch(file.name)
-        if match and file.parent.name.isdecimal() and len(file.parent.name) < 9:
-            ended = None if match[2] == UNFINISHED else int(match[2])
-            found.append(Minimum(int(file.parent.name), int(match[1]), ended, file))
-    return sorted(found, key=lambda one: one[:2])
+        if match := NAME.fullmatch(f"{file.parent.name}/{file.name}"):
+            ended = None if match[3] == UNFINISHED else int(match[3])
+            minima.append(Minimum(int(match[1]), int(match[2]), ended, file))
+    return sorted(minima, key=lambda minimum: minimum[:2])
 
 
 def write_minimum(path: Path, config: int, step: int, ended: int | None, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write one, so that it is there after a loss of power.
+    """Write a minimum, so that it is there after a loss of power.
 
     Args:
         path: the run directory.
@@ -60,45 +60,36 @@ def write_minimum(path: Path, config: int, step: int, ended: int | None, arrays:
     folder = path / MINIMA / str(config)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{step}-{UNFINISHED if ended is None else ended}.npz"
-
-    def write(opened: BinaryIO) -> None:
-        with zipfile.ZipFile(opened, "w") as archive:
-            for name, array in {**arrays, "which": _which(config, step, ended)}.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-
-    write_atomically(file, write, sync_folder=True)
+    content: dict[str, Any] = {**arrays, "which": _which(config, step, ended)}
+    write_atomically(file, lambda opened: np.savez(opened, **content), sync_folder=True)
 
 
-def read_minimum(one: Minimum, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def read_minimum(minimum: Minimum, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays of a minimum.
 
     Args:
-        one: of `saved_minima`.
+        minimum: of `saved_minima`.
         like: arrays of the names, shapes and dtypes of one configuration's weights and statistics.
 
     Raises:
         CorruptedRunError: a corrupted file, one of other arrays, or another's in its place.
     """
-    named = _which(*one[:3])
+    named, run = _which(*minimum[:3]), minimum.file.parents[2]
     wanted = {**like, "score": np.zeros((), next(iter(like.values())).dtype), "which": named}
-    try:
-        with zipfile.ZipFile(one.file) as archive:
-            arrays = {name: _member(archive, name, array) for name, array in _matched(archive, wanted).items()}
+    with as_corruption(minimum.file, f"periodic-jax resume {run} --truncate finds it again"):
+        with zipfile.ZipFile(minimum.file) as archive:
+            _check_members(archive, wanted)
+            arrays = {name: _member(archive, name, array) for name, array in wanted.items()}
         if (which := arrays["which"]).tolist() != named.tolist():
             raise ValueError("it is that of configuration {}, step {}, end {}".format(*which))
         return arrays
-    except Exception as error:  # whatever a corrupted or foreign file makes zipfile and NumPy raise
-        reason, run = str(error).partition("\n")[0][:200] or type(error).__name__, one.file.parents[2]
-        remedy = f"periodic-jax resume {run} --truncate finds it again"
-        raise CorruptedRunError(one.file, reason, remedy) from None
 
 
 def _which(config: int, step: int, ended: int | None) -> np.ndarray:
     return np.array([config, step, -1 if ended is None else ended], np.int64)
 
 
-def _matched(archive: zipfile.ZipFile, wanted: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+def _check_members(archive: zipfile.ZipFile, wanted: Mapping[str, np.ndarray]) -> None:
     members = {info.filename: info for info in archive.infolist()}
     if set(members) != {f"{name}.npy" for name in wanted} or len(archive.infolist()) != len(wanted):
         raise ValueError("it holds other arrays than the run's weights")
@@ -106,33 +97,26 @@ def _matched(archive: zipfile.ZipFile, wanted: Mapping[str, np.ndarray]) -> Mapp
         info = members[f"{name}.npy"]
         if info.compress_type != zipfile.ZIP_STORED or not 0 <= info.file_size - array.nbytes <= HEADER:
             raise ValueError(f"{name} is of another size")
-    return wanted
 
 
 def _member(archive: zipfile.ZipFile, name: str, like: np.ndarray) -> np.ndarray:
-    import io
-
     stream = io.BytesIO(archive.read(f"{name}.npy"))  # to its end, where the CRC is compared
-    version = np.lib.format.read_magic(stream)
-    read: Any = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-    shape, fortran, dtype = read(stream)
-    if (shape, dtype, fortran and len(shape) > 1) != (like.shape, like.dtype, False):
-        raise ValueError(f"{name} is {dtype} {shape}, the run's {like.dtype} {like.shape}")
-    return np.frombuffer(stream.read(), dtype).reshape(shape).copy()
+    array = np.lib.format.read_array(stream, allow_pickle=False)
+    if (array.shape, array.dtype) != (like.shape, like.dtype):
+        raise ValueError(f"{name} is {array.dtype} {array.shape}, the run's {like.dtype} {like.shape}")
+    return array
 
 
 def discard_after(path: Path, step: int) -> None:
-    """Remove what was found out after ``step`` updates, unfinished minima, and what a killed process left."""
-    if not (path / MINIMA).exists():
-        return
+    """Remove the minima of periods that ended after ``step`` updates, or never, and what a killed process left."""
     for draft in (path / MINIMA).glob("*/*.partial"):
         draft.unlink()
-    for one in saved_minima(path):
-        if one.ended is None or one.ended > step:
-            one.file.unlink()
-    for folder in (path / MINIMA).iterdir():
-        if folder.is_dir() and not any(folder.iterdir()):
-            shutil.rmtree(folder)
+    for minimum in saved_minima(path):
+        if minimum.ended is None or minimum.ended > step:
+            minimum.file.unlink()
+    for folder in (path / MINIMA).glob("*"):
+        with contextlib.suppress(OSError):  # it is not empty, or a file
+            folder.rmdir()
 
 
 def discard_corrupted(path: Path, like: Mapping[str, np.ndarray]) -> list[str]:
@@ -146,11 +130,11 @@ def discard_corrupted(path: Path, like: Mapping[str, np.ndarray]) -> list[str]:
         The file and what was wrong, of each.
     """
     errors = []
-    for one in saved_minima(path):
+    for minimum in saved_minima(path):
         try:
-            read_minimum(one, like)
+            read_minimum(minimum, like)
         except CorruptedRunError as error:
-            one.file.unlink()
+            minimum.file.unlink()
             errors.append(f"{error.file}: {error.reason}")
     return errors
 
@@ -158,7 +142,7 @@ def discard_corrupted(path: Path, like: Mapping[str, np.ndarray]) -> list[str]:
 def find_missing_minima(
     path: Path, checkpoint: Mapping[str, np.ndarray], step: int, *, finished: bool = False
 ) -> dict[int, str]:
-    """The configurations that have not the minima that a checkpoint tells of, and how many there are, in words.
+    """The configurations that have not the minima that a checkpoint counts, and how many there are, in words.
 
     Args:
         path: the run directory.
@@ -166,13 +150,10 @@ def find_missing_minima(
         step: its step. Later minima are not counted.
         finished: whether the run ended there, so that there must be unfinished ones too.
     """
-    found, last = checkpoint[f"{PREFIX}found"], checkpoint[f"{PREFIX}step"]
-    wanted = found + (last >= 0 if finished else 0)
-    there = np.zeros(len(found), np.int64)
-    for one in saved_minima(path):
-        counted = finished if one.ended is None else one.ended <= step
-        if counted and one.config < len(found):
-            there[one.config] += 1
+    ended, last = checkpoint[f"{PREFIX}found"], checkpoint[f"{PREFIX}step"]
+    wanted = ended + (last >= 0 if finished else 0)
+    counted = [m.config for m in saved_minima(path) if (finished if m.ended is None else m.ended <= step)]
+    there = np.bincount([config for config in counted if config < len(wanted)], minlength=len(wanted))
     return {
         i: f"{MINIMA}/{i}: {there[i]} of {wanted[i]} minima are there" for i in np.flatnonzero(there != wanted).tolist()
     }

@@ -6,16 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from zarr.storage import LocalStore
 
-from periodic_jax.core.errors import PeriodicJaxError, RunNotFoundError
+from periodic_jax.core.errors import RunNotFoundError, as_corruption
 from periodic_jax.core.grid import AXES
 from periodic_jax.storage.checksums import SEAL
 from periodic_jax.storage.run_directory import TELEMETRY, first_step, lengths, reached, read_config
 from periodic_jax.storage.schema import describe
 from periodic_jax.storage.shards import LOG, Shards, check_members, join_shards, read_shards
-from periodic_jax.storage.verification import MISSING, Corruption, expected, metadata_corruptions
-from periodic_jax.storage.verified_store import VerifiedStore, corrupted_telemetry
+from periodic_jax.storage.verification import metadata_corruptions
+from periodic_jax.storage.verified_store import MISSING, corrupted_telemetry, open_verified, telemetry_remedy
 
 
 def open_run(path: str | os.PathLike[str], *, flat: bool = False) -> xr.Dataset:
@@ -37,9 +36,10 @@ def open_run(path: str | os.PathLike[str], *, flat: bool = False) -> xr.Dataset:
         CorruptedRunError: the run is corrupted. A chunk that is corrupted, or missing though the run had reached it, is
             named when it is read, also where that is later.
     """
-    shards = read_shards(path)
-    dataset = _open_flat(Path(path)) if shards is None else _open_shards(shards)
-    return dataset if flat else _unstacked(dataset)
+    path, shards = Path(path), read_shards(path)
+    dataset = _open_flat(path) if shards is None else _open_shards(shards)
+    with as_corruption(path / TELEMETRY, telemetry_remedy(path)):
+        return dataset if flat else _unstacked(dataset)
 
 
 def _open_shards(shards: Shards) -> xr.Dataset:
@@ -72,16 +72,16 @@ def _open_flat(path: Path) -> xr.Dataset:
     """The telemetry of one run directory with its one dimension ``config``."""
     config = read_config(path)
     store = path / TELEMETRY
-    try:
-        begun, step = first_step(config), reached(path, config)
-        if not store.exists() and step > begun:
-            raise corrupted_telemetry(path, Corruption("", None, MISSING))
+    with as_corruption(store, telemetry_remedy(path)):
+        start_step, step = first_step(config), reached(path, config)
+        if not store.exists() and step > start_step:
+            raise corrupted_telemetry(path, MISSING)
         if not store.exists():
             raise RunNotFoundError(store, "nothing is recorded yet", f"periodic-jax resume {path} goes on with the run")
         for corruption in metadata_corruptions(store, lengths(config)):
-            raise corrupted_telemetry(path, corruption)
-        verified = VerifiedStore(LocalStore(store, read_only=True), path, expected(store, begun, step))
+            raise corrupted_telemetry(path, corruption.reason, corruption.file)
         # Version 3 only, the one that is written here: its codecs are few, and none of them unpickles.
+        verified = open_verified(store, start_step, step)
         dataset = xr.open_zarr(verified, consolidated=False, zarr_format=3, chunks=None)
         for described in (dataset, *dataset.variables.values()):
             described.attrs.pop(SEAL, None)
@@ -89,11 +89,6 @@ def _open_flat(path: Path) -> xr.Dataset:
         dataset.encoding["source"] = str(path)
         dataset.attrs.update(name=path.resolve().name, model=str(config.get("config", {}).get("model", "")))
         return dataset
-    except PeriodicJaxError:
-        raise
-    except Exception as error:  # whatever a corrupted or foreign store makes zarr, NumPy or xarray raise
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise corrupted_telemetry(path, Corruption("", None, reason)) from None
 
 
 def read(dataset: xr.Dataset, name: str, **chosen: slice) -> np.ndarray:
@@ -109,25 +104,20 @@ def read(dataset: xr.Dataset, name: str, **chosen: slice) -> np.ndarray:
     """
     run = Path(dataset.encoding.get("source", ""))
     if name not in dataset.variables:
-        raise corrupted_telemetry(run, Corruption(name, None, MISSING))
-    try:
+        raise corrupted_telemetry(run, MISSING, name)
+    with as_corruption(run / TELEMETRY / name, telemetry_remedy(run)):
         return np.asarray(dataset[name].isel(chosen).values)
-    except PeriodicJaxError:
-        raise
-    except Exception as error:  # whatever a corrupted chunk makes zarr and its codecs raise
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise corrupted_telemetry(run, Corruption(name, None, reason)) from None
 
 
 def _named(dataset: xr.Dataset, run: Path) -> xr.Dataset:
     """The flat Dataset of a run's store with all its coordinates, if it is one of ours."""
     if missing := {"loss", "weight_norm", "step", *AXES} - set(dataset.variables):
-        raise corrupted_telemetry(run, Corruption("", None, f"no {', '.join(sorted(missing))}"))
+        raise corrupted_telemetry(run, f"no {', '.join(sorted(missing))}")
     if "layer" in dataset.coords:
         dataset = dataset.assign_coords(layer=list(map(str, dataset.attrs.pop("layer_names"))))
     if unknown := set(dataset.attrs["swept"]) - set(AXES):
         listed = ", ".join(map(str, unknown))
-        raise corrupted_telemetry(run, Corruption("", None, f"swept axes {listed}, not among {', '.join(AXES)}"))
+        raise corrupted_telemetry(run, f"swept axes {listed}, not among {', '.join(AXES)}")
     return dataset.assign_coords({name: dataset[name].load() for name in AXES})
 
 

@@ -12,11 +12,12 @@ No pickle and no code is ever read from a run directory.
 import errno
 import math
 import reprlib
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from periodic_jax.core.errors import ConfigError, CorruptedRunError, RunNotFoundError
+from periodic_jax.core.errors import ConfigError, CorruptedRunError, RunNotFoundError, first_line
 from periodic_jax.core.files import find_foreign_file, read_json, write_json
 from periodic_jax.core.grid import AXES
 from periodic_jax.core.limits import MOST_CONFIGS, MOST_LAYERS, MOST_STEPS
@@ -78,13 +79,9 @@ def claim_directory(path: Path, taken_by: Iterable[str] = (*OWN_FILES, SHARDS_FI
     check_unused(path, taken_by)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # several processes may try at once
-    except OSError as error:
-        raise ConfigError("--out", path, f"a folder that can be written ({error.strerror})") from None
-    except ValueError as error:  # a null character in the name
-        raise ConfigError("--out", path, f"a folder that can be written ({error})") from None
+        tempfile.TemporaryFile(dir=path).close()
+    except (OSError, ValueError) as error:  # a ValueError for a null character in the name
+        raise ConfigError("--out", path, f"a folder that can be written ({first_line(error)})") from None
 
 
 def write_config(path: Path, record: Mapping[str, Any]) -> None:
@@ -122,12 +119,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def first_step(record: Mapping[str, Any]) -> int:
-    """The first step that a run recorded, as its config.json tells; not 0 for a branch."""
+    """The first step that a run recorded, from its config.json; not 0 for a branch."""
     return record.get("parent", {}).get("step", 0)
 
 
 def lengths(record: Mapping[str, Any]) -> dict[str, int]:
-    """The most entries that a run's arrays can have along each dimension, as its config.json tells.
+    """The most entries that a run's arrays can have along each dimension, by its config.json.
 
     Example:
         >>> lengths({"config": {"steps": 500, "eval_every": 100}})["eval_step"]
@@ -161,14 +158,14 @@ def _manifest_error(content: Any) -> str | None:
             return f"its {name} is {reprlib.repr(content[name])}, which is no {'object' if kind is dict else 'list'}"
     for step in (*content.get("ends", ()), content.get("parent", {}).get("step", 0)):
         if type(step) is not int or not 0 <= step <= MOST_STEPS:
-            return f"it tells of step {reprlib.repr(step)}"
+            return f"it names step {reprlib.repr(step)}"
     return None
 
 
 def checkpoint_steps(path: Path) -> list[int]:
     """The steps of a run's complete checkpoints, ascending."""
-    found = (folder for folder in (path / CHECKPOINTS).glob("*") if folder.name.isdecimal())
-    return sorted(int(folder.name) for folder in found if (folder / CHECKSUMS).exists())
+    checksums = (path / CHECKPOINTS).glob(f"*/{CHECKSUMS}")
+    return sorted(int(file.parent.name) for file in checksums if file.parent.name.isdecimal())
 
 
 def reached(path: Path, record: Mapping[str, Any]) -> int:
@@ -181,7 +178,7 @@ def reached(path: Path, record: Mapping[str, Any]) -> int:
 
 
 def steps_per_epoch(path: str | Path) -> int | None:
-    """Updates of one epoch of a run, as its config.json tells; None where it does not."""
+    """Updates of one epoch of a run, from its config.json; None where that lacks the numbers."""
     record = read_config(path)
     data, config = record.get("data", {}), record.get("config", {})
     if config.get("full_batch") is True:

@@ -1,28 +1,17 @@
-"""What tells verified files from corrupted ones: checksums of JSON files, and a search through a telemetry store.
+"""A search for what is corrupted or missing in a telemetry store: metadata with their checksums, then every chunk."""
 
-Array chunks carry a CRC32C of their own (zarr's codec), JSON files one in their own content. Both find
-every flipped byte. zarr alone takes a missing chunk for an empty one, and checks no metadata.
-"""
-
-import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import google_crc32c
-import numpy as np
-import zarr
-from zarr.storage import LocalStore
-
+from periodic_jax.core.errors import CorruptedRunError, first_line
 from periodic_jax.core.files import read_json
 from periodic_jax.storage.checksums import SEAL, seal_metadata
-from periodic_jax.storage.metadata import chunk_bytes, metadata_error, unfolded_bytes, unfolds_to
+from periodic_jax.storage.metadata import metadata_error
+from periodic_jax.storage.verified_store import METADATA, Expected, open_group, open_verified
 
-METADATA = "zarr.json"
-MISSING = "missing"
-FRAMING = 2**10  # bytes that a compressed chunk takes beside its content
 MOST_OF_ONE_ARRAY = 100  # corrupted files that are listed
 
 
@@ -38,18 +27,6 @@ class Corruption(NamedTuple):
         return f"{self.file}{where}: {self.reason}"
 
 
-class Expected(NamedTuple):
-    """What must be there of one array of a store."""
-
-    counts: tuple[int, ...]  # chunks along each dimension
-    size: int  # bytes of a chunk, unfolded
-    steps: int | None  # in a chunk, of an array over steps
-
-    def holds(self, index: tuple[int, ...]) -> bool:
-        """Whether the chunk must be there."""
-        return len(index) == len(self.counts) and all(i < n for i, n in zip(index, self.counts, strict=True))
-
-
 def metadata_corruptions(store: Path, lengths: Mapping[str, int]) -> Iterator[Corruption]:
     """All metadata files of a store that are not what was sealed, or declare what no such run does.
 
@@ -58,25 +35,19 @@ def metadata_corruptions(store: Path, lengths: Mapping[str, int]) -> Iterator[Co
         lengths: the most entries that config.json has room for, along each dimension.
     """
     for folder in (store, *sorted(path for path in store.iterdir() if path.is_dir())):
-        if found := _metadata_error(folder / METADATA, lengths):
-            file, reason = found
+        file = folder / METADATA
+        if reason := _file_error(file, lengths):
             yield Corruption(os.fspath(file.relative_to(store)), None, reason)
 
 
-def _metadata_error(file: Path, lengths: Mapping[str, int]) -> tuple[Path, str] | None:
-    """The corrupted file, metadata or the one chunk of an array along one dimension, and what is wrong."""
+def _file_error(file: Path, lengths: Mapping[str, int]) -> str | None:
     try:
         content = read_json(file)
         if content != seal_metadata(content):
-            return file, "its checksum is another one" if SEAL in content["attributes"] else "it has no checksum"
-        if reason := metadata_error(content, lengths):
-            return file, reason
-        chunk = file.with_name("c") / "0"  # the only one of an array along one dimension
-        if content["node_type"] == "array" and chunk.is_file() and unfolded_bytes(chunk) != chunk_bytes(content):
-            return chunk, f"does not unfold to {chunk_bytes(content)} bytes"
+            return "its checksum is another one" if SEAL in content["attributes"] else "it has no checksum"
+        return metadata_error(content, lengths)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        return file, _line(error)
-    return None
+        return first_line(error)
 
 
 def find_corruptions(store: Path, first_step: int, step: int, lengths: Mapping[str, int]) -> Iterator[Corruption]:
@@ -95,80 +66,17 @@ def find_corruptions(store: Path, first_step: int, step: int, lengths: Mapping[s
     yield from broken
     if broken:
         return
-    group = _opened(store)
-    for name, wanted in expected(store, first_step, step).items():
-        found = _array_corruptions(store, name, group[name], wanted, first_step)
-        yield from itertools.islice(found, MOST_OF_ONE_ARRAY)
+    verified = open_verified(store, first_step, step)
+    group = open_group(verified)
+    for name, expected in verified.expected.items():
+        yield from itertools.islice(_array_corruptions(group[name], expected, first_step), MOST_OF_ONE_ARRAY)
 
 
-def expected(store: Path, first_step: int, step: int) -> dict[str, Expected]:
-    """What must be there of each array of a store, whose metadata are verified, when a run has come so far.
-
-    Args:
-        store, first_step, step: as for `find_corruptions`.
-    """
-    group = _opened(store)
-    evaluated = np.inf  # where the store does not tell, all must be there
-    with contextlib.suppress(Exception):  # a corrupted chunk, which is found when the array's own turn comes
-        # The first evaluation is made when training begins: after the store is built.
-        made: Any = group["eval_step"]
-        evaluated = (made[:] <= step).sum() if step > first_step else 0
-    wanted = {}
-    for name, array in sorted(group.arrays()):
-        content = read_json(store / name / METADATA)
-        dims, reached = content["dimension_names"], {"step": step - first_step, "eval_step": evaluated}
-        counts = [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
-        over = dims[1] if len(dims) > 1 else None
-        if over is not None:
-            counts[1] = int(min(counts[1], -(-reached[over] // array.chunks[1])))
-        wanted[name] = Expected(tuple(counts), chunk_bytes(content), array.chunks[1] if over == "step" else None)
-    return wanted
-
-
-def chunk_error(chunk: bytes, wanted: Expected) -> str | None:
-    """What is wrong with the bytes of a chunk; None for a verified one.
-
-    Args:
-        chunk: content of the file.
-        wanted: of its array.
-    """
-    if unfolds_to(chunk[:18]) != wanted.size:
-        return f"does not unfold to {wanted.size} bytes"
-    if google_crc32c.value(chunk[:-4]).to_bytes(4, "little") != chunk[-4:]:
-        return "its checksum is another one"
-    return None
-
-
-def too_long(file: Path, wanted: Expected) -> str | None:
-    """That a chunk's file is longer than compression could make it; else None."""
-    with contextlib.suppress(OSError):
-        if (size := file.stat().st_size) > 2 * wanted.size + FRAMING:
-            return f"{size} bytes long"
-    return None
-
-
-def _opened(store: Path) -> zarr.Group:
-    return zarr.open_group(LocalStore(store, read_only=True), mode="r", zarr_format=3, use_consolidated=False)
-
-
-def _array_corruptions(store: Path, name: str, array: Any, wanted: Expected, first_step: int) -> Iterator[Corruption]:
-    for index in itertools.product(*map(range, wanted.counts)):
-        file = "/".join([name, "c", *map(str, index)])
-        if reason := _file_error(array, store / file, index, wanted):
-            yield Corruption(file, first_step + index[1] * wanted.steps if wanted.steps else None, reason)
-
-
-def _file_error(array: Any, file: Path, index: tuple[int, ...], wanted: Expected) -> str | None:
-    if not file.is_file():
-        return MISSING
-    try:
-        if reason := too_long(file, wanted) or chunk_error(file.read_bytes(), wanted):
-            return reason
-        array.blocks[index]
-    except Exception as error:  # whatever a crafted chunk makes zarr or its codecs raise
-        return _line(error)
-    return None
-
-
-def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0].partition(". Stored")[0] or type(error).__name__
+def _array_corruptions(array: Any, expected: Expected, first_step: int) -> Iterator[Corruption]:
+    for index in itertools.product(*map(range, expected.counts)):
+        try:
+            array.blocks[index]
+        except Exception as error:  # also whatever a crafted chunk makes zarr or its codecs raise
+            reason = error.reason if isinstance(error, CorruptedRunError) else first_line(error)
+            file = "/".join([array.basename, "c", *map(str, index)])
+            yield Corruption(file, first_step + index[1] * expected.steps if expected.steps else None, reason)

@@ -1,14 +1,38 @@
-"""A run's telemetry store as readers see it: a corrupted or missing chunk is an error that names the file."""
+"""A run's telemetry store as readers see it: a corrupted or missing chunk is an error that names the file.
 
+Array chunks carry a CRC32C of their own (zarr's codec), which finds every flipped byte. zarr alone takes a missing
+chunk for an empty one, and unfolds whatever a chunk holds.
+"""
+
+import contextlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import google_crc32c
+import zarr
 from zarr.storage import LocalStore, WrapperStore
 
 from periodic_jax.core.errors import CorruptedRunError
+from periodic_jax.storage.metadata import unfolds_to
 from periodic_jax.storage.run_directory import TELEMETRY
-from periodic_jax.storage.verification import METADATA, MISSING, Corruption, Expected, chunk_error, too_long
+
+METADATA = "zarr.json"
+MISSING = "missing"
+FRAMING = 2**12  # bytes that a compressed chunk takes beside its content
+
+
+class Expected(NamedTuple):
+    """What must be there of one array of a store."""
+
+    counts: tuple[int, ...]  # chunks along each dimension
+    size: int  # bytes of a chunk, unfolded
+    steps: int | None  # in a chunk, of an array over steps
+
+    def holds(self, index: tuple[int, ...]) -> bool:
+        """Whether the chunk must be there."""
+        return len(index) == len(self.counts) and all(i < n for i, n in zip(index, self.counts, strict=True))
 
 
 class VerifiedStore(WrapperStore[LocalStore]):
@@ -16,16 +40,15 @@ class VerifiedStore(WrapperStore[LocalStore]):
 
     Args:
         store: the telemetry of a run, with verified metadata.
-        run: the run directory.
-        wanted: what must be there of each array; see `storage.verification.expected`.
+        expected: what must be there of each array.
     """
 
-    def __init__(self, store: LocalStore, run: Path, wanted: Mapping[str, Expected]) -> None:
+    def __init__(self, store: LocalStore, expected: Mapping[str, Expected]) -> None:
         super().__init__(store)
-        self._run, self._wanted = run, wanted
+        self.expected = expected
 
     def _with_store(self, store: LocalStore) -> "VerifiedStore":
-        return VerifiedStore(store, self._run, self._wanted)
+        return VerifiedStore(store, self.expected)
 
     async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
         """The content of a file.
@@ -34,27 +57,79 @@ class VerifiedStore(WrapperStore[LocalStore]):
             CorruptedRunError: a chunk is not what was written.
         """
         name, _, place = key.partition("/c/")
-        wanted = self._wanted.get(name)
-        if not place or wanted is None or key.endswith(METADATA):
+        expected = self.expected.get(name)
+        if not place or expected is None or key.endswith(METADATA):
             return await super().get(key, prototype, byte_range)
-        if long := too_long(self._store.root / key, wanted):
-            raise corrupted_telemetry(self._run, Corruption(key, None, long))
-        content = await super().get(key, prototype, byte_range)
-        if content is None:
-            reason = MISSING if wanted.holds(tuple(map(int, place.split("/")))) else None
-        else:
-            reason = chunk_error(content.to_bytes(), wanted)
+        reason = content = None
+        with contextlib.suppress(OSError):
+            if (size := (self._store.root / key).stat().st_size) > 2 * expected.size + FRAMING:
+                reason = f"{size} bytes long"
+        if not reason:
+            content = await super().get(key, prototype, byte_range)
+            if content is not None:
+                reason = _chunk_error(content.to_bytes(), expected.size)
+            elif expected.holds(tuple(map(int, place.split("/")))):
+                reason = MISSING
         if reason:
-            raise corrupted_telemetry(self._run, Corruption(key, None, reason))
+            raise corrupted_telemetry(self._store.root.parent, reason, key)
         return content
 
 
-def corrupted_telemetry(run: Path, found: Corruption) -> CorruptedRunError:
+def open_verified(store: Path, first_step: int, step: int) -> VerifiedStore:
+    """Open a store, whose metadata are verified, of a run that has come so far.
+
+    Args:
+        store: the zarr group.
+        first_step: the run's first step.
+        step: updates made; what is recorded of later ones may be missing.
+    """
+    local = LocalStore(store, read_only=True)
+    group, reached = open_group(local), {"step": step - first_step}
+    with contextlib.suppress(Exception):  # a corrupted chunk, which is found when the array's own turn comes
+        # The first evaluation is made when training begins: after the store is built.
+        made: Any = open_group(VerifiedStore(local, _expected(group, {})))["eval_step"]
+        reached["eval_step"] = int((made[:] <= step).sum()) if step > first_step else 0
+    return VerifiedStore(local, _expected(group, reached))
+
+
+def _expected(group: Any, reached: Mapping[str, int]) -> dict[str, Expected]:
+    """What must be there of each array: as many entries as are reached along the second dimension, or all."""
+    expected = {}
+    for name, array in sorted(group.arrays()):
+        counts, over = list(array.cdata_shape), array.metadata.dimension_names[1:2]
+        for dimension in over:
+            most = reached.get(dimension, array.shape[1])
+            counts[1] = min(counts[1], -(-most // array.chunks[1]))
+        size = math.prod(array.chunks) * array.dtype.itemsize
+        expected[name] = Expected(tuple(counts), size, array.chunks[1] if over == ("step",) else None)
+    return expected
+
+
+def open_group(store: LocalStore | VerifiedStore) -> zarr.Group:
+    """The arrays of a store, by their own metadata alone."""
+    return zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False)
+
+
+def _chunk_error(chunk: bytes, size: int) -> str | None:
+    """What is wrong with the bytes of a chunk that unfolds to so many; None for a verified one."""
+    if unfolds_to(chunk[:18]) != size:
+        return f"does not unfold to {size} bytes"
+    if google_crc32c.value(chunk[:-4]).to_bytes(4, "little") != chunk[-4:]:
+        return "its checksum is another one"
+    return None
+
+
+def corrupted_telemetry(run: Path, reason: str, file: str = "") -> CorruptedRunError:
     """The error about a corrupted file of a run's telemetry.
 
     Args:
         run: the run directory.
-        found: what is wrong, with which file of the store.
+        reason: what is wrong.
+        file: with which file of the store; the store itself, if not given.
     """
-    remedy = f"periodic-jax resume {run} --truncate computes it again"
-    return CorruptedRunError(run / TELEMETRY / found.file, found.reason, remedy)
+    return CorruptedRunError(run / TELEMETRY / file, reason, telemetry_remedy(run))
+
+
+def telemetry_remedy(run: Path) -> str:
+    """What to do about corrupted telemetry."""
+    return f"periodic-jax resume {run} --truncate computes it again"

@@ -1,6 +1,6 @@
 """Writes the telemetry store of a run directory, chunk by chunk, so that what is committed survives any end.
 
-What the store looks like, and how it is read, is told in `storage.run_directory`.
+`storage.run_directory` describes the store, and how it is read.
 """
 
 import itertools
@@ -9,7 +9,7 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -21,7 +21,7 @@ from periodic_jax.core.grid import AXES, SweepGrid
 from periodic_jax.storage.checksums import seal_metadata
 from periodic_jax.storage.run_directory import TELEMETRY
 from periodic_jax.storage.schema import FORMAT, describe
-from periodic_jax.storage.verification import METADATA
+from periodic_jax.storage.verified_store import METADATA
 
 MOST_IN_CHUNK = 4096  # configurations
 
@@ -53,42 +53,38 @@ def along_steps(per_chunk: int, numbers: int) -> int:
     return int(np.clip(2**20 // (per_chunk * numbers), 100, 4000))
 
 
+class TelemetryLayout(NamedTuple):
+    """What a run's telemetry has room for."""
+
+    grid: SweepGrid
+    steps: int  # planned number of updates
+    eval_steps: Sequence[int]  # the updates after which evaluations are planned
+    shapes: Mapping[str, np.ndarray]  # of each recorded name: (configs, 0) or (configs, 0, layers), with its dtype
+    evaluations: Sequence[str]  # names of the evaluated quantities
+    layers: Sequence[str] = ()  # their names, for the ``layer`` dimension
+    first_step: int = 0  # the first step that is recorded; not 0 for a branch of another run
+
+
 class TelemetryWriter:
     """Writes one run's telemetry. A store that exists is continued, in the chunks that it has.
 
     Args:
         path: the run directory, already claimed.
-        grid: the configurations.
-        steps: planned number of updates.
-        eval_steps: the updates after which evaluations are planned.
-        shapes: for each recorded name, an array of shape ``(configs, 0)`` or ``(configs, 0, layers)`` with its dtype.
-        evaluations: names of the evaluated quantities.
-        layers: names of the layers, for the ``layer`` dimension.
-        first_step: the first step that is recorded; not 0 for a branch of another run.
+        layout: of the telemetry.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        grid: SweepGrid,
-        steps: int,
-        eval_steps: Sequence[int],
-        shapes: Mapping[str, np.ndarray],
-        evaluations: Sequence[str],
-        layers: Sequence[str] = (),
-        first_step: int = 0,
-    ) -> None:
-        self._store, self._first = path / TELEMETRY, first_step
-        self._names, self._evaluations = list(shapes), list(evaluations)
-        self._eval_index = {step: i for i, step in enumerate(eval_steps)}
+    def __init__(self, path: Path, layout: TelemetryLayout) -> None:
+        self._store, self._layout, first_step = path / TELEMETRY, layout, layout.first_step
+        self._eval_index = {step: i for i, step in enumerate(layout.eval_steps)}
         self._changed: set[Path] = set()
         if not self._store.exists():
             with replace_folder(self._store) as draft:
-                self._build(draft, grid, steps, eval_steps, shapes, layers)
-        self._fit(steps - first_step, len(eval_steps))
+                self._build(draft)
+        steps, eval_steps = np.arange(first_step, layout.steps), np.asarray(layout.eval_steps, np.int64)
+        self._fit(len(steps), len(eval_steps))
         self._arrays = self._opened()
-        self._chunks = range(-(-len(grid) // self._arrays["loss"].chunks[0]))  # along the configurations
-        for name, values in (("step", np.arange(first_step, steps)), ("eval_step", np.asarray(eval_steps, np.int64))):
+        self._chunks = range(-(-len(layout.grid) // self._arrays["loss"].chunks[0]))  # along the configurations
+        for name, values in (("step", steps), ("eval_step", eval_steps)):
             if not np.array_equal(self._arrays[name][:], values):
                 self._arrays[name][:] = values
 
@@ -96,7 +92,7 @@ class TelemetryWriter:
         """Write a block of consecutive steps ``(configs, steps, ...)``."""
         for name, block in telemetry.items():
             if block.shape[1]:
-                self._put(name, first_step - self._first, block)
+                self._put(name, first_step - self._layout.first_step, block)
 
     def write_evaluation(self, step: int, evaluation: Mapping[str, np.ndarray]) -> None:
         """Write the evaluation ``(configs,)`` made after ``step`` updates."""
@@ -113,9 +109,10 @@ class TelemetryWriter:
         for partial in self._store.rglob(f"*{PARTIAL}"):
             partial.unlink()
         evaluated = sum(at <= step for at in self._eval_index)
-        for names, kept in ((self._names, step - self._first), (self._evaluations, evaluated)):
-            for name in names:
-                self._cut(name, kept)
+        for name in self._layout.shapes:
+            self._cut(name, step - self._layout.first_step)
+        for name in self._layout.evaluations:
+            self._cut(name, evaluated)
 
     def commit(self) -> None:
         """Make all that was written so far survive a loss of power."""
@@ -137,31 +134,23 @@ class TelemetryWriter:
         complete: Any = {"write_empty_chunks": True}  # so that a missing file is always corruption
         return {name: array.with_config(complete) for name, array in group.arrays()}
 
-    def _cut(self, name: str, kept: int) -> None:
-        """Remove the chunks from index ``kept`` on, and fill the rest of the one that it falls into."""
+    def _cut(self, name: str, length: int) -> None:
+        """Remove the chunks from index ``length`` on, and fill the rest of the one that it falls into."""
         array = self._arrays[name]
         along = array.chunks[1]
-        first = -(-kept // along)
+        first = -(-length // along)
         for chunk in (self._store / name / "c").glob("*/*"):
             if chunk.name.isdecimal() and int(chunk.name) >= first:
                 shutil.rmtree(chunk) if chunk.is_dir() else chunk.unlink()
-        if kept % along and first * along > kept:
-            end = min(first * along, array.shape[1])
-            unknown = np.full((array.shape[0], end - kept, *array.shape[2:]), np.nan, array.dtype)
-            self._put(name, kept, unknown)
+        end = min(first * along, array.shape[1])
+        if end > length:
+            self._put(name, length, np.full((array.shape[0], end - length, *array.shape[2:]), np.nan, array.dtype))
 
-    def _build(
-        self,
-        draft: Path,
-        grid: SweepGrid,
-        steps: int,
-        eval_steps: Sequence[int],
-        shapes: Mapping[str, np.ndarray],
-        layers: Sequence[str],
-    ) -> None:
+    def _build(self, draft: Path) -> None:
+        grid, steps, eval_steps, shapes, evaluations, layers, first_step = self._layout
         group = zarr.create_group(LocalStore(draft), zarr_format=3)
         group.attrs.update({"swept": list(grid.swept), "format": FORMAT})
-        configs, recorded, grouped = len(grid), steps - self._first, regular_chunk(len(grid))
+        configs, recorded, grouped = len(grid), steps - first_step, regular_chunk(len(grid))
 
         def create(name: str, shape: Any, chunks: Any, dtype: Any) -> Any:
             quantity = describe(name)
@@ -184,19 +173,19 @@ class TelemetryWriter:
             extra = empty.shape[2:]
             along = along_steps(grouped, math.prod(extra))
             create(name, (configs, recorded, *extra), (grouped, along, *extra), empty.dtype)
-        for name in self._evaluations:
-            chunks = (grouped, max(len(eval_steps), 100))
-            create(name, (configs, len(eval_steps)), chunks, shapes["loss"].dtype)
+        for name in evaluations:
+            create(name, (configs, len(eval_steps)), (grouped, max(len(eval_steps), 100)), shapes["loss"].dtype)
         for file in draft.rglob(METADATA):
             write_json(file, seal_metadata(json.loads(file.read_text())))
 
     def _fit(self, recorded: int, evaluations: int) -> None:
         """Give the arrays the planned lengths; they change when a run is extended."""
-        for name in (*self._names, *self._evaluations, "step", "eval_step"):
+        planned = dict.fromkeys(("step", *self._layout.shapes), recorded)
+        planned |= dict.fromkeys(("eval_step", *self._layout.evaluations), evaluations)
+        for name, length in planned.items():
             file = self._store / name / METADATA
             content = json.loads(file.read_text())
-            planned = recorded if name in (*self._names, "step") else evaluations
-            axis = 0 if name in ("step", "eval_step") else 1
-            if content["shape"][axis] != planned:
-                content["shape"][axis] = planned
+            axis = min(len(content["shape"]) - 1, 1)
+            if content["shape"][axis] != length:
+                content["shape"][axis] = length
                 write_json(file, seal_metadata(content))

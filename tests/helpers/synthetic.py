@@ -9,7 +9,7 @@ import xarray as xr
 from periodic_jax import dynamics
 from periodic_jax.core.grid import SweepGrid
 from periodic_jax.storage import reader, run_directory, schema
-from periodic_jax.storage.writer import TelemetryWriter
+from periodic_jax.storage.writer import TelemetryLayout, TelemetryWriter
 
 EVALUATIONS = ("train_loss", "train_error", "test_loss", "test_error")
 
@@ -104,7 +104,7 @@ def write_run(
     written = int(min(written, steps))
     eval_steps = sorted({*range(0, steps, eval_every), steps})
     empty = {name: values[:, :0] for name, values in telemetry.items()}
-    writer = TelemetryWriter(path, grid, steps, eval_steps, empty, EVALUATIONS, layers)
+    writer = TelemetryWriter(path, TelemetryLayout(grid, steps, eval_steps, empty, EVALUATIONS, layers))
     for first in range(0, written, eval_every):
         last = min(first + eval_every, written)
         writer.write(first, {name: values[:, first:last] for name, values in telemetry.items()})

@@ -82,7 +82,7 @@ def test_the_same_sweep_again_goes_on_and_another_one_is_refused(whole, cut):
     assert checkpoint_steps(cut) == [STEPS]
     told, before = [], (cut / "config.json").read_bytes()
     again = run_sweep(configured(cut), callbacks=RunCallbacks(log=told.append))
-    assert told == [f"{cut}: this run is finished; nothing is left to train"]
+    assert told == [f"{cut} holds this run, finished: nothing is left to train"]
     assert again.analysis.identical(run_sweep(configured(whole)).analysis)
     assert (cut / "config.json").read_bytes() == before
     with pytest.raises(ConfigError, match=r"--steps above 40 to extend it"):

@@ -22,7 +22,7 @@ from periodic_jax.storage.checksums import seal, seal_metadata
 from periodic_jax.storage.reader import open_run
 from periodic_jax.storage.run_directory import read_config, write_config
 from periodic_jax.storage.verification import find_corruptions
-from periodic_jax.storage.writer import TelemetryWriter
+from periodic_jax.storage.writer import TelemetryLayout, TelemetryWriter
 
 HOSTILE = "../../x\n\x1b[31m<script>alert(1)</script>{__import__('os')}%s'; DROP TABLE \u202e\U0001f600"
 
@@ -57,7 +57,7 @@ CONFIGS = {
     "a hostile format": (json.dumps(seal({"format": HOSTILE})), "(its format is '../../x"),
     "config is no mapping": (json.dumps(seal({"format": 1, "config": [1]})), "(its config is [1], which is no object)"),
     "sessions are no list": (json.dumps(seal({"format": 1, "sessions": 3})), "(its sessions is 3, which is no list)"),
-    "an end before all": (json.dumps(seal({"format": 1, "ends": [-1]})), "(it tells of step -1)"),
+    "an end before all": (json.dumps(seal({"format": 1, "ends": [-1]})), "(it names step -1)"),
 }
 
 
@@ -277,12 +277,12 @@ def test_evaluations_that_are_still_to_come_are_no_corruption(tmp_path):
     """A store that is built and not yet written to, and one that is made longer, are whole."""
     grid, shapes, store = SweepGrid.product(), {"loss": np.zeros((1, 0), np.float32)}, tmp_path / "telemetry.zarr"
     longest = {"config": 1, "step": 300, "eval_step": 301, "layer": 1}
-    writer = TelemetryWriter(tmp_path, grid, 100, range(101), shapes, ["train_loss"])
+    writer = TelemetryWriter(tmp_path, TelemetryLayout(grid, 100, range(101), shapes, ["train_loss"]))
     assert list(find_corruptions(store, 0, 0, longest)) == []
     writer.write(0, {"loss": np.zeros((1, 100), np.float32)})
     for step in range(101):
         writer.write_evaluation(step, {"train_loss": np.zeros(1, np.float32)})
-    TelemetryWriter(tmp_path, grid, 300, range(301), shapes, ["train_loss"]).truncate(100)
+    TelemetryWriter(tmp_path, TelemetryLayout(grid, 300, range(301), shapes, ["train_loss"])).truncate(100)
     assert list(find_corruptions(store, 0, 100, longest)) == []
     assert {one.file for one in find_corruptions(store, 0, 150, longest)} == {"train_loss/c/0/1"}
 

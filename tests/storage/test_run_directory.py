@@ -9,7 +9,7 @@ from periodic_jax.core.grid import AXES, SweepGrid
 from periodic_jax.storage import run_directory, schema
 from periodic_jax.storage.reader import open_run
 from periodic_jax.storage.run_directory import read_config
-from periodic_jax.storage.writer import TelemetryWriter
+from periodic_jax.storage.writer import TelemetryLayout, TelemetryWriter
 
 GRIDS = [
     {"lr": [0.1, 1.0]},
@@ -118,8 +118,8 @@ def test_every_quantity_has_a_name_and_units(tmp_path):
 def test_precision_is_kept(tmp_path, dtype):
     run_directory.write_config(tmp_path, {"format": schema.FORMAT})
     values = np.array([[1 / 3, np.pi * 1e-30, np.inf]], dtype)
-    shapes = dict.fromkeys(("loss", "weight_norm"), values[:, :0])
-    writer = TelemetryWriter(tmp_path, SweepGrid.product(), 3, [0, 3], shapes, ["test_loss"])
+    shapes: dict[str, np.ndarray] = dict.fromkeys(("loss", "weight_norm"), values[:, :0])
+    writer = TelemetryWriter(tmp_path, TelemetryLayout(SweepGrid.product(), 3, [0, 3], shapes, ["test_loss"]))
     writer.write(0, {"loss": values, "weight_norm": values})
     dataset = open_run(tmp_path)
     assert dataset.loss.dtype == dataset.test_loss.dtype == dtype
