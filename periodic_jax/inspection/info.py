@@ -101,7 +101,7 @@ def _describe_shards(shards: Shards, *, verify: bool) -> RunDescription:
     """How far each shard of a grid is, and what is wrong with it."""
     config, faults, finished = shards.manifest["config"], list[str](), 0
     lines = [
-        f"{shards.path}: {counted(shards.count, 'shard')} of {counted(len(shards.grid), 'configuration')} in all: "
+        f"{shards.path}: {counted(shards.number, 'shard')} of {counted(len(shards.grid), 'configuration')} in all: "
         f"{config.get('model')} of width {config.get('width')} and depth {config.get('depth')} on "
         f"{config.get('dataset')}"
     ]
@@ -119,7 +119,7 @@ def _describe_shards(shards: Shards, *, verify: bool) -> RunDescription:
         except CorruptedRunError as error:
             here = [f"{error.file}: {error.reason}"]
         faults += [f"shard {index}: {fault}" for fault in here]
-    lines.append(f"{finished} of {counted(shards.count, 'shard')} finished")
+    lines.append(f"{finished} of {counted(shards.number, 'shard')} finished")
     lines += [f"corrupted: {fault}" for fault in faults]
     return RunDescription(lines, faults)
 

@@ -19,6 +19,7 @@ from periodic_jax.runs import build
 from periodic_jax.runs.callbacks import RunCallbacks
 from periodic_jax.runs.config import RunConfig, check, difference, from_manifest, planned_steps
 from periodic_jax.runs.manifest import finished_manifest, next_manifest
+from periodic_jax.runs.shards import enter_shard
 from periodic_jax.runs.verify import corruptions
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.locks import LOCK_FILE, locked

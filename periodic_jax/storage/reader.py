@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from periodic_jax.core.errors import RunNotFoundError, as_corruption
+from periodic_jax.core.errors import PeriodicJaxError, RunNotFoundError, as_corruption
 from periodic_jax.core.grid import AXES
 from periodic_jax.storage.checksums import SEAL
 from periodic_jax.storage.run_directory import TELEMETRY, first_step, lengths, reached, read_config
@@ -46,7 +46,7 @@ def _open_shards(shards: Shards) -> xr.Dataset:
     """All shards that were begun as one flat Dataset. Corrupted ones are logged, and left out unless all are."""
     members, parts = shards.members(), dict[int, xr.Dataset]()
     errors: list[PeriodicJaxError] = []
-    for index in range(shards.count):
+    for index in range(shards.number):
         if not shards.folder(index).exists():
             continue
         try:

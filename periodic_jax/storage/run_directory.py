@@ -103,7 +103,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     try:
         content = read_json(file)
     except OSError as error:
-        if (Path(path) / SHARDS_FILE).exists():
+        if error.errno == errno.ENOENT and (Path(path) / SHARDS_FILE).exists():
             raise RunNotFoundError(
                 path, "it holds the shards of a grid", f"give one of them: {path}/{SHARDS}/0 ..."
             ) from None

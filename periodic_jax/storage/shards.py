@@ -34,7 +34,7 @@ class Shards(NamedTuple):
     """What shards.json declares."""
 
     path: Path
-    count: int
+    number: int
     manifest: dict[str, Any]  # as config.json: `config` and `data` of the whole grid
     grid: SweepGrid
 
@@ -44,7 +44,7 @@ class Shards(NamedTuple):
 
     def members(self) -> list[np.ndarray]:
         """The configurations of each shard, as places in the whole grid."""
-        return self.grid.members(self.count)
+        return self.grid.members(self.number)
 
 
 def is_sharded(path: str | os.PathLike[str]) -> bool:
@@ -170,7 +170,7 @@ class Part(NamedTuple):
     dataset: xr.Dataset
     places: dict[str, np.ndarray]  # along dimensions in which it is not just the beginning of the whole
     corrupted: set[int]  # shards of which that was logged
-    index: int
+    shard: int
 
     def local(self, dim: str, length: int) -> np.ndarray:
         """For each entry of the whole along a dimension, its place in the shard, or -1."""
@@ -184,9 +184,9 @@ class Part(NamedTuple):
         try:
             return np.asarray(self.dataset[name].isel(chosen).values)
         except Exception as error:  # whatever a corrupted chunk makes zarr and its codecs raise
-            if self.index not in self.corrupted:
+            if self.shard not in self.corrupted:
                 LOG.warning("%s is corrupted and left out: %s", self.folder, str(error).partition("\n")[0])
-                self.corrupted.add(self.index)
+                self.corrupted.add(self.shard)
             return None
 
 

@@ -1,6 +1,7 @@
 """Shards that are trained: against the uncut grid, killed, in a crowd, and with every wrong number."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -182,7 +183,7 @@ def entered(out, shard):
 
 def test_a_crowd_writes_one_file_of_shards(tmp_path):
     out = tmp_path / "grid"
-    with ProcessPoolExecutor(6) as pool:
+    with ProcessPoolExecutor(6, multiprocessing.get_context("spawn")) as pool:
         folders = list(pool.map(entered, [out] * 12, range(12)))
     assert folders == [f"{out}/shards/{k}" for k in range(12)]
     assert [file.name for file in out.iterdir()] == ["shards.json"]

@@ -80,7 +80,7 @@ def test_any_part_can_be_read_and_nothing_else_is(written, monkeypatch):
     joined, whole = (open_run(path, flat=True) for path in written)
     rng, read = np.random.default_rng(0), []
     monkeypatch.setattr(
-        sharding.Part, "read", lambda part, *args, real=sharding.Part.read: read.append(part.index) or real(part, *args)
+        sharding.Part, "read", lambda part, *args, real=sharding.Part.read: read.append(part.shard) or real(part, *args)
     )
     for _ in range(40):
         keys = {}
@@ -180,7 +180,7 @@ def test_a_changed_file_of_shards_is_corrupted(copied, change, is_sealed_again):
         content = seal({name: value for name, value in content.items() if name != SEAL})
     (copied / SHARDS_FILE).write_text(json.dumps(content))
     if is_sealed_again and content["config"]["shards"] == 4:
-        assert read_shards(copied).count == 4  # a genuine file of another cut: the shards in it are others
+        assert read_shards(copied).number == 4  # a genuine file of another cut: the shards in it are others
     else:
         assert SHARDS_FILE in refusal(read_shards, copied)
 
