@@ -240,7 +240,14 @@ class Demo:
     steps: Annotated[int, read_count("steps")] = option(6000, "Updates to make.")
 
 
+@dataclass(frozen=True)
+class Launch:
+    """Hand the shards of a sweep to Slurm or Ray; see periodic-jax launch slurm --help, and launch ray --help."""
+
+    arguments: Positional[tuple[str, ...]]  # parsed by `cli.launch_engines`
+
+
 COMMANDS: dict[str, type] = {
-    "demo": Demo, "sweep": Sweep, "resume": Resume, "branch": Branch, "info": Info, "replay": Replay,
+    "demo": Demo, "sweep": Sweep, "launch": Launch, "resume": Resume, "branch": Branch, "info": Info, "replay": Replay,
     "analyze": Analyze, "landscape": Landscape, "minima": Minima, "plot": Plot, "report": Report, "export": Export,
 }  # fmt: skip

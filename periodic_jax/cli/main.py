@@ -19,6 +19,7 @@ from periodic_jax.cli.commands import (
     Export,
     Info,
     Landscape,
+    Launch,
     Minima,
     Plot,
     Replay,
@@ -90,6 +91,8 @@ def parse_command(arguments: Sequence[str]) -> Any:
         sys.exit(0)
     if not arguments or (not arguments[0].startswith("-") and arguments[0] not in COMMANDS):
         raise ConfigError("command", "".join(arguments[:1]) or "none", "one of " + ", ".join(COMMANDS))
+    if arguments[0] == "launch":  # whose options are those of two parsers
+        return Launch(tuple(arguments[1:]))
     kinds = (Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())
     commands: Any = Union[tuple(kinds)]  # noqa: UP007 (built at run time)
     try:
@@ -107,6 +110,12 @@ def _sweep(options: Any) -> None:
         return
     claim_folder(config)
     print_figures(show_results(train_with_progress(run_sweep, config)))
+
+
+def _launch(options: Launch) -> None:
+    from periodic_jax.cli.launch_engines import launch
+
+    launch(options.arguments)
 
 
 def _demo(options: Demo) -> None:
@@ -308,8 +317,8 @@ def _info(options: Info) -> None:
 
 
 _ACTIONS: dict[type, Callable[[Any], None]] = {
-    Sweep: _sweep, Demo: _demo, Resume: _resume, Branch: _branch, Info: _info, Replay: _replay, Analyze: _analyze,
-    Landscape: _landscape, Minima: _minima, Plot: _plot, Report: _report, Export: _export,
+    Sweep: _sweep, Launch: _launch, Demo: _demo, Resume: _resume, Branch: _branch, Info: _info, Replay: _replay,
+    Analyze: _analyze, Landscape: _landscape, Minima: _minima, Plot: _plot, Report: _report, Export: _export,
 }  # fmt: skip
 
 if __name__ == "__main__":
