@@ -12,13 +12,15 @@ from periodic_jax.core.errors import ConfigError, PeriodicJaxError
 WARNING = 60  # seconds before its time limit at which a task is asked to end; Slurm may be up to a minute early
 
 # Without B: in --signal, Slurm signals the step that srun starts, and not the script, which thus sees how it ended.
-# `scancel` ends the script too, so that a cancelled task is not put back. srun does not inherit --cpus-per-task.
+# srun does not inherit --cpus-per-task. A task that was cancelled, or that Slurm puts back itself, is not RUNNING then.
 STEP = """\
 srun --mpi=none ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} \\
     {command} --shard "$SLURM_ARRAY_TASK_ID"
 status=$?
-# 143: asked to end, with a checkpoint written. The task goes on from there when its turn comes again.
-if [ "$status" = 143 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+# 143: asked to end, with a checkpoint written. Unless it was cancelled, it goes on when its turn comes again.
+# The number of one task's job can be that of the array, so it names no task.
+task="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+if [ "$status" = 143 ] && [ "$(squeue -h -j "$task" -o %T)" = RUNNING ]; then scontrol requeue "$task"; fi
 exit "$status"
 """
 

@@ -32,11 +32,16 @@ def test_percent_signs_of_a_folder_are_no_patterns(tmp_path):
     assert directives(job_script(COMMAND, tmp_path / "9%a", [0], []))["output"] == f"{tmp_path}/9%%a/logs/%a.log"
 
 
-@pytest.mark.parametrize(("status", "requeued"), [(0, False), (143, True), (130, False), (137, False), (2, False)])
-def test_script_runs_the_command_and_puts_back_what_was_asked_to_end(tmp_path, status, requeued):
+@pytest.mark.parametrize(
+    ("status", "state", "requeued"),
+    [(0, "RUNNING", False), (143, "RUNNING", True), (143, "COMPLETING", False), (130, "RUNNING", False),
+     (137, "RUNNING", False), (2, "RUNNING", False)],
+)  # fmt: skip
+def test_script_runs_the_command_and_puts_back_what_was_asked_to_end(tmp_path, status, state, requeued):
     """In a shell, with an srun that shows its arguments and a scontrol that is recorded."""
     for name, body in {
         "srun": f'printf "%s\\n" "$@" >{shlex.quote(str(tmp_path))}/arguments; exit {status}',
+        "squeue": f"echo {state}",
         "scontrol": f'echo "$@" >{shlex.quote(str(tmp_path))}/requeued',
     }.items():
         file = tmp_path / name
@@ -44,7 +49,7 @@ def test_script_runs_the_command_and_puts_back_what_was_asked_to_end(tmp_path, s
         file.chmod(file.stat().st_mode | stat.S_IEXEC)
     script = job_script(COMMAND, tmp_path, [7])
     environment = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "7", "SLURM_JOB_ID": "12",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_JOB_ID": "12",
         "SLURM_CPUS_PER_TASK": "3",
     }  # fmt: skip
     done = subprocess.run(["bash"], input=script, text=True, env=environment, check=False)
@@ -54,7 +59,7 @@ def test_script_runs_the_command_and_puts_back_what_was_asked_to_end(tmp_path, s
     ]  # fmt: skip
     assert (tmp_path / "requeued").exists() == requeued
     if requeued:
-        assert (tmp_path / "requeued").read_text() == "requeue 12\n"
+        assert (tmp_path / "requeued").read_text() == "requeue 12_7\n"
 
 
 @pytest.mark.parametrize("option", ["", "--", "qos=", "a=b\nrm", "=x"])

@@ -32,29 +32,25 @@ def cluster():
         yield reaching
 
 
-def launched(cluster, out):
-    """The output of `launch slurm`, after which the job is in the queue."""
-    words = words_of({**OPTIONS, "lr": "0.1 1.0 2.0", "steps": STEPS, "shards": SHARDS, "out": out})
+def launched(cluster, out, **changes):
+    """The number of the job that `launch slurm` submits, and of its tasks."""
+    words = words_of({**OPTIONS, "lr": "0.1 1.0 2.0", "steps": STEPS, "shards": SHARDS, "out": out, **changes})
     command = [sys.executable, "-m", "periodic_jax.cli.main", "launch", "slurm", *words]
     done = subprocess.run(command, env=cluster, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    job, tasks = re.match(r"job (\d+): (\d+) shards? of ", done.stdout).groups()
+    return job, int(tasks)
 
 
-def task_id(cluster, shard):
-    """The number of the job that an array task is."""
-    queue = dict(line.split() for line in slurm(cluster, "squeue", "-h", "-r", "-o", "%K %A").splitlines())
-    return queue[str(shard)]
+def described(cluster, task, name):
+    """A property of a task."""
+    return re.search(rf"\b{name}=(\S+)", slurm(cluster, "scontrol", "-o", "show", "job", task))[1]
 
 
-def described(cluster, job, name):
-    """A property of a job."""
-    return re.search(rf"\b{name}=(\S+)", slurm(cluster, "scontrol", "-o", "show", "job", job))[1]
-
-
-def process_of(cluster, job):
-    """The process that srun started for a job."""
-    lines = (line.split() for line in slurm(cluster, "scontrol", "listpids", f"{job}.0").splitlines())
+def process_of(cluster, task):
+    """The process that srun started for a task."""
+    step = described(cluster, task, "JobId") + ".0"
+    lines = (line.split() for line in slurm(cluster, "scontrol", "listpids", step).splitlines())
     return next(int(columns[0]) for columns in lines if columns[3] == "0")
 
 
@@ -70,11 +66,12 @@ def test_a_requeued_a_killed_and_a_timed_out_task_end_in_the_undisturbed_bits(un
     Its process is paused, so that it is not finished before Slurm looks at time limits, which it does twice a minute.
     """
     out = tmp_path / "my grid"
-    assert re.match(r"job \d+: 4 shards of ", launched(cluster, out))
+    job, tasks = launched(cluster, out)
+    assert tasks == SHARDS
     folders = [out / "shards" / str(k) for k in range(SHARDS)]
-    requeued, killed, limited, _ = (task_id(cluster, k) for k in range(SHARDS))
+    requeued, killed, _, limited = (f"{job}_{k}" for k in range(SHARDS))
 
-    wait_until(lambda: checkpoint_steps(folders[2]), 120)
+    wait_until(lambda: checkpoint_steps(folders[3]), 120)
     os.kill(process_of(cluster, limited), signal.SIGSTOP)
     minutes = seconds(described(cluster, limited, "RunTime")) // 60 + 1
     slurm(cluster, "scontrol", "update", f"JobId={limited}", f"TimeLimit={minutes}")
@@ -90,10 +87,28 @@ def test_a_requeued_a_killed_and_a_timed_out_task_end_in_the_undisturbed_bits(un
     assert described(cluster, killed, "ExitCode") == "137:0"
     assert ["summary" in read_config(folder) for folder in folders] == [True, False, True, True]
 
-    assert re.match(r"job \d+: 1 shard of ", launched(cluster, out))
+    assert launched(cluster, out)[1] == 1
     wait_until(lambda: not slurm(cluster, "squeue", "-h"), 120)
     for k, folder in enumerate(folders):
         assert_same_run(folder, undisturbed / "shards" / str(k), STEPS)
-        assert len(read_config(folder).get("sessions", ())) == (0 if k == 3 else 1)  # before the last one
-        stopped = "finishing the current chunk" in (out / "logs" / f"{k}.log").read_text()
-        assert stopped == (k in (0, 2))
+        assert len(read_config(folder).get("sessions", ())) == (0 if k == 2 else 1)  # before the last one
+        stopped = "finishing the current chunk" in log(out, k)
+        assert stopped == (k in (0, 3))
+
+
+@pytest.mark.slow
+def test_a_cancelled_task_writes_a_checkpoint_and_is_not_put_back(cluster, tmp_path):
+    out, folder = tmp_path / "grid", tmp_path / "grid" / "shards" / "0"
+    job, _ = launched(cluster, out, shards=1, steps=10**5)
+    wait_until(lambda: checkpoint_steps(folder), 120)
+    slurm(cluster, "scancel", f"{job}_0")
+    wait_until(lambda: not slurm(cluster, "squeue", "-h"), 60)
+    assert described(cluster, f"{job}_0", "JobState") == "CANCELLED"
+    stopped = re.search(r"stopped after (\d+) of 100000 steps", log(out, 0))
+    assert int(stopped[1]) == checkpoint_steps(folder)[-1]
+
+
+def log(out, shard):
+    """The output of a shard's tasks so far."""
+    file = out / "logs" / f"{shard}.log"
+    return file.read_text() if file.exists() else ""
