@@ -1,10 +1,11 @@
 """The commands by name: data classes of their options, each with ``execute()``."""
 
-from periodic_jax.cli import inspection, results, sweep, training
+from periodic_jax.cli import inspection, launch_engines, results, sweep, training
 
 COMMANDS: dict[str, type] = {
     "demo": training.Demo,
     "sweep": sweep.Sweep,
+    "launch": launch_engines.Launch,
     "resume": training.Resume,
     "branch": training.Branch,
     "info": results.Info,

@@ -12,6 +12,7 @@ from periodic_jax._version import __version__
 from periodic_jax.cli.axis import RefusedValue
 from periodic_jax.cli.commands import COMMANDS
 from periodic_jax.cli.launch import log_line
+from periodic_jax.cli.launch_engines import Launch
 from periodic_jax.core.errors import ConfigError, PeriodicJaxError
 
 ABOUT = (
@@ -64,6 +65,8 @@ def parse_command(arguments: Sequence[str]) -> Any:
         sys.exit(0)
     if not arguments or (not arguments[0].startswith("-") and arguments[0] not in COMMANDS):
         raise ConfigError("command", "".join(arguments[:1]) or "none", "one of " + ", ".join(COMMANDS))
+    if arguments[0] == "launch":
+        return Launch(tuple(arguments[1:]))
     try:
         return subcommand_cli_from_dict(COMMANDS, prog="periodic-jax", description=ABOUT, args=arguments)
     except RefusedValue as refused:

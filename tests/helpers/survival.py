@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,6 +21,10 @@ SETTINGS = {
     "eval_every": 10, "checkpoint_seconds": 0.0,
 }  # fmt: skip
 STEPS = 40
+OPTIONS = {
+    "lr": "0.1 1.0 1e30", "weight-decay": "none", "momentum": "0.9", "seed": "0 1", "width": 2, "depth": 1,
+    "eval-every": 10, "checkpoint-seconds": 0, "steps": STEPS,
+}  # fmt: skip
 
 
 def configured(out, **changes):
@@ -57,9 +62,7 @@ def flip(file, where=0.5):
 
 def started(out, **changes):
     """The command line on the same settings, in a process of its own."""
-    options = {"lr": "0.1 1.0 1e30", "weight-decay": "none", "momentum": "0.9", "seed": "0 1", "width": 2, "depth": 1,
-               "eval-every": 10, "checkpoint-seconds": 0, "steps": STEPS, "out": out, **changes}  # fmt: skip
-    return _process("sweep", options)
+    return _process("sweep", {**OPTIONS, "out": out, **changes})
 
 
 def branched(parent, out, **options):
@@ -67,12 +70,21 @@ def branched(parent, out, **options):
     return _process(f"branch {parent}", {"out": out, **options})
 
 
+def words_of(options):
+    """Options as arguments; a path is one of them, with spaces or without."""
+    values = {name: [value] if isinstance(value, Path) else str(value).split() for name, value in options.items()}
+    return [word for name, value in values.items() for word in (f"--{name}", *map(str, value))]
+
+
+def environment():
+    """Of processes that compile no program that was compiled in this session."""
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or ""}
+
+
 def _process(command, options):
-    words = [word for name, value in options.items() for word in (f"--{name}", *str(value).split())]
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or ""}
     return subprocess.Popen(
-        [sys.executable, "-m", "periodic_jax.cli.main", *command.split(), *words],
-        env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        [sys.executable, "-m", "periodic_jax.cli.main", *command.split(), *words_of(options)],
+        env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
     )  # fmt: skip
 
 
