@@ -16,6 +16,7 @@ from periodic_jax.cli.results import print_and_write
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.runs.settings import setting
 from periodic_jax.storage.run_directory import COMPARISON, LANDSCAPE, read_config
+from periodic_jax.storage.shards import is_sharded
 from periodic_jax.training import xla
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def _measure(
     from periodic_jax.storage.datasets import write_store
 
     path = options.run
-    read_config(path)
+    if not is_sharded(path):
+        read_config(path)
     if (path / file).exists() and not options.overwrite:
         raise ConfigError("run directory", path / file, "none yet, or --overwrite to replace what was measured")
     xla.keep_compiled_programs()

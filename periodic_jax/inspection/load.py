@@ -1,6 +1,5 @@
 """The states that a run's checkpoints hold, as training states of some of its configurations."""
 
-import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from periodic_jax.checkpoints.reader import load_checkpoint
-from periodic_jax.core.errors import ConfigError, RunNotFoundError
+from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import HParams, SweepGrid
 from periodic_jax.runs import build
 from periodic_jax.runs.config import RunConfig, check_images, from_manifest
+from periodic_jax.runs.shards import run_parts
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.shards import Shards, read_shards
 from periodic_jax.sweeps.placement import named_leaves
@@ -42,14 +42,10 @@ class LoadedRun(NamedTuple):
         if self.shards is None:
             yield self, np.arange(len(self.grid))
             return
-        for index, members in enumerate(self.shards.members()):
-            path = self.shards.folder(index)
-            try:
-                manifest = run_directory.read_config(path)
-            except RunNotFoundError:
-                continue
-            config = dataclasses.replace(self.config, out=path, shard=index)
-            yield LoadedRun(path, config, config.grid(), is_finished="summary" in manifest), members
+        for config, members in run_parts(self.config):
+            path = Path(config.out)
+            is_finished = "summary" in run_directory.read_config(path)
+            yield LoadedRun(path, config, config.grid(), is_finished=is_finished), members
 
     def checkpoint_steps(self) -> list[int]:
         """The steps of the checkpoints, ascending; of shards, of any of them."""

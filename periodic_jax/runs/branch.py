@@ -16,9 +16,11 @@ from periodic_jax.runs.build import abstract_states, initial_minima
 from periodic_jax.runs.callbacks import RunCallbacks
 from periodic_jax.runs.config import RUN_AXES, RunConfig, check, from_manifest, planned_steps
 from periodic_jax.runs.run import RunResult, run_session
+from periodic_jax.runs.shards import run_parts
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.locks import locked
 from periodic_jax.storage.minima_files import PREFIX
+from periodic_jax.storage.shards import read_shards
 from periodic_jax.training import xla
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def branch_run(
     stays so.
 
     Args:
-        path: the parent's run directory.
+        path: the parent's run directory, or the folder of a grid in shards.
         out: the new run's.
         callbacks: as for `run_sweep`.
         step: of the checkpoint; the newest, if None.
@@ -68,26 +70,38 @@ def branch_run(
 
     path, out = Path(path), Path(out)
     select, change = ({name: list(values) for name, values in (axes or {}).items()} for axes in (select, change))
-    manifest = run_directory.read_config(path)
+    shards = read_shards(path)
+    manifest = run_directory.read_config(path) if shards is None else shards.manifest
     parent = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir)
-    checkpoints = run_directory.checkpoint_steps(path)
+    axes, parents = branched_axes({name: getattr(parent, name) for name in RUN_AXES}, select, change)
+    parts = [(part, members) for part, members in run_parts(parent) if np.isin(parents, members).any()]
+    if not np.isin(parents, [i for _, members in parts for i in members]).all():
+        raise ConfigError(
+            "run directory", path, "one that holds the selected configurations (some shards are not there)"
+        )
+    checkpoints = sorted(set.intersection(*(set(run_directory.checkpoint_steps(Path(part.out))) for part, _ in parts)))
     if not checkpoints:
         raise ConfigError("run directory", path, "one with checkpoints to branch from")
     step = checkpoints[-1] if step is None else step
     if step not in checkpoints:
         raise ConfigError("--step", step, f"a checkpoint of {path}: {', '.join(map(str, checkpoints))}")
-    axes, parents = branched_axes({name: getattr(parent, name) for name in RUN_AXES}, select, change)
-    config = dataclasses.replace(parent, out=out, steps=steps or planned_steps(parent), **axes)
+    planned = steps or planned_steps(parent)
+    config = dataclasses.replace(parent, out=out, steps=planned, shards=None, shard=None, **axes)
     if planned_steps(config) <= step and steps is None:
         raise ConfigError("--step", step, f"one below the parent's end, {planned_steps(config)}, or --steps above it")
     if planned_steps(config) <= step:
         raise ConfigError("--steps", steps, f"above {step}, where the branch begins")
     check(config)
     with xla.precision(parent.precision):
-        like = abstract_states(parent, parent.data.image_shape, parent.data.num_classes)
-        saved = load_checkpoint(path, step, like)
-        # Where minima are saved, the branch's first period begins with the branch.
-        states = {name: array[parents] for name, array in saved.items() if not name.startswith(PREFIX)}
+        states: dict[str, np.ndarray] = {}
+        for part, members in parts:
+            like = abstract_states(part, parent.data.image_shape, parent.data.num_classes)
+            here = np.isin(parents, members)
+            places = np.searchsorted(members, parents[here])
+            for name, array in load_checkpoint(Path(part.out), step, like).items():
+                if not name.startswith(PREFIX):  # where minima are saved, the first period begins with the branch
+                    whole = states.setdefault(name, np.empty((len(parents), *array.shape[1:]), array.dtype))
+                    whole[here] = array[places]
     run_directory.claim_directory(out)
     origin = {
         "name": path.resolve().name, "path": os.fspath(path.resolve()), "step": step,

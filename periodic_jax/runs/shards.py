@@ -2,12 +2,14 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+import numpy as np
 
 from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.runs.config import NOT_FOLLOWED, RunConfig, check, check_images, difference, to_manifest
-from periodic_jax.storage.run_directory import OWN_FILES, RESTORE, claim_directory
+from periodic_jax.storage.run_directory import CONFIG_FILE, OWN_FILES, RESTORE, claim_directory
 from periodic_jax.storage.shards import SHARDS_FILE, read_shards, write_shards
 
 # The scheduler's variables for the number of a process, in this order, and for how many there are where one process
@@ -99,3 +101,22 @@ def enter_shard(config: RunConfig, log: Callable[[str], None] = lambda line: Non
         raise ConfigError("--out", path, f"a folder that holds no grid yet, or this one ({differing})")
     check_images(config, shards.manifest)
     return dataclasses.replace(config, out=shards.folder(config.shard or 0))
+
+
+def run_parts(config: RunConfig) -> Iterator[tuple[RunConfig, np.ndarray]]:
+    """The run directories that hold a grid: the run itself, or the shards that were begun.
+
+    Args:
+        config: of a run, of a shard, or of a whole grid in shards; ``out`` is its folder.
+
+    Yields:
+        The configuration of each, and its configurations as ascending places in the whole grid.
+    """
+    shards = read_shards(config.out)
+    if shards is None:
+        grid = config.whole_grid()
+        yield config, np.arange(len(grid)) if config.shard is None else grid.members(config.shards or 1)[config.shard]
+        return
+    for index, members in enumerate(shards.members()):
+        if (shards.folder(index) / CONFIG_FILE).exists():
+            yield dataclasses.replace(config, out=shards.folder(index), shard=index), members

@@ -179,7 +179,8 @@ def reached(path: Path, record: Mapping[str, Any]) -> int:
 
 def steps_per_epoch(path: str | Path) -> int | None:
     """Updates of one epoch of a run, from its config.json; None where that lacks the numbers."""
-    record = read_config(path)
+    shards = sorted((Path(path) / SHARDS).glob(f"*/{CONFIG_FILE}"))  # of a grid in shards, any of them tells
+    record = read_config(shards[0].parent if shards else path)
     data, config = record.get("data", {}), record.get("config", {})
     if config.get("full_batch") is True:
         return 1

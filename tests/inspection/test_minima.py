@@ -313,7 +313,7 @@ def test_the_comparison_agrees_with_loops(whole, found):
 def test_the_command_prints_tables_and_writes_a_store_and_a_figure(whole, capsys):
     main(["minima", str(whole), "--select", "seed=0", "--last", "1", "--points", "3"])
     said = capsys.readouterr().out
-    assert "kept while training" in said
+    assert "saved while training" in said
     assert "earlier minima are left out" in said
     stored = datasets.read_store(str(whole / COMPARISON))
     assert stored.sizes["config"] == 2
@@ -360,7 +360,7 @@ def test_without_kept_minima_the_last_checkpoints_before_the_onsets_do(tmp_path,
     found = minima.compare(cut, points=3)
     assert found.step.values[0].tolist() == [30, 50]
     assert found.ended.values[0].tolist() == [35, 52]
-    assert found.attrs["source"].startswith("the last kept checkpoints")
+    assert found.attrs["source"].startswith("the last checkpoints")
 
 
 @pytest.mark.parametrize(
