@@ -193,7 +193,7 @@ class OutputSettings:
 
     out: str | Path = setting(
         dataclasses.MISSING,
-        """Run directory: a new one, or that of this very run, unfinished, which then goes on; runs/sweep,
+        """Run directory: a new one, or that of this very run, which then goes on; runs/sweep,
         runs/sweep-2 ... if not given.""",
         metavar="DIR",
     )
