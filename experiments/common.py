@@ -141,8 +141,8 @@ def print_estimate(runs: Mapping[str, RunConfig | Branch]) -> None:
             seconds, per_step, left = estimate(run)
             timed[name] = per_step, planned_steps(run)
         total += seconds
-        print(f"{name}: {left:,} steps left at {per_step:.3g} s, about {format_bytes(seconds)}", flush=True)
-    print(f"all: about {format_bytes(total)} on this machine, without compilation", flush=True)
+        print(f"{name}: {left:,} steps left at {per_step:.3g} s, about {format_duration(seconds)}", flush=True)
+    print(f"all: about {format_duration(total)} on this machine, without compilation", flush=True)
 
 
 def estimate(config: RunConfig) -> tuple[float, float, int]:
@@ -173,11 +173,11 @@ def estimate(config: RunConfig) -> tuple[float, float, int]:
     return per_step * left + left / evaluated_every(config) * batches * each, per_step, left
 
 
-def format_bytes(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration.
 
     Example:
-        >>> [in_words(s) for s in (50.0, 600.0, 1e5)]
+        >>> [format_duration(s) for s in (50.0, 600.0, 1e5)]
         ['50 s', '10 min', '27.8 h']
     """
     if seconds < 120:
