@@ -125,7 +125,7 @@ def test_stopped_at_a_random_moment(undisturbed, tmp_path, kind, number):
     if found == "set-up" and not (out / "config.json").exists():
         run_sweep(configured(out, steps=LONG))
     else:
-        assert not describe_run(out, verify=True).faults
+        assert not describe_run(out, verify=True).errors
         if "summary" not in read_config(out):
             resume_run(out)
     assert_same_run(out, whole, LONG)
@@ -174,7 +174,7 @@ def test_a_branch_killed_at_a_random_moment(undisturbed, tmp_path, number):
     else:
         branch_run(parent, out, **change)
     assert_same_run(out, whole, LONG + 10)
-    assert not describe_run(out, verify=True).faults
+    assert not describe_run(out, verify=True).errors
     assert not (out / "checkpoints.partial").exists()
     row = {
         "seconds": round(moment, 2),
@@ -209,7 +209,7 @@ def test_a_full_disk(undisturbed, tmp_path):
             assert "Traceback" not in said
             kept.append(max(checkpoint_steps(out)))
             filler.unlink()
-            assert not describe_run(out, verify=True).faults
+            assert not describe_run(out, verify=True).errors
             resume_run(out)
             assert_same_run(out, undisturbed[0], LONG)
             shutil.rmtree(out)

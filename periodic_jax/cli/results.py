@@ -39,7 +39,7 @@ class Info:
         report = describe_run(self.run, verify=self.verify)
         for line in report.lines:
             print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
-        if report.faults:
+        if report.errors:
             sys.exit(1)
 
 

@@ -8,14 +8,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 
 from periodic_jax.checkpoints.reader import load_checkpoint
 from periodic_jax.core.errors import ConfigError
-from periodic_jax.core.grid import HParams, SweepGrid
+from periodic_jax.core.grid import AXES, HParams, SweepGrid
 from periodic_jax.runs import build
 from periodic_jax.runs.config import RunConfig, check_images, from_manifest
 from periodic_jax.runs.shards import run_parts
 from periodic_jax.storage import run_directory
+from periodic_jax.storage.schema import describe
 from periodic_jax.storage.shards import Shards, read_shards
 from periodic_jax.sweeps.placement import named_leaves
 from periodic_jax.training.state import TrainState
@@ -67,12 +69,12 @@ def load_run(path: str | os.PathLike[str], *, dataset: str | None = None, data_d
     manifest = run_directory.read_config(path) if shards is None else shards.manifest
     config = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir)
     check_images(config, manifest)
-    begun, is_finished = run_directory.first_step(manifest), "summary" in manifest
-    return LoadedRun(path, config, config.grid(), begun, is_finished, shards)
+    start_step, is_finished = run_directory.first_step(manifest), "summary" in manifest
+    return LoadedRun(path, config, config.grid(), start_step, is_finished, shards)
 
 
 def select_checkpoints(run: LoadedRun, names: Sequence[str]) -> list[int]:
-    """The checkpoints that are named: ``all``, ``last``, or numbers of updates.
+    """The checkpoints of some names: ``all``, ``last``, or numbers of updates.
 
     Raises:
         ConfigError: no such checkpoint.
@@ -114,31 +116,27 @@ def select_configurations(run: LoadedRun, select: Mapping[str, Sequence[float]])
     return np.flatnonzero(selected).tolist()
 
 
-def load_states(
-    run: LoadedRun, step: int, configs: Sequence[int] | None = None, folder: Path | None = None
-) -> TrainState:
+def load_states(run: LoadedRun, step: int, configs: Sequence[int]) -> TrainState:
     """The states of some configurations in a checkpoint, stacked ``(configs, ...)``. Within the run's precision.
 
     Args:
         run: the run.
         step: of the checkpoint.
-        configs: the configurations, in the grid's order; all, if None.
-        folder: that holds ``checkpoints``; the run directory, if None.
+        configs: the configurations, in the grid's order.
 
     Raises:
         CorruptedRunError: the checkpoint is corrupted.
     """
-    template, arrays = abstract_state(run), load_arrays(run, step, folder)
-    chosen = np.arange(len(run.grid)) if configs is None else np.asarray(configs)
+    template, arrays = abstract_state(run), load_arrays(run, step)
     leaves = [
-        jnp.asarray(arrays[name][chosen]) if leaf.size else jnp.zeros((len(chosen), *leaf.shape), leaf.dtype)
+        jnp.asarray(arrays[name][list(configs)]) if leaf.size else jnp.zeros((len(configs), *leaf.shape), leaf.dtype)
         for name, leaf in named_leaves(template)
     ]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def load_arrays(run: LoadedRun, step: int, folder: Path | None = None) -> dict[str, np.ndarray]:
-    """All that a checkpoint holds, configurations first; arguments as for `load_states`.
+def load_arrays(run: LoadedRun, step: int) -> dict[str, np.ndarray]:
+    """All that a checkpoint holds, configurations first.
 
     Of a shard that has no such checkpoint, numbers are NaN and whole numbers -1.
 
@@ -148,7 +146,7 @@ def load_arrays(run: LoadedRun, step: int, folder: Path | None = None) -> dict[s
     data = run.config.data
     if run.shards is None:
         like = build.abstract_states(run.config, data.image_shape, data.num_classes)
-        return load_checkpoint(folder or run.path, step, like)
+        return load_checkpoint(run.path, step, like)
     whole: dict[str, np.ndarray] = {}
     for part, members in run.parts():
         if step not in run_directory.checkpoint_steps(part.path):
@@ -164,3 +162,21 @@ def load_arrays(run: LoadedRun, step: int, folder: Path | None = None) -> dict[s
 def abstract_state(run: LoadedRun) -> TrainState:
     """Shapes and dtypes of one configuration's training state. Within the run's precision."""
     return build.abstract_state(run.config, run.config.data.image_shape, run.config.data.num_classes)
+
+
+def with_metadata(measured: xr.Dataset, run: LoadedRun, configs: Sequence[int]) -> xr.Dataset:
+    """Numbers of some configurations, with their hyperparameters, and with long names and units."""
+    for name, array in measured.data_vars.items():
+        if name != "reason":
+            array.attrs = describe(str(name)).attributes
+    return measured.assign_coords({name: ("config", run.grid.coords[name][list(configs)]) for name in AXES})
+
+
+def check_least(name: str, value: int | None, least: int, more: str = "") -> None:
+    """Refuse a setting with which nothing can be computed; None is none.
+
+    Raises:
+        ConfigError: it is below the least value.
+    """
+    if value is not None and value < least:
+        raise ConfigError(f"--{name}", value, f"a whole number from {least}{more}")

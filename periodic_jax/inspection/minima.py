@@ -15,24 +15,19 @@ import xarray as xr
 
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import AXES
-from periodic_jax.inspection.load import LoadedRun, abstract_state, load_run, select_configurations
-from periodic_jax.inspection.minima_sources import minima_of, start_of
+from periodic_jax.inspection import load
+from periodic_jax.inspection.minima_sources import SavedState, minima_of, start_of
 from periodic_jax.landscape.connectivity import PATHS, Params, average, barrier, cosine, disagreement, on_sphere
 from periodic_jax.landscape.networks import Networks, Quality
 from periodic_jax.models import has_scale_invariant
-from periodic_jax.storage.schema import describe
 from periodic_jax.training import xla
 
-EACH: dict[str, Any] = {
-    "data_vars": "all",
-    "coords": "minimal",
-    "compat": "override",
-    "join": "outer",
-}  # how Datasets are concatenated
+NUMBERS = ("step", "ended", "weight_norm", "cosine_to_start", *Quality._fields[:4])  # of each minimum
+TOGETHER = ("ensemble_loss", "ensemble_error", "average_train_loss", "average_test_loss", "average_test_error")
 
 
 class Measured(NamedTuple):
-    """A minimum of which all is known that one network can tell."""
+    """A minimum, and what is measured of it alone."""
 
     step: int
     ended: int | None
@@ -63,7 +58,7 @@ def compare(
             all.
         points: of each path, ends included; at least 3.
         dataset, data_dir: as for `resume_run`.
-        progress: told what is done.
+        progress: called with a line about what is done.
 
     Returns:
         A Dataset over ``config`` with the hyperparameters as coordinates; ``minimum`` and ``other_minimum`` in order of
@@ -77,97 +72,89 @@ def compare(
     Raises:
         ConfigError: no such run or configuration, no minima, or a network without scale-invariant weights.
     """
-    run = load_run(path, dataset=dataset, data_dir=data_dir)
-    rows = select_configurations(run, select or {})
+    run = load.load_run(path, dataset=dataset, data_dir=data_dir)
+    configs = load.select_configurations(run, select or {})
     for name, value, least in (("last", last, 1), ("images", images, 2), ("points", points, 3)):
-        if value is not None and value < least:
-            raise ConfigError(f"--{name}", value, f"a whole number from {least}")
+        load.check_least(name, value, least)
     with xla.precision(run.config.precision):
         xla.check_reductions()
-        abstract = abstract_state(run)
+        abstract = load.abstract_state(run)
         if not has_scale_invariant(abstract.task.model):
             raise ConfigError("run directory", path, "a network with scale-invariant weights")
-        source, found = minima_of(run, rows, abstract)
+        source, saved = minima_of(run, configs, abstract)
         networks = Networks(abstract.task, run.config.data, images=images)
-        saved: list[list[Measured]] = []
-        for i, minima in zip(rows, found, strict=True):
-            progress(
-                f"{run.grid.label(i)}: {len(minima)} minima" + ("" if last is None else f", the last {last} at most")
-            )
-            saved.append([_measured(networks, *one) for one in minima[-(last or len(minima) or 1) :]])
-        starts = [start_of(run, i, abstract) for i in rows]
-        configs = [_of_config(networks, *each, points) for each in zip(saved, starts, strict=True)]
-        first, seeds = run.first_step, _next_seeds(run, rows)
-        of_seeds = [_between_seeds(networks, [saved[k] for k in places], points, first) for places in seeds]
-        number = networks.images
-    both = [xr.merge(pair, join="outer", compat="no_conflicts") for pair in zip(configs, of_seeds, strict=True)]
-    compared = xr.concat(both, "config", fill_value={"reason": ""}, **EACH)
+        limit = "" if last is None else f", the last {last} at most"
+        measured: list[list[Measured]] = []
+        for i, minima in zip(configs, saved, strict=True):
+            progress(f"{run.grid.label(i)}: {len(minima)} minima{limit}")
+            measured.append([_measured(networks, minimum) for minimum in minima[-(last or len(minima) or 1) :]])
+        starts = [start_of(run, i, abstract) for i in configs]
+        alone = [_of_config(networks, *each, points) for each in zip(measured, starts, strict=True)]
+        first, seeds = run.first_step, _next_seeds(run, configs)
+        of_seeds = [_between_seeds(networks, [measured[k] for k in places], points, first) for places in seeds]
+    both = [xr.merge(pair, join="outer", compat="no_conflicts") for pair in zip(alone, of_seeds, strict=True)]
+    compared = xr.concat(
+        both, "config", fill_value={"reason": ""}, data_vars="all", coords="minimal", compat="override", join="outer",
+    )  # fmt: skip
     compared = compared.drop_vars(["minimum", "other_minimum", "pair"])
     compared["reason"] = compared.reason.astype(str)
-    for name, array in compared.data_vars.items():
-        if name != "reason":
-            array.attrs = describe(str(name)).attributes
-            if array.attrs["units"] == "nats" and run.config.loss == "squared":
-                array.attrs["units"] = "1"
+    compared = load.with_metadata(compared, run, configs)
+    for array in compared.data_vars.values():
+        if array.attrs.get("units") == "nats" and run.config.loss == "squared":
+            array.attrs["units"] = "1"
     compared.step.attrs["long_name"] = "updates made at the minimum"
-    compared["there"] = ("config", [len(minima) for minima in found])
+    compared["there"] = ("config", [len(minima) for minima in saved])
     compared.attrs = {
-        "run": run.path.resolve().name, "source": source, "images": number, "loss": run.config.loss,
-        "statistics": f"re-estimated over {number} of {len(run.config.data.labels)} training images",
+        "run": run.path.resolve().name, "source": source, "images": networks.images, "loss": run.config.loss,
+        "statistics": f"re-estimated over {networks.images} of {len(run.config.data.labels)} training images",
     }  # fmt: skip
-    return compared.assign_coords({name: ("config", run.grid.coords[name][list(rows)]) for name in AXES})
+    return compared
 
 
-def _measured(networks: Networks, step: int, ended: int | None, params: Params, statistics: Any) -> Measured:
-    labels = networks.task.labels
+def _measured(networks: Networks, minimum: SavedState) -> Measured:
+    params, labels = minimum.params, networks.task.labels
     finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
-    squares = [
-        np.sum(np.square(leaf, dtype=np.float64))
-        for leaf, mark in zip(jax.tree.leaves(params), labels, strict=True)
-        if mark
-    ]
+    invariant = [leaf for leaf, mark in zip(jax.tree.leaves(params), labels, strict=True) if mark]
+    squares = [np.sum(np.square(leaf, dtype=np.float64)) for leaf in invariant]
     norm = math.sqrt(float(np.sum(squares))) if finite else math.nan
     if not finite or norm == 0:
-        return Measured(step, ended, params, statistics, norm, None)
+        return Measured(*minimum, norm, None)
     unit = on_sphere(params, labels)
-    return Measured(step, ended, unit, statistics, norm, networks.quality(unit, statistics))
+    return Measured(*minimum._replace(params=unit), norm, networks.quality(unit, minimum.statistics))
 
 
 def _of_config(networks: Networks, minima: Sequence[Measured], start: Params | None, points: int) -> xr.Dataset:
     """All numbers of one configuration."""
-    labels, count, known = networks.task.labels, len(minima), [one.quality for one in minima]
-    numbers = {
-        "step": [one.step for one in minima],
-        "ended": [np.nan if one.ended is None else one.ended for one in minima],
-        "weight_norm": [one.weight_norm for one in minima],
-        "cosine_to_start": [
-            np.nan if start is None or one.quality is None else cosine(one.params, start, labels) for one in minima
-        ],
-        **{name: [getattr(quality, name, np.nan) for quality in known] for name in Quality._fields[:4]},
-    }
-    variables: dict[str, Any] = {name: ("minimum", np.array(values, np.float64)) for name, values in numbers.items()}
-    reasons = ["weights are not finite" if quality is None else "" for quality in known]
+    labels, count = networks.task.labels, len(minima)
+    numbers = np.full((count, len(NUMBERS)), np.nan)
+    for k, minimum in enumerate(minima):
+        numbers[k, :3] = minimum.step, np.nan if minimum.ended is None else minimum.ended, minimum.weight_norm
+        if minimum.quality:
+            numbers[k, 3] = np.nan if start is None else cosine(minimum.params, start, labels)
+            numbers[k, 4:] = minimum.quality[:4]
+    variables: dict[str, Any] = {name: ("minimum", numbers[:, k]) for k, name in enumerate(NUMBERS)}
+    reasons = ["" if minimum.quality else "weights are not finite" for minimum in minima]
     variables["reason"] = ("minimum", np.array(reasons, object))
     apart = np.array([_apart(a, b, labels) for a in minima for b in minima]).reshape(count, count, 2)
     dims = ("minimum", "other_minimum")
     variables |= {name: (dims, apart[..., k]) for k, name in enumerate(("cosine", "disagreement"))}
-    finished = of_ended(minima)
-    rows = [_with_average(networks, finished[-k:]) for k in range(1, len(finished) + 1)]
-    nothing = _with_average(networks, [None])
-    rows += [nothing] * (count - len(rows))
-    variables |= {name: ("members", np.array([row[name] for row in rows], np.float64)) for name in nothing}
+    finished, together = of_ended(minima), np.full((count, len(TOGETHER)), np.nan)
+    for k in range(len(finished)):
+        together[k] = _with_average(networks, finished[-k - 1 :])
+    variables |= {name: ("members", together[:, k]) for k, name in enumerate(TOGETHER)}
+    pairs = [_paths(networks, a, b, points) for a, b in itertools.pairwise(minima)]
+    paths = np.array(pairs).reshape(-1, len(PATHS), 2, points)
+    dims = ("pair", "path", "point")
+    variables["barrier"] = (dims[:2], _barriers(paths))
+    variables |= {name: (dims, paths[:, :, k]) for k, name in enumerate(("path_train_loss", "path_test_error"))}
     places = np.arange(count)
-    coords = {"minimum": places, "other_minimum": places, "members": places + 1}
-    # One pair too many, without numbers, so that there is one at all; it is cut off again.
-    ends: list[tuple[Any, Any]] = [*itertools.pairwise(minima), (None, None)]
-    pairs = [_paths(networks, a, b, points) for a, b in ends]
-    between = xr.concat(pairs, "pair", **EACH).assign_coords(pair=np.arange(len(pairs))).isel(pair=slice(0, -1))
-    return xr.Dataset(variables, coords).merge(between)
+    coords = {"minimum": places, "other_minimum": places, "members": places + 1, "pair": places[:-1]}
+    return xr.Dataset(variables, {**coords, "path": list(PATHS), "point": np.linspace(0, 1, points)})
 
 
 def of_ended(minima: Sequence[Measured]) -> Sequence[Measured]:
     """Those whose period had ended; where there are none, all: where the run ends, a period may have just begun."""
-    return [one for one in minima if one.ended is not None] or minima
+    return [minimum for minimum in minima if minimum.ended is not None] or minima
 
 
 def _apart(a: Measured | None, b: Measured | None, labels: Any) -> tuple[float, float]:
@@ -177,44 +164,44 @@ def _apart(a: Measured | None, b: Measured | None, labels: Any) -> tuple[float, 
     return cosine(a.params, b.params, labels), disagreement(a.quality.test_outputs, b.quality.test_outputs)
 
 
-def _paths(networks: Networks, a: Measured | None, b: Measured | None, points: int) -> xr.Dataset:
-    """Barrier, training losses and test errors of each kind of path; NaN where an end is missing or not finite."""
-    at, losses = np.linspace(0, 1, points), np.full((len(PATHS), points), np.nan)
-    errors, barriers = losses.copy(), losses[:, 0].copy()
-    if a is not None and b is not None and a.quality and b.quality:
+def _paths(networks: Networks, a: Measured | None, b: Measured | None, points: int) -> np.ndarray:
+    """Training loss and test error on each kind of path ``(path, 2, point)``; NaN where an end has no quality."""
+    numbers = np.full((len(PATHS), 2, points), np.nan)
+    if a and b and a.quality and b.quality:
         for k, path in enumerate(PATHS.values()):
-            found = [networks.quality(path(a.params, b.params, t, networks.task.labels), a.statistics) for t in at]
-            losses[k], errors[k] = [one.train_loss for one in found], [one.test_error for one in found]
-            barriers[k] = barrier(losses[k])
-    variables = {"barrier": ("path", barriers)}
-    variables |= {n: (("path", "point"), v) for n, v in (("path_train_loss", losses), ("path_test_error", errors))}
-    return xr.Dataset(variables, {"path": list(PATHS), "point": at})
+            for j, t in enumerate(np.linspace(0, 1, points)):
+                quality = networks.quality(path(a.params, b.params, t, networks.task.labels), a.statistics)
+                numbers[k, :, j] = quality.train_loss, quality.test_error
+    return numbers
+
+
+def _barriers(paths: np.ndarray) -> np.ndarray:
+    """The barrier of the training loss of each path ``(..., 2, point)``."""
+    losses = paths[..., 0, :]
+    return np.array([barrier(losses[place]) for place in np.ndindex(losses.shape[:-1])]).reshape(losses.shape[:-1])
 
 
 def _ensemble(networks: Networks, members: Sequence[Measured | None]) -> tuple[float, float]:
     """Test loss and error of an ensemble; NaN where a member is missing or not finite."""
-    outputs = [one.quality.test_outputs for one in members if one is not None and one.quality]
+    outputs = [member.quality.test_outputs for member in members if member and member.quality]
     return networks.together(outputs) if len(outputs) == len(members) else (math.nan, math.nan)
 
 
-def _with_average(networks: Networks, members: Sequence[Measured | None]) -> dict[str, float]:
-    """An ensemble and an average of some minima; NaN where one is missing or not finite."""
-    loss, error = _ensemble(networks, members)
-    sound = [one for one in members if one is not None and one.quality]
-    mean = None
-    if len(sound) == len(members):
-        mean = networks.quality(average([one.params for one in sound], networks.task.labels), sound[0].statistics)
-    names = ("train_loss", "test_loss", "test_error")
-    averages = {f"average_{name}": getattr(mean, name, math.nan) for name in names}
-    return {"ensemble_loss": loss, "ensemble_error": error, **averages}
+def _with_average(networks: Networks, members: Sequence[Measured]) -> list[float]:
+    """Of some minima as an ensemble and as an average, the numbers of `TOGETHER`; NaN where one is not finite."""
+    if not all(member.quality for member in members):
+        return [math.nan] * len(TOGETHER)
+    unit = average([member.params for member in members], networks.task.labels)
+    mean = networks.quality(unit, members[0].statistics)
+    return [*_ensemble(networks, members), mean.train_loss, mean.test_loss, mean.test_error]
 
 
-def _next_seeds(run: LoadedRun, rows: Sequence[int]) -> list[list[int]]:
+def _next_seeds(run: load.LoadedRun, configs: Sequence[int]) -> list[list[int]]:
     """For each configuration its position, and those of what differs in the seed alone, from the next seed on."""
     groups: dict[tuple[float, ...], list[int]] = {}
-    keys = [tuple(float(run.grid.coords[name][i]) for name in AXES if name != "seed") for i in rows]
-    seeds = run.grid.seeds[list(rows)]
-    for place in sorted(range(len(rows)), key=lambda place: seeds[place]):
+    keys = [tuple(float(run.grid.coords[name][i]) for name in AXES if name != "seed") for i in configs]
+    seeds = run.grid.seeds[list(configs)]
+    for place in sorted(range(len(configs)), key=lambda place: seeds[place]):
         groups.setdefault(keys[place], []).append(place)
     return [(g := groups[key])[g.index(k) :] + g[: g.index(k)] for k, key in enumerate(keys)]
 
@@ -224,16 +211,16 @@ def _between_seeds(networks: Networks, seeds: Sequence[Sequence[Measured]], poin
     minima = [of_ended(of_seed) for of_seed in seeds]
     finals = [of_seed[-1] if of_seed and of_seed[-1].quality else None for of_seed in minima]
     this, following = finals[0], finals[1] if len(finals) > 1 else None
-    rows = []
+    ensembles = []
     for k in range(1, len(seeds) + 1):
         if this is None or len(seeds) < 2:
             break
         until = first + (this.step - first) / k
         early = [next((m for m in reversed(of_seed) if m.step <= until and m.quality), None) for of_seed in minima[:k]]
-        rows.append([*_ensemble(networks, finals[:k]), *_ensemble(networks, early)])
+        ensembles.append([*_ensemble(networks, finals[:k]), *_ensemble(networks, early)])
     names = [f"{of}_ensemble_{name}" for of in ("seed", "equal_cost") for name in ("loss", "error")]
-    table = np.array(rows, np.float64).reshape(-1, len(names))
+    table = np.array(ensembles, np.float64).reshape(-1, len(names))
     variables: dict[str, Any] = {name: ("members", table[:, k]) for k, name in enumerate(names)}
-    variables["seed_barrier"] = ("path", _paths(networks, this, following, points).barrier.values)
+    variables["seed_barrier"] = ("path", _barriers(_paths(networks, this, following, points)))
     variables["seed_cosine"], variables["seed_disagreement"] = _apart(this, following, networks.task.labels)
     return xr.Dataset(variables, {"members": np.arange(1, len(table) + 1)})

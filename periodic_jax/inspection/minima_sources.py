@@ -31,93 +31,89 @@ class SavedState(NamedTuple):
     statistics: Any
 
 
-class Minima(NamedTuple):
-    """Those of some configurations."""
-
-    source: str  # in words
-    of: list[list[SavedState]]  # for each configuration, by their steps
-
-
-def minima_of(run: LoadedRun, rows: Sequence[int], abstract: TrainState) -> Minima:
+def minima_of(run: LoadedRun, configs: Sequence[int], abstract: TrainState) -> tuple[str, list[list[SavedState]]]:
     """The minima of some configurations, of any precision. Within the run's.
 
     Args:
         run: the run.
-        rows: the configurations, in the grid's order.
+        configs: the configurations, in the grid's order.
         abstract: of `inspection.load.abstract_state`.
+
+    Returns:
+        Their source, in words, and those of each configuration, by their steps.
 
     Raises:
         CorruptedRunError: corrupted or missing minima.
         ConfigError: there are none at all.
     """
     if not run.config.keep_period_minima:
-        return Minima(CHECKPOINTS, _from_checkpoints(run, rows))
-    of: dict[int, list[SavedState]] = {i: [] for i in rows}
+        return CHECKPOINTS, _from_checkpoints(run, configs)
+    minima: dict[int, list[SavedState]] = {i: [] for i in configs}
     for part, members in run.parts():
-        here = [i for i in rows if i in members]
+        here = [i for i in configs if i in members]
         saved = _saved(part, np.searchsorted(members, here).tolist(), abstract)
-        of.update(zip(here, saved, strict=True))
-    if not any(of.values()):
+        minima.update(zip(here, saved, strict=True))
+    if not any(minima.values()):
         every = run.config.keep_period_minima
         accepted = f"one that has saved minima: each is the lowest of every {every} steps of a finite network"
         raise ConfigError("run directory", run.path, accepted)
-    return Minima(SAVED, list(of.values()))
+    return SAVED, list(minima.values())
 
 
-def _saved(run: LoadedRun, rows: Sequence[int], abstract: TrainState) -> list[list[SavedState]]:
+def _saved(run: LoadedRun, configs: Sequence[int], abstract: TrainState) -> list[list[SavedState]]:
     steps = checkpoint_steps(run.path)
-    if steps:  # without any, nothing tells how many there must be
+    if steps:  # without any, it is not known how many there must be
         checkpoint = load_arrays(run, steps[-1])
-        wrong = find_missing_minima(run.path, checkpoint, steps[-1], finished=run.is_finished)
-        for words in (wrong[i] for i in rows if i in wrong):
+        missing = find_missing_minima(run.path, checkpoint, steps[-1], finished=run.is_finished)
+        for reason in (missing[i] for i in configs if i in missing):
             remedy = f"periodic-jax resume {run.path} --truncate finds them again"
-            raise CorruptedRunError(run.path / MINIMA, words, remedy)
+            raise CorruptedRunError(run.path / MINIMA, reason, remedy)
     weights = weights_of(abstract)
-    names, tree = named_leaves(weights), jax.tree.structure(weights)
-    like = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in names}
-    of: dict[int, list[SavedState]] = {i: [] for i in rows}
-    for one in saved_minima(run.path):
-        if one.config in of:
-            arrays = read_minimum(one, like)
-            read = tree.unflatten([arrays[name] for name, _ in names])
-            of[one.config].append(SavedState(one.step, one.ended, read["params"], read["batch_stats"]))
-    return list(of.values())
+    like = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in named_leaves(weights)}
+    minima: dict[int, list[SavedState]] = {i: [] for i in configs}
+    for minimum in saved_minima(run.path):
+        if minimum.config in minima:
+            arrays = read_minimum(minimum, like)
+            read = jax.tree.structure(weights).unflatten([arrays[name] for name in like])
+            state = SavedState(minimum.step, minimum.ended, read["params"], read["batch_stats"])
+            minima[minimum.config].append(state)
+    return list(minima.values())
 
 
-def _from_checkpoints(run: LoadedRun, rows: Sequence[int]) -> list[list[SavedState]]:
+def _from_checkpoints(run: LoadedRun, configs: Sequence[int]) -> list[list[SavedState]]:
     """The last checkpoint before each onset."""
     steps, accepted = np.array(run.checkpoint_steps()), "a run with minima: a sweep with --keep-period-minima"
     if not len(steps):
         raise ConfigError("run directory", run.path, f"{accepted} (it has no checkpoint either)")
     onsets = analysis.analyze(open_run(run.path, flat=True)).onset_step.values
-    before: dict[int, dict[int, int]] = {i: {} for i in rows}
-    for i in rows:
+    before: dict[int, dict[int, int]] = {i: {} for i in configs}
+    for i in configs:
         for at in onsets[i][np.isfinite(onsets[i])]:
             if (steps <= at).any():  # several periods may have ended since: the first is the one that it was in
                 before[i].setdefault(int(steps[steps <= at].max()), int(at))
     if not any(before.values()):
-        raise ConfigError(
-            "run directory", run.path, f"{accepted} (it has no checkpoint before a destabilisation either)"
-        )
-    of: dict[int, list[SavedState]] = {i: [] for i in rows}
-    for step in sorted({step for mine in before.values() for step in mine}):
-        here = [i for i in rows if step in before[i]]
+        accepted += " (it has no checkpoint before a destabilisation either)"
+        raise ConfigError("run directory", run.path, accepted)
+    minima: dict[int, list[SavedState]] = {i: [] for i in configs}
+    for step in sorted(set().union(*before.values())):
+        here = [i for i in configs if step in before[i]]
         states = load_states(run, step, here)
         for k, i in enumerate(here):
-            of[i].append(SavedState(step, before[i][step], _of_one(states.params, k), _of_one(states.batch_stats, k)))
-    return list(of.values())
+            params, statistics = _of_config(states.params, k), _of_config(states.batch_stats, k)
+            minima[i].append(SavedState(step, before[i][step], params, statistics))
+    return list(minima.values())
 
 
 def start_of(run: LoadedRun, i: int, abstract: TrainState) -> Params | None:
     """The weights with which a configuration began: of its seed, or of a branch's first checkpoint, if it is there."""
-    task = abstract.task
-    if begun := run.first_step:
-        return _of_one(load_states(run, begun, [i]).params, 0) if begun in checkpoint_steps(run.path) else None
+    task, step = abstract.task, run.first_step
+    if step:
+        return _of_config(load_states(run, step, [i]).params, 0) if step in checkpoint_steps(run.path) else None
     config, dtype = run.config, getattr(task.model, "param_dtype", jnp.float32)
     key = purpose_key(jnp.uint32(run.grid.seeds[i]), INITIALISATION)
     images = jnp.zeros((config.batch_size, *config.data.image_shape), dtype)
     return jax.tree.map(np.asarray, create_train_state(task.model, task.labels, key, images).params)
 
 
-def _of_one(stacked: Any, k: int) -> Any:
+def _of_config(stacked: Any, k: int) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf[k]), stacked)

@@ -7,7 +7,7 @@ dict), and, to compare with, ``step/QUANTITY``, ``final/NAME`` and ``eval_logits
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +30,7 @@ def load_recording(path: str | Path) -> dict[str, Any]:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise ConfigError("file", path, "an existing npz file") from None
-    except Exception as error:  # whatever a damaged or foreign file makes NumPy raise
+    except Exception as error:  # whatever a corrupted or foreign file makes NumPy raise
         raise ConfigError("file", path, f"an npz file of plain arrays ({type(error).__name__})") from None
 
 
@@ -146,15 +146,14 @@ def _distance(a: Any, b: Any) -> float:
     return float(np.linalg.norm(np.asarray(a, float) - b) / max(float(np.linalg.norm(b)), 1e-9))
 
 
-def save(result: Mapping[str, np.ndarray], path: str | Path) -> None:
+def save(result: Mapping[str, Any], path: str | Path) -> None:
     """Write a replay as an npz file, atomically.
 
     Raises:
         ConfigError: the file cannot be written.
     """
-    arrays = cast(dict[str, Any], result)
     try:
-        write_atomically(Path(path), lambda file: np.savez(file, **arrays))
+        write_atomically(Path(path), lambda file: np.savez(file, **result))
     except OSError as error:
         raise ConfigError("--out", path, f"a file that can be written ({error.strerror})") from None
 

@@ -1,6 +1,11 @@
-"""A search for what is corrupted or missing in a telemetry store: metadata with their checksums, then every chunk."""
+"""A search for what is corrupted or missing in a telemetry store: metadata with their checksums, then every chunk.
+
+A run directory may be a stranger's. A zarr.json of 100 bytes can declare terabytes, a chunk of 100 kB can unfold to
+gigabytes, and a link can lead to any file. All of that is looked at before anything is read.
+"""
 
 import itertools
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,10 +14,14 @@ from typing import Any, NamedTuple
 from periodic_jax.core.errors import CorruptedRunError, first_line
 from periodic_jax.core.files import read_json
 from periodic_jax.storage.checksums import SEAL, seal_metadata
-from periodic_jax.storage.metadata import metadata_error
+from periodic_jax.storage.schema import QUANTITIES
 from periodic_jax.storage.verified_store import METADATA, Expected, open_group, open_verified
 
 MOST_OF_ONE_ARRAY = 100  # corrupted files that are listed
+MOST_CHUNK = 2**32  # bytes, unfolded
+ITEM_SIZES = {"float32": 4, "float64": 8, "int64": 8, "uint32": 4}
+CODECS = ["bytes", "zstd", "crc32c"]
+DIMENSIONS = {quantity.dims for quantity in QUANTITIES.values() if quantity.dims}
 
 
 class Corruption(NamedTuple):
@@ -45,9 +54,43 @@ def _file_error(file: Path, lengths: Mapping[str, int]) -> str | None:
         content = read_json(file)
         if content != seal_metadata(content):
             return "its checksum is another one" if SEAL in content["attributes"] else "it has no checksum"
-        return metadata_error(content, lengths)
+        return _metadata_error(content, lengths)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return first_line(error)
+
+
+def _metadata_error(content: Any, lengths: Mapping[str, int]) -> str | None:
+    """What a zarr.json declares that no run of these lengths does; None where all is well.
+
+    Args:
+        content: of the file, of an array or a group.
+        lengths: the most entries that each dimension may have.
+
+    Raises:
+        LookupError, TypeError, AttributeError: it is no such metadata at all.
+    """
+    if content.get("consolidated_metadata"):
+        return "declares the arrays a second time"
+    if content["node_type"] == "group":
+        return None
+    shape, names = content["shape"], tuple(content["dimension_names"])
+    chunk = content["chunk_grid"]["configuration"]["chunk_shape"]
+    if names not in DIMENSIONS or not len(shape) == len(chunk) == len(names):
+        return f"declares the dimensions {', '.join(map(str, names))}"
+    if not all(type(n) is int and n >= 0 for n in shape) or not all(type(n) is int and n >= 1 for n in chunk):
+        return "declares a length that is none"
+    for name, length in zip(names, shape, strict=True):
+        if length > lengths[name]:
+            return f"declares {length} entries along {name}, where config.json has room for {lengths[name]}"
+    if content["data_type"] not in ITEM_SIZES:
+        return f"declares values of the type {content['data_type']}"
+    if (size := math.prod(chunk) * ITEM_SIZES[content["data_type"]]) > MOST_CHUNK:
+        return f"declares chunks of {size} bytes"
+    if [codec["name"] for codec in content["codecs"]] != CODECS or content.get("storage_transformers"):
+        return "declares codecs that are not " + ", ".join(CODECS)
+    if content["chunk_key_encoding"].get("name") != "default" or content["chunk_grid"].get("name") != "regular":
+        return "declares another order of chunks"
+    return None
 
 
 def find_corruptions(store: Path, first_step: int, step: int, lengths: Mapping[str, int]) -> Iterator[Corruption]:

@@ -15,7 +15,6 @@ import zarr
 from zarr.storage import LocalStore, WrapperStore
 
 from periodic_jax.core.errors import CorruptedRunError
-from periodic_jax.storage.metadata import unfolds_to
 from periodic_jax.storage.run_directory import TELEMETRY
 
 METADATA = "zarr.json"
@@ -117,6 +116,22 @@ def _chunk_error(chunk: bytes, size: int) -> str | None:
     if google_crc32c.value(chunk[:-4]).to_bytes(4, "little") != chunk[-4:]:
         return "its checksum is another one"
     return None
+
+
+def unfolds_to(head: bytes) -> int | None:
+    """Bytes that zstd's content declares it unfolds to, by RFC 8878, section 3.1.1.1; None where it declares none.
+
+    Args:
+        head: its first 18 bytes, or all of it.
+    """
+    if len(head) < 6 or head[:4] != b"\x28\xb5\x2f\xfd":
+        return None
+    size_kind, single, dictionary = head[4] >> 6, head[4] >> 5 & 1, head[4] & 3
+    begin = 5 + (not single) + (0, 1, 2, 4)[dictionary]
+    length = (single, 2, 4, 8)[size_kind]
+    if not length or len(head) < begin + length:
+        return None
+    return int.from_bytes(head[begin : begin + length], "little") + 256 * (length == 2)
 
 
 def corrupted_telemetry(run: Path, reason: str, file: str = "") -> CorruptedRunError:

@@ -125,7 +125,7 @@ def test_a_stopped_run_goes_on_to_the_same_minima_and_training_does_not_notice(w
     resume_run(tmp_path / "run", callbacks=pj.RunCallbacks(log=pytest.fail))
     assert_same_minima(tmp_path / "run", whole)
     assert not list((tmp_path / "run/minima").rglob("*.partial"))
-    assert describe_run(tmp_path / "run", verify=True).faults == []
+    assert describe_run(tmp_path / "run", verify=True).errors == []
     plain = pj.run_sweep(configured(tmp_path / "plain", keep_period_minima=None)).path
     a, b = (open_run(path, flat=True).load().drop_attrs() for path in (whole, plain))
     assert a.identical(b)
@@ -176,7 +176,7 @@ def test_minima_that_are_not_those_kept_are_named_refused_and_found_again(whole,
     cut = shutil.copytree(whole, tmp_path / "run")
     do(cut)
     report = describe_run(cut, verify=True)
-    assert any(said in fault for fault in report.faults)
+    assert any(said in fault for fault in report.errors)
     assert f"to mend it: periodic-jax resume {cut} --truncate" in report.lines
     with pytest.raises(CorruptedRunError, match=said):
         minima.compare(cut)
@@ -184,7 +184,7 @@ def test_minima_that_are_not_those_kept_are_named_refused_and_found_again(whole,
     resume_run(cut, truncate=True, callbacks=pj.RunCallbacks(log=heard.append))
     assert any("corrupted files of telemetry: 0; going on from step" in line for line in heard)
     assert_same_minima(cut, whole)
-    assert describe_run(cut, verify=True).faults == []
+    assert describe_run(cut, verify=True).errors == []
     a, b = (open_run(path, flat=True).load().drop_attrs() for path in (whole, cut))
     assert a.identical(b)
 

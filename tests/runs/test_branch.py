@@ -48,7 +48,7 @@ def test_a_branch_that_changes_nothing_is_its_parent(parent, tmp_path):
     np.testing.assert_array_equal(branch.test_loss.sel(eval_step=regular), expected.test_loss.sel(eval_step=regular))
     assert np.isfinite(branch.test_loss.sel(eval_step=25)).all()
     report = describe_run(path, verify=True)
-    assert not report.faults
+    assert not report.errors
     assert any("branched from" in line for line in report.lines)
 
 
@@ -73,7 +73,7 @@ def test_a_branch_killed_in_its_set_up_is_begun_again_or_resumed(parent, tmp_pat
             with pytest.raises(Killed):
                 branch_run(parent, out, step=20)
         assert {file.name for file in out.iterdir()} == {".lock", *left}
-    assert not describe_run(out, verify=True).faults
+    assert not describe_run(out, verify=True).errors
     with pytest.raises(ConfigError, match=r"holds no run yet \(periodic-jax resume .* goes on with the one there\)"):
         branch_run(parent, out, step=20)
     resume_run(out)

@@ -29,7 +29,7 @@ def test_it_opens_verified_and_is_analysed(path):
     assert np.isfinite(dataset.loss[:, :REACHED]).all()
     assert dataset.loss[:, REACHED:].isnull().all()
     report = describe_run(path, verify=True)
-    assert report.faults == []
+    assert report.errors == []
     assert any(line.startswith(f"unfinished: {REACHED} of {STEPS} steps, 20 left") for line in report.lines)
     assert analysis.analyze(open_run(path, flat=True)).regime.values.tolist() == ["undecided"] * 2
 
@@ -59,4 +59,4 @@ def test_it_goes_on_from_its_checkpoint_to_its_end(path):
     summary = read_config(path)["summary"]
     assert (summary["config_steps"], summary["session_config_steps"]) == (2 * STEPS, 2 * (STEPS - REACHED))
     assert checkpoint_steps(path) == [STEPS]
-    assert describe_run(path, verify=True).faults == []
+    assert describe_run(path, verify=True).errors == []

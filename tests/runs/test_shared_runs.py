@@ -70,7 +70,7 @@ def test_it_has_more_chunks_and_padding(shared):
 
 
 def test_it_is_read_without_its_padding(shared, whole):
-    assert describe_run(shared, verify=True).faults == []
+    assert describe_run(shared, verify=True).errors == []
     assert {len(array) for array in states_at(shared, 30).values()} == {CONFIGS}
     before, expected = (open_run(path, flat=True).load() for path in (shared, whole))
     for name in ("loss", "weight_norm", "grad_norm"):
@@ -82,7 +82,7 @@ def test_it_is_read_without_its_padding(shared, whole):
 def test_it_is_gone_on_with_to_the_same_bits(shared, whole):
     resume_run(shared, callbacks=pj.RunCallbacks(log=pytest.fail))
     assert_same_run(shared, whole)
-    assert describe_run(shared, verify=True).faults == []
+    assert describe_run(shared, verify=True).errors == []
     assert (shared / "summary.csv").read_bytes() == (whole / "summary.csv").read_bytes()
     assert len(list((shared / TELEMETRY / "loss/c").iterdir())) == PARTS
     stored = orbax().metadata(os.path.abspath(shared / CHECKPOINTS / "40")).metadata

@@ -310,4 +310,4 @@ def test_a_verified_run_is_called_so_only_where_it_is(run):
         f"to mend it: periodic-jax resume {run} --truncate",
     ]
     shutil.rmtree(run / "telemetry.zarr")
-    assert describe_run(run, verify=True).faults == ["telemetry.zarr: missing"]
+    assert describe_run(run, verify=True).errors == ["telemetry.zarr: missing"]

@@ -20,9 +20,9 @@ from periodic_jax.checkpoints.writer import Checkpoints
 from periodic_jax.core.files import used_bytes, write_json
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.storage.checksums import seal, seal_metadata
-from periodic_jax.storage.metadata import unfolds_to
 from periodic_jax.storage.run_directory import lengths, read_config, write_config
 from periodic_jax.storage.verification import find_corruptions
+from periodic_jax.storage.verified_store import unfolds_to
 
 STATES = {"params.kernel": np.ones((6, 3, 4), np.float32), "diverged_at": np.full(6, -1, np.int32)}
 
@@ -74,7 +74,7 @@ def test_metadata_that_declare_too_much(run, name, changes, named):
     with pytest.raises(CorruptedRunError, match=named):
         open_run(run, flat=True)
     report = describe_run(run)
-    assert any(named in line for line in report.faults)
+    assert any(named in line for line in report.errors)
     (found,) = find_corruptions(run / "telemetry.zarr", 0, 60, lengths(read_config(run)))
     assert named in found.reason
 
