@@ -14,8 +14,9 @@ xla.add_xla_flag("--xla_backend_optimization_level=0")
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from helpers import synthetic  # noqa: E402
 
-from periodic_jax import models  # noqa: E402
+from periodic_jax import analysis, models  # noqa: E402
 from periodic_jax.data import Dataset  # noqa: E402
 
 
@@ -57,3 +58,17 @@ def home(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def four_run(tmp_path_factory):
+    """A written run of four configurations with known answers: three periods, one, none, diverged."""
+    return synthetic.open_flat(
+        tmp_path_factory.mktemp("four") / "run", synthetic.FOUR, synthetic.four(), eval_every=200
+    )
+
+
+@pytest.fixture(scope="session")
+def analysed(four_run):
+    """Its analysis, with forecasts. Read only."""
+    return analysis.analyze(four_run, predict=True)

@@ -15,8 +15,7 @@ from periodic_jax.cli.options import Data, DataFiles, Run, Selected, arg
 from periodic_jax.cli.results import print_and_write
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.runs.settings import setting
-from periodic_jax.storage.run_directory import COMPARISON, LANDSCAPE, read_config
-from periodic_jax.storage.shards import is_sharded
+from periodic_jax.storage.run_directory import COMPARISON, LANDSCAPE, is_sharded, read_config
 from periodic_jax.training import xla
 
 if TYPE_CHECKING:

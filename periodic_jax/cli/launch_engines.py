@@ -25,8 +25,7 @@ from periodic_jax.engines import ray, slurm
 from periodic_jax.engines.progress import shard_progress
 from periodic_jax.runs.config import RunConfig, check, planned_steps
 from periodic_jax.runs.settings import setting
-from periodic_jax.runs.shards import enter_shard
-from periodic_jax.storage.shards import is_sharded
+from periodic_jax.storage.run_directory import is_sharded
 
 SWEEP_TOO = (
     "Takes every option of periodic-jax sweep too, of which --shards and --out are needed. The same command again goes "
@@ -115,8 +114,6 @@ def parse_launch(arguments: Sequence[str]) -> ParsedLaunch:
         raise ConfigError("--shard", sweep.machines.shard, wanted)
     if sweep.machines.shards is None:
         raise ConfigError("--shards", "none given", "the number of parts to cut the grid into")
-    if sweep.output.out is None:
-        raise ConfigError("--out", "none given", "the folder of the grid, which all machines must see")
     return ParsedLaunch(engine, to_config(sweep), words)
 
 
@@ -181,6 +178,8 @@ def _check(config: RunConfig, *, claims: bool) -> None:
         config: of the sweep.
         claims: make the folder one of this grid; otherwise nothing is written.
     """
+    from periodic_jax.runs.shards import enter_shard
+
     if claims or is_sharded(config.out):
         enter_shard(dataclasses.replace(config, shard=0))
         return

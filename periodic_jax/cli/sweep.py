@@ -10,6 +10,7 @@ import periodic_jax as pj
 from periodic_jax.cli.axis import Axis, read_axis, read_count, read_flag_or_count, read_path
 from periodic_jax.cli.launch import free_folder, log_line, train_and_report
 from periodic_jax.cli.options import IF_GIVEN, arg
+from periodic_jax.core.errors import ConfigError
 from periodic_jax.runs import settings
 from periodic_jax.runs.config import RUN_AXES, RunConfig
 from periodic_jax.runs.settings import setting
@@ -75,20 +76,19 @@ class Sweep(SweepSettings):
 
     dry_run: bool = setting(
         False,
-        """Only print what the sweep would take: configurations of each device, memory, disk, time, and how to split it.
-        Nothing is written.""",
+        """Only print what the sweep, or one of its shards, would take: configurations of each device, memory, disk,
+        time, and how many shards to use. Nothing is written.""",
     )
 
     def execute(self) -> None:
         """Train and print the results, or print the plan."""
-        from periodic_jax.runs.run import FINISHED, is_finished
-        from periodic_jax.runs.shards import enter_shard
+        from periodic_jax.runs.run import FINISHED, finished_run
 
         config = to_config(self)
         if self.dry_run:
             print_plan(config)
-        elif is_finished(config):
-            log_line(FINISHED.format(enter_shard(config).out))
+        elif finished := finished_run(config):
+            log_line(FINISHED.format(finished))
         else:
             train_and_report(pj.run_sweep, config)
 
@@ -100,6 +100,8 @@ def to_config(sweep: Any) -> RunConfig:
     if not isinstance(values["weight_decay"], Axis) and min(values["elr"]) > 0:
         values["weight_decay"] = (0.0,)
     values |= {name: tuple(values[name]) for name in RUN_AXES}
+    if values["shards"] is not None and values["out"] is None:
+        raise ConfigError("--out", "none given", "with --shards, the folder of the grid, the same for all shards")
     values["out"] = values["out"] or free_folder("sweep")
     return RunConfig(**values)
 
@@ -108,8 +110,12 @@ def print_plan(config: RunConfig) -> None:
     """Print what a sweep would take; writes nothing."""
     from periodic_jax.runs import planning
     from periodic_jax.runs.config import check
+    from periodic_jax.runs.shards import with_shard
 
     config, note = planning.fitting_part(config)
+    if config.shards is not None:
+        config = with_shard(dataclasses.replace(config, shard=config.shard or 0))
+        note = f"of shard {config.shard} of {config.shards}:"
     check(config)
     xla.use_cores_as_devices()
     xla.keep_compiled_programs()

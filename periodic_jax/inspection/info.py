@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from periodic_jax.checkpoints.verification import corruptions
 from periodic_jax.core.errors import CorruptedRunError, PeriodicJaxError, RunNotFoundError
 from periodic_jax.core.files import used_bytes
 from periodic_jax.core.formatting import counted, format_bytes
 from periodic_jax.core.grid import AXES
-from periodic_jax.runs.verify import corruptions
+from periodic_jax.runs.build import recorded_states
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.locks import is_locked
 from periodic_jax.storage.minima_files import saved_minima
@@ -67,7 +68,7 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDe
             f"minima of periods: {len(minima)}, of which {unfinished} unfinished, of {configs} configurations, {size}"
         )
     if verify:
-        verified = list(corruptions(path, manifest))
+        verified = list(corruptions(path, manifest, recorded_states))
         # What was seen at first sight has its file and its reason here.
         errors = verified if any(line.startswith(TELEMETRY) for line in verified) else verified + errors
         if not errors:

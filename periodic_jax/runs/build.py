@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from periodic_jax.analysis.online import initial_rule
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.core.formatting import format_bytes
-from periodic_jax.runs.config import RunConfig, evaluated_every, planned_steps
+from periodic_jax.runs.config import RunConfig, evaluated_every, from_manifest, planned_steps
 from periodic_jax.runs.manifest import former_ends
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.minima_files import with_rule_state
+from periodic_jax.training import xla
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from periodic_jax.runs.session import SessionPlan
     from periodic_jax.sweeps.sweep import Sweep
     from periodic_jax.training.state import TrainState
+
+MOST_PIXELS = 2**16  # along a side, and classes
 
 
 def network(config: RunConfig, num_classes: int) -> "nn.Module":
@@ -92,6 +95,26 @@ def abstract_states(config: RunConfig, image_shape: Sequence[int], num_classes: 
         accepted = f"states of at most {format_bytes(memory)}, this machine's memory (they take {format_bytes(wanted)})"
         raise ConfigError("network", given, accepted)
     return states
+
+
+def recorded_states(path: Path, manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What a checkpoint of a run must hold, according to its config.json alone: the data set is not read.
+
+    Args:
+        path: the run directory.
+        manifest: the content of its config.json.
+
+    Raises:
+        CorruptedRunError: it is not known from there.
+    """
+    config = from_manifest(manifest, path, dataset="any")
+    shape, classes = (manifest.get("data", {}).get(name) for name in ("image_shape", "classes"))
+    sizes = [*shape, classes] if isinstance(shape, list) else []
+    if len(sizes) != 4 or not all(type(size) is int and 1 <= size <= MOST_PIXELS for size in sizes):
+        reason = "no size of the images and number of classes"
+        raise CorruptedRunError(path / run_directory.CONFIG_FILE, reason, run_directory.RESTORE)
+    with xla.precision(config.precision):
+        return abstract_states(config, sizes[:3], sizes[3])
 
 
 def initial_minima(states: Mapping[str, np.ndarray], every: int) -> dict[str, np.ndarray]:

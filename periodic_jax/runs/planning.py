@@ -1,4 +1,4 @@
-"""What a sweep will take, before it is run: configurations of each device, memory, disk, time, and how to split it.
+"""What a sweep will take, before it is run: configurations of a device, memory, disk, time, and how many shards to use.
 
 Bytes and files follow from shapes. Time is measured: a few configurations of the same network and data are trained for
 a moment on this machine's devices.
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 
 FRAMING = 2**15  # bytes of a minimum beside its weights
-MOST_HOURS = 24.0  # of a block, so that it fits a batch system's queue, and little is lost with one
-MOST_BYTES = 10**12  # of a block's telemetry
+MOST_HOURS = 24.0  # of a shard, so that it fits a batch system's queue, and little is lost with one
+MOST_BYTES = 10**12  # of a shard's telemetry
 AT_ONCE = 32  # configurations that an accelerator's device trains in the measurement
 
 
@@ -178,25 +178,20 @@ def fitting_part(config: RunConfig) -> tuple[RunConfig, str]:
     return dataclasses.replace(config, **part), note
 
 
-def split_count(plan: SweepPlan, device_memory: int | None = None) -> int:
-    """Into how many independent runs to split a sweep: none takes longer than a day, more than a terabyte, or more
-    memory than a device has.
+def shard_count(plan: SweepPlan, device_memory: int | None = None) -> int:
+    """Into how many shards to cut a sweep: none takes longer than a day, more than a terabyte, or more memory than a
+    device has.
 
     Args:
         plan: of the whole sweep.
         device_memory: bytes, where they are known.
     """
-    return min(max(math.ceil(_parts(plan, device_memory)), 1), plan.configs)
-
-
-def _parts(plan: SweepPlan, device_memory: int | None) -> float:
-    """How many times too large a sweep is for one run."""
     estimate = plan.estimate
     wanted = [estimate.seconds / 3600 / MOST_HOURS, estimate.telemetry_bytes / MOST_BYTES]
     if device_memory:
         data = estimate.data_bytes
         wanted.append((estimate.memory_bytes - data) / max(0.8 * device_memory - data, 1))
-    return max(wanted)
+    return min(max(math.ceil(max(wanted)), 1), plan.configs)
 
 
 def describe_plan(plan: SweepPlan, config: RunConfig, device_memory: int | None = None) -> list[str]:
@@ -217,22 +212,12 @@ def describe_plan(plan: SweepPlan, config: RunConfig, device_memory: int | None 
         + (f", minima of periods at most {format_bytes(takes.minima_bytes)}" if takes.minima_bytes else ""),
         f"time: {_duration(takes.seconds)} with evaluations; {pace} with layout {plan.layout}",
     ]
-    number = split_count(plan, device_memory)
+    number = shard_count(plan, device_memory)
     if number == 1:
-        return [*lines, "to split it: not needed"]
-    name = max(RUN_AXES, key=lambda axis: len(getattr(config, axis)))
-    values = len(getattr(config, name))
-    most = max(int(values / _parts(plan, device_memory)), 1)
-    runs = -(-values // most)
-    fewest, rest = divmod(values, runs)
-    each = f"{fewest} or {fewest + 1}" if rest else f"{fewest}"
-    more = "" if runs >= number else f"; that is not enough, so split a second axis into {-(-number // runs)} parts too"
+        return [*lines, "shards: not needed" if config.shards is None else "shards: small enough"]
     limits = f"{MOST_HOURS:g} h, {format_bytes(MOST_BYTES)} and a device's memory"
-    return [
-        *lines,
-        f"to split it, so that no run takes more than {limits}: {runs} independent runs, each with {each} of the "
-        f"{values} values of {flag_of(name)} and a folder of its own{more}",
-    ]
+    shards, whole = number * (config.shards or 1), dataclasses.replace(config, shard=None).size()
+    return [*lines, f"shards, so that none takes more than {limits}: --shards {min(shards, whole)}"]
 
 
 def device_memory() -> int:
@@ -243,7 +228,7 @@ def device_memory() -> int:
     return int(stats.get("bytes_limit") or build.memory_bytes() // jax.local_device_count())
 
 
-def _few(config: RunConfig, configs: int) -> dict[str, tuple[float, ...]]:
+def _few(config: RunConfig, configs: int) -> dict[str, Any]:
     """Axes of as many configurations as tell the pace: one value of each, but of the learning rate some that are all
     but equal.
     """
@@ -252,7 +237,7 @@ def _few(config: RunConfig, configs: int) -> dict[str, tuple[float, ...]]:
     devices = min(jax.local_device_count(), configs)
     each = 1 if jax.default_backend() == "cpu" else min(AT_ONCE, -(-configs // devices))
     lr = tuple(config.lr[0] * (1 - 1e-6 * np.arange(max(devices * each, 1))))
-    return {**{name: getattr(config, name)[:1] for name in RUN_AXES}, "lr": lr}
+    return {**{name: getattr(config, name)[:1] for name in RUN_AXES}, "lr": lr, "shards": None, "shard": None}
 
 
 def _duration(seconds: float) -> str:

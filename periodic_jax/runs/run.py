@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from periodic_jax import analysis
+from periodic_jax.checkpoints.verification import corruptions
 from periodic_jax.core.errors import ConfigError, PeriodicJaxError, RunInterrupted, RunNotFoundError
 from periodic_jax.core.formatting import counted
 from periodic_jax.reporting import tables
@@ -20,7 +21,6 @@ from periodic_jax.runs.callbacks import RunCallbacks
 from periodic_jax.runs.config import RunConfig, check, difference, from_manifest, planned_steps
 from periodic_jax.runs.manifest import finished_manifest, next_manifest
 from periodic_jax.runs.shards import enter_shard
-from periodic_jax.runs.verify import corruptions
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.locks import LOCK_FILE, locked
 from periodic_jax.storage.reader import open_run
@@ -109,15 +109,15 @@ def claim_run(config: RunConfig, log: Callable[[str], None] = lambda line: None)
     return config
 
 
-def is_finished(config: RunConfig) -> bool:
-    """Whether a sweep's folder holds this very run, or its shard's, and nothing is left to train.
+def finished_run(config: RunConfig) -> Path | None:
+    """The directory of a sweep's run, or of its shard's, where nothing is left to train; None where something is.
 
     Raises:
         ConfigError: as `run_sweep`.
     """
     config = enter_shard(config)
     check(config)
-    return "summary" in (resumable_manifest(config) or {})
+    return Path(config.out) if "summary" in (resumable_manifest(config) or {}) else None
 
 
 def resume_run(
@@ -165,7 +165,7 @@ def resume_run(
         if after == before and "summary" in manifest:
             if not truncate:
                 raise ConfigError("run directory", path, f"an unfinished run, or --steps above {before} to extend it")
-            if not any(corruptions(path, manifest)):
+            if not any(corruptions(path, manifest, build.recorded_states)):
                 raise ConfigError("--truncate", path, "a corrupted run; this one is finished and verified")
         check(config)
         return run_session(config, manifest, callbacks or RunCallbacks(), truncate=truncate)

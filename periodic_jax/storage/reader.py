@@ -61,7 +61,7 @@ def _open_shards(shards: Shards) -> xr.Dataset:
         nothing = RunNotFoundError(shards.path, "no shard has recorded anything yet", "train its shards")
         raise errors[0] if errors else nothing
     for error in errors:
-        LOG.warning("left out: %s", error)
+        LOG.warning("a shard is left out: %s", error)
     dataset = join_shards(shards, parts, members)
     dataset.encoding["source"] = str(shards.path)
     dataset.attrs["name"] = shards.path.resolve().name

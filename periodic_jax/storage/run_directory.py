@@ -11,6 +11,7 @@ No pickle and no code is ever read from a run directory.
 
 import errno
 import math
+import os
 import reprlib
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -84,6 +85,14 @@ def claim_directory(path: Path, taken_by: Iterable[str] = (*OWN_FILES, SHARDS_FI
         raise ConfigError("--out", path, f"a folder that can be written ({first_line(error)})") from None
 
 
+def is_sharded(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a grid that was cut into shards."""
+    try:
+        return (Path(path) / SHARDS_FILE).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def write_config(path: Path, record: Mapping[str, Any]) -> None:
     """Write a run's config.json, with a checksum."""
     write_json(path / CONFIG_FILE, seal(record))
@@ -103,7 +112,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     try:
         content = read_json(file)
     except OSError as error:
-        if error.errno == errno.ENOENT and (Path(path) / SHARDS_FILE).exists():
+        if is_sharded(path):
             raise RunNotFoundError(
                 path, "it holds the shards of a grid", f"give one of them: {path}/{SHARDS}/0 ..."
             ) from None
@@ -113,7 +122,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         if not Path(path).is_dir():  # a null character in the name
             raise RunNotFoundError(path, str(error), GIVE) from None
         raise CorruptedRunError(file, f"no readable JSON: {error}", RESTORE) from None
-    if reason := _manifest_error(content):
+    if reason := manifest_error(content):
         raise CorruptedRunError(file, reason, RESTORE)
     return {key: value for key, value in content.items() if key != SEAL}
 
@@ -143,7 +152,7 @@ def lengths(record: Mapping[str, Any]) -> dict[str, int]:
     return {"config": min(configs, MOST_CONFIGS), "step": steps, "eval_step": evaluations, "layer": MOST_LAYERS}
 
 
-def _manifest_error(content: Any) -> str | None:
+def manifest_error(content: Any) -> str | None:
     """What the content of a config.json has that no run writes there, in words; None for a genuine one."""
     if not isinstance(content, dict):
         return f"it is no JSON object but {reprlib.repr(content)}"

@@ -23,8 +23,8 @@ from xarray.core import indexing
 from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.core.files import PARTIAL, read_json
 from periodic_jax.core.grid import AXES, SweepGrid
-from periodic_jax.storage.checksums import is_checksummed, seal
-from periodic_jax.storage.run_directory import CONFIG_FILE, RESTORE, SHARDS, SHARDS_FILE
+from periodic_jax.storage.checksums import seal
+from periodic_jax.storage.run_directory import CONFIG_FILE, RESTORE, SHARDS, SHARDS_FILE, is_sharded, manifest_error
 from periodic_jax.storage.schema import FORMAT
 
 LOG = logging.getLogger("periodic_jax")
@@ -47,14 +47,6 @@ class Shards(NamedTuple):
         return self.grid.members(self.number)
 
 
-def is_sharded(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a grid that was cut into shards."""
-    try:
-        return (Path(path) / SHARDS_FILE).exists()
-    except (OSError, ValueError):
-        return False
-
-
 def read_shards(path: str | os.PathLike[str]) -> Shards | None:
     """What a folder's shards.json declares; None where there is none.
 
@@ -70,10 +62,8 @@ def read_shards(path: str | os.PathLike[str]) -> Shards | None:
             raise CorruptedRunError(place, "it is a link, which could lead anywhere", "replace it by what it should be")
     try:
         content = read_json(file)
-        if not isinstance(content, dict) or not is_checksummed(content):
-            raise ValueError("its checksum is another one")
-        if content.get("format") != FORMAT:
-            raise ValueError(f"its format is {reprlib.repr(content.get('format'))}; this version reads {FORMAT}")
+        if reason := manifest_error(content):
+            raise ValueError(reason)
         axes = {name: content["config"][name] for name in AXES if name != "schedule_every"}
         grid = SweepGrid.product(**axes, schedule_every=content["schedule_every"])
         count = content["config"]["shards"]
@@ -185,7 +175,7 @@ class Part(NamedTuple):
             return np.asarray(self.dataset[name].isel(chosen).values)
         except Exception as error:  # whatever a corrupted chunk makes zarr and its codecs raise
             if self.shard not in self.corrupted:
-                LOG.warning("%s is corrupted and left out: %s", self.folder, str(error).partition("\n")[0])
+                LOG.warning("shard %d is left out: %s", self.shard, str(error).partition("\n")[0])
                 self.corrupted.add(self.shard)
             return None
 

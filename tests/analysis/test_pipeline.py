@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import xarray as xr
-from helpers.synthetic import FOUR, STEPS, cut, four, open_flat, stack, trajectory
+from helpers.synthetic import FOUR, STEPS, cut, open_flat, stack, trajectory
 from scipy import stats
 
 from periodic_jax.analysis.pipeline import analyze, log_slope
@@ -10,59 +10,49 @@ from periodic_jax.core.grid import AXES, SweepGrid
 from periodic_jax.reporting.tables import COLUMNS, FORECASTS, as_text, findings
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return open_flat(tmp_path_factory.mktemp("analysis") / "run", FOUR, four(), eval_every=200)
-
-
-@pytest.fixture(scope="module")
-def found(run):
-    return analyze(run, predict=True)
-
-
-def test_known_answers(run, found):
-    assert found.regime.values.tolist() == ["periodic", "periodic", "converging", "diverged"]
-    assert found.destabilisations.values.tolist() == [3, 1, 0, 0]
-    np.testing.assert_array_equal(found.mean_period, [350, np.nan, np.nan, np.nan])
-    np.testing.assert_array_equal(found.diverged_at, [np.nan, np.nan, np.nan, 650])
-    np.testing.assert_array_equal(found.steps, [STEPS, STEPS, STEPS, 650])
+def test_known_answers(four_run, analysed):
+    assert analysed.regime.values.tolist() == ["periodic", "periodic", "converging", "diverged"]
+    assert analysed.destabilisations.values.tolist() == [3, 1, 0, 0]
+    np.testing.assert_array_equal(analysed.mean_period, [350, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(analysed.diverged_at, [np.nan, np.nan, np.nan, 650])
+    np.testing.assert_array_equal(analysed.steps, [STEPS, STEPS, STEPS, 650])
     # Evaluation of configuration i after t steps: i + t / 1000, half of it for errors; the last norm is the last known.
-    np.testing.assert_allclose(found.final_train_loss, [1.2, 2.2, 3.2, 4.2], rtol=1e-6)
-    np.testing.assert_allclose(found.lowest_train_loss, [0, 1, 2, 3], rtol=1e-6)
-    np.testing.assert_allclose(found.final_test_error, [0.6, 1.1, 1.6, 2.1], rtol=1e-6)
-    np.testing.assert_allclose(found.lowest_test_error, [0, 0.5, 1, 1.5], rtol=1e-6)
-    norm = run.weight_norm.values
-    np.testing.assert_array_equal(found.final_weight_norm, [norm[0, -1], norm[1, -1], norm[2, -1], norm[3, 649]])
+    np.testing.assert_allclose(analysed.final_train_loss, [1.2, 2.2, 3.2, 4.2], rtol=1e-6)
+    np.testing.assert_allclose(analysed.lowest_train_loss, [0, 1, 2, 3], rtol=1e-6)
+    np.testing.assert_allclose(analysed.final_test_error, [0.6, 1.1, 1.6, 2.1], rtol=1e-6)
+    np.testing.assert_allclose(analysed.lowest_test_error, [0, 0.5, 1, 1.5], rtol=1e-6)
+    norm = four_run.weight_norm.values
+    np.testing.assert_array_equal(analysed.final_weight_norm, [norm[0, -1], norm[1, -1], norm[2, -1], norm[3, 649]])
     for name in AXES:
-        np.testing.assert_array_equal(found[name], FOUR.coords[name])
+        np.testing.assert_array_equal(analysed[name], FOUR.coords[name])
 
 
-def test_destabilisations_and_periods(found):
-    np.testing.assert_array_equal(found.onset_step, [[300, 600, 1000], [500, np.nan, np.nan], *[[np.nan] * 3] * 2])
-    np.testing.assert_array_equal(found.end_step[0], [305, 605, 1005])
-    np.testing.assert_array_equal(found.fall_steps[0], [300, 295, 395])
-    np.testing.assert_array_equal(found.period_length[0], [300, 400])
-    np.testing.assert_array_equal(found.period_jump[0], [5, 5])
-    np.testing.assert_array_equal(found.period_fall[0], [295, 395])
+def test_destabilisations_and_periods(analysed):
+    np.testing.assert_array_equal(analysed.onset_step, [[300, 600, 1000], [500, np.nan, np.nan], *[[np.nan] * 3] * 2])
+    np.testing.assert_array_equal(analysed.end_step[0], [305, 605, 1005])
+    np.testing.assert_array_equal(analysed.fall_steps[0], [300, 295, 395])
+    np.testing.assert_array_equal(analysed.period_length[0], [300, 400])
+    np.testing.assert_array_equal(analysed.period_jump[0], [5, 5])
+    np.testing.assert_array_equal(analysed.period_fall[0], [295, 395])
     # Evaluations after 400 and 600 steps are of the first period, after 800 and 1000 of the second.
-    np.testing.assert_allclose(found.period_lowest_train_loss[0], [0.4, 0.8], rtol=1e-6)
-    np.testing.assert_allclose(found.period_lowest_test_error[0], [0.2, 0.4], rtol=1e-6)
-    assert np.isnan(found.period_lowest_test_error[1:]).all()
+    np.testing.assert_allclose(analysed.period_lowest_train_loss[0], [0.4, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(analysed.period_lowest_test_error[0], [0.2, 0.4], rtol=1e-6)
+    assert np.isnan(analysed.period_lowest_test_error[1:]).all()
 
 
-def test_theory(found):
+def test_theory(analysed):
     """Bursts apart, gradients are nearly nothing: falling edges are those of decay alone, and nothing is violated."""
-    np.testing.assert_allclose(found.predicted_fall_steps[0], found.fall_steps[0], rtol=1e-3)
-    assert np.nansum(found.check_violations) == 0
-    assert np.isfinite(found.check_violations).all()
-    np.testing.assert_allclose(found.budget_residual, 0, atol=1e-4)
-    assert np.isnan(found.radial_leak).all()  # of which these curves have none
+    np.testing.assert_allclose(analysed.predicted_fall_steps[0], analysed.fall_steps[0], rtol=1e-3)
+    assert np.nansum(analysed.check_violations) == 0
+    assert np.isfinite(analysed.check_violations).all()
+    np.testing.assert_allclose(analysed.budget_residual, 0, atol=1e-4)
+    assert np.isnan(analysed.radial_leak).all()  # of which these curves have none
 
 
-def test_in_blocks_as_at_once(run, found):
-    xr.testing.assert_allclose(analyze(run, predict=True, most_in_memory=1), found)
-    assert set(analyze(run).data_vars) == {
-        n for n in found.data_vars if not str(n).startswith(("forecast_", "backtest_"))
+def test_in_blocks_as_at_once(four_run, analysed):
+    xr.testing.assert_allclose(analyze(four_run, predict=True, most_in_memory=1), analysed)
+    assert set(analyze(four_run).data_vars) == {
+        n for n in analysed.data_vars if not str(n).startswith(("forecast_", "backtest_"))
     }
 
 
@@ -81,27 +71,27 @@ def falls_at_three_rates(path, change=lambda curve: curve, momentum=0.0, **optio
 
 def test_slope_of_falling_edges(tmp_path):
     """Three rates of decay: the falls last as long as decay alone takes, whatever their norm ratio."""
-    found = falls_at_three_rates(tmp_path / "run", quiet=1e-5)
-    edge = found.sel(fit="falling_edge_quiet")
+    analysed = falls_at_three_rates(tmp_path / "run", quiet=1e-5)
+    edge = analysed.sel(fit="falling_edge_quiet")
     assert edge.slope == pytest.approx(-1, abs=0.02)
     assert edge.slope_low <= edge.slope <= edge.slope_high
     assert 20 < edge.slope_points < 28  # at the smallest norms gradients matter
-    assert found.sel(fit="falling_edge_uncorrected").slope_points == found.destabilisations.sum() == 28
-    assert found.sel(fit="period_length").slope == pytest.approx(-0.8, abs=0.3)
-    assert "slope of log quiet falling edges" in findings(found)
+    assert analysed.sel(fit="falling_edge_uncorrected").slope_points == analysed.destabilisations.sum() == 28
+    assert analysed.sel(fit="period_length").slope == pytest.approx(-0.8, abs=0.3)
+    assert "slope of log quiet falling edges" in findings(analysed)
 
 
 @pytest.mark.parametrize("quiet", [1e-5, 0.7])
 def test_gradients_are_taken_off_the_falling_edges(tmp_path, quiet):
     """However much they prolong the falls: the exponent of -ln a = -ln(1 - ηλ) is -1 for every edge."""
-    found = falls_at_three_rates(tmp_path / "run", quiet=quiet, norm=8.0)
-    edge = found.sel(fit="falling_edge")
-    assert edge.slope_points == found.destabilisations.sum() == 28
+    analysed = falls_at_three_rates(tmp_path / "run", quiet=quiet, norm=8.0)
+    edge = analysed.sel(fit="falling_edge")
+    assert edge.slope_points == analysed.destabilisations.sum() == 28
     of_decay = np.polyfit(np.log(DECAYS), np.log(-1 / np.log1p(-DECAYS)), 1)[0]
     assert edge.slope == pytest.approx(of_decay, abs=2e-3)
     if quiet == 0.7:
-        assert abs(found.sel(fit="falling_edge_uncorrected").slope + 1) > 0.05
-        assert found.sel(fit="falling_edge_quiet").slope_points < 20
+        assert abs(analysed.sel(fit="falling_edge_uncorrected").slope + 1) > 0.05
+        assert analysed.sel(fit="falling_edge_quiet").slope_points < 20
 
 
 def test_falling_edges_that_cannot_be_corrected_are_left_out(tmp_path):
@@ -110,10 +100,10 @@ def test_falling_edges_that_cannot_be_corrected_are_left_out(tmp_path):
     def gap(curve):
         return {name: np.where(np.arange(2000) == 1265, np.nan, values) for name, values in curve.items()}
 
-    found = falls_at_three_rates(tmp_path / "gap", change=gap, quiet=1e-5)
-    assert found.sel(fit="falling_edge").slope_points == found.destabilisations.sum() - 3 == 25
-    found = falls_at_three_rates(tmp_path / "momentum", quiet=1e-5, momentum=0.5)
-    assert found.slope_points.values[:3].tolist() == [0, 0, 28]
+    analysed = falls_at_three_rates(tmp_path / "gap", change=gap, quiet=1e-5)
+    assert analysed.sel(fit="falling_edge").slope_points == analysed.destabilisations.sum() - 3 == 25
+    analysed = falls_at_three_rates(tmp_path / "momentum", quiet=1e-5, momentum=0.5)
+    assert analysed.slope_points.values[:3].tolist() == [0, 0, 28]
 
 
 def test_log_slope_and_its_interval():
@@ -153,13 +143,13 @@ def test_stopped_run(tmp_path):
 def test_nothing_known_is_nan(tmp_path, recwarn):
     nothing = open_flat(tmp_path / "run", SweepGrid.product(), stack([cut(trajectory(60), 0)]))
     nothing = nothing.assign({name: nothing[name] * np.nan for name in ("train_loss", "test_error")})
-    found = analyze(nothing, predict=True)
-    assert found.regime == "diverged"
-    assert found.diverged_at == 0
+    analysed = analyze(nothing, predict=True)
+    assert analysed.regime == "diverged"
+    assert analysed.diverged_at == 0
     for name in ("mean_period", "final_train_loss", "lowest_test_error", "final_weight_norm", *FORECASTS):
-        assert np.isnan(found[name]), name
-    assert as_text(found, COLUMNS)
-    assert findings(found)
+        assert np.isnan(analysed[name]), name
+    assert as_text(analysed, COLUMNS)
+    assert findings(analysed)
     assert not recwarn.list
 
 
@@ -167,26 +157,26 @@ def test_nothing_known_is_nan(tmp_path, recwarn):
                                    lambda v: np.where(np.arange(STEPS) % 3 == 1, np.inf, v)])  # fmt: skip
 def test_numbers_beyond_sense_make_no_noise(tmp_path, recwarn, spoil):
     curve = {name: spoil(values) for name, values in trajectory(STEPS, [300]).items()}
-    found = analyze(open_flat(tmp_path / "run", SweepGrid.product(), stack([curve])), predict=True)
-    assert found.regime.item() in REGIMES
-    assert as_text(found, COLUMNS)
-    assert findings(found)
+    analysed = analyze(open_flat(tmp_path / "run", SweepGrid.product(), stack([curve])), predict=True)
+    assert analysed.regime.item() in REGIMES
+    assert as_text(analysed, COLUMNS)
+    assert findings(analysed)
     assert not recwarn.list
 
 
-def test_a_run_without_evaluations(run):
-    found = analyze(run.drop_vars([name for name in run.data_vars if "eval_step" in run[name].dims]))
-    assert found.destabilisations.values.tolist() == [3, 1, 0, 0]
-    assert np.isnan(found.final_train_loss).all()
-    assert np.isnan(found.period_lowest_test_error).all()
+def test_a_run_without_evaluations(four_run):
+    analysed = analyze(four_run.drop_vars([name for name in four_run.data_vars if "eval_step" in four_run[name].dims]))
+    assert analysed.destabilisations.values.tolist() == [3, 1, 0, 0]
+    assert np.isnan(analysed.final_train_loss).all()
+    assert np.isnan(analysed.period_lowest_test_error).all()
 
 
 def test_a_network_without_scale_invariant_weights(tmp_path, recwarn):
     """Whose dynamics are NaN: the loss is all there is."""
     curve = {n: v if n == "loss" else np.full_like(v, np.nan) for n, v in trajectory(600).items()}
-    found = analyze(open_flat(tmp_path / "run", SweepGrid.product(), stack([curve])), predict=True)
-    assert np.isnan(found.budget_residual)
-    assert found.destabilisations == 0
+    analysed = analyze(open_flat(tmp_path / "run", SweepGrid.product(), stack([curve])), predict=True)
+    assert np.isnan(analysed.budget_residual)
+    assert analysed.destabilisations == 0
     assert not recwarn.list
 
 
@@ -200,5 +190,5 @@ def test_without_a_pace_the_loss_tells_an_equilibrium(tmp_path, held, slope):
     curve["weight_norm"][:] = 5
     curve["angular_step"] = 0.3 * np.arange(1, 601) ** slope
     curve["loss"] = 0.1 * np.arange(1, 601) ** slope
-    found = analyze(open_flat(tmp_path / "run", SweepGrid.product(**held), stack([curve]), eval_every=600))
-    assert found.regime == ("converging" if slope else "equilibrium")
+    analysed = analyze(open_flat(tmp_path / "run", SweepGrid.product(**held), stack([curve]), eval_every=600))
+    assert analysed.regime == ("converging" if slope else "equilibrium")

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import xarray as xr
-from helpers.synthetic import FOUR, four, open_flat, stack, trajectory
+from helpers.synthetic import open_flat, stack, trajectory
 
 from periodic_jax.analysis.pipeline import analyze
 from periodic_jax.core.errors import CorruptedRunError, RunNotFoundError, UnwritableError
@@ -14,18 +14,8 @@ from periodic_jax.reporting.tables import COLUMNS, FORECASTS, SHOWN, as_text, fi
 from periodic_jax.storage.datasets import open_analysis
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return open_flat(tmp_path_factory.mktemp("analysis") / "run", FOUR, four(), eval_every=200)
-
-
-@pytest.fixture(scope="module")
-def found(run):
-    return analyze(run, predict=True)
-
-
-def test_rows_have_the_hyperparameters_that_differ_or_are_in_force(found, tmp_path):
-    table = rows(found)
+def test_rows_have_the_hyperparameters_that_differ_or_are_in_force(analysed, tmp_path):
+    table = rows(analysed)
     assert [list(row) for row in table] == [["lr", "weight_decay", "seed", *SHOWN]] * 4
     assert [(row["lr"], row["seed"]) for row in table] == [(1, 0), (1, 3), (0.5, 0), (0.5, 3)]
     assert [row["regime"] for row in table] == ["periodic", "periodic", "converging", "diverged"]
@@ -34,8 +24,8 @@ def test_rows_have_the_hyperparameters_that_differ_or_are_in_force(found, tmp_pa
     assert [list(row) for row in rows(one)] == [["lr", "weight_decay", "momentum", *SHOWN]]
 
 
-def test_csv_holds_every_number_exactly(found, tmp_path):
-    to_csv(found, tmp_path / "summary.csv")
+def test_csv_holds_every_number_exactly(analysed, tmp_path):
+    to_csv(analysed, tmp_path / "summary.csv")
     content = (tmp_path / "summary.csv").read_bytes().decode()
     assert content.count("\r\n") == content.count("\n") == 5
     with (tmp_path / "summary.csv").open(newline="") as file:
@@ -43,17 +33,17 @@ def test_csv_holds_every_number_exactly(found, tmp_path):
     assert list(table[0]) == ["config", *AXES, *COLUMNS, *FORECASTS]
     for i, row in enumerate(table):
         assert row["config"] == str(i)
-        assert row["regime"] == found.regime.values[i]
-        assert row["because"] == found.because.values[i]
+        assert row["regime"] == analysed.regime.values[i]
+        assert row["because"] == analysed.because.values[i]
         for name in {*AXES, *COLUMNS} - {"regime", "because", "mean_fall_steps", "mean_predicted_fall_steps"}:
-            np.testing.assert_array_equal(float(row[name] or "nan"), found[name].values[i])
+            np.testing.assert_array_equal(float(row[name] or "nan"), analysed[name].values[i])
             assert row[name] != "nan"
     assert float(table[0]["mean_fall_steps"]) == 330
     assert table[2]["mean_fall_steps"] == ""
 
 
-def test_text(found):
-    cells = [re.split(r"  +", line.strip()) for line in as_text(found).splitlines()]
+def test_text(analysed):
+    cells = [re.split(r"  +", line.strip()) for line in as_text(analysed).splitlines()]
     assert [" ".join(row) for row in cells] == [
         "lr decay seed regime sure jumps mean period train loss lowest test error lowest norm diverged at",
         "1 0.001 0 periodic 0.85 3 350 1.2 0 60.0 % 0.0 % 4.85 -",
@@ -61,7 +51,7 @@ def test_text(found):
         "0.5 0.001 0 converging 0.92 0 - 3.2 2 160.0 % 100.0 % 2.75 -",
         "0.5 0.001 3 diverged 1.00 0 - 4.2 3 210.0 % 150.0 % 3.61 650",
     ]
-    assert len({len(line) for line in as_text(found).splitlines()}) == 1
+    assert len({len(line) for line in as_text(analysed).splitlines()}) == 1
 
 
 def test_text_without_divergence_and_of_close_values(tmp_path):
@@ -73,30 +63,30 @@ def test_text_without_divergence_and_of_close_values(tmp_path):
     assert len({len(line) for line in (head, *lines)}) == 1
 
 
-def test_violations_are_named(found):
-    spoiled = found.copy(deep=True)
+def test_violations_are_named(analysed):
+    spoiled = analysed.copy(deep=True)
     spoiled.check_violations[1, 3] = 7
     assert "attracting_interval: violated 7 times among the 4 configurations where it applies" in findings(spoiled)
     assert "32 checks apply, 7 violations" in findings(spoiled)
-    assert "32 checks apply, 0 violations" in findings(found)
+    assert "32 checks apply, 0 violations" in findings(analysed)
 
 
-def test_saved_and_opened_again(found, tmp_path):
+def test_saved_and_opened_again(analysed, tmp_path):
     for _ in range(2):  # over an earlier one too
-        assert save(found, tmp_path) == [tmp_path / "summary.csv", tmp_path / "analysis.nc"]
-        xr.testing.assert_equal(open_analysis(tmp_path), found.assign(because=found.because.astype(str)))
+        assert save(analysed, tmp_path) == [tmp_path / "summary.csv", tmp_path / "analysis.nc"]
+        xr.testing.assert_equal(open_analysis(tmp_path), analysed.assign(because=analysed.because.astype(str)))
     assert sorted(os.listdir(tmp_path)) == ["analysis.nc", "summary.csv"]
 
 
-def test_an_analysis_is_written_whole_or_not_at_all(found, tmp_path, monkeypatch):
-    save(found, tmp_path)
+def test_an_analysis_is_written_whole_or_not_at_all(analysed, tmp_path, monkeypatch):
+    save(analysed, tmp_path)
 
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(UnwritableError, match="No space left"):
-        save(found.isel(config=[0]), tmp_path)
+        save(analysed.isel(config=[0]), tmp_path)
     monkeypatch.undo()
     assert open_analysis(tmp_path).sizes["config"] == 4
     assert sorted(os.listdir(tmp_path)) == ["analysis.nc", "summary.csv"]

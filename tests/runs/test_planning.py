@@ -1,4 +1,3 @@
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +6,7 @@ from helpers.survival import states_at
 
 from periodic_jax import RunConfig, run_sweep
 from periodic_jax.core.files import used_bytes
-from periodic_jax.runs.planning import describe_plan, fitting_part, plan, split_count
+from periodic_jax.runs.planning import describe_plan, fitting_part, plan, shard_count
 from periodic_jax.storage.reader import open_run
 
 
@@ -39,28 +38,35 @@ def test_a_plan_is_what_the_run_takes(small, planned):
     assert min(takes.temporary_bytes, takes.data_bytes, takes.record_bytes) > 0
     lines = describe_plan(planned, small)
     assert lines[0] == "6 configurations of 120 steps: 720 config-steps"
-    assert lines[-1] == "to split it: not needed"
+    assert lines[-1] == "shards: not needed"
 
 
-def test_blocks_are_small_enough(small, planned):
+def test_shards_are_small_enough(small, planned):
     day = replace(small, lr=tuple(np.geomspace(0.01, 1, 64).tolist()))
     long = planned._replace(configs=128, estimate=replace(planned.estimate, seconds=86400 * 3.5))
-    assert split_count(long) == 4
-    assert "4 independent runs, each with 16 of the 64 values of --lr and a folder" in describe_plan(long, day)[-1]
-    assert split_count(planned, device_memory=planned.estimate.data_bytes + planned.estimate.state_bytes) > 1
-    assert split_count(planned._replace(estimate=replace(planned.estimate, telemetry_bytes=10**15))) == 6
+    assert shard_count(long) == 4
+    assert describe_plan(long, day)[-1].endswith("--shards 4")
+    assert shard_count(planned, device_memory=planned.estimate.data_bytes + planned.estimate.state_bytes) > 1
+    assert shard_count(planned._replace(estimate=replace(planned.estimate, telemetry_bytes=10**15))) == 6
+
+
+def test_a_shard_is_planned_as_the_run_that_it_is(small, planned):
+    shard = plan(replace(small, shards=2, shard=1))
+    assert shard.configs == 3
+    assert 2 * shard.estimate.telemetry_bytes == planned.estimate.telemetry_bytes
+    assert 2 * shard.estimate.checkpoint_bytes == planned.estimate.checkpoint_bytes
+    long = shard._replace(estimate=replace(shard.estimate, seconds=86400 * 1.5))
+    assert describe_plan(long, replace(small, shards=2, shard=1))[-1].endswith("--shards 4")
+    assert describe_plan(shard, replace(small, shards=2, shard=1))[-1] == "shards: small enough"
 
 
 @pytest.mark.parametrize("days", [1.01, 2, 2.9, 3, 15.8, 999, 1000, 2500])
-def test_the_parts_of_a_split_make_the_whole_and_none_is_too_large(small, planned, days):
-    config = replace(small, lr=tuple(np.geomspace(0.01, 1, 1000).tolist()))
+def test_the_shards_of_a_long_sweep_take_a_day_each(small, planned, days):
+    config = replace(small, lr=tuple(np.geomspace(0.01, 1, 1000).tolist()), seed=(0, 1, 2, 3))
     long = planned._replace(configs=4000, estimate=replace(planned.estimate, seconds=days * 86400))
-    said = describe_plan(long, config)[-1]
-    runs, some, more = map(int, re.search(r": (\d+) independent runs, each with (\d+)(?: or (\d+))?", said).groups(0))
-    assert runs * some <= 1000 <= runs * max(some, more)
-    assert (more == 0) == (runs * some == 1000)
-    enough = max(some, more) / 1000 * days <= 1 + 1e-9
-    assert enough != ("split a second axis into 3 parts" in said)
+    shards = int(describe_plan(long, config)[-1].rpartition("--shards ")[2])
+    assert days / shards <= 1 < days / (shards - 1)
+    assert sum(map(len, config.grid().members(shards))) == 4000
 
 
 def test_more_configurations_than_a_run_may_have_are_planned_in_blocks(small):

@@ -17,9 +17,11 @@ from helpers.survival import assert_same_run, configured, started, wait_for
 
 from periodic_jax import RunCallbacks, RunConfig, SweepGrid, analysis, branch_run, open_run, run_sweep
 from periodic_jax.cli.main import main
+from periodic_jax.inspection import minima
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.inspection.landscape import Budget, measure_landscape
 from periodic_jax.runs.shards import VARIABLES, enter_shard, scheduled_shard, with_shard
+from periodic_jax.storage.datasets import read_store
 from periodic_jax.storage.run_directory import checkpoint_steps, read_config
 
 GRID = {"lr": (0.1, 0.3, 1.0), "weight_decay": (1e-3, 1e-2), "seed": (0, 1)}  # 12 configurations
@@ -65,21 +67,21 @@ def undisturbed(tmp_path_factory):
     """Both shards of a grid."""
     out = tmp_path_factory.mktemp("undisturbed") / "grid"
     for shard in range(2):
-        run_sweep(configured(out, shards=2, shard=shard))
+        run_sweep(configured(out, shards=2, shard=shard, keep_period_minima=10))
     return out
 
 
 def test_a_killed_shard_started_again_has_the_bits_of_the_undisturbed_one(undisturbed, tmp_path):
     out = tmp_path / "grid"
     shard = out / "shards/1"
-    process = started(out, shards=2, shard=1)
+    process = started(out, shards=2, shard=1, **{"keep-period-minima": 10})
     wait_for(process, lambda: checkpoint_steps(shard))
     process.kill()
     process.wait()
     process.stderr.close()
     before = read_config(shard)
     assert "summary" not in before
-    run_sweep(configured(out, shards=2, shard=1))
+    run_sweep(configured(out, shards=2, shard=1, keep_period_minima=10))
     assert_same_run(shard, undisturbed / "shards/1")
     assert read_config(shard)["sessions"]
     assert [part.name for part in (out / "shards").iterdir()] == ["1"]
@@ -89,13 +91,22 @@ def test_a_killed_shard_started_again_has_the_bits_of_the_undisturbed_one(undist
 
 def test_commands_read_the_joined_shards(undisturbed, tmp_path, capsys):
     out = shutil.copytree(undisturbed, tmp_path / "grid")
-    for command in ("info", "analyze", "plot", "report", "export"):
-        main([command, str(out), *(["--to", "netcdf"] if command == "export" else [])])
+    small = ["--images", "128", "--probes", "1", "--eigenvalues", "1", "--iterations", "5", "--select", "lr=0.1"]
+    more = {"export": ["--to", "netcdf"], "plot": ["--in-epochs"], "landscape": small, "minima": ["--images", "200"]}
+    for command in ("info", "analyze", "plot", "report", "export", "landscape", "minima"):
+        main([command, str(out), *more.get(command, [])])
     said = capsys.readouterr().out
     assert "2 of 2 shards finished" in said
     assert said.count("diverged") >= 2
-    for name in ("summary.csv", "analysis.nc", "figures", "report.html", "export"):
+    for name in ("summary.csv", "analysis.nc", "figures", "report.html", "export", "landscape.nc", "minima.nc"):
         assert (out / name).exists(), name
+    compared = read_store(out / "minima.nc")
+    parts = [minima.compare(out / f"shards/{k}", images=200) for k in range(2)]
+    counts = dict(zip(zip(compared.lr.values, compared.seed.values, strict=True), compared.there.values, strict=True))
+    for part in parts:
+        for key, count in zip(zip(part.lr.values, part.seed.values, strict=True), part.there.values, strict=True):
+            assert counts[key] == count
+    assert compared.there.values.sum() == sum(int(part.there.sum()) for part in parts) > 0
     table = (out / "summary.csv").read_text().splitlines()
     assert len(table) == 1 + 6
     joined = analysis.analyze(open_run(out, flat=True))
@@ -108,7 +119,7 @@ def test_a_finished_shard_is_left_alone(undisturbed, capsys):
     main([
         "sweep", "--lr", "0.1", "1.0", "1e30", "--weight-decay", "none", "--momentum", "0.9", "--seed", "0", "1",
         "--width", "2", "--depth", "1", "--eval-every", "10", "--checkpoint-seconds", "0", "--steps", "40",
-        "--shards", "2", "--shard", "1", "--out", str(undisturbed),
+        "--keep-period-minima", "10", "--shards", "2", "--shard", "1", "--out", str(undisturbed),
     ])  # fmt: skip
     said = capsys.readouterr()
     assert said.err == f"periodic-jax: {undisturbed}/shards/1 holds this run, finished: nothing is left to train\n"
@@ -162,13 +173,27 @@ def test_a_wrong_number_is_refused_before_anything_is_written(tmp_path, changes,
     assert not any(tmp_path.iterdir())
 
 
+def test_the_command_wants_a_folder_for_shards_and_its_help_names_the_variables(capsys):
+    with pytest.raises(SystemExit):
+        main(["sweep", "--steps", "5", "--shards", "2", "--shard", "0"])
+    assert "--out: none given is not accepted; expected with --shards, the folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["sweep", "--help"])
+    words = capsys.readouterr().out.replace("│", " ").split()
+    places = [" ".join(words).replace("- ", "").find(name) for name, _ in VARIABLES]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
 def test_another_grid_and_another_folder_are_refused_with_the_difference(undisturbed, tmp_path):
     for changes, expected in (
         ({"shards": 3}, "--shards 2 there, 3 here"),
         ({"lr": (0.1, 0.5, 1e30)}, "--lr 0.1 1.0 1e+30 there, 0.1 0.5 1e+30 here"),
         ({"use_data_size": 1000}, "--use-data-size None there, 1000 here"),
     ):
-        assert expected in refusal(run_sweep, configured(undisturbed, **{"shards": 2, "shard": 0, **changes}))
+        assert expected in refusal(
+            run_sweep, configured(undisturbed, **{"shards": 2, "shard": 0, "keep_period_minima": 10, **changes})
+        )
     assert "holds no run yet" in refusal(run_sweep, configured(undisturbed))
     assert "holds no run yet" in refusal(run_sweep, configured(undisturbed / "shards/0", shards=2, shard=0))
     content = json.loads((undisturbed / "shards.json").read_text())

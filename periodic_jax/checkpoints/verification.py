@@ -1,31 +1,31 @@
 """Whether a run directory is complete and as it was written."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from periodic_jax.checkpoints.reader import load_checkpoint
 from periodic_jax.core.errors import CorruptedRunError
-from periodic_jax.runs.config import from_manifest
 from periodic_jax.storage import run_directory, verification
 from periodic_jax.storage.minima_files import PREFIX, WEIGHTS, find_missing_minima, read_minimum, saved_minima
 from periodic_jax.storage.reader import open_run, read
 from periodic_jax.storage.verified_store import MISSING
 
-MOST_PIXELS = 2**16  # along a side, and classes
 BLOCK = 4000  # steps read at a time
 
 
-def corruptions(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
+def corruptions(
+    path: Path, manifest: dict[str, Any], recorded_states: Callable[[Path, dict[str, Any]], dict[str, np.ndarray]]
+) -> Iterator[str]:
     """Read every telemetry chunk, checkpoint and saved minimum, and give what is not as it was written.
 
     Args:
         path: the run directory.
         manifest: the content of its config.json.
+        recorded_states: `runs.build.recorded_states`: what a checkpoint must hold, of both.
     """
-    from periodic_jax.checkpoints.reader import load_checkpoint
-
     start, done = run_directory.first_step(manifest), run_directory.reached(path, manifest)
     store = path / run_directory.TELEMETRY
     if not store.exists():
@@ -38,7 +38,7 @@ def corruptions(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
             yield from _missing_steps(path, start, done)
     steps = run_directory.checkpoint_steps(path)
     minima = saved_minima(path)
-    like = _abstract_states(path, manifest) if steps or minima else {}
+    like = recorded_states(path, manifest) if steps or minima else {}
     newest: dict[str, np.ndarray] = {}
     for step in steps:
         try:
@@ -54,25 +54,6 @@ def corruptions(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
             read_minimum(minimum, weights)
         except CorruptedRunError as error:
             yield f"{minimum.file.relative_to(path)}: {error.reason}"
-
-
-def _abstract_states(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
-    """What a checkpoint must hold according to config.json.
-
-    Raises:
-        CorruptedRunError: it is not known from there.
-    """
-    from periodic_jax.runs.build import abstract_states
-    from periodic_jax.training import xla
-
-    config = from_manifest(manifest, path, dataset="any")
-    shape, classes = (manifest.get("data", {}).get(name) for name in ("image_shape", "classes"))
-    sizes = [*shape, classes] if isinstance(shape, list) else []
-    if len(sizes) != 4 or not all(type(size) is int and 1 <= size <= MOST_PIXELS for size in sizes):
-        reason = "no size of the images and number of classes"
-        raise CorruptedRunError(path / run_directory.CONFIG_FILE, reason, run_directory.RESTORE)
-    with xla.precision(config.precision):
-        return abstract_states(config, shape, classes)
 
 
 def _missing_steps(path: Path, start_step: int, done: int) -> Iterator[str]:
