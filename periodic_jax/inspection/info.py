@@ -92,10 +92,10 @@ def _describe_shards(shards: Shards, *, verify: bool) -> RunDescription:
         path, head = shards.folder(index), f"shard {index}, {counted(len(members), 'configuration')}: "
         try:
             manifest = run_directory.read_config(path)
-            done, steps = run_directory.reached(path, manifest), config.get("steps", 0)
+            here = describe_run(path, verify=verify).errors
+            done, steps = run_directory.reached(path, manifest), manifest["config"]["steps"]
             finished += "summary" in manifest
             lines.append(head + _progress(path, manifest, done, steps))
-            here = describe_run(path, verify=verify).errors
         except RunNotFoundError:
             lines.append(f"{head}not begun")
             continue

@@ -131,9 +131,15 @@ def panels_by(
     return figure, list(zip(axes, parts, strict=True)), left_out
 
 
+def columns_of(axes: Sequence[Axes]) -> int:
+    """The columns of the grid in which panels stand."""
+    grid = axes[0].get_gridspec()
+    return 1 if grid is None else grid.ncols
+
+
 def label_outer(axes: Sequence[Axes]) -> None:
     """Leave the labels of panels that share their scales only where no other panel is to the left, or below."""
-    columns = axes[0].get_gridspec().ncols  # type: ignore[union-attr]  # they are subplots
+    columns = columns_of(axes)
     for k, ax in enumerate(axes):
         if k % columns:
             ax.set_ylabel("")

@@ -134,7 +134,7 @@ def in_panels(dataset: xr.Dataset, draw: Callable[..., Axes], *args: Any, **opti
         if alike := [named(name) for name in others if name != dash_by]:
             notes.append(f"all values of {' and '.join(alike)} drawn alike")
         if notes:
-            width = 55 * axes[0].get_gridspec().ncols  # type: ignore[union-attr]  # they are subplots
+            width = 55 * style.columns_of(axes)
             figure.suptitle(textwrap.fill("; ".join(notes), width), fontsize=9)  # not into the legend
         style.legend(figure, scale, named(colour_by), dataset[dash_by] if dash_by else None)
         return figure

@@ -151,7 +151,7 @@ class Sweep:
         steps: int,
         *,
         eval_every: int | None,
-        ends: ChunkEnds = ChunkEnds(),  # noqa: B008 - frozen
+        ends: ChunkEnds = ChunkEnds(),
         keep: Callable[[int], bool] = lambda step: False,
         stop: Callable[[], int] = lambda: 0,
     ) -> Iterator[Chunk]:
