@@ -29,7 +29,9 @@ def free_folder(name: str) -> str:
 
 def train_and_report(start: Callable[..., "RunResult"], *arguments: Any, **options: Any) -> None:
     """Train with a progress bar, draw the figures, and print the table, the summary and the figures' names."""
-    files = show_results(train_with_progress(start, *arguments, **options))
+    run = train_with_progress(start, *arguments, **options)
+    files = draw_figures(run)
+    print_results(run)
     print(f"figures: {', '.join(file.name for file in files)} in {files[0].parent}")
 
 
@@ -61,9 +63,13 @@ def train_with_progress(start: Callable[..., "RunResult"], *arguments: Any, **op
         return start(*arguments, **options, callbacks=pj.RunCallbacks(show, move, stop, log_line))
 
 
-def show_results(run: "RunResult") -> list[Path]:
-    """Draw the figures, and print the table and the summary."""
-    files = pj.plots.save_all(pj.open_run(run, flat=True), run.analysis, run / "figures")
+def draw_figures(run: "RunResult") -> list[Path]:
+    """Draw a run's figures; returns their files."""
+    return pj.plots.save_all(pj.open_run(run, flat=True), run.analysis, run / "figures")
+
+
+def print_results(run: "RunResult") -> None:
+    """Print the table and the summary."""
     print(pj.tables.as_text(run.analysis), end="")
     summary = read_config(run.path)["summary"]
     pace = summary["ms_per_config_step"]  # None: not more than one chunk was trained
@@ -74,4 +80,3 @@ def show_results(run: "RunResult") -> list[Path]:
         + (f"{pace:.3g} ms each after it; " if pace else "")
         + f"peak memory {summary['peak_rss_mb']:.0f} MB; in {run}"
     )
-    return files

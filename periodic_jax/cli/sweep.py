@@ -8,7 +8,7 @@ from tyro.conf import OmitArgPrefixes
 
 import periodic_jax as pj
 from periodic_jax.cli.axis import Axis, read_axis, read_count, read_flag_or_count, read_path
-from periodic_jax.cli.launch import free_folder, log_line, train_and_report
+from periodic_jax.cli.launch import free_folder, log_line, print_results, train_and_report, train_with_progress
 from periodic_jax.cli.options import IF_GIVEN, arg
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.runs import settings
@@ -89,8 +89,11 @@ class Sweep(SweepSettings):
             print_plan(config)
         elif finished := finished_run(config):
             log_line(FINISHED.format(finished))
-        else:
+        elif config.shards is None:
             train_and_report(pj.run_sweep, config)
+        else:
+            print_results(train_with_progress(pj.run_sweep, config))
+            print(f"figures of all shards: periodic-jax plot {config.out}")
 
 
 def to_config(sweep: Any) -> RunConfig:
