@@ -1,9 +1,11 @@
 """The command line, ``periodic-jax COMMAND``: reads the command, carries it out, and prints errors in one line."""
 
+import contextlib
+import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tyro.extras import subcommand_cli_from_dict
@@ -36,10 +38,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(128 + signal.SIGPIPE)
 
 
+class _LogLines(logging.Handler):
+    """Prints what the package logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        log_line(record.getMessage())
+
+
+@contextlib.contextmanager
+def _printed_log() -> Iterator[None]:
+    """Print what the package logs within a ``with`` block, and hand it to no other handler."""
+    logger, handler = logging.getLogger("periodic_jax"), _LogLines()
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.level, logger.propagate = logging.INFO, False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
+
+
 def _do(arguments: Sequence[str] | None) -> None:
     """Parse the command and carry it out."""
     try:
-        parse_command(sys.argv[1:] if arguments is None else arguments).execute()
+        with _printed_log():
+            parse_command(sys.argv[1:] if arguments is None else arguments).execute()
     except PeriodicJaxError as error:
         log_line(" ".join(str(error).split()) if isinstance(error, ConfigError) else str(error))
         sys.exit(error.status)

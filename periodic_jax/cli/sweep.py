@@ -103,7 +103,7 @@ def to_config(sweep: Any) -> RunConfig:
     if not isinstance(values["weight_decay"], Axis) and min(values["elr"]) > 0:
         values["weight_decay"] = (0.0,)
     values |= {name: tuple(values[name]) for name in RUN_AXES}
-    if values["shards"] is not None and values["out"] is None:
+    if values["shards"] is not None and values["out"] is None and not sweep.dry_run:
         raise ConfigError("--out", "none given", "with --shards, the folder of the grid, the same for all shards")
     values["out"] = values["out"] or free_folder("sweep")
     return RunConfig(**values)

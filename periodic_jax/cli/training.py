@@ -22,7 +22,9 @@ class Demo:
     figures.
     """
 
-    out: Folder = setting(None, "Run directory, which must hold no run yet; runs/demo, runs/demo-2 ... if not given.")
+    out: Folder = setting(
+        None, "Run directory: a new one, or that of this very demo; runs/demo, runs/demo-2 ... if not given."
+    )
     steps: Annotated[int, read_count("steps")] = setting(6000, "Updates to make.")
 
     def execute(self) -> None:

@@ -136,7 +136,9 @@ class SweepGrid:
             [[0, 2], [1, 3]]
         """
         if not 1 <= count <= len(self):
-            raise ConfigError("--shards", count, f"from 1 to {len(self)}, the number of configurations")
+            raise ConfigError(
+                "--shards", count, f"a whole number from 1 to {len(self)}, as many as there are configurations"
+            )
         return [np.sort(part) for part in np.array_split(np.argsort(self.seeds, kind="stable"), count)]
 
     def shard(self, index: int, count: int) -> "SweepGrid":

@@ -96,12 +96,21 @@ def run_shards(
     return statuses
 
 
+def find_ray() -> Any:
+    """The module ray.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        return importlib.import_module("ray")
+    except ImportError:
+        raise MissingDependencyError("launch ray", "ray", "periodic_jax[ray]") from None
+
+
 def _connected(address: str | None) -> Any:
     """The module ray, connected to a cluster."""
-    try:
-        ray: Any = importlib.import_module("ray")
-    except ImportError:
-        raise MissingDependencyError("periodic-jax launch ray", "ray", "periodic_jax[ray]") from None
+    ray = find_ray()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error")

@@ -20,6 +20,9 @@ from periodic_jax.storage.run_directory import CHECKPOINTS, MINIMA, TELEMETRY
 from periodic_jax.storage.shards import Shards, read_shards
 from periodic_jax.storage.verified_store import MISSING
 
+REMEDY = "to mend it: "
+CONSISTENT = {True: "consistent", False: "consistent as far as seen; --verify reads everything"}
+
 
 class RunDescription(NamedTuple):
     """A run directory, in words."""
@@ -77,22 +80,24 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDe
             lines.append(f"verified: {checked}")
     lines += [f"corrupted: {error}" for error in errors]
     if any(TELEMETRY in error or MINIMA in error for error in errors):
-        lines.append(f"to mend it: periodic-jax resume {path} --truncate")
+        lines.append(f"{REMEDY}periodic-jax resume {path} --truncate")
     if not errors:
-        lines.append("consistent" if verify else "consistent as far as seen; --verify reads everything")
+        lines.append(CONSISTENT[verify])
     return RunDescription(lines, errors)
 
 
 def _describe_shards(shards: Shards, *, verify: bool) -> RunDescription:
     """How far each shard of a grid is, and what is wrong with it."""
-    config, errors, finished = shards.manifest["config"], list[str](), 0
+    config, errors, remedies, finished = shards.manifest["config"], list[str](), list[str](), 0
     number, configs = counted(shards.number, "shard"), counted(len(shards.grid), "configuration")
     lines = [f"{shards.path}: {number} of {configs} in all: {_network(config)}"]
     for index, members in enumerate(shards.members()):
         path, head = shards.folder(index), f"shard {index}, {counted(len(members), 'configuration')}: "
         try:
             manifest = run_directory.read_config(path)
-            here = describe_run(path, verify=verify).errors
+            described = describe_run(path, verify=verify)
+            here = described.errors
+            remedies += [line for line in described.lines if line.startswith(REMEDY)]
             done, steps = run_directory.reached(path, manifest), manifest["config"]["steps"]
             finished += "summary" in manifest
             lines.append(head + _progress(path, manifest, done, steps))
@@ -102,8 +107,8 @@ def _describe_shards(shards: Shards, *, verify: bool) -> RunDescription:
         except CorruptedRunError as error:
             here = [f"{error.file}: {error.reason}"]
         errors += [f"shard {index}: {error}" for error in here]
-    lines.append(f"{finished} of {number} finished")
-    lines += [f"corrupted: {error}" for error in errors]
+    lines += [f"{finished} of {number} finished", f"size: {format_bytes(used_bytes(shards.path))}"]
+    lines += [*(f"corrupted: {error}" for error in errors), *remedies, *([] if errors else [CONSISTENT[verify]])]
     return RunDescription(lines, errors)
 
 

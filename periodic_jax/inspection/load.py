@@ -11,14 +11,14 @@ import numpy as np
 import xarray as xr
 
 from periodic_jax.checkpoints.reader import load_checkpoint
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.core.grid import AXES, HParams, SweepGrid
 from periodic_jax.runs import build
 from periodic_jax.runs.config import RunConfig, check_images, from_manifest
 from periodic_jax.runs.shards import run_parts
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.schema import describe
-from periodic_jax.storage.shards import Shards, read_shards
+from periodic_jax.storage.shards import LOG, Shards, read_shards
 from periodic_jax.sweeps.placement import named_leaves
 from periodic_jax.training.state import TrainState
 
@@ -46,7 +46,11 @@ class LoadedRun(NamedTuple):
             return
         for config, members in run_parts(self.config):
             path = Path(config.out)
-            is_finished = "summary" in run_directory.read_config(path)
+            try:
+                is_finished = "summary" in run_directory.read_config(path)
+            except CorruptedRunError as error:
+                LOG.warning("shard %d is left out: %s", config.shard, error)
+                continue
             yield LoadedRun(path, config, config.grid(), is_finished=is_finished), members
 
     def checkpoint_steps(self) -> list[int]:

@@ -9,8 +9,8 @@ import numpy as np
 
 from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.runs.config import NOT_FOLLOWED, RunConfig, check, check_images, difference, to_manifest
-from periodic_jax.storage.run_directory import CONFIG_FILE, OWN_FILES, RESTORE, claim_directory
-from periodic_jax.storage.shards import SHARDS_FILE, read_shards, write_shards
+from periodic_jax.storage.run_directory import CONFIG_FILE, OWN_FILES, SHARDS, SHARDS_FILE, claim_directory
+from periodic_jax.storage.shards import REMAKE, read_shards, write_shards
 
 # The scheduler's variables for the number of a process, in this order, and for how many there are where one process
 # sets the first too.
@@ -48,7 +48,7 @@ def with_shard(config: RunConfig, log: Callable[[str], None] = lambda line: None
     """
     if config.shards is None:
         if config.shard is not None:
-            raise ConfigError("--shard", config.shard, "a number given with --shards, the number of shards")
+            raise ConfigError("--shard", config.shard, "--shards beside it, the number of shards")
         return config
     config.whole_grid().members(config.shards)
     accepted = f"a whole number from 0 to {config.shards - 1}, below --shards {config.shards}"
@@ -58,7 +58,7 @@ def with_shard(config: RunConfig, log: Callable[[str], None] = lambda line: None
         return config
     scheduled = scheduled_shard(os.environ)
     if scheduled is None:
-        variables = ", ".join(name for name, _ in VARIABLES)
+        variables = ", ".join(name + (" of several tasks" if count else "") for name, count in VARIABLES)
         raise ConfigError("--shard", "none given", f"{accepted}, or one from the scheduler ({variables})")
     name, number = scheduled
     if not number.isdecimal() or int(number) >= config.shards:
@@ -87,7 +87,7 @@ def enter_shard(config: RunConfig, log: Callable[[str], None] = lambda line: Non
     path, whole = Path(config.out), dataclasses.replace(config, shard=None)
     shards = read_shards(path)
     if shards is None:
-        claim_directory(path, taken_by=OWN_FILES)
+        claim_directory(path, taken_by=(CONFIG_FILE,) if (path / SHARDS).is_dir() else OWN_FILES)
         settings = {name: value for name, value in to_manifest(whole, whole.layout).items() if name not in NOT_FOLLOWED}
         every = float(whole.whole_grid().coords["schedule_every"][0])
         try:
@@ -96,9 +96,10 @@ def enter_shard(config: RunConfig, log: Callable[[str], None] = lambda line: Non
             raise ConfigError("--out", path, f"a folder that can be written ({error.strerror})") from None
         shards = read_shards(path)
         if shards is None:
-            raise CorruptedRunError(path / SHARDS_FILE, "it is gone again", RESTORE)
+            raise CorruptedRunError(path / SHARDS_FILE, "it is gone again", REMAKE)
     if differing := difference(whole, shards.manifest):
-        raise ConfigError("--out", path, f"a folder that holds no grid yet, or this one ({differing})")
+        unused = "" if (path / SHARDS).exists() else f"; no shard is begun: remove {SHARDS_FILE} for another grid"
+        raise ConfigError("--out", path, f"a folder that holds no grid yet, or this one ({differing}){unused}")
     check_images(config, shards.manifest)
     return dataclasses.replace(config, out=shards.folder(config.shard or 0))
 

@@ -45,7 +45,7 @@ def open_run(path: str | os.PathLike[str], *, flat: bool = False) -> xr.Dataset:
 def _open_shards(shards: Shards) -> xr.Dataset:
     """All shards that were begun as one flat Dataset. Corrupted ones are logged, and left out unless all are."""
     members, parts = shards.members(), dict[int, xr.Dataset]()
-    errors: list[PeriodicJaxError] = []
+    errors: dict[int, PeriodicJaxError] = {}
     for index in range(shards.number):
         if not shards.folder(index).exists():
             continue
@@ -56,12 +56,14 @@ def _open_shards(shards: Shards) -> xr.Dataset:
         except RunNotFoundError:  # it has recorded nothing yet
             continue
         except PeriodicJaxError as error:
-            errors.append(error)
+            errors[index] = error
     if not parts:
-        nothing = RunNotFoundError(shards.path, "no shard has recorded anything yet", "train its shards")
-        raise errors[0] if errors else nothing
-    for error in errors:
-        LOG.warning("a shard is left out: %s", error)
+        nothing = RunNotFoundError(shards.path, "no shard has recorded anything yet", "give the sweep's command")
+        raise next(iter(errors.values()), nothing)
+    for index, error in errors.items():
+        LOG.warning("shard %d is left out: %s", index, error)
+    if (begun := len(parts) + len(errors)) < shards.number:
+        LOG.info("%d of %d shards have recorded nothing yet", shards.number - begun, shards.number)
     dataset = join_shards(shards, parts, members)
     dataset.encoding["source"] = str(shards.path)
     dataset.attrs["name"] = shards.path.resolve().name

@@ -41,9 +41,17 @@ OWN_FILES = (
 )  # fmt: skip
 # What to do about it.
 GIVE = "give the folder of a run"
-RESTORE = "restore it from a copy, or train the run again"
+RESTORE = "restore it from a copy, or remove the run's folder and train it again"
 # What config.json holds beside its format, where it holds it.
 KINDS = {"config": dict, "data": dict, "parent": dict, "summary": dict, "sessions": list, "ends": list, "command": list}
+
+
+def is_sharded(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a grid that was cut into shards."""
+    try:
+        return (Path(path) / SHARDS_FILE).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def check_unused(path: Path, taken_by: Iterable[str] = (*OWN_FILES, SHARDS_FILE)) -> None:
@@ -65,6 +73,7 @@ def check_unused(path: Path, taken_by: Iterable[str] = (*OWN_FILES, SHARDS_FILE)
     if taken:
         resumable = (path / CONFIG_FILE).exists()
         more = f" (periodic-jax resume {path} goes on with the one there)" if resumable else ""
+        more = " (--shards goes on with the grid there)" if is_sharded(path) else more
         raise ConfigError("--out", path, f"a folder that holds no run yet{more}")
 
 
@@ -83,14 +92,6 @@ def claim_directory(path: Path, taken_by: Iterable[str] = (*OWN_FILES, SHARDS_FI
         tempfile.TemporaryFile(dir=path).close()
     except (OSError, ValueError) as error:  # a ValueError for a null character in the name
         raise ConfigError("--out", path, f"a folder that can be written ({first_line(error)})") from None
-
-
-def is_sharded(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a grid that was cut into shards."""
-    try:
-        return (Path(path) / SHARDS_FILE).exists()
-    except (OSError, ValueError):
-        return False
 
 
 def write_config(path: Path, record: Mapping[str, Any]) -> None:
@@ -113,9 +114,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
         content = read_json(file)
     except OSError as error:
         if is_sharded(path):
-            raise RunNotFoundError(
-                path, "it holds the shards of a grid", f"give one of them: {path}/{SHARDS}/0 ..."
-            ) from None
+            remedy = f"the sweep's command goes on with it; or give a shard, such as {path}/{SHARDS}/0"
+            raise RunNotFoundError(path, "it holds a grid in shards", remedy) from None
+        if error.errno == errno.ENOENT and (Path(path) / SHARDS).is_dir():
+            raise RunNotFoundError(path, f"there is no {SHARDS_FILE}", "give the sweep's command again") from None
         reason = {errno.ENOENT: f"there is no {CONFIG_FILE}", errno.ENOTDIR: "it is a file"}.get(error.errno or 0)
         raise RunNotFoundError(Path(path), reason or f"it cannot be read ({error.strerror})", GIVE) from None
     except (ValueError, RecursionError) as error:

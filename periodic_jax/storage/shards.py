@@ -20,14 +20,15 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from periodic_jax.core.errors import ConfigError, CorruptedRunError
+from periodic_jax.core.errors import ConfigError, CorruptedRunError, first_line
 from periodic_jax.core.files import PARTIAL, read_json
 from periodic_jax.core.grid import AXES, SweepGrid
 from periodic_jax.storage.checksums import seal
-from periodic_jax.storage.run_directory import CONFIG_FILE, RESTORE, SHARDS, SHARDS_FILE, is_sharded, manifest_error
+from periodic_jax.storage.run_directory import CONFIG_FILE, SHARDS, SHARDS_FILE, is_sharded, manifest_error
 from periodic_jax.storage.schema import FORMAT
 
 LOG = logging.getLogger("periodic_jax")
+REMAKE = "remove it, and give the sweep's command again: it keeps the shards"
 
 
 class Shards(NamedTuple):
@@ -71,9 +72,9 @@ def read_shards(path: str | os.PathLike[str]) -> Shards | None:
             raise ValueError(f"{reprlib.repr(count)} shards of {len(grid)} configurations")
         return Shards(path, count, {"config": content["config"], "data": content["data"]}, grid)
     except OSError as error:
-        raise CorruptedRunError(file, f"it cannot be read ({error.strerror})", RESTORE) from None
+        raise CorruptedRunError(file, f"it cannot be read ({error.strerror})", REMAKE) from None
     except (ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptedRunError(file, str(error) or type(error).__name__, RESTORE) from None
+        raise CorruptedRunError(file, first_line(error), REMAKE) from None
 
 
 def write_shards(path: Path, manifest: Mapping[str, Any], schedule_every: float) -> None:
@@ -117,16 +118,16 @@ def join_shards(shards: Shards, parts: Mapping[int, xr.Dataset], members: Sequen
         members: `Shards.members`.
 
     Returns:
-        A Dataset as `storage.reader.open_run` gives flat. What cannot be read of a shard, since it is corrupted, is NaN
-        and logged.
+        A Dataset as `storage.reader.open_run` gives flat. A quantity of a shard that cannot be read, since it is
+        corrupted, is NaN and logged.
     """
     longest = max(parts.values(), key=lambda part: part.sizes["step"])
     evaluated = np.unique(np.concatenate([part.eval_step.values for part in parts.values()]))
     lengths = {**longest.sizes, "config": len(shards.grid), "eval_step": len(evaluated)}
-    opened, known = [], set[int]()
+    opened = []
     for index, dataset in parts.items():
         places = {"config": members[index], "eval_step": np.searchsorted(evaluated, dataset.eval_step.values)}
-        opened.append(Part(shards.folder(index), dataset, places, known, index))
+        opened.append(Part(dataset, places, set(), index))
     variables = {}
     for name, array in longest.data_vars.items():
         having = [part for part in opened if name in part.dataset]
@@ -156,10 +157,9 @@ def check_members(part: xr.Dataset, shards: Shards, index: int, members: np.ndar
 class Part(NamedTuple):
     """A shard, and where its entries are in the whole."""
 
-    folder: Path
     dataset: xr.Dataset
     places: dict[str, np.ndarray]  # along dimensions in which it is not just the beginning of the whole
-    corrupted: set[int]  # shards of which that was logged
+    corrupted: set[str]  # quantities of which that was logged
     shard: int
 
     def local(self, dim: str, length: int) -> np.ndarray:
@@ -174,9 +174,9 @@ class Part(NamedTuple):
         try:
             return np.asarray(self.dataset[name].isel(chosen).values)
         except Exception as error:  # whatever a corrupted chunk makes zarr and its codecs raise
-            if self.shard not in self.corrupted:
-                LOG.warning("shard %d is left out: %s", self.shard, str(error).partition("\n")[0])
-                self.corrupted.add(self.shard)
+            if name not in self.corrupted:
+                LOG.warning("%s of shard %d is left out: %s", name, self.shard, first_line(error))
+                self.corrupted.add(name)
             return None
 
 

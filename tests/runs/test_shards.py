@@ -159,7 +159,7 @@ def test_the_scheduler_numbers_the_shard(environment, expected, monkeypatch):
         ({"shards": 4, "shard": -1}, {}, "--shard: -1"),
         ({"shards": 13, "shard": 0}, {}, "--shards: 13"),
         ({"shards": 0, "shard": 0}, {}, "--shards: 0"),
-        ({"shard": 0}, {}, "--shard: 0 is not accepted; expected a number given with --shards"),
+        ({"shard": 0}, {}, "--shard: 0 is not accepted; expected --shards beside it"),
         ({"shards": 4}, {"SLURM_ARRAY_TASK_ID": "4"}, "SLURM_ARRAY_TASK_ID: 4"),
         ({"shards": 4}, {"SLURM_ARRAY_TASK_ID": "1.5"}, "SLURM_ARRAY_TASK_ID: 1.5"),
         ({"shards": 4, "shard": 0, "steps": 0}, {}, "--steps: 0"),
@@ -194,14 +194,42 @@ def test_another_grid_and_another_folder_are_refused_with_the_difference(undistu
         assert expected in refusal(
             run_sweep, configured(undisturbed, **{"shards": 2, "shard": 0, "keep_period_minima": 10, **changes})
         )
-    assert "holds no run yet" in refusal(run_sweep, configured(undisturbed))
+    assert "(--shards goes on with the grid there)" in refusal(run_sweep, configured(undisturbed))
     assert "holds no run yet" in refusal(run_sweep, configured(undisturbed / "shards/0", shards=2, shard=0))
     content = json.loads((undisturbed / "shards.json").read_text())
     broken = tmp_path / "grid"
     broken.mkdir()
     (broken / "shards.json").write_text(json.dumps({**content, "schedule_every": 2.0}))
-    assert "shards.json: corrupted" in refusal(run_sweep, configured(broken, shards=2, shard=0))
+    assert "remove it, and give the sweep's command again" in refusal(run_sweep, configured(broken, shards=2, shard=0))
     assert [file.name for file in broken.iterdir()] == ["shards.json"]
+    shutil.copy(undisturbed / "shards.json", broken)
+    empty = refusal(run_sweep, configured(broken, shards=3, shard=0))
+    assert empty.endswith("no shard is begun: remove shards.json for another grid")
+
+
+def test_a_lost_file_of_shards_is_written_again(undisturbed, tmp_path):
+    out = shutil.copytree(undisturbed, tmp_path / "grid")
+    (out / "shards.json").unlink()
+    (out / "summary.csv").write_text("of an analysis")
+    run_sweep(configured(out, shards=2, shard=1, keep_period_minima=10))
+    assert (out / "shards.json").read_bytes() == (undisturbed / "shards.json").read_bytes()
+
+
+def test_a_corrupted_shard_is_left_out_of_the_landscape(undisturbed, tmp_path, capsys):
+    out = shutil.copytree(undisturbed, tmp_path / "grid")
+    (out / "shards/1/config.json").write_text("{")
+    main(["analyze", str(out)])
+    assert "periodic-jax: shard 1 is left out: " in capsys.readouterr().err
+    main(["landscape", str(out), "--select", "lr=0.1", "--images", "128", "--probes", "1", "--eigenvalues", "0"])
+    said = capsys.readouterr()
+    assert "periodic-jax: shard 1 is left out: " in said.err
+    assert "not there yet" in said.out
+    shutil.rmtree(out / "shards/1")
+    main(["analyze", str(out)])
+    assert "periodic-jax: 1 of 2 shards have recorded nothing yet" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["info", str(undisturbed / "nothing")])
+    assert describe_run(undisturbed, verify=True).lines[-1] == "consistent"
 
 
 def entered(out, shard):

@@ -69,7 +69,7 @@ def test_corrupted_or_foreign_config(tmp_path, content):
     for call in (read_config, open_run):
         message = refusal(call, path)
         assert message.startswith(f"{path / 'config.json'}: corrupted (")
-        assert message.endswith("); restore it from a copy, or train the run again")
+        assert message.endswith("); restore it from a copy, or remove the run's folder and train it again")
         assert reason in message
 
 

@@ -139,8 +139,8 @@ def test_a_corrupted_shard_is_named_and_the_rest_is_read(copied, written, caplog
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2
     assert "shards/2/config.json: corrupted" in said[0]
-    assert "shards/4" in said[1]
-    assert "loss" in said[1]
+    assert said[1].startswith("loss of shard 4 is left out: ")
+    assert "shards/4/telemetry.zarr/loss/c/0/0" in said[1]
     gone = np.isin(np.arange(len(GRID)), np.concatenate([lost[2], lost[4]]))
     assert np.isnan(joined.loss.values[gone]).all()
     np.testing.assert_array_equal(joined.loss.values[~gone], whole.loss.values[~gone])
@@ -199,7 +199,9 @@ def test_no_link_is_followed(copied, tmp_path, name):
 
 
 def test_the_folder_of_a_grid_is_no_run(copied):
-    assert "give one of them" in refusal(read_config, copied)
+    assert f"or give a shard, such as {copied}/shards/0" in refusal(read_config, copied)
+    (copied / SHARDS_FILE).unlink()
+    assert "there is no shards.json; give the sweep's command again" in refusal(read_config, copied)
 
 
 def test_the_first_file_of_shards_stays(tmp_path):
