@@ -153,6 +153,7 @@ def _launch_ray(options: Ray, config: RunConfig, words: list[str]) -> None:
 
     resources = ray.RayResources(options.num_cpus, options.num_gpus, options.max_retries)
     resources.check()
+    _check(config, claims=False)
     ray.find_ray()
     out, left = Path(config.out).absolute(), _unfinished(config)
     _check(config, claims=True)
