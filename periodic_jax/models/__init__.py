@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from periodic_jax.core.errors import ConfigError
+from periodic_jax.models import forms
 from periodic_jax.models.convnet import ConvNet
 from periodic_jax.models.invariance import verify_labels
 from periodic_jax.models.labels import OTHER, SCALE_INVARIANT, leaf_labels
@@ -51,6 +52,8 @@ def build(
     num_classes: int = 10,
     init_scale: float = 10.0,
     param_dtype: Any = jnp.float32,
+    platform: str | None = None,
+    storage: str = "float32",
 ) -> nn.Module:
     """The network of that name.
 
@@ -61,12 +64,15 @@ def build(
         num_classes: outputs.
         init_scale: Frobenius norm of the head's weight at the start; not positive: PyTorch's default.
         param_dtype: of the parameters.
+        platform: one of ``cpu``, ``cuda``, ``rocm``, ``tpu``, whose form of convolutions it takes; None: where JAX
+            runs. Any form runs anywhere, in other rounding and at another speed.
+        storage: of activations between operations, ``float32`` for the dtype of the images, or ``bf16``.
 
     Returns:
         An unbound Flax module.
 
     Raises:
-        ConfigError: an unknown name, a width or depth below 1, or another depth for a ResNet18.
+        ConfigError: an unknown name, platform or storage, a width or depth below 1, or another depth for a ResNet18.
 
     Example:
         >>> build("ConvNetSI", width=4).stages()
@@ -82,7 +88,11 @@ def build(
         options = {**options, "depth": depth}
     elif depth != 3:
         raise ConfigError("--depth", depth, f"no depth for {name}, which has 18 layers")
-    return module(width=width, num_classes=num_classes, init_scale=init_scale, param_dtype=param_dtype, **options)
+    forms.form_of(forms.check_platform(platform), storage)
+    return module(
+        width=width, num_classes=num_classes, init_scale=init_scale, param_dtype=param_dtype, platform=platform,
+        storage=storage, **options,
+    )  # fmt: skip
 
 
 def has_scale_invariant(model: Any) -> bool:

@@ -13,7 +13,6 @@ from periodic_jax.core.errors import ConfigError
 from periodic_jax.models.labels import OTHER, SCALE_INVARIANT
 from periodic_jax.models.layers import ConvBlock, Head, ImageNetwork
 from periodic_jax.models.torch_weights import kernel_names, norm_names
-from periodic_jax.ops.primitives import global_max_pool
 
 
 class ConvNet(ImageNetwork):
@@ -33,6 +32,7 @@ class ConvNet(ImageNetwork):
         init_scale: norm of the head's weight at the start; not positive: PyTorch's default initialisation as it is.
         eps: ε of batch normalisation, added to the variance.
         param_dtype: of the parameters.
+        platform, storage, dense_channels: how it computes; see `layers.ImageNetwork`.
 
     Example:
         >>> import jax
@@ -53,6 +53,9 @@ class ConvNet(ImageNetwork):
     init_scale: float = 10.0
     eps: float = 1e-5
     param_dtype: Any = jnp.float32
+    platform: str | None = None
+    storage: str = "float32"
+    dense_channels: int | None = None
 
     def stages(self) -> list[tuple[int, bool]]:
         """(channels, pooled?) of each convolution, the first one included."""
@@ -86,12 +89,12 @@ class ConvNet(ImageNetwork):
     @nn.compact
     def __call__(self, images: Any, train: bool) -> Float[Array, "batch classes"]:
         """Logits of normalised images ``(batch, height, width, channels)``, or of their `prepare`d form."""
-        x: Any = self.prepare(images)
-        self.check_input(*x.columns.shape[2:4])
+        form, x = self.form, self.prepare(images)
+        self.check_input(*form.image_size(x))
         for i, (features, pooled) in enumerate(self.stages()):
-            norm = self.affine, self.eps, self.param_dtype
+            norm = form, self.affine, self.eps, self.param_dtype
             x = ConvBlock(*norm, features, pooled, self.conv_bias, name=f"conv{i}")(x, train)
-        return Head(self.num_classes, True, self.init_scale, self.param_dtype, name="head")(global_max_pool(x))
+        return Head(self.num_classes, True, self.init_scale, self.param_dtype, name="head")(form.global_max_pool(x))
 
     def torch_names(self) -> dict[str, str]:
         """Where each entry of the reference's PyTorch state dict is found, in its order; see `torch_weights`."""

@@ -11,10 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from periodic_jax.ops import fused, primitives
-from periodic_jax.ops.im2col import as_matrix
-from periodic_jax.ops.layout import Activations, per_channel, to_activations
-from periodic_jax.ops.patches import InputPatches, input_patches
+from periodic_jax.models import forms
+from periodic_jax.models.forms import Form
 from periodic_jax.ops.primitives import Affine, BatchMoments
 
 # running <- 0.9 running + 0.1 batch, with the unbiased batch variance, as torch.nn.BatchNorm2d(momentum=0.1)
@@ -34,22 +32,40 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
 
 
 class ImageNetwork(nn.Module):
-    """A network whose first layer reads patches of the images, which networks that see the same mini-batch share."""
+    """A network that computes in the form of its platform.
 
-    def prepare(self, images: Any) -> InputPatches:
-        """Patches, with their moments, of normalised images ``(batch, height, width, channels)``; or those given."""
-        return images if isinstance(images, InputPatches) else input_patches(to_activations(images))
+    It has the fields ``platform``, one of `forms.PLATFORMS` or None for where JAX runs, decided on construction;
+    ``storage`` and ``dense_channels``, as `forms.form_of` takes them.
+    """
+
+    def __post_init__(self) -> None:
+        self.platform: Any = forms.check_platform(self.platform)
+        super().__post_init__()
+
+    @property
+    def form(self) -> Form:
+        """How the network computes."""
+        network: Any = self
+        return forms.form_of(network.platform, network.storage, network.dense_channels)
+
+    def prepare(self, images: Any) -> Any:
+        """What networks that see the same mini-batch share, of normalised images ``(batch, height, width, channels)``;
+        or what was prepared before.
+        """
+        return self.form.prepare(images)
 
 
 class Normalising(nn.Module):
     """What layers that normalise share: scale and bias, and the running statistics.
 
     Attributes:
+        form: how they compute.
         affine: whether the normalisation has a trainable scale and bias.
         eps: ε of the normalisation.
         param_dtype: of the parameters.
     """
 
+    form: Form
     affine: bool
     eps: float
     param_dtype: Any
@@ -89,61 +105,52 @@ class ConvBlock(Normalising):
     conv_bias: bool
 
     @nn.compact
-    def __call__(self, x: Any, train: bool) -> Activations:
-        """``x``: activations, or the `InputPatches` of images for a first layer, which has no max-pool."""
-        first = isinstance(x, InputPatches)
-        array = x.columns if first else x
-        channels = array.shape[1] // 9 if first else array.shape[1]
-        shape = (3, 3, channels, self.features)
+    def __call__(self, x: Any, train: bool) -> Any:
+        """``x``: activations, or `Form.prepare`d images for a first layer, which has no max-pool."""
+        channels, count = self.form.channels(x), self.form.count(x)
         default = uniform_fan_in(9 * channels)
-        kernel = self.param("kernel", default, shape, self.param_dtype)
+        kernel = self.param("kernel", default, (3, 3, channels, self.features), self.param_dtype)
         offset = self.param("conv_bias", default, (self.features,), self.param_dtype) if self.conv_bias else 0
         affine, running = self.normalisation(self.features)
         if not train:
             running = running._replace(mean=running.mean - offset)
-            return fused.conv_bn_relu_inference(x, kernel, running, self.pool, self.eps, affine)
-        if first:
-            out, moments = fused.first_conv_bn_relu(x, kernel, self.eps, affine)
-        else:
-            out, moments = fused.conv_bn_relu(x, kernel, self.pool, self.eps, affine)
-        moments = moments._replace(mean=moments.mean + offset)
-        self.update_running_statistics(moments, array.size // array.shape[1])
+            return self.form.conv_bn_relu_inference(x, kernel, running, self.pool, self.eps, affine)
+        out, moments = self.form.conv_bn_relu(x, kernel, self.pool, self.eps, affine)
+        self.update_running_statistics(moments._replace(mean=moments.mean + offset), count)
         return out
 
 
 class Conv(nn.Module):
     """A convolution without bias, 3x3 with padding 1 or 1x1."""
 
+    form: Form
     features: int
     size: int
     stride: int
     param_dtype: Any
 
     @nn.compact
-    def __call__(self, x: Any) -> Activations:
-        """``x``: activations, or the `InputPatches` of images for a first layer of 3x3."""
-        first = isinstance(x, InputPatches)
-        channels = x.columns.shape[1] // 9 if first else x.shape[1]
+    def __call__(self, x: Any) -> Any:
+        """``x``: activations, or `Form.prepare`d images for a first layer of 3x3."""
+        channels = self.form.channels(x)
         shape = (self.size, self.size, channels, self.features)
         kernel = self.param("kernel", uniform_fan_in(self.size**2 * channels), shape, self.param_dtype)
-        if first:  # centred patches are channels to a 1x1 convolution
-            flat = kernel.reshape(1, 1, -1, self.features)
-            return primitives.conv(x.columns, flat) + per_channel(as_matrix(flat) @ x.mean)
-        return primitives.conv(x, kernel, self.stride)
+        return self.form.conv(x, kernel, self.stride)
 
 
 class BatchNorm(Normalising):
-    """Batch normalisation, with trainable scale and bias if ``affine``."""
+    """Batch normalisation, with trainable scale and bias if ``affine``, and a ReLU behind it if ``relu``."""
+
+    relu: bool = False
 
     @nn.compact
-    def __call__(self, x: Activations, train: bool) -> Activations:
+    def __call__(self, x: Any, train: bool) -> Any:
         """Normalise by the batch's statistics, or by the running ones."""
-        features = x.shape[1]
-        affine, running = self.normalisation(features)
+        affine, running = self.normalisation(self.form.channels(x))
         if not train:
-            return primitives.normalise(x, running.mean, lax.rsqrt(running.var + self.eps), affine)
-        out, moments = primitives.batch_norm(x, affine, self.eps)
-        self.update_running_statistics(moments, x.size // features)
+            return self.form.normalise(x, running, self.eps, affine, self.relu)
+        out, moments = self.form.batch_norm(x, affine, self.eps, self.relu)
+        self.update_running_statistics(moments, self.form.count(x))
         return out
 
 

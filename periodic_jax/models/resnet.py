@@ -3,16 +3,14 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from periodic_jax.core.errors import ConfigError
+from periodic_jax.models.forms import Form
 from periodic_jax.models.labels import OTHER, SCALE_INVARIANT
 from periodic_jax.models.layers import BatchNorm, Conv, Head, ImageNetwork
 from periodic_jax.models.torch_weights import kernel_names, norm_names
-from periodic_jax.ops.layout import Activations
-from periodic_jax.ops.primitives import global_average_pool
 
 
 class ResidualBlock(nn.Module):
@@ -22,6 +20,7 @@ class ResidualBlock(nn.Module):
     before it if ``shortcut_norm``.
     """
 
+    form: Form
     features: int
     stride: int
     affine: bool
@@ -30,20 +29,20 @@ class ResidualBlock(nn.Module):
     param_dtype: Any
 
     @nn.compact
-    def __call__(self, x: Activations, train: bool) -> Activations:
+    def __call__(self, x: Any, train: bool) -> Any:
         """Activations of ``features`` channels, and of a size divided by ``stride``."""
 
-        def norm(name: str, x: Array) -> Array:
-            return BatchNorm(self.affine, self.eps, self.param_dtype, name=name)(x, train)
+        def norm(name: str, x: Any, relu: bool) -> Any:
+            return BatchNorm(self.form, self.affine, self.eps, self.param_dtype, relu, name=name)(x, train)
 
-        def conv(name: str, x: Array, size: int, stride: int) -> Array:
-            return Conv(self.features, size, stride, self.param_dtype, name=name)(x)
+        def conv(name: str, x: Any, size: int, stride: int) -> Any:
+            return Conv(self.form, self.features, size, stride, self.param_dtype, name=name)(x)
 
-        h = jax.nn.relu(norm("bn1", x))
+        h = norm("bn1", x, True)
         if self.stride > 1:
-            x = conv("shortcut_conv", norm("shortcut_bn", h) if self.shortcut_norm else h, 1, self.stride)
+            x = conv("shortcut_conv", norm("shortcut_bn", h, False) if self.shortcut_norm else h, 1, self.stride)
         h = conv("conv1", h, 3, self.stride)
-        return x + conv("conv2", jax.nn.relu(norm("bn2", h)), 3, 1)
+        return x + conv("conv2", norm("bn2", h, True), 3, 1)
 
 
 class ResNet18(ImageNetwork):
@@ -63,6 +62,7 @@ class ResNet18(ImageNetwork):
         init_scale: norm of the head's weight at the start; not positive: PyTorch's default initialisation as it is.
         eps: ε of batch normalisation, added to the variance.
         param_dtype: of the parameters.
+        platform, storage, dense_channels: how it computes; see `layers.ImageNetwork`.
 
     Example:
         >>> model = ResNet18(width=2)
@@ -82,6 +82,9 @@ class ResNet18(ImageNetwork):
     init_scale: float = 10.0
     eps: float = 1e-5
     param_dtype: Any = jnp.float32
+    platform: str | None = None
+    storage: str = "float32"
+    dense_channels: int | None = None
 
     def stages(self) -> list[tuple[str, int, int]]:
         """(name, channels, stride) of each residual block."""
@@ -115,16 +118,17 @@ class ResNet18(ImageNetwork):
     @nn.compact
     def __call__(self, images: Any, train: bool) -> Float[Array, "batch classes"]:
         """Logits of normalised images ``(batch, height, width, channels)``, or of their `prepare`d form."""
-        patches = self.prepare(images)
-        self.check_input(*patches.columns.shape[2:4])
-        x = Conv(self.width, 3, 1, self.param_dtype, name="conv1")(patches)
+        form, x = self.form, self.prepare(images)
+        self.check_input(*form.image_size(x))
+        norm = self.affine, self.eps, self.param_dtype
+        x = Conv(form, self.width, 3, 1, self.param_dtype, name="conv1")(x)
         for name, features, stride in self.stages():
-            block = ResidualBlock(features, stride, self.affine, self.full_norm, self.eps, self.param_dtype, name=name)
+            block = ResidualBlock(form, features, stride, self.affine, self.full_norm, *norm[1:], name=name)
             x = block(x, train)
         if self.full_norm:
-            x = jax.nn.relu(BatchNorm(self.affine, self.eps, self.param_dtype, name="bn")(x, train))
+            x = BatchNorm(form, *norm, True, name="bn")(x, train)
         head = Head(self.num_classes, self.head_bias, self.init_scale, self.param_dtype, name="head")
-        return head(global_average_pool(x))
+        return head(form.global_average_pool(x))
 
     def torch_names(self) -> dict[str, str]:
         """Where each entry of the reference's PyTorch state dict is found, in its order; see `torch_weights`."""

@@ -7,7 +7,6 @@ instead, whatever transformation surrounds it.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -107,7 +106,7 @@ def form_of(shape: tuple[int, ...]) -> Patches | WholeMap | Winograd:
     form: type[Patches | WholeMap | Winograd] = Patches
     if height == width == 2:
         form = WholeMap
-    elif channels >= FEWEST_CHANNELS and height % 2 == width % 2 == 0 and jax.default_backend() == "cpu":
+    elif channels >= FEWEST_CHANNELS and height % 2 == width % 2 == 0:
         form = Winograd
     return form((channels, height, width, lanes))
 

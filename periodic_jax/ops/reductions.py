@@ -7,7 +7,9 @@ in a fraction of the time of a dot product for each leaf, and as accurately.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -40,8 +42,14 @@ def in_groups(*trees: Sequence[Array]) -> list[list[Groups]]:
         return jnp.pad(leaf.ravel(), (0, -leaf.size % group)).reshape(-1, _rows(leaf), LANES)
 
     small = [[leaf for leaf in tree if not _rows(leaf)] for tree in trees]
-    # Once, whatever computes the leaves: every loop over them would compute them again.
-    parts = materialise(lambda *trees: [[stand(leaves)] for leaves in trees], *small) if small[0] else small
+    parts = small
+    if small[0]:
+
+        def stood(*trees: Sequence[Array]) -> list[list[Groups]]:
+            return [[stand(leaves)] for leaves in trees]
+
+        # Once, whatever computes the leaves: on CPU every loop over them would compute them again.
+        parts = jax.lax.platform_dependent(*small, cpu=partial(materialise, stood), default=stood)
     return [own + [alone(leaf) for leaf in tree if _rows(leaf)] for own, tree in zip(parts, trees, strict=True)]
 
 

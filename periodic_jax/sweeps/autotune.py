@@ -16,31 +16,38 @@ from pathlib import Path
 import jax
 
 from periodic_jax.core import files
-from periodic_jax.training.vectorize import check_layout
+from periodic_jax.training.vectorize import block_size, check_layout
 
+WIDE = 24  # channels of the first layer from which a few configurations fill an accelerator
 SECONDS = 0.3  # of training in one timing
 OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory")
 
 
-def candidates(backend: str, configs_per_seed: int) -> list[str]:
-    """Layouts worth timing on a backend.
+def candidates(platform: str, configs_per_seed: int, width: int | None = None) -> list[str]:
+    """Layouts worth timing on a platform, the one to take without timing first.
 
     Args:
-        backend: ``cpu``, ``gpu`` or ``tpu``.
+        platform: one of `models.forms.PLATFORMS`.
         configs_per_seed: that a device trains together.
+        width: of the network; None: unknown.
 
     Returns:
         One layout where there is nothing to find out.
 
     Example:
-        >>> candidates("cpu", 8), candidates("gpu", 8)
-        (['map'], ['vmap', 'map:4', 'map'])
+        >>> candidates("cpu", 8), candidates("cuda", 8, 32)
+        (['map'], ['map:4:0', 'map:2', 'map'])
     """
-    if backend == "cpu":
+    if platform == "cpu":
         return ["map"]
     if configs_per_seed == 1:
-        return ["vmap"]
-    return ["vmap", *(f"map:{block}" for block in (16, 4) if block < configs_per_seed), "map"]
+        return ["map"]
+    wide = width is not None and width >= WIDE
+    if platform == "tpu":
+        layouts = ["map", "map:2"] if wide else ["map:4", "map:8"]
+    else:
+        layouts = ["map:4:0", "map:2", "map"] if wide else ["map:8", "map:8:0", "map:4"]
+    return [layout for layout in layouts if (block_size(layout) or 1) <= configs_per_seed] or ["vmap"]
 
 
 def smaller(layout: str, configs_per_seed: int) -> str | None:
@@ -50,10 +57,10 @@ def smaller(layout: str, configs_per_seed: int) -> str | None:
         >>> [smaller(layout, 6) for layout in ("vmap", "map:3", "map:2", "map")]
         ['map:3', 'map:1', 'map:1', None]
     """
-    if layout in ("map", "map:1", "unroll"):
+    if layout in ("map", "unroll") or block_size(layout) == 1:
         return None
-    block = configs_per_seed if layout == "vmap" else min(int(layout.partition(":")[2]), configs_per_seed)
-    return f"map:{max(block // 2, 1)}"
+    block = min(block_size(layout) or configs_per_seed, configs_per_seed)
+    return ":".join(["map", str(max(block // 2, 1)), *layout.split(":")[2:]])
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,6 +1,6 @@
 """The programs that a sweep compiles: a chunk of steps, and an evaluation, of all configurations."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,8 @@ from periodic_jax.training import input_pipeline
 from periodic_jax.training.input_pipeline import DeviceData
 from periodic_jax.training.spec import TrainingSpec
 from periodic_jax.training.state import Batch, TrainState
-from periodic_jax.training.step import eval_step, full_batch_step, train_step
-from periodic_jax.training.vectorize import lay_out, over_seeds
+from periodic_jax.training.step import Gradients, eval_step, full_batch_gradients, gradients, update
+from periodic_jax.training.vectorize import dense_channels, lay_out, lay_out_joined, over_seeds
 
 
 def recorded_names(spec: TrainingSpec) -> dict[str, tuple[str, ...]]:
@@ -36,12 +36,16 @@ class Programs:
         spec: how the configurations are trained.
         images: number of training images.
         capacity: most steps in a chunk.
+        platform: on which they run, one of `models.forms.PLATFORMS`. On a CPU one configuration's whole step runs
+            while it is in the cache. On accelerators only the gradients run in a loop, and all configurations are
+            updated and measured at once: few large kernels in the place of many small ones.
     """
 
     layout: str
     spec: TrainingSpec
     images: int
     capacity: int
+    platform: str = "cpu"
 
     def chunk(
         self,
@@ -68,11 +72,18 @@ class Programs:
                     key = None if seed is None else input_pipeline.augmentation_key(seed, first_step + t)
                     images = input_pipeline.mini_batch(data, index, key)
                     batch = Batch(_prepare(states.task.model, images), data.labels[index])
-                return lay_out(lambda s, h: self._advance(s, h, batch, first_step + t), self.layout)(states, hparams)
+                if self.platform == "cpu":
+                    return lay_out(lambda s, h: self._advance(s, h, batch, first_step + t), self.layout)(
+                        states, hparams
+                    )
+                due = first_step + t
+                sharpness = self._sharpness(states, batch, due) if self.spec.track_sharpness else None
+                return lay_out_joined(partial(self._gradients, batch), self.layout)(states), sharpness
 
             batches = jax.lax.dynamic_index_in_dim(indices, t, axis=1, keepdims=False)
             augmented = seeds if self.spec.augment else None
-            return over_seeds(of_seed, self.layout)(states, hparams, batches, augmented)
+            out = over_seeds(of_seed, self.layout)(states, hparams, batches, augmented)
+            return out if self.platform == "cpu" else jax.vmap(jax.vmap(self._update))(states, hparams, *out)
 
         shapes = jax.eval_shape(lambda s: step(s, jnp.int32(0))[1], states)
         buffers = {kind: jnp.full((self.capacity, *s.shape), jnp.nan, s.dtype) for kind, s in shapes.items()}
@@ -91,19 +102,41 @@ class Programs:
 
         Two arrays are written in each step instead of one for each quantity.
         """
-        measured = {}
+        sharpness = None
         if self.spec.track_sharpness:
             # Before the step: to keep its weights until after it costs a tenth of all steps.
-            batches = batch if self.spec.full_batch else jax.tree.map(lambda leaf: leaf[None], batch)
             nothing = jnp.full((), jnp.nan, jax.tree.leaves(state.params)[0].dtype)
             due = step % self.spec.track_sharpness == 0
-            sharpness = jax.lax.cond(due, lambda: sphere_sharpness(state, batches), lambda: nothing)
-            measured = {"sphere_sharpness": jnp.where(state.diverged_at < 0, sharpness, jnp.nan)}
-        state, metrics = (full_batch_step if self.spec.full_batch else train_step)(state, hparams, batch)
-        if self.spec.track_sharpness:
-            measured["elr_times_sharpness"] = metrics["effective_lr"] * measured["sphere_sharpness"]
-        metrics, kinds = {**metrics, **measured}, recorded_names(self.spec)
-        return state, {kind: jnp.stack([metrics[n] for n in names]) for kind, names in kinds.items() if names}
+            sharpness = jax.lax.cond(due, lambda: sphere_sharpness(state, self._batches(batch)), lambda: nothing)
+        return self._update(state, hparams, self._gradients(batch, state), sharpness)
+
+    def _gradients(self, batch: Batch, state: TrainState) -> Gradients:
+        model, channels = state.task.model, dense_channels(self.layout)
+        if channels is not None and hasattr(model, "dense_channels"):
+            packed: Any = model.clone(dense_channels=channels)
+            state = state.replace(task=replace(state.task, model=packed))
+        return (full_batch_gradients if self.spec.full_batch else gradients)(state, batch)
+
+    def _update(
+        self, state: TrainState, hparams: HParams, terms: Gradients, sharpness: Array | None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """The state after a step, and what is recorded of it; see `_advance`."""
+        new_state, metrics = update(state, hparams, terms)
+        if sharpness is not None:
+            sharpness = jnp.where(state.diverged_at < 0, sharpness, jnp.nan)
+            product = metrics["effective_lr"] * sharpness
+            metrics |= {"sphere_sharpness": sharpness, "elr_times_sharpness": product}
+        kinds = recorded_names(self.spec)
+        return new_state, {kind: jnp.stack([metrics[n] for n in names]) for kind, names in kinds.items() if names}
+
+    def _sharpness(self, states: TrainState, batch: Batch, step: Array) -> Float[Array, "configs"]:
+        """Of all configurations of a seed where a measurement is due, NaN elsewhere."""
+        nothing = jnp.full(states.step.shape, jnp.nan, jax.tree.leaves(states.params)[0].dtype)
+        measure = lay_out(lambda state: sphere_sharpness(state, self._batches(batch)), self.layout)
+        return jax.lax.cond(step % (self.spec.track_sharpness or 1) == 0, lambda: measure(states), lambda: nothing)
+
+    def _batches(self, batch: Batch) -> Batch:
+        return batch if self.spec.full_batch else jax.tree.map(lambda leaf: leaf[None], batch)
 
     def _whole_data(self, data: DeviceData) -> Batch:
         """The training set as stacked mini-batches."""

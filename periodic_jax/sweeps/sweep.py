@@ -19,6 +19,7 @@ from jaxtyping import Array
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import HParams, SweepGrid
 from periodic_jax.data.dataset import Dataset
+from periodic_jax.models import forms
 from periodic_jax.storage.schema import CORRUPTION, EVALUATIONS
 from periodic_jax.sweeps import autotune
 from periodic_jax.sweeps.chunks import Chunk, ChunkEnds
@@ -88,6 +89,10 @@ class Sweep:
         self.data = jax.tree.map(self.placement.replicate, input_pipeline.to_device(dataset, dtype))
         self.seeds = self.placement.shard(self.placement.arrangement.seeds.astype(np.uint32))
         self.hparams = HParams(*(self.placement.shard_configs(h.astype(dtype)) for h in grid.hparams()))
+        self._platform = forms.platform_of(self.placement.devices[0])
+        if getattr(model, "platform", None) == forms.here():  # and not one that was asked for
+            model = model.clone(platform=self._platform)
+        self._platform = getattr(model, "platform", self._platform)
         self._model, self._batch_shape = model, (spec.batch_size, *dataset.image_shape)
         self._initialise = self._initialiser(dtype)
         self._abstract_states = self._initialise.eval_shape(self.seeds)
@@ -107,7 +112,8 @@ class Sweep:
         if self._is_compiled:
             return self
         device, per_seed = self.placement.devices[0], self.placement.configs_per_seed
-        layouts = autotune.candidates(device.platform, per_seed) if self.layout == "auto" else [self.layout]
+        width = getattr(self._model, "width", None)
+        layouts = autotune.candidates(self._platform, per_seed, width) if self.layout == "auto" else [self.layout]
         shape, precision = self.placement.arrangement.source.shape, jax.config.values["jax_default_matmul_precision"]
         about = (jax.__version__, device.device_kind, len(self.placement.devices), shape)
         about += (self._model, self._batch_shape, self.hparams.lr.dtype, self.spec, precision)
@@ -283,7 +289,7 @@ class Sweep:
 
     def _lay_out(self, layout: str) -> None:
         self.layout = layout
-        programs = Programs(layout, self.spec, len(self.data.images), self.capacity)
+        programs = Programs(layout, self.spec, len(self.data.images), self.capacity, self._platform)
         self._programs = ShardedPrograms(programs, self.placement.mesh)
 
     def _time(self, layout: str) -> float:

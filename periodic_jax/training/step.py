@@ -2,7 +2,7 @@
 likes.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def train_step(state: TrainState, hparams: HParams, batch: Batch) -> tuple[Train
         >>> metrics["loss"].shape
         (2,)
     """
-    return _update(state, hparams, *_gradients(state, state.batch_stats, batch))
+    return update(state, hparams, gradients(state, batch))
 
 
 def full_batch_step(state: TrainState, hparams: HParams, batches: Batch) -> tuple[TrainState, Metrics]:
@@ -63,6 +63,28 @@ def full_batch_step(state: TrainState, hparams: HParams, batches: Batch) -> tupl
         mini-batch once, in order.
     """
 
+    return update(state, hparams, full_batch_gradients(state, batches))
+
+
+class Gradients(NamedTuple):
+    """What the update needs of a mini-batch. The images reach it through nothing else, so a program may compute the
+    gradients of many configurations in a loop, and update all of them at once.
+    """
+
+    loss: Float[Array, ""]
+    accuracy: Float[Array, ""]
+    of_params: Any
+    batch_stats: Any  # the running statistics after the mini-batch
+
+
+def gradients(state: TrainState, batch: Batch) -> Gradients:
+    """Mean loss, accuracy, gradients and new running statistics of one mini-batch."""
+    return _gradients(state, state.batch_stats, batch)
+
+
+def full_batch_gradients(state: TrainState, batches: Batch) -> Gradients:
+    """The same over stacked mini-batches; see `full_batch_step`."""
+
     def add(carry: Any, batch: Batch) -> tuple[Any, None]:
         batch_stats, total = carry
         *terms, batch_stats = _gradients(state, batch_stats, batch)
@@ -73,12 +95,10 @@ def full_batch_step(state: TrainState, hparams: HParams, batches: Batch) -> tupl
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     (batch_stats, total), _ = jax.lax.scan(add, (state.batch_stats, zeros), batches)
     count = len(jax.tree.leaves(batches)[0])
-    loss, accuracy, grads = jax.tree.map(lambda leaf: leaf / count, total)
-    return _update(state, hparams, loss, accuracy, grads, batch_stats)
+    return Gradients(*jax.tree.map(lambda leaf: leaf / count, total), batch_stats)
 
 
-def _gradients(state: TrainState, batch_stats: Any, batch: Batch) -> tuple[Array, Array, Any, Any]:
-    """Mean loss, accuracy, gradients and new running statistics of one mini-batch."""
+def _gradients(state: TrainState, batch_stats: Any, batch: Batch) -> Gradients:
     task = state.task
 
     def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
@@ -87,14 +107,12 @@ def _gradients(state: TrainState, batch_stats: Any, batch: Batch) -> tuple[Array
         return LOSSES[task.loss](logits, batch.labels).mean(), (logits, mutated.get("batch_stats", {}))
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    return loss, (logits.argmax(1) == batch.labels).mean(dtype=loss.dtype), grads, batch_stats
+    return Gradients(loss, (logits.argmax(1) == batch.labels).mean(dtype=loss.dtype), grads, batch_stats)
 
 
-def _update(
-    state: TrainState, hparams: HParams, loss: Array, accuracy: Array, grads: Any, batch_stats: Any
-) -> tuple[TrainState, Metrics]:
-    """Apply the optimiser, measure, and freeze what diverged."""
-    task = state.task
+def update(state: TrainState, hparams: HParams, terms: Gradients) -> tuple[TrainState, Metrics]:
+    """Apply the optimiser, measure, and freeze what diverged: the second half of `train_step`."""
+    task, (loss, accuracy, grads, batch_stats) = state.task, terms
     hparams = scheduled(HParams(*(jnp.asarray(h, loss.dtype) for h in hparams)), state.step, task.schedule)
     chain: Any = sphere_sgd(hparams, task.labels, task.per_filter)
     updates, tracked = chain.update(grads, TrackDynamicsState(state.opt_state, None), state.params)

@@ -9,6 +9,7 @@ fill them is padded with copies, whose results are dropped. How the configuratio
     unroll     one after the other, in straight-line code
     map        one after the other, in a loop
     map:K      blocks of K batched configurations, in a loop
+    map:K:C    the same; networks for accelerators make dense kernels of at most C channels of them (see `ops.packing`)
 
 No layout changes what is computed.
 """
@@ -19,10 +20,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from periodic_jax.core.errors import ConfigError
 
-LAYOUTS = "auto, vmap, unroll, map or map:K with K configurations to a block"
+LAYOUTS = "auto, vmap, unroll, map or map:K with K configurations to a block, and on accelerators map:K:C"
+SMALL = 20_000  # numbers of a result that joins others in one array
 
 
 def check_layout(layout: str) -> str:
@@ -31,9 +34,24 @@ def check_layout(layout: str) -> str:
     Raises:
         ConfigError: none of `LAYOUTS`.
     """
-    if layout in ("auto", "vmap", "unroll", "map") or re.fullmatch(r"map:[1-9][0-9]{0,5}", layout):
+    if layout in ("auto", "vmap", "unroll", "map") or re.fullmatch(r"map:[1-9][0-9]{0,5}(:[0-9]{1,6})?", layout):
         return layout
     raise ConfigError("--layout", layout, LAYOUTS)
+
+
+def block_size(layout: str) -> int | None:
+    """K of ``map:K`` and ``map:K:C``.
+
+    Example:
+        >>> block_size("map:8:64"), block_size("map")
+        (8, None)
+    """
+    return int(layout.split(":")[1]) if ":" in layout else None
+
+
+def dense_channels(layout: str) -> int | None:
+    """C of ``map:K:C``; None where the platform's own is taken."""
+    return int(layout.split(":")[2]) if layout.count(":") == 2 else None
 
 
 def lay_out(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
@@ -58,7 +76,36 @@ def lay_out(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
         return unrolled
     if layout == "map":
         return lambda *trees: jax.lax.map(lambda packed: function(*packed), trees)
-    return _in_blocks(function, int(layout.partition(":")[2]))
+    return _in_blocks(function, block_size(layout) or 1)
+
+
+def lay_out_joined(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
+    """As `lay_out`, with all small results in one array while the loop runs.
+
+    On an accelerator each array that a loop's body returns costs a kernel that writes it to its place.
+    """
+
+    def joined(*trees: Any) -> tuple[Array, list[Array]]:
+        leaves = jax.tree.leaves(function(*trees))
+        return jnp.concatenate([leaf.ravel() for leaf in leaves if leaf.size < SMALL]), _large(leaves)
+
+    def laid_out(*trees: Any) -> Any:
+        shapes, tree = jax.tree.flatten(jax.eval_shape(function, *jax.tree.map(lambda leaf: leaf[0], trees)))
+        small, large = lay_out(joined, layout)(*trees)
+        rest, at, leaves = iter(large), 0, []
+        for shape in shapes:
+            if shape.size >= SMALL:
+                leaves.append(next(rest))
+                continue
+            leaves.append(small[:, at : at + shape.size].reshape(-1, *shape.shape).astype(shape.dtype))
+            at += shape.size
+        return jax.tree.unflatten(tree, leaves)
+
+    return laid_out
+
+
+def _large(leaves: list[Array]) -> list[Array]:
+    return [leaf for leaf in leaves if leaf.size >= SMALL]
 
 
 def _in_blocks(function: Callable[..., Any], size: int) -> Callable[..., Any]:

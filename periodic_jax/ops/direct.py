@@ -1,0 +1,165 @@
+"""Convolutions for accelerators: `jax.lax.conv_general_dilated` with the channels innermost.
+
+Activations are ``(batch, height, width, channels)``, of several configurations side by side; see `packing`. The three
+products of a convolution are explicit, so that each is one call of the vendor's library.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from periodic_jax.ops.packing import beside, group_of, joined, taken_apart
+
+Images = Float[Array, "batch height width channels"]
+Kernels = Float[Array, "configs size size channels_in channels_out"]
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+class SharedImages(NamedTuple):
+    """A mini-batch with the moments of its 3x3 patches, computed once for all networks that see it.
+
+    In a basis of cosines over the patch, the covariance of smooth images loses no digits: neighbours that are nearly
+    equal differ in entries of their own.
+    """
+
+    images: Images  # in the dtype of stored activations
+    mean: Float[Array, "patch"]  # of the patches; patch = 9 * channels, ordered (row, column, channel)
+    covariance: Float[Array, "patch patch"]  # in the basis
+    basis: Float[Array, "patch patch"]  # rows: cosines over 3x3 pixels, for each channel
+
+
+class Geometry(NamedTuple):
+    """What is static of a convolution.
+
+    Attributes:
+        stride: the same along both sides.
+        channels: most output channels of a dense kernel; see `packing.group_of`.
+    """
+
+    stride: int
+    channels: int
+
+
+def precise(x: Array) -> Array:
+    """In at least float32, in which sums and normalisation are computed."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def precision() -> lax.Precision | None:
+    """Of products: exact in float32 unless the caller of JAX has set something, as ``--precision`` does."""
+    return lax.Precision.HIGHEST if jax.config.jax_default_matmul_precision is None else None
+
+
+matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)  # of small matrices
+
+
+@jax.custom_jvp
+def materialise(*arrays: Array) -> tuple[Array, ...]:
+    """Evaluate all of them before any reader runs, so that one kernel makes them in one pass over what they share."""
+    return lax.optimization_barrier(arrays)
+
+
+@materialise.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    return materialise(*primals), tuple(tangents)
+
+
+@jax.custom_jvp
+def two_sums(a: Images, b: Images) -> tuple[Float[Array, "channels"], Float[Array, "channels"]]:
+    """Sums over all but the channels, as one reduction with two results."""
+    zeros = (jnp.zeros((), a.dtype), jnp.zeros((), b.dtype))
+    sums: Any = lax.reduce((a, b), zeros, lambda p, q: (p[0] + q[0], p[1] + q[1]), (0, 1, 2))
+    return tuple(sums)
+
+
+@two_sums.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    return two_sums(*primals), two_sums(*tangents)  # as they are linear
+
+
+def convolve(x: Images, kernels: Kernels, how: Geometry) -> Images:
+    """The convolutions of all configurations, 3x3 with padding 1 or 1x1 without."""
+    each = _each(kernels, how)
+    return _product(x, joined(kernels.astype(x.dtype), each), how.stride, len(kernels) // each)
+
+
+def convolve_shared(images: Images, kernels: Kernels, stride: int) -> Images:
+    """The same of images that all configurations see: one dense convolution."""
+    return _product(images, beside(kernels.astype(images.dtype)), stride, 1)
+
+
+def input_gradient(dy: Images, kernels: Kernels, shape: tuple[int, ...], how: Geometry) -> Images:
+    """The gradient of the input, of that shape."""
+    each = _each(kernels, how)
+    kernel = joined(kernels.astype(dy.dtype), each)
+    product = lambda x: _product(x, kernel, how.stride, len(kernels) // each)
+    return _transposed(product, shape, dy)
+
+
+def kernel_gradient(x: Images, dy: Images, shape: tuple[int, ...], how: Geometry) -> Kernels:
+    """The gradients of the kernels, whose shape is given."""
+    configs, size, _, channels_in, _ = shape
+    each = _each(jax.ShapeDtypeStruct(shape, x.dtype), how)
+    wide = (size, size, each * channels_in, dy.shape[-1])
+    gradient = _transposed(lambda w: _product(x, w, how.stride, configs // each), wide, dy)
+    return taken_apart(gradient, configs, each)
+
+
+def kernel_gradient_shared(images: Images, dy: Images, size: int, stride: int) -> Float[Array, "size size in all"]:
+    """The gradients of all kernels side by side, of images that all configurations see."""
+    shape = (size, size, images.shape[-1], dy.shape[-1])
+    return _transposed(lambda w: _product(images, w, stride, 1), shape, dy)
+
+
+def _each(kernels: Any, how: Geometry) -> int:
+    return group_of(kernels.shape[0], kernels.shape[-1], how.channels)
+
+
+def _product(x: Images, kernel: Array, stride: int, groups: int) -> Images:
+    pad = kernel.shape[0] // 2
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=DIMENSIONS,
+        feature_group_count=groups, precision=precision(),
+    )  # fmt: skip
+
+
+def _transposed(linear: Callable[[Array], Array], shape: tuple[int, ...], cotangent: Array) -> Array:
+    return jax.linear_transpose(linear, jax.ShapeDtypeStruct(shape, cotangent.dtype))(cotangent)[0]
+
+
+def pilot(y: Images) -> Float[Array, "channels"]:
+    """A number near each channel's mean, about which squares lose no digits: the middle one of three pixels."""
+    batch, height, width, _ = y.shape
+    p, q, r = (precise(lax.stop_gradient(y[i * batch // 3, height // 2, width // 2])) for i in range(3))
+    return p + q + r - jnp.maximum(jnp.maximum(p, q), r) - jnp.minimum(jnp.minimum(p, q), r)
+
+
+def moments_about(
+    about: Float[Array, "channels"], s1: Array, s2: Array, count: int
+) -> tuple[Float[Array, "channels"], Float[Array, "channels"]]:
+    """Mean and biased variance, from the sums of numbers less ``about`` and of their squares."""
+    return about + s1 / count, jnp.maximum(s2 / count - (s1 / count) ** 2, 0)
+
+
+def shared_images(images: Images, dtype: Any) -> SharedImages:
+    """What the first layer needs of a mini-batch of normalised images.
+
+    Args:
+        images: ``(batch, height, width, channels)``.
+        dtype: of stored activations.
+    """
+    exact, (height, width, channels) = precise(images), images.shape[1:]
+    cosines = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
+    basis = jnp.asarray(np.kron(np.kron(cosines, cosines), np.eye(channels)), exact.dtype)
+    padded = jnp.pad(exact, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    patches = jnp.concatenate(shifted, -1).reshape(-1, 9 * channels)
+    mean = patches.mean(0)
+    turned = matmul(patches - mean, basis.T)
+    return SharedImages(images.astype(dtype), mean, matmul(turned.T, turned) / len(turned), basis)

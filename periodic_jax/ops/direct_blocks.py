@@ -1,0 +1,226 @@
+"""The blocks of `fused` and the operations of `primitives` for accelerators, in the layout of `direct`.
+
+Each is one `jax.custom_vjp` whose passes are operations of many configurations side by side. What XLA would compute
+again for each reader stands behind a barrier: then every large map is read and written about as often as it must be.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from periodic_jax.ops import direct
+from periodic_jax.ops.direct import Geometry, Images, SharedImages, materialise, precise, two_sums
+from periodic_jax.ops.layout import Kernel
+from periodic_jax.ops.packing import apart, beside, stacked
+from periodic_jax.ops.primitives import Affine, BatchMoments
+
+
+def conv_bn_relu(
+    x: Images, kernel: Kernel, pool: bool, eps: float, how: Geometry, affine: Affine | None = None
+) -> tuple[Images, BatchMoments]:
+    """As `fused.conv_bn_relu`, of activations ``(batch, height, width, channels)``.
+
+    Args:
+        x: activations, in the dtype in which they are stored.
+        kernel: ``(3, 3, channels_in, channels_out)``.
+        pool: whether a 2x2 max-pool follows.
+        eps: added to the variance.
+        how: stride 1, and how kernels are packed.
+        affine: scale and bias of the normalisation, or ``None`` for 1 and 0.
+
+    Returns:
+        The activations, in the dtype of x, and the batch moments, which carry no gradient.
+    """
+    if affine is None:
+        return _conv_bn_relu(x, kernel, None, pool, eps, how)
+    # Only a positive factor lets the maximum be taken first: its sign goes to the kernel.
+    sign = jnp.where(affine.scale < 0, -1, 1).astype(kernel.dtype)
+    block: Any = _conv_bn_relu(x, kernel * sign, Affine(affine.scale * sign, affine.bias), pool, eps, how)
+    out, moments = block
+    return out, moments._replace(mean=moments.mean * sign)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _conv_bn_relu(x: Images, kernel: Kernel, affine: Affine | None, pool: bool, eps: float, how: Geometry) -> Any:
+    return _block_forward(x, kernel, affine, pool, eps, how)[0]
+
+
+def _block_forward(
+    x: Images, kernel: Kernel, affine: Affine | None, pool: bool, eps: float, how: Geometry
+) -> tuple[Any, Any]:
+    forward = stacked(partial(_block_forward_core, pool, eps, how))
+    y, z, place, peak, mean, var, inv = forward(x, kernel, *(affine or ()))
+    return (z, BatchMoments(mean, var)), (x, kernel, affine, y, z, place, peak, mean, inv)
+
+
+def _block_backward(pool: bool, _eps: float, how: Geometry, residuals: Any, cotangents: Any) -> Any:
+    x, kernel, affine, *rest = residuals
+    backward = stacked(partial(_block_backward_core, pool, how))
+    dx, dw, sum_g, sum_gn = backward(x, kernel, *rest, cotangents[0], *([] if affine is None else [affine.scale]))
+    return dx, dw.astype(kernel.dtype), None if affine is None else Affine(sum_gn, sum_g)
+
+
+_conv_bn_relu.defvjp(_block_forward, _block_backward)
+
+
+def _block_forward_core(
+    pool: bool, eps: float, how: Geometry, configs: int, x: Images, kernels: Array, *affine: Array
+) -> tuple[Array, ...]:
+    y = direct.convolve(x, kernels, how)
+    count, about = y.size // y.shape[-1], direct.pilot(y)
+    parts = _windows(y) if pool else (y,)
+    away = [precise(part) - about for part in parts]
+    # On the pooled shape: so the sums, the maxima and their places are one pass.
+    s1, s2 = two_sums(sum(away[1:], away[0]), sum((d * d for d in away[1:]), away[0] * away[0]))
+    peak, place = y, None
+    if pool:
+        peak = jnp.maximum(jnp.maximum(parts[0], parts[1]), jnp.maximum(parts[2], parts[3]))
+        first = [part == peak for part in parts]
+        place = jnp.where(first[0], 0, jnp.where(first[1], 1, jnp.where(first[2], 2, 3))).astype(jnp.int8)
+        s1, s2, peak, place = materialise(s1, s2, peak, place)
+    mean, var = direct.moments_about(about, s1, s2, count)
+    mean, var, inv = materialise(mean, var, lax.rsqrt(var + eps))
+    normal = (precise(peak) - mean) * inv
+    (z,) = materialise(jnp.maximum(normal if not affine else normal * affine[0] + affine[1], 0).astype(y.dtype))
+    # Without affine the normalised maxima are z itself, where it is positive.
+    return y, z, mean if place is None else place, peak if pool and affine else mean, mean, var, inv
+
+
+def _block_backward_core(
+    pool: bool,
+    how: Geometry,
+    configs: int,
+    x: Images,
+    kernels: Array,
+    y: Images,
+    z: Images,
+    place: Array,
+    peak: Array,
+    mean: Array,
+    inv: Array,
+    dz: Images,
+    *scale: Array,
+) -> tuple[Array, ...]:
+    count = y.size // y.shape[-1]
+    g = jnp.where(z > 0, precise(dz), 0)
+    normal = precise(z) if not scale else (precise(peak if pool else y) - mean) * inv
+    sum_g, sum_gn = two_sums(g, g * normal)
+    sum_g, sum_gn, g = materialise(sum_g, sum_gn, g.astype(y.dtype))
+    mean_g, mean_gn = sum_g / count, sum_gn / count
+    gain = inv * scale[0] if scale else inv
+    offset, slope = materialise(gain * (inv * mean_gn * mean - mean_g), -gain * inv * mean_gn)
+    through, map_of_y = precise(g) * gain, y
+    if pool:
+        batch, height, width, channels = y.shape
+        map_of_y = y.reshape(batch, height // 2, 2, width // 2, 2, channels)
+        at = jnp.array([[0, 1], [2, 3]], jnp.int8)[None, None, :, None, :, None]
+        through = jnp.where(place[:, :, None, :, None, :] == at, through[:, :, None, :, None, :], 0)
+    # Behind a barrier in six axes: else XLA moves the reshape up, and on TPU writes every broadcast out.
+    (dy,) = materialise((through + (offset + slope * precise(map_of_y))).astype(y.dtype))
+    dy = dy.reshape(y.shape)
+    dx = direct.input_gradient(dy, kernels, x.shape, how)
+    return dx, direct.kernel_gradient(x, dy, kernels.shape, how), sum_g, sum_gn
+
+
+def _windows(y: Images) -> tuple[Array, Array, Array, Array]:
+    """The four entries of each 2x2 window, in reading order."""
+    batch, height, width, channels = y.shape
+    v = y.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return v[:, :, 0, :, 0], v[:, :, 0, :, 1], v[:, :, 1, :, 0], v[:, :, 1, :, 1]
+
+
+def first_conv_bn_relu(
+    shared: SharedImages, kernel: Kernel, eps: float, affine: Affine | None = None
+) -> tuple[Images, BatchMoments]:
+    """`conv_bn_relu` without pooling, of images that all configurations share; images get no gradient.
+
+    The statistics follow from the covariance of the patches, so that convolution, normalisation and ReLU are one call.
+    """
+    return _first_block(shared, kernel, affine, eps)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _first_block(shared: SharedImages, kernel: Kernel, affine: Affine | None, eps: float) -> Any:
+    return _first_forward(shared, kernel, affine, eps)[0]
+
+
+def _first_forward(shared: SharedImages, kernel: Kernel, affine: Affine | None, eps: float) -> tuple[Any, Any]:
+    z, mean, var, inv = stacked(partial(_first_forward_core, eps))(shared, kernel, *(affine or ()))
+    return (z, BatchMoments(mean, var)), (shared, kernel, affine, z, inv)
+
+
+def _first_backward(_eps: float, residuals: Any, cotangents: Any) -> Any:
+    shared, kernel, affine, z, inv = residuals
+    scale = [] if affine is None else [affine.scale]
+    dw, sum_g, sum_gn = stacked(_first_backward_core)(shared, kernel, z, inv, cotangents[0], *scale)
+    return None, dw, None if affine is None else Affine(sum_gn, sum_g)
+
+
+_first_block.defvjp(_first_forward, _first_backward)
+
+
+def _first_forward_core(
+    eps: float, configs: int, shared: SharedImages, kernels: Array, *affine: Array
+) -> tuple[Array, ...]:
+    images, patch_mean, covariance, basis = shared
+    kernel = beside(kernels)
+    w = precise(kernel.reshape(-1, kernel.shape[-1]))
+    turned = direct.matmul(basis, w)
+    mean = direct.matmul(patch_mean, w)
+    var = jnp.maximum((turned * direct.matmul(covariance, turned)).sum(0), 0)
+    mean, var, inv = materialise(mean, var, lax.rsqrt(var + eps))
+    gain = inv * affine[0] if affine else inv
+    shift = (affine[1] if affine else 0) - mean * gain
+    scaled = (precise(kernel) * gain).astype(images.dtype)
+    product = direct.convolve_shared(images, scaled[None], 1)
+    # Behind a barrier: `z > 0` of the backward pass would else read the convolution before the ReLU.
+    (z,) = materialise(jnp.maximum(product + shift.astype(images.dtype), 0))
+    return z, mean, var, inv
+
+
+def _first_backward_core(
+    configs: int, shared: SharedImages, kernels: Array, z: Images, inv: Array, dz: Images, *scale: Array
+) -> tuple[Array, ...]:
+    images, patch_mean, covariance, basis = shared
+    (g,) = materialise(jnp.where(z > 0, dz, 0))
+    sum_g = precise(g).sum((0, 1, 2))
+    along = precise(direct.kernel_gradient_shared(images, g, 3, 1)).reshape(-1, g.shape[-1])
+    along = along - patch_mean[:, None] * sum_g  # of centred patches
+    w = precise(beside(kernels).reshape(along.shape))
+    sum_gn = (w * along).sum(0) * inv
+    gain = inv * scale[0] if scale else inv
+    dw = gain * (along - sum_gn * inv * direct.matmul(basis.T, direct.matmul(covariance, direct.matmul(basis, w))))
+    return apart(dw.reshape(3, 3, -1, dw.shape[-1]), configs).astype(kernels.dtype), sum_g, sum_gn
+
+
+def conv_bn_relu_inference(
+    x: Images | SharedImages,
+    kernel: Kernel,
+    statistics: BatchMoments,
+    pool: bool,
+    eps: float,
+    how: Geometry,
+    affine: Affine | None = None,
+) -> Images:
+    """The block with given statistics instead of those of the batch, as at test time."""
+    gain = lax.rsqrt(statistics.var + eps)
+    gain = gain if affine is None else gain * affine.scale
+    shift = (0 if affine is None else affine.bias) - statistics.mean * gain
+    (z,) = stacked(partial(_inference_core, pool, how))(x, kernel * gain, shift)
+    return z
+
+
+def _inference_core(pool: bool, how: Geometry, configs: int, x: Any, kernels: Array, shift: Array) -> tuple[Array, ...]:
+    if isinstance(x, SharedImages):
+        product = direct.convolve_shared(x.images, kernels, 1)
+    else:
+        product = direct.convolve(x, kernels, how)
+    z = jnp.maximum(product + shift.astype(product.dtype), 0)
+    if pool:
+        a, b, c, d = _windows(z)
+        z = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+    return (z,)

@@ -1,0 +1,155 @@
+"""The operations of `primitives` for accelerators, in the layout of `direct`; see `direct_blocks`."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from periodic_jax.ops import direct
+from periodic_jax.ops.direct import Geometry, Images, SharedImages, materialise, precise, two_sums
+from periodic_jax.ops.layout import Kernel
+from periodic_jax.ops.packing import apart, stacked
+from periodic_jax.ops.primitives import Affine, BatchMoments
+
+Features = Float[Array, "channels batch"]
+NO_KERNEL: frozenset[int] = frozenset()
+
+
+def conv(x: Images | SharedImages, kernel: Kernel, how: Geometry) -> Images:
+    """As `primitives.conv`; of `SharedImages`, which get no gradient, too."""
+    return _conv(x, kernel, how)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x: Any, kernel: Kernel, how: Geometry) -> Images:
+    return _conv_forward(x, kernel, how)[0]
+
+
+def _conv_forward(x: Any, kernel: Kernel, how: Geometry) -> tuple[Images, Any]:
+    (y,) = stacked(partial(_conv_core, how))(x, kernel)
+    return y, (x, kernel)
+
+
+def _conv_backward(how: Geometry, residuals: Any, dy: Images) -> Any:
+    x, kernel = residuals
+    if isinstance(x, SharedImages):
+        (dw,) = stacked(partial(_conv_shared_backward_core, how))(x, kernel, dy)
+        return None, dw.astype(kernel.dtype)
+    dx, dw = stacked(partial(_conv_backward_core, how))(x, kernel, dy)
+    return dx, dw.astype(kernel.dtype)
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _conv_core(how: Geometry, configs: int, x: Any, kernels: Array) -> tuple[Array, ...]:
+    if isinstance(x, SharedImages):
+        return (direct.convolve_shared(x.images, kernels, how.stride),)
+    return (direct.convolve(x, kernels, how),)
+
+
+def _conv_backward_core(how: Geometry, configs: int, x: Images, kernels: Array, dy: Images) -> tuple[Array, ...]:
+    return direct.input_gradient(dy, kernels, x.shape, how), direct.kernel_gradient(x, dy, kernels.shape, how)
+
+
+def _conv_shared_backward_core(
+    how: Geometry, configs: int, shared: SharedImages, kernels: Array, dy: Images
+) -> tuple[Array, ...]:
+    return (apart(direct.kernel_gradient_shared(shared.images, dy, kernels.shape[1], how.stride), configs),)
+
+
+def batch_norm(x: Images, affine: Affine | None, eps: float, relu: bool) -> tuple[Images, BatchMoments]:
+    """As `primitives.batch_norm`, followed by a ReLU if ``relu``."""
+    return _batch_norm(x, affine, eps, relu)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _batch_norm(x: Images, affine: Affine | None, eps: float, relu: bool) -> Any:
+    return _norm_forward(x, affine, eps, relu)[0]
+
+
+def _norm_forward(x: Images, affine: Affine | None, eps: float, relu: bool) -> tuple[Any, Any]:
+    z, mean, var, inv = stacked(partial(_norm_forward_core, eps, relu), NO_KERNEL)(x, *(affine or ()))
+    return (z, BatchMoments(mean, var)), (x, affine, mean, inv)
+
+
+def _norm_backward(_eps: float, relu: bool, residuals: Any, cotangents: Any) -> Any:
+    x, affine, mean, inv = residuals
+    backward = stacked(partial(_norm_backward_core, relu), NO_KERNEL)
+    dx, sum_g, sum_gn = backward(x, mean, inv, cotangents[0], *(affine or ()))
+    return dx, None if affine is None else Affine(sum_gn, sum_g)
+
+
+_batch_norm.defvjp(_norm_forward, _norm_backward)
+
+
+def _norm_forward_core(eps: float, relu: bool, configs: int, x: Images, *affine: Array) -> tuple[Array, ...]:
+    about = direct.pilot(x)
+    away = precise(x) - about
+    mean, var = direct.moments_about(about, *two_sums(away, away * away), x.size // x.shape[-1])
+    mean, var, inv = materialise(mean, var, lax.rsqrt(var + eps))
+    return _scaled((precise(x) - mean) * inv, affine, relu).astype(x.dtype), mean, var, inv
+
+
+def _norm_backward_core(
+    relu: bool, configs: int, x: Images, mean: Array, inv: Array, dz: Images, *affine: Array
+) -> tuple[Array, ...]:
+    count = x.size // x.shape[-1]
+    normal = (precise(x) - mean) * inv
+    g = jnp.where(_scaled(normal, affine, False) > 0, precise(dz), 0) if relu else precise(dz)
+    sum_g, sum_gn = materialise(*two_sums(g, g * normal))
+    gain = inv * affine[0] if affine else inv
+    return (gain * (g - sum_g / count - normal * (sum_gn / count))).astype(x.dtype), sum_g, sum_gn
+
+
+def _scaled(normal: Array, affine: tuple[Array, ...], relu: bool) -> Array:
+    out = normal * affine[0] + affine[1] if affine else normal
+    return jnp.maximum(out, 0) if relu else out
+
+
+def normalise(x: Images, statistics: BatchMoments, eps: float, affine: Affine | None, relu: bool) -> Images:
+    """`batch_norm` with given statistics, as at test time."""
+    core = partial(_normalise_core, relu)
+    (z,) = stacked(core, NO_KERNEL)(x, statistics.mean, lax.rsqrt(statistics.var + eps), *(affine or ()))
+    return z
+
+
+def _normalise_core(relu: bool, configs: int, x: Images, mean: Array, inv: Array, *affine: Array) -> tuple[Array, ...]:
+    return (_scaled((precise(x) - mean) * inv, affine, relu).astype(x.dtype),)
+
+
+@jax.custom_vjp
+def global_max_pool(x: Images) -> Features:
+    """The maximum over all pixels, features first; the first maximum takes the gradient."""
+    return _max_forward(x)[0]
+
+
+def _max_forward(x: Images) -> tuple[Features, Images]:
+    (peak,) = stacked(_max_core, NO_KERNEL)(x)
+    return precise(peak).T, x
+
+
+def _max_backward(x: Images, gradient: Features) -> tuple[Images]:
+    return stacked(_max_backward_core, NO_KERNEL)(x, gradient.T)
+
+
+global_max_pool.defvjp(_max_forward, _max_backward)
+
+
+def _max_core(configs: int, x: Images) -> tuple[Array, ...]:
+    return (x.max((1, 2)),)
+
+
+def _max_backward_core(configs: int, x: Images, gradient: Array) -> tuple[Array, ...]:
+    batch, height, width, channels = x.shape
+    first = x.reshape(batch, -1, channels).argmax(1)[:, None, None]
+    place = jnp.arange(height * width).reshape(height, width, 1)
+    return (jnp.where(first == place, gradient[:, None, None], 0).astype(x.dtype),)
+
+
+def global_average_pool(x: Images) -> Features:
+    """The mean over all pixels, features first."""
+    return precise(x).mean((1, 2)).T
