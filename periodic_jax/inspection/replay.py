@@ -35,7 +35,12 @@ def load_recording(path: str | Path) -> dict[str, Any]:
 
 
 def replay(
-    recording: Mapping[str, Any], images: Mapping[str, Any], *, copies: int = 1, layout: str = "map"
+    recording: Mapping[str, Any],
+    images: Mapping[str, Any],
+    *,
+    copies: int = 1,
+    layout: str = "map",
+    platform: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Run a recorded configuration from its initial weights over its mini-batches.
 
@@ -44,6 +49,7 @@ def replay(
         images: with ``images`` uint8 ``(count, height, width, 3)`` and ``labels``, and optionally ``eval_images``.
         copies: stacked copies of the state that are trained side by side; the last one is reported.
         layout: how they are laid out, see `training.vectorize`.
+        platform: whose form of convolutions the network takes; see `models.build`.
 
     Returns:
         ``step/QUANTITY`` ``(steps,)``, ``final/NAME`` in PyTorch's names and layouts, and ``eval_logits``. In the
@@ -57,22 +63,23 @@ def replay(
 
     from periodic_jax import models
     from periodic_jax.core.grid import HParams
+    from periodic_jax.models import forms
     from periodic_jax.sweeps import autotune
     from periodic_jax.training.state import Batch, Task, state_of
     from periodic_jax.training.step import full_batch_step, train_step
     from periodic_jax.training.vectorize import check_layout, lay_out
 
     check_layout(layout)
-    if layout == "auto":
-        layout = autotune.candidates(jax.default_backend(), copies)[0]
     config = _config_of(recording)
+    if layout == "auto":
+        layout = autotune.candidates(forms.check_platform(platform), copies, config["width"])[0]
     dtype = jnp.result_type(float)
     full_batch, size = bool(config.get("full_batch")), int(config["batch"])
     pixels, classes = _checked_images(images)
     order = np.arange(len(pixels) // size * size).reshape(-1, size) if full_batch else _order_of(recording, len(pixels))
     model = models.build(
         config["model"], width=config["width"], depth=config["depth"], num_classes=config.get("num_classes", 10),
-        init_scale=config["init_scale"], param_dtype=dtype,
+        init_scale=config["init_scale"], param_dtype=dtype, platform=platform,
     )  # fmt: skip
     initial = {name.removeprefix("init/"): recording[name] for name in recording if name.startswith("init/")}
     variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), models.from_torch(model, initial))

@@ -98,8 +98,7 @@ def input_gradient(dy: Images, kernels: Kernels, shape: tuple[int, ...], how: Ge
     """The gradient of the input, of that shape."""
     each = _each(kernels, how)
     kernel = joined(kernels.astype(dy.dtype), each)
-    product = lambda x: _product(x, kernel, how.stride, len(kernels) // each)
-    return _transposed(product, shape, dy)
+    return _transposed(lambda x: _product(x, kernel, how.stride, len(kernels) // each), shape, dy)
 
 
 def kernel_gradient(x: Images, dy: Images, shape: tuple[int, ...], how: Geometry) -> Kernels:

@@ -186,8 +186,8 @@ def _first_backward_core(
     configs: int, shared: SharedImages, kernels: Array, z: Images, inv: Array, dz: Images, *scale: Array
 ) -> tuple[Array, ...]:
     images, patch_mean, covariance, basis = shared
-    (g,) = materialise(jnp.where(z > 0, dz, 0))
-    sum_g = precise(g).sum((0, 1, 2))
+    g = jnp.where(z > 0, dz, 0)
+    sum_g, g = materialise(precise(g).sum((0, 1, 2)), g)
     along = precise(direct.kernel_gradient_shared(images, g, 3, 1)).reshape(-1, g.shape[-1])
     along = along - patch_mean[:, None] * sum_g  # of centred patches
     w = precise(beside(kernels).reshape(along.shape))

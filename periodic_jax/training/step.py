@@ -62,7 +62,6 @@ def full_batch_step(state: TrainState, hparams: HParams, batches: Batch) -> tupl
         As `train_step`; ``loss`` and ``accuracy`` are over all images, and the running statistics have seen each
         mini-batch once, in order.
     """
-
     return update(state, hparams, full_batch_gradients(state, batches))
 
 

@@ -17,6 +17,8 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz") if path.stem != "images")
 QUICK = {"convnet_si", "convnet_si_fixed_elr", "convnet_si_momentum", "convnet_si_sphere", "convnet_si_squared_loss"}
 
+SHORT = {"convnet_si"}
+
 
 @pytest.fixture(scope="module")
 def images():
@@ -50,6 +52,17 @@ def test_there_are_twelve():
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in NAMES])
 def test_the_reference_walks_the_same_path(float64, images, name):
     check(table(name, images))
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in SHORT else pytest.mark.slow) for n in NAMES])
+def test_the_form_for_accelerators_walks_it_too(float64, images, name):
+    check(table(name, images, platform="cuda"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["vmap", "map:2:0"])
+def test_configurations_side_by_side_walk_it_too(float64, images, layout):
+    check(table("convnet_si", images, copies=3, layout=layout, platform="cuda"))
 
 
 @pytest.mark.parametrize("layout", ["vmap", pytest.param("map:2", marks=pytest.mark.slow)])
