@@ -15,7 +15,7 @@ from jaxtyping import Array
 from periodic_jax.ops import direct
 from periodic_jax.ops.direct import Geometry, Images, SharedImages, materialise, precise, two_sums
 from periodic_jax.ops.layout import Kernel
-from periodic_jax.ops.packing import apart, beside, stacked
+from periodic_jax.ops.packing import Packing, apart, beside, stacked
 from periodic_jax.ops.primitives import Affine, BatchMoments
 
 
@@ -52,14 +52,14 @@ def _conv_bn_relu(x: Images, kernel: Kernel, affine: Affine | None, pool: bool, 
 def _block_forward(
     x: Images, kernel: Kernel, affine: Affine | None, pool: bool, eps: float, how: Geometry
 ) -> tuple[Any, Any]:
-    forward = stacked(partial(_block_forward_core, pool, eps, how))
+    forward = stacked(partial(_block_forward_core, pool, eps), how.channels)
     y, z, place, peak, mean, var, inv = forward(x, kernel, *(affine or ()))
     return (z, BatchMoments(mean, var)), (x, kernel, affine, y, z, place, peak, mean, inv)
 
 
 def _block_backward(pool: bool, _eps: float, how: Geometry, residuals: Any, cotangents: Any) -> Any:
     x, kernel, affine, *rest = residuals
-    backward = stacked(partial(_block_backward_core, pool, how))
+    backward = stacked(partial(_block_backward_core, pool), how.channels)
     dx, dw, sum_g, sum_gn = backward(x, kernel, *rest, cotangents[0], *([] if affine is None else [affine.scale]))
     return dx, dw.astype(kernel.dtype), None if affine is None else Affine(sum_gn, sum_g)
 
@@ -68,9 +68,9 @@ _conv_bn_relu.defvjp(_block_forward, _block_backward)
 
 
 def _block_forward_core(
-    pool: bool, eps: float, how: Geometry, configs: int, x: Images, kernels: Array, *affine: Array
+    pool: bool, eps: float, packing: Packing, x: Images, kernels: Array, *affine: Array
 ) -> tuple[Array, ...]:
-    y = direct.convolve(x, kernels, how)
+    y = direct.convolve(packing, x, kernels, 1)
     count, about = y.size // y.shape[-1], direct.pilot(y)
     parts = _windows(y) if pool else (y,)
     away = [precise(part) - about for part in parts]
@@ -92,8 +92,7 @@ def _block_forward_core(
 
 def _block_backward_core(
     pool: bool,
-    how: Geometry,
-    configs: int,
+    packing: Packing,
     x: Images,
     kernels: Array,
     y: Images,
@@ -122,8 +121,8 @@ def _block_backward_core(
     # Behind a barrier in six axes: else XLA moves the reshape up, and on TPU writes every broadcast out.
     (dy,) = materialise((through + (offset + slope * precise(map_of_y))).astype(y.dtype))
     dy = dy.reshape(y.shape)
-    dx = direct.input_gradient(dy, kernels, x.shape, how)
-    return dx, direct.kernel_gradient(x, dy, kernels.shape, how), sum_g, sum_gn
+    dx = direct.input_gradient(packing, dy, kernels, x.shape, 1)
+    return dx, direct.kernel_gradient(packing, x, dy, kernels.shape, 1), sum_g, sum_gn
 
 
 def _windows(y: Images) -> tuple[Array, Array, Array, Array]:
@@ -149,14 +148,14 @@ def _first_block(shared: SharedImages, kernel: Kernel, affine: Affine | None, ep
 
 
 def _first_forward(shared: SharedImages, kernel: Kernel, affine: Affine | None, eps: float) -> tuple[Any, Any]:
-    z, mean, var, inv = stacked(partial(_first_forward_core, eps))(shared, kernel, *(affine or ()))
+    z, mean, var, inv = stacked(partial(_first_forward_core, eps), None)(shared, kernel, *(affine or ()))
     return (z, BatchMoments(mean, var)), (shared, kernel, affine, z, inv)
 
 
 def _first_backward(_eps: float, residuals: Any, cotangents: Any) -> Any:
     shared, kernel, affine, z, inv = residuals
     scale = [] if affine is None else [affine.scale]
-    dw, sum_g, sum_gn = stacked(_first_backward_core)(shared, kernel, z, inv, cotangents[0], *scale)
+    dw, sum_g, sum_gn = stacked(_first_backward_core, None)(shared, kernel, z, inv, cotangents[0], *scale)
     return None, dw, None if affine is None else Affine(sum_gn, sum_g)
 
 
@@ -164,7 +163,7 @@ _first_block.defvjp(_first_forward, _first_backward)
 
 
 def _first_forward_core(
-    eps: float, configs: int, shared: SharedImages, kernels: Array, *affine: Array
+    eps: float, packing: Packing, shared: SharedImages, kernels: Array, *affine: Array
 ) -> tuple[Array, ...]:
     images, patch_mean, covariance, basis = shared
     kernel = beside(kernels)
@@ -183,7 +182,7 @@ def _first_forward_core(
 
 
 def _first_backward_core(
-    configs: int, shared: SharedImages, kernels: Array, z: Images, inv: Array, dz: Images, *scale: Array
+    packing: Packing, shared: SharedImages, kernels: Array, z: Images, inv: Array, dz: Images, *scale: Array
 ) -> tuple[Array, ...]:
     images, patch_mean, covariance, basis = shared
     g = jnp.where(z > 0, dz, 0)
@@ -194,7 +193,7 @@ def _first_backward_core(
     sum_gn = (w * along).sum(0) * inv
     gain = inv * scale[0] if scale else inv
     dw = gain * (along - sum_gn * inv * direct.matmul(basis.T, direct.matmul(covariance, direct.matmul(basis, w))))
-    return apart(dw.reshape(3, 3, -1, dw.shape[-1]), configs).astype(kernels.dtype), sum_g, sum_gn
+    return apart(dw.reshape(3, 3, -1, dw.shape[-1]), packing.configs).astype(kernels.dtype), sum_g, sum_gn
 
 
 def conv_bn_relu_inference(
@@ -210,17 +209,22 @@ def conv_bn_relu_inference(
     gain = lax.rsqrt(statistics.var + eps)
     gain = gain if affine is None else gain * affine.scale
     shift = (0 if affine is None else affine.bias) - statistics.mean * gain
-    (z,) = stacked(partial(_inference_core, pool, how))(x, kernel * gain, shift)
+    (z,) = stacked(partial(_inference_core, pool), _most(x, how))(x, kernel * gain, shift)
     return z
 
 
-def _inference_core(pool: bool, how: Geometry, configs: int, x: Any, kernels: Array, shift: Array) -> tuple[Array, ...]:
+def _inference_core(pool: bool, packing: Packing, x: Any, kernels: Array, shift: Array) -> tuple[Array, ...]:
     if isinstance(x, SharedImages):
         product = direct.convolve_shared(x.images, kernels, 1)
     else:
-        product = direct.convolve(x, kernels, how)
+        product = direct.convolve(packing, x, kernels, 1)
     z = jnp.maximum(product + shift.astype(product.dtype), 0)
     if pool:
         a, b, c, d = _windows(z)
         z = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
     return (z,)
+
+
+def _most(x: Any, how: Geometry) -> int | None:
+    """Channels up to which configurations stand side by side: of images that they share, any number."""
+    return None if isinstance(x, SharedImages) else how.channels

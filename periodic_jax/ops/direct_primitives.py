@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from periodic_jax.ops import direct
 from periodic_jax.ops.direct import Geometry, Images, SharedImages, materialise, precise, two_sums
 from periodic_jax.ops.layout import Kernel
-from periodic_jax.ops.packing import apart, stacked
+from periodic_jax.ops.packing import Packing, apart, stacked
 from periodic_jax.ops.primitives import Affine, BatchMoments
 
 Features = Float[Array, "channels batch"]
@@ -29,36 +29,39 @@ def _conv(x: Any, kernel: Kernel, how: Geometry) -> Images:
 
 
 def _conv_forward(x: Any, kernel: Kernel, how: Geometry) -> tuple[Images, Any]:
-    (y,) = stacked(partial(_conv_core, how))(x, kernel)
+    (y,) = stacked(partial(_conv_core, how.stride), None if isinstance(x, SharedImages) else how.channels)(x, kernel)
     return y, (x, kernel)
 
 
 def _conv_backward(how: Geometry, residuals: Any, dy: Images) -> Any:
     x, kernel = residuals
     if isinstance(x, SharedImages):
-        (dw,) = stacked(partial(_conv_shared_backward_core, how))(x, kernel, dy)
+        (dw,) = stacked(partial(_conv_shared_backward_core, how.stride), None)(x, kernel, dy)
         return None, dw.astype(kernel.dtype)
-    dx, dw = stacked(partial(_conv_backward_core, how))(x, kernel, dy)
+    dx, dw = stacked(partial(_conv_backward_core, how.stride), how.channels)(x, kernel, dy)
     return dx, dw.astype(kernel.dtype)
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _conv_core(how: Geometry, configs: int, x: Any, kernels: Array) -> tuple[Array, ...]:
+def _conv_core(stride: int, packing: Packing, x: Any, kernels: Array) -> tuple[Array, ...]:
     if isinstance(x, SharedImages):
-        return (direct.convolve_shared(x.images, kernels, how.stride),)
-    return (direct.convolve(x, kernels, how),)
+        return (direct.convolve_shared(x.images, kernels, stride),)
+    return (direct.convolve(packing, x, kernels, stride),)
 
 
-def _conv_backward_core(how: Geometry, configs: int, x: Images, kernels: Array, dy: Images) -> tuple[Array, ...]:
-    return direct.input_gradient(dy, kernels, x.shape, how), direct.kernel_gradient(x, dy, kernels.shape, how)
+def _conv_backward_core(stride: int, packing: Packing, x: Images, kernels: Array, dy: Images) -> tuple[Array, ...]:
+    return (
+        direct.input_gradient(packing, dy, kernels, x.shape, stride),
+        direct.kernel_gradient(packing, x, dy, kernels.shape, stride),
+    )
 
 
 def _conv_shared_backward_core(
-    how: Geometry, configs: int, shared: SharedImages, kernels: Array, dy: Images
+    stride: int, packing: Packing, shared: SharedImages, kernels: Array, dy: Images
 ) -> tuple[Array, ...]:
-    return (apart(direct.kernel_gradient_shared(shared.images, dy, kernels.shape[1], how.stride), configs),)
+    return (apart(direct.kernel_gradient_shared(shared.images, dy, kernels.shape[1], stride), packing.configs),)
 
 
 def batch_norm(x: Images, affine: Affine | None, eps: float, relu: bool) -> tuple[Images, BatchMoments]:
@@ -72,13 +75,13 @@ def _batch_norm(x: Images, affine: Affine | None, eps: float, relu: bool) -> Any
 
 
 def _norm_forward(x: Images, affine: Affine | None, eps: float, relu: bool) -> tuple[Any, Any]:
-    z, mean, var, inv = stacked(partial(_norm_forward_core, eps, relu), NO_KERNEL)(x, *(affine or ()))
+    z, mean, var, inv = stacked(partial(_norm_forward_core, eps, relu), None, NO_KERNEL)(x, *(affine or ()))
     return (z, BatchMoments(mean, var)), (x, affine, mean, inv)
 
 
 def _norm_backward(_eps: float, relu: bool, residuals: Any, cotangents: Any) -> Any:
     x, affine, mean, inv = residuals
-    backward = stacked(partial(_norm_backward_core, relu), NO_KERNEL)
+    backward = stacked(partial(_norm_backward_core, relu), None, NO_KERNEL)
     dx, sum_g, sum_gn = backward(x, mean, inv, cotangents[0], *(affine or ()))
     return dx, None if affine is None else Affine(sum_gn, sum_g)
 
@@ -86,7 +89,7 @@ def _norm_backward(_eps: float, relu: bool, residuals: Any, cotangents: Any) -> 
 _batch_norm.defvjp(_norm_forward, _norm_backward)
 
 
-def _norm_forward_core(eps: float, relu: bool, configs: int, x: Images, *affine: Array) -> tuple[Array, ...]:
+def _norm_forward_core(eps: float, relu: bool, packing: Packing, x: Images, *affine: Array) -> tuple[Array, ...]:
     about = direct.pilot(x)
     away = precise(x) - about
     mean, var = direct.moments_about(about, *two_sums(away, away * away), x.size // x.shape[-1])
@@ -95,7 +98,7 @@ def _norm_forward_core(eps: float, relu: bool, configs: int, x: Images, *affine:
 
 
 def _norm_backward_core(
-    relu: bool, configs: int, x: Images, mean: Array, inv: Array, dz: Images, *affine: Array
+    relu: bool, packing: Packing, x: Images, mean: Array, inv: Array, dz: Images, *affine: Array
 ) -> tuple[Array, ...]:
     count = x.size // x.shape[-1]
     normal = (precise(x) - mean) * inv
@@ -113,11 +116,13 @@ def _scaled(normal: Array, affine: tuple[Array, ...], relu: bool) -> Array:
 def normalise(x: Images, statistics: BatchMoments, eps: float, affine: Affine | None, relu: bool) -> Images:
     """`batch_norm` with given statistics, as at test time."""
     core = partial(_normalise_core, relu)
-    (z,) = stacked(core, NO_KERNEL)(x, statistics.mean, lax.rsqrt(statistics.var + eps), *(affine or ()))
+    (z,) = stacked(core, None, NO_KERNEL)(x, statistics.mean, lax.rsqrt(statistics.var + eps), *(affine or ()))
     return z
 
 
-def _normalise_core(relu: bool, configs: int, x: Images, mean: Array, inv: Array, *affine: Array) -> tuple[Array, ...]:
+def _normalise_core(
+    relu: bool, packing: Packing, x: Images, mean: Array, inv: Array, *affine: Array
+) -> tuple[Array, ...]:
     return (_scaled((precise(x) - mean) * inv, affine, relu).astype(x.dtype),)
 
 
@@ -128,22 +133,22 @@ def global_max_pool(x: Images) -> Features:
 
 
 def _max_forward(x: Images) -> tuple[Features, Images]:
-    (peak,) = stacked(_max_core, NO_KERNEL)(x)
+    (peak,) = stacked(_max_core, None, NO_KERNEL)(x)
     return precise(peak).T, x
 
 
 def _max_backward(x: Images, gradient: Features) -> tuple[Images]:
-    return stacked(_max_backward_core, NO_KERNEL)(x, gradient.T)
+    return stacked(_max_backward_core, None, NO_KERNEL)(x, gradient.T)
 
 
 global_max_pool.defvjp(_max_forward, _max_backward)
 
 
-def _max_core(configs: int, x: Images) -> tuple[Array, ...]:
+def _max_core(packing: Packing, x: Images) -> tuple[Array, ...]:
     return (x.max((1, 2)),)
 
 
-def _max_backward_core(configs: int, x: Images, gradient: Array) -> tuple[Array, ...]:
+def _max_backward_core(packing: Packing, x: Images, gradient: Array) -> tuple[Array, ...]:
     batch, height, width, channels = x.shape
     first = x.reshape(batch, -1, channels).argmax(1)[:, None, None]
     place = jnp.arange(height * width).reshape(height, width, 1)

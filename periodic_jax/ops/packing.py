@@ -2,19 +2,35 @@
 
 An accelerator runs one convolution of many channels faster than many convolutions of few. All that a network does
 between two products is done channel by channel, so K configurations are one network with K times the channels,
-``(batch, height, width, K channels)``. Their kernels become one grouped convolution: each group is a dense kernel,
-block-diagonal over as many configurations as the product units take for the price of one.
+``(batch, height, width, K channels)``. Their kernels become one, block-diagonal: up to some number of channels its
+products with zeros cost nothing, as the product units would be idle. Where there are more channels, the configurations
+stay apart, and their products are batched.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-Core = Callable[..., Any]
+
+class Packing(NamedTuple):
+    """How an operation finds the configurations in its arrays.
+
+    Attributes:
+        configs: side by side.
+        apart: it is one of many under a plain ``vmap``: a convolution of its own would be slow there.
+    """
+
+    configs: int
+    apart: bool = False
+
+
+Core = Callable[..., Any]  # of (`Packing`, *arrays)
+ONE = Packing(1)
+APART = Packing(1, True)
 
 
 def beside(x: Float[Array, "configs ... channels"]) -> Float[Array, "... all_channels"]:
@@ -27,13 +43,14 @@ def apart(y: Float[Array, "... all_channels"], configs: int) -> Float[Array, "co
     return jnp.moveaxis(y.reshape(*y.shape[:-1], configs, -1), -2, 0)
 
 
-def stacked(core: Core, kernels: frozenset[int] = frozenset({1})) -> Callable[..., Any]:
+def stacked(core: Core, most: int | None, kernels: frozenset[int] = frozenset({1})) -> Callable[..., Any]:
     """An operation of one configuration whose batching rule is the same operation of many, side by side.
 
     Args:
-        core: a function of (configurations, *arrays) that returns a tuple. Results of five axes are kernels ``(configs,
+        core: a function of (`Packing`, *arrays) that returns a tuple. Results of five axes are kernels ``(configs,
             size, size, channels_in, channels_out)``, as are some of the arrays. All others have the channels of all
             configurations on their last axis. An array may be a tuple of arrays that all of them share.
+        most: channels of all configurations, of the output, up to which they stand side by side; None: always.
         kernels: which of the arrays are kernels.
 
     Returns:
@@ -41,7 +58,7 @@ def stacked(core: Core, kernels: frozenset[int] = frozenset({1})) -> Callable[..
         Hessian batch too; what is shared counts as constant. A second level of ``vmap`` batches what the first one has
         made.
     """
-    operation = jax.custom_jvp(_batchable(core, kernels))
+    operation = jax.custom_jvp(_batchable(core, most, kernels))
 
     @operation.defjvp
     def _(primals: Any, tangents: Any) -> Any:
@@ -50,36 +67,41 @@ def stacked(core: Core, kernels: frozenset[int] = frozenset({1})) -> Callable[..
             i for i, p in enumerate(primals) if not isinstance(p, tuple) and jnp.issubdtype(p.dtype, jnp.floating)
         ]
 
-        def both(configs: int, *arrays: Any) -> Any:
+        def both(packing: Packing, *arrays: Any) -> Any:
             def of_moving(*values: Array) -> Any:
                 whole = list(arrays[:count])
                 for i, value in zip(moving, values, strict=True):
                     whole[i] = value
-                return core(configs, *whole)
+                return core(packing, *whole)
 
             out, dots = jax.jvp(of_moving, tuple(arrays[i] for i in moving), arrays[count:])
             return out, tuple(None if dot.dtype == jax.dtypes.float0 else dot for dot in dots)
 
         of_tangents = {count + place for place, i in enumerate(moving) if i in kernels}
-        out, dots = _batchable(both, kernels | of_tangents)(*primals, *(tangents[i] for i in moving))
+        out, dots = _batchable(both, most, kernels | of_tangents)(*primals, *(tangents[i] for i in moving))
         constant = (np.zeros(o.shape, jax.dtypes.float0) if d is None else d for o, d in zip(out, dots, strict=True))
         return out, tuple(constant)
 
     return operation
 
 
-def _batchable(core: Core, kernels: frozenset[int] | set[int]) -> Callable[..., Any]:
-    def alone(*arrays: Any) -> Any:
-        out = core(1, *(array[None] if i in kernels else array for i, array in enumerate(arrays)))
+def _batchable(core: Core, most: int | None, kernels: frozenset[int] | set[int]) -> Callable[..., Any]:
+    def of_one(packing: Packing, *arrays: Any) -> Any:
+        out = core(packing, *(array[None] if i in kernels else array for i, array in enumerate(arrays)))
         return jax.tree.map(lambda a: a[0] if a.ndim == 5 else a, out)
+
+    def alone(*arrays: Any) -> Any:
+        return of_one(ONE, *arrays)
 
     operation = jax.custom_batching.custom_vmap(alone)
 
     @operation.def_vmap
     def _(configs: int, batched: Any, *arrays: Any) -> Any:
-        if any(isinstance(a, tuple) and any(jax.tree.leaves(b)) for a, b in zip(arrays, batched, strict=True)):
-            axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched))  # what is shared elsewhere differs here
-            out = jax.vmap(alone, in_axes=axes)(*arrays)
+        differ = any(isinstance(a, tuple) and any(jax.tree.leaves(b)) for a, b in zip(arrays, batched, strict=True))
+        channels = arrays[min(kernels, default=0)].shape[-1]
+        if differ or (most is not None and configs * channels > most):
+            axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched))
+            out = jax.vmap(lambda *a: of_one(APART, *a), in_axes=axes)(*arrays)
         else:
 
             def whole(i: int, array: Any, is_batched: Any) -> Any:
@@ -89,42 +111,29 @@ def _batchable(core: Core, kernels: frozenset[int] | set[int]) -> Callable[..., 
                 return array if i in kernels else beside(array)
 
             packed = [whole(i, a, b) for i, (a, b) in enumerate(zip(arrays, batched, strict=True))]
-            out = jax.tree.map(lambda a: a if a.ndim == 5 else apart(a, configs), core(configs, *packed))
+            out = core(Packing(configs), *packed)
+            out = jax.tree.map(lambda a: a if a.ndim == 5 else apart(a, configs), out)
         return out, jax.tree.map(lambda _: True, out)
 
     return operation
 
 
-def group_of(configs: int, channels: int, most: int) -> int:
-    """How many configurations share a dense kernel: as many as divide them, and have at most ``most`` channels.
-
-    Example:
-        >>> group_of(8, 16, 64), group_of(8, 256, 64)
-        (4, 1)
-    """
-    return next(
-        size for size in range(configs, 0, -1) if configs % size == 0 and (size * channels <= most or size == 1)
-    )
-
-
-def joined(kernels: Float[Array, "configs h w channels_in channels_out"], each: int) -> Float[Array, "h w wide all"]:
-    """One kernel of a grouped convolution, each group of which is block-diagonal over ``each`` configurations."""
+def joined(kernels: Float[Array, "configs h w channels_in channels_out"]) -> Float[Array, "h w all_in all_out"]:
+    """One kernel, block-diagonal over the configurations."""
     configs, height, width, channels_in, channels_out = kernels.shape
-    if each == 1:
-        return beside(kernels)
-    eye = jnp.eye(each, dtype=kernels.dtype)[:, None, None, :, None]  # (input's, 1, 1, output's, 1)
-    groups = kernels.reshape(configs // each, each, height, width, channels_in, channels_out)
-    blocks = groups.transpose(2, 3, 1, 4, 0, 5)[..., None, :] * eye  # (h, w, input's, in, groups, output's, out)
-    return blocks.reshape(height, width, each * channels_in, configs * channels_out)
+    if configs == 1:
+        return kernels[0]
+    eye = jnp.eye(configs, dtype=kernels.dtype)[:, None, :, None]  # (of the input, 1, of the output, 1)
+    blocks = kernels.transpose(1, 2, 0, 3, 4)[..., None, :] * eye
+    return blocks.reshape(height, width, configs * channels_in, configs * channels_out)
 
 
 def taken_apart(
-    gradient: Float[Array, "h w wide all"], configs: int, each: int
+    gradient: Float[Array, "h w all_in all_out"], configs: int
 ) -> Float[Array, "configs h w channels_in channels_out"]:
     """The transpose of `joined`: the gradients of the kernels from that of the joined one."""
-    if each == 1:
-        return apart(gradient, configs)
-    height, width, wide, every = gradient.shape
-    blocks = gradient.reshape(height, width, each, wide // each, configs // each, each, every // configs)
-    own = jnp.diagonal(blocks, axis1=2, axis2=5)  # (h, w, in, groups, out, each)
-    return own.transpose(3, 5, 0, 1, 2, 4).reshape(configs, height, width, wide // each, -1)
+    if configs == 1:
+        return gradient[None]
+    height, width, all_in, all_out = gradient.shape
+    blocks = gradient.reshape(height, width, configs, all_in // configs, configs, all_out // configs)
+    return jnp.moveaxis(jnp.diagonal(blocks, axis1=2, axis2=4), -1, 0)
