@@ -32,7 +32,7 @@ class ConvNet(ImageNetwork):
         init_scale: norm of the head's weight at the start; not positive: PyTorch's default initialisation as it is.
         eps: ε of batch normalisation, added to the variance.
         param_dtype: of the parameters.
-        platform, storage, dense_channels: how it computes; see `layers.ImageNetwork`.
+        platform, storage: how it computes; see `layers.ImageNetwork`.
 
     Example:
         >>> import jax
@@ -55,7 +55,6 @@ class ConvNet(ImageNetwork):
     param_dtype: Any = jnp.float32
     platform: str | None = None
     storage: str = "float32"
-    dense_channels: int | None = None
 
     def stages(self) -> list[tuple[int, bool]]:
         """(channels, pooled?) of each convolution, the first one included."""

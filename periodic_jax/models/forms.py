@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.ops import direct, direct_blocks, direct_primitives, fused, primitives
-from periodic_jax.ops.direct import Geometry, SharedImages
+from periodic_jax.ops.direct import SharedImages
 from periodic_jax.ops.im2col import as_matrix
 from periodic_jax.ops.layout import Kernel, per_channel, to_activations
 from periodic_jax.ops.patches import InputPatches, input_patches
@@ -19,9 +19,6 @@ from periodic_jax.ops.primitives import Affine, BatchMoments
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 STORAGE = {"float32": None, "bf16": jnp.bfloat16}  # of activations; None: the dtype of the images
-# Most output channels of a dense kernel: a GPU's product units are filled by fewer, and run groups of channels; on a
-# TPU a grouped convolution is slower than the products with zeros of a dense one.
-DENSE_CHANNELS = {"cpu": 128, "cuda": 128, "rocm": 128, "tpu": 1 << 16}
 
 
 class Form(Protocol):
@@ -103,13 +100,12 @@ def check_platform(platform: str | None) -> str:
     return here() if platform is None else platform
 
 
-def form_of(platform: str, storage: str = "float32", dense_channels: int | None = None) -> Form:
+def form_of(platform: str, storage: str = "float32") -> Form:
     """The form for a platform.
 
     Args:
         platform: one of `PLATFORMS`.
         storage: a key of `STORAGE`: how activations are stored between operations.
-        dense_channels: most output channels of a dense kernel under ``vmap``; see `packing.group_of`.
 
     Raises:
         ConfigError: an unknown platform or storage.
@@ -119,7 +115,7 @@ def form_of(platform: str, storage: str = "float32", dense_channels: int | None 
         raise ConfigError("--storage", storage, "one of " + ", ".join(STORAGE))
     if platform == "cpu" and storage == "float32":
         return Lanes()
-    return Direct(DENSE_CHANNELS[platform] if dense_channels is None else dense_channels, storage)
+    return Direct(storage)
 
 
 @dataclass(frozen=True)
@@ -193,11 +189,9 @@ class Direct(Form):
     """For accelerators: convolutions with the channels innermost, configurations side by side; see `direct`.
 
     Attributes:
-        dense_channels: most output channels of a dense kernel.
         storage: a key of `STORAGE`.
     """
 
-    dense_channels: int
     storage: str
 
     @override
@@ -229,18 +223,17 @@ class Direct(Form):
     ) -> tuple[Any, BatchMoments]:
         if isinstance(x, SharedImages):
             return direct_blocks.first_conv_bn_relu(x, kernel, eps, affine)
-        return direct_blocks.conv_bn_relu(x, kernel, pool, eps, self._geometry(1), affine)
+        return direct_blocks.conv_bn_relu(x, kernel, pool, eps, affine)
 
     @override
     def conv_bn_relu_inference(
         self, x: Any, kernel: Kernel, statistics: BatchMoments, pool: bool, eps: float, affine: Affine | None
     ) -> Any:
-        how = self._geometry(1)
-        return direct_blocks.conv_bn_relu_inference(x, kernel, statistics, pool, eps, how, affine)
+        return direct_blocks.conv_bn_relu_inference(x, kernel, statistics, pool, eps, affine)
 
     @override
     def conv(self, x: Any, kernel: Kernel, stride: int) -> Any:
-        return direct_primitives.conv(x, kernel, self._geometry(stride))
+        return direct_primitives.conv(x, kernel, stride)
 
     @override
     def batch_norm(self, x: Any, affine: Affine | None, eps: float, relu: bool) -> tuple[Any, BatchMoments]:
@@ -257,9 +250,6 @@ class Direct(Form):
     @override
     def global_average_pool(self, x: Any) -> Array:
         return direct_primitives.global_average_pool(x)
-
-    def _geometry(self, stride: int) -> Geometry:
-        return Geometry(stride, self.dense_channels)
 
 
 def _images(x: Any) -> Array:

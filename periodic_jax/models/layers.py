@@ -34,8 +34,8 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
 class ImageNetwork(nn.Module):
     """A network that computes in the form of its platform.
 
-    It has the fields ``platform``, one of `forms.PLATFORMS` or None for where JAX runs, decided on construction;
-    ``storage`` and ``dense_channels``, as `forms.form_of` takes them.
+    It has the fields ``platform``, one of `forms.PLATFORMS` or None for where JAX runs, decided on construction, and
+    ``storage``, a key of `forms.STORAGE`.
     """
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class ImageNetwork(nn.Module):
     def form(self) -> Form:
         """How the network computes."""
         network: Any = self
-        return forms.form_of(network.platform, network.storage, network.dense_channels)
+        return forms.form_of(network.platform, network.storage)
 
     def prepare(self, images: Any) -> Any:
         """What networks that see the same mini-batch share, of normalised images ``(batch, height, width, channels)``;

@@ -62,7 +62,7 @@ class ResNet18(ImageNetwork):
         init_scale: norm of the head's weight at the start; not positive: PyTorch's default initialisation as it is.
         eps: ε of batch normalisation, added to the variance.
         param_dtype: of the parameters.
-        platform, storage, dense_channels: how it computes; see `layers.ImageNetwork`.
+        platform, storage: how it computes; see `layers.ImageNetwork`.
 
     Example:
         >>> model = ResNet18(width=2)
@@ -84,7 +84,6 @@ class ResNet18(ImageNetwork):
     param_dtype: Any = jnp.float32
     platform: str | None = None
     storage: str = "float32"
-    dense_channels: int | None = None
 
     def stages(self) -> list[tuple[str, int, int]]:
         """(name, channels, stride) of each residual block."""

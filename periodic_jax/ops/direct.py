@@ -3,7 +3,7 @@
 Activations are ``(batch, height, width, channels)``, of several configurations side by side; see `packing`. The three
 products of a convolution are explicit, so that each is one call of the vendor's library: a convolution of one kernel,
 or, of configurations apart, batched products of their patches. A grouped convolution cuDNN computes group by group,
-with copies of each group's channels around it: on an H200 that took a third longer at width 32.
+with copies of each group's channels around it.
 """
 
 from collections.abc import Callable
@@ -34,18 +34,6 @@ class SharedImages(NamedTuple):
     mean: Float[Array, "patch"]  # of the patches; patch = 9 * channels, ordered (row, column, channel)
     covariance: Float[Array, "patch patch"]  # in the basis
     basis: Float[Array, "patch patch"]  # rows: cosines over 3x3 pixels, for each channel
-
-
-class Geometry(NamedTuple):
-    """What is static of a convolution.
-
-    Attributes:
-        stride: the same along both sides.
-        channels: most output channels of a dense kernel; see `packing.stacked`.
-    """
-
-    stride: int
-    channels: int
 
 
 def precise(x: Array) -> Array:

@@ -13,14 +13,14 @@ from jax import lax
 from jaxtyping import Array
 
 from periodic_jax.ops import direct
-from periodic_jax.ops.direct import Geometry, Images, SharedImages, materialise, precise, two_sums
+from periodic_jax.ops.direct import Images, SharedImages, materialise, precise, two_sums
 from periodic_jax.ops.layout import Kernel
-from periodic_jax.ops.packing import Packing, apart, beside, stacked
+from periodic_jax.ops.packing import MOST_CHANNELS, Packing, apart, beside, stacked
 from periodic_jax.ops.primitives import Affine, BatchMoments
 
 
 def conv_bn_relu(
-    x: Images, kernel: Kernel, pool: bool, eps: float, how: Geometry, affine: Affine | None = None
+    x: Images, kernel: Kernel, pool: bool, eps: float, affine: Affine | None = None
 ) -> tuple[Images, BatchMoments]:
     """As `fused.conv_bn_relu`, of activations ``(batch, height, width, channels)``.
 
@@ -29,37 +29,34 @@ def conv_bn_relu(
         kernel: ``(3, 3, channels_in, channels_out)``.
         pool: whether a 2x2 max-pool follows.
         eps: added to the variance.
-        how: stride 1, and how kernels are packed.
         affine: scale and bias of the normalisation, or ``None`` for 1 and 0.
 
     Returns:
         The activations, in the dtype of x, and the batch moments, which carry no gradient.
     """
     if affine is None:
-        return _conv_bn_relu(x, kernel, None, pool, eps, how)
+        return _conv_bn_relu(x, kernel, None, pool, eps)
     # Only a positive factor lets the maximum be taken first: its sign goes to the kernel.
     sign = jnp.where(affine.scale < 0, -1, 1).astype(kernel.dtype)
-    block: Any = _conv_bn_relu(x, kernel * sign, Affine(affine.scale * sign, affine.bias), pool, eps, how)
+    block: Any = _conv_bn_relu(x, kernel * sign, Affine(affine.scale * sign, affine.bias), pool, eps)
     out, moments = block
     return out, moments._replace(mean=moments.mean * sign)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _conv_bn_relu(x: Images, kernel: Kernel, affine: Affine | None, pool: bool, eps: float, how: Geometry) -> Any:
-    return _block_forward(x, kernel, affine, pool, eps, how)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _conv_bn_relu(x: Images, kernel: Kernel, affine: Affine | None, pool: bool, eps: float) -> Any:
+    return _block_forward(x, kernel, affine, pool, eps)[0]
 
 
-def _block_forward(
-    x: Images, kernel: Kernel, affine: Affine | None, pool: bool, eps: float, how: Geometry
-) -> tuple[Any, Any]:
-    forward = stacked(partial(_block_forward_core, pool, eps), how.channels)
+def _block_forward(x: Images, kernel: Kernel, affine: Affine | None, pool: bool, eps: float) -> tuple[Any, Any]:
+    forward = stacked(partial(_block_forward_core, pool, eps))
     y, z, place, peak, mean, var, inv = forward(x, kernel, *(affine or ()))
     return (z, BatchMoments(mean, var)), (x, kernel, affine, y, z, place, peak, mean, inv)
 
 
-def _block_backward(pool: bool, _eps: float, how: Geometry, residuals: Any, cotangents: Any) -> Any:
+def _block_backward(pool: bool, _eps: float, residuals: Any, cotangents: Any) -> Any:
     x, kernel, affine, *rest = residuals
-    backward = stacked(partial(_block_backward_core, pool), how.channels)
+    backward = stacked(partial(_block_backward_core, pool))
     dx, dw, sum_g, sum_gn = backward(x, kernel, *rest, cotangents[0], *([] if affine is None else [affine.scale]))
     return dx, dw.astype(kernel.dtype), None if affine is None else Affine(sum_gn, sum_g)
 
@@ -148,14 +145,14 @@ def _first_block(shared: SharedImages, kernel: Kernel, affine: Affine | None, ep
 
 
 def _first_forward(shared: SharedImages, kernel: Kernel, affine: Affine | None, eps: float) -> tuple[Any, Any]:
-    z, mean, var, inv = stacked(partial(_first_forward_core, eps), None)(shared, kernel, *(affine or ()))
+    z, mean, var, inv = stacked(partial(_first_forward_core, eps), most=None)(shared, kernel, *(affine or ()))
     return (z, BatchMoments(mean, var)), (shared, kernel, affine, z, inv)
 
 
 def _first_backward(_eps: float, residuals: Any, cotangents: Any) -> Any:
     shared, kernel, affine, z, inv = residuals
     scale = [] if affine is None else [affine.scale]
-    dw, sum_g, sum_gn = stacked(_first_backward_core, None)(shared, kernel, z, inv, cotangents[0], *scale)
+    dw, sum_g, sum_gn = stacked(_first_backward_core, most=None)(shared, kernel, z, inv, cotangents[0], *scale)
     return None, dw, None if affine is None else Affine(sum_gn, sum_g)
 
 
@@ -202,14 +199,14 @@ def conv_bn_relu_inference(
     statistics: BatchMoments,
     pool: bool,
     eps: float,
-    how: Geometry,
     affine: Affine | None = None,
 ) -> Images:
     """The block with given statistics instead of those of the batch, as at test time."""
     gain = lax.rsqrt(statistics.var + eps)
     gain = gain if affine is None else gain * affine.scale
     shift = (0 if affine is None else affine.bias) - statistics.mean * gain
-    (z,) = stacked(partial(_inference_core, pool), _most(x, how))(x, kernel * gain, shift)
+    most = None if isinstance(x, SharedImages) else MOST_CHANNELS
+    (z,) = stacked(partial(_inference_core, pool), most=most)(x, kernel * gain, shift)
     return z
 
 
@@ -223,8 +220,3 @@ def _inference_core(pool: bool, packing: Packing, x: Any, kernels: Array, shift:
         a, b, c, d = _windows(z)
         z = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
     return (z,)
-
-
-def _most(x: Any, how: Geometry) -> int | None:
-    """Channels up to which configurations stand side by side: of images that they share, any number."""
-    return None if isinstance(x, SharedImages) else how.channels

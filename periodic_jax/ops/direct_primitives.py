@@ -9,40 +9,45 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from periodic_jax.ops import direct
-from periodic_jax.ops.direct import Geometry, Images, SharedImages, materialise, precise, two_sums
+from periodic_jax.ops.direct import Images, SharedImages, materialise, precise, two_sums
 from periodic_jax.ops.layout import Kernel
-from periodic_jax.ops.packing import Packing, apart, stacked
+from periodic_jax.ops.packing import MOST_CHANNELS, Packing, apart, stacked
 from periodic_jax.ops.primitives import Affine, BatchMoments
 
 Features = Float[Array, "channels batch"]
 NO_KERNEL: frozenset[int] = frozenset()
 
 
-def conv(x: Images | SharedImages, kernel: Kernel, how: Geometry) -> Images:
+def conv(x: Images | SharedImages, kernel: Kernel, stride: int) -> Images:
     """As `primitives.conv`; of `SharedImages`, which get no gradient, too."""
-    return _conv(x, kernel, how)
+    return _conv(x, kernel, stride)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x: Any, kernel: Kernel, how: Geometry) -> Images:
-    return _conv_forward(x, kernel, how)[0]
+def _conv(x: Any, kernel: Kernel, stride: int) -> Images:
+    return _conv_forward(x, kernel, stride)[0]
 
 
-def _conv_forward(x: Any, kernel: Kernel, how: Geometry) -> tuple[Images, Any]:
-    (y,) = stacked(partial(_conv_core, how.stride), None if isinstance(x, SharedImages) else how.channels)(x, kernel)
+def _conv_forward(x: Any, kernel: Kernel, stride: int) -> tuple[Images, Any]:
+    (y,) = stacked(partial(_conv_core, stride), most=_most(x))(x, kernel)
     return y, (x, kernel)
 
 
-def _conv_backward(how: Geometry, residuals: Any, dy: Images) -> Any:
+def _conv_backward(stride: int, residuals: Any, dy: Images) -> Any:
     x, kernel = residuals
     if isinstance(x, SharedImages):
-        (dw,) = stacked(partial(_conv_shared_backward_core, how.stride), None)(x, kernel, dy)
+        (dw,) = stacked(partial(_conv_shared_backward_core, stride), most=None)(x, kernel, dy)
         return None, dw.astype(kernel.dtype)
-    dx, dw = stacked(partial(_conv_backward_core, how.stride), how.channels)(x, kernel, dy)
+    dx, dw = stacked(partial(_conv_backward_core, stride))(x, kernel, dy)
     return dx, dw.astype(kernel.dtype)
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _most(x: Any) -> int | None:
+    """Channels up to which configurations stand side by side: of images that they share, any number."""
+    return None if isinstance(x, SharedImages) else MOST_CHANNELS
 
 
 def _conv_core(stride: int, packing: Packing, x: Any, kernels: Array) -> tuple[Array, ...]:
@@ -75,13 +80,13 @@ def _batch_norm(x: Images, affine: Affine | None, eps: float, relu: bool) -> Any
 
 
 def _norm_forward(x: Images, affine: Affine | None, eps: float, relu: bool) -> tuple[Any, Any]:
-    z, mean, var, inv = stacked(partial(_norm_forward_core, eps, relu), None, NO_KERNEL)(x, *(affine or ()))
+    z, mean, var, inv = stacked(partial(_norm_forward_core, eps, relu), NO_KERNEL, None)(x, *(affine or ()))
     return (z, BatchMoments(mean, var)), (x, affine, mean, inv)
 
 
 def _norm_backward(_eps: float, relu: bool, residuals: Any, cotangents: Any) -> Any:
     x, affine, mean, inv = residuals
-    backward = stacked(partial(_norm_backward_core, relu), None, NO_KERNEL)
+    backward = stacked(partial(_norm_backward_core, relu), NO_KERNEL, None)
     dx, sum_g, sum_gn = backward(x, mean, inv, cotangents[0], *(affine or ()))
     return dx, None if affine is None else Affine(sum_gn, sum_g)
 
@@ -116,7 +121,7 @@ def _scaled(normal: Array, affine: tuple[Array, ...], relu: bool) -> Array:
 def normalise(x: Images, statistics: BatchMoments, eps: float, affine: Affine | None, relu: bool) -> Images:
     """`batch_norm` with given statistics, as at test time."""
     core = partial(_normalise_core, relu)
-    (z,) = stacked(core, None, NO_KERNEL)(x, statistics.mean, lax.rsqrt(statistics.var + eps), *(affine or ()))
+    (z,) = stacked(core, NO_KERNEL, None)(x, statistics.mean, lax.rsqrt(statistics.var + eps), *(affine or ()))
     return z
 
 
@@ -133,12 +138,12 @@ def global_max_pool(x: Images) -> Features:
 
 
 def _max_forward(x: Images) -> tuple[Features, Images]:
-    (peak,) = stacked(_max_core, None, NO_KERNEL)(x)
+    (peak,) = stacked(_max_core, NO_KERNEL, None)(x)
     return precise(peak).T, x
 
 
 def _max_backward(x: Images, gradient: Features) -> tuple[Images]:
-    return stacked(_max_backward_core, None, NO_KERNEL)(x, gradient.T)
+    return stacked(_max_backward_core, NO_KERNEL, None)(x, gradient.T)
 
 
 global_max_pool.defvjp(_max_forward, _max_backward)

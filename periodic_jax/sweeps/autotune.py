@@ -36,7 +36,7 @@ def candidates(platform: str, configs_per_seed: int, width: int | None = None) -
 
     Example:
         >>> candidates("cpu", 8), candidates("cuda", 8, 32)
-        (['map'], ['map:4:0', 'map:2', 'map'])
+        (['map'], ['map:2', 'map'])
     """
     if platform == "cpu":
         return ["map"]
@@ -46,7 +46,7 @@ def candidates(platform: str, configs_per_seed: int, width: int | None = None) -
     if platform == "tpu":
         layouts = ["map", "map:2"] if wide else ["map:4", "map:8"]
     else:
-        layouts = ["map:4:0", "map:2", "map"] if wide else ["map:8", "map:8:0", "map:4"]
+        layouts = ["map:2", "map"] if wide else ["map:8", "map:4"]
     return [layout for layout in layouts if (block_size(layout) or 1) <= configs_per_seed] or ["vmap"]
 
 
@@ -60,7 +60,7 @@ def smaller(layout: str, configs_per_seed: int) -> str | None:
     if layout in ("map", "unroll") or block_size(layout) == 1:
         return None
     block = min(block_size(layout) or configs_per_seed, configs_per_seed)
-    return ":".join(["map", str(max(block // 2, 1)), *layout.split(":")[2:]])
+    return f"map:{max(block // 2, 1)}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,6 +1,6 @@
 """The programs that a sweep compiles: a chunk of steps, and an evaluation, of all configurations."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from periodic_jax.training.input_pipeline import DeviceData
 from periodic_jax.training.spec import TrainingSpec
 from periodic_jax.training.state import Batch, TrainState
 from periodic_jax.training.step import Gradients, eval_step, full_batch_gradients, gradients, update
-from periodic_jax.training.vectorize import dense_channels, lay_out, lay_out_joined, over_seeds
+from periodic_jax.training.vectorize import lay_out, lay_out_joined, over_seeds
 
 
 def recorded_names(spec: TrainingSpec) -> dict[str, tuple[str, ...]]:
@@ -111,10 +111,6 @@ class Programs:
         return self._update(state, hparams, self._gradients(batch, state), sharpness)
 
     def _gradients(self, batch: Batch, state: TrainState) -> Gradients:
-        model, channels = state.task.model, dense_channels(self.layout)
-        if channels is not None and hasattr(model, "dense_channels"):
-            packed: Any = model.clone(dense_channels=channels)
-            state = state.replace(task=replace(state.task, model=packed))
         return (full_batch_gradients if self.spec.full_batch else gradients)(state, batch)
 
     def _update(

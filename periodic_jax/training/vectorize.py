@@ -9,7 +9,6 @@ fill them is padded with copies, whose results are dropped. How the configuratio
     unroll     one after the other, in straight-line code
     map        one after the other, in a loop
     map:K      blocks of K batched configurations, in a loop
-    map:K:C    the same; networks for accelerators make dense kernels of at most C channels of them (see `ops.packing`)
 
 No layout changes what is computed.
 """
@@ -24,7 +23,7 @@ from jaxtyping import Array
 
 from periodic_jax.core.errors import ConfigError
 
-LAYOUTS = "auto, vmap, unroll, map or map:K with K configurations to a block, and on accelerators map:K:C"
+LAYOUTS = "auto, vmap, unroll, map or map:K with K configurations to a block"
 SMALL = 20_000  # numbers of a result that joins others in one array
 
 
@@ -34,24 +33,19 @@ def check_layout(layout: str) -> str:
     Raises:
         ConfigError: none of `LAYOUTS`.
     """
-    if layout in ("auto", "vmap", "unroll", "map") or re.fullmatch(r"map:[1-9][0-9]{0,5}(:[0-9]{1,6})?", layout):
+    if layout in ("auto", "vmap", "unroll", "map") or re.fullmatch(r"map:[1-9][0-9]{0,5}", layout):
         return layout
     raise ConfigError("--layout", layout, LAYOUTS)
 
 
 def block_size(layout: str) -> int | None:
-    """K of ``map:K`` and ``map:K:C``.
+    """K of ``map:K``.
 
     Example:
-        >>> block_size("map:8:64"), block_size("map")
+        >>> block_size("map:8"), block_size("map")
         (8, None)
     """
     return int(layout.split(":")[1]) if ":" in layout else None
-
-
-def dense_channels(layout: str) -> int | None:
-    """C of ``map:K:C``; None where the platform's own is taken."""
-    return int(layout.split(":")[2]) if layout.count(":") == 2 else None
 
 
 def lay_out(function: Callable[..., Any], layout: str) -> Callable[..., Any]:

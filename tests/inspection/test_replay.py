@@ -60,7 +60,7 @@ def test_the_form_for_accelerators_walks_it_too(float64, images, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["vmap", "map:2:0"])
+@pytest.mark.parametrize("layout", ["vmap", "map:2"])
 def test_configurations_side_by_side_walk_it_too(float64, images, layout):
     check(table("convnet_si", images, copies=3, layout=layout, platform="cuda"))
 

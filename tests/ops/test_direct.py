@@ -7,7 +7,6 @@ import pytest
 from helpers import reference
 
 from periodic_jax.ops import direct, direct_blocks, direct_primitives, packing
-from periodic_jax.ops.direct import Geometry
 from periodic_jax.ops.primitives import Affine, BatchMoments
 
 EPS, CONFIGS = 1e-5, 4
@@ -60,7 +59,7 @@ def test_a_block_equals_the_plain_operations(float64, pool, trainable):
     affine = [affine_of(2)] if trainable else []
 
     def fast(x, kernel, *affine):
-        z, moments = direct_blocks.conv_bn_relu(x, kernel, pool, EPS, Geometry(1, 8), *affine)
+        z, moments = direct_blocks.conv_bn_relu(x, kernel, pool, EPS, *affine)
         return z, *moments
 
     def plain(x, kernel, *affine):
@@ -69,14 +68,14 @@ def test_a_block_equals_the_plain_operations(float64, pool, trainable):
     agree(*(jax.jit(outcome(f, weights))(x, kernel, *affine) for f in (fast, plain)))
 
 
-@pytest.mark.parametrize("dense", [0, 100])
+@pytest.mark.parametrize("features", [2, packing.MOST_CHANNELS // CONFIGS + 1])
 @pytest.mark.parametrize("trainable", [False, True])
-def test_blocks_side_by_side_equal_one_by_one(float64, trainable, dense):
-    x, kernel = normal(0, CONFIGS, 3, 4, 4, 3), normal(1, CONFIGS, 3, 3, 3, 2)
-    weights, affine = normal(2, 3, 2, 2, 2), [affine_of(2, (CONFIGS,))] if trainable else []
+def test_blocks_side_by_side_equal_one_by_one(float64, trainable, features):
+    x, kernel = normal(0, CONFIGS, 3, 4, 4, 3), normal(1, CONFIGS, 3, 3, 3, features)
+    weights, affine = normal(2, 3, 2, 2, features), [affine_of(features, (CONFIGS,))] if trainable else []
 
     def fast(x, kernel, *affine):
-        z, moments = direct_blocks.conv_bn_relu(x, kernel, True, EPS, Geometry(1, dense), *affine)
+        z, moments = direct_blocks.conv_bn_relu(x, kernel, True, EPS, *affine)
         return z, *moments
 
     everything = outcome(fast, weights)
@@ -119,14 +118,14 @@ def test_images_that_differ_between_configurations(float64):
     agree(*(jax.jit(jax.vmap(f))(images, kernel) for f in (fast, plain)))
 
 
+@pytest.mark.parametrize("features", [2, packing.MOST_CHANNELS // CONFIGS + 1])
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2)])
-@pytest.mark.parametrize("dense", [0, 100])
-def test_convolutions_of_any_stride_equal_lax(float64, size, stride, dense):
-    x, kernel = normal(0, CONFIGS, 3, 5, 4, 3), normal(1, CONFIGS, size, size, 3, 2)
-    weights = normal(2, 3, -(-5 // stride), -(-4 // stride), 2)
+def test_convolutions_of_any_stride_equal_lax(float64, size, stride, features):
+    x, kernel = normal(0, CONFIGS, 3, 5, 4, 3), normal(1, CONFIGS, size, size, 3, features)
+    weights = normal(2, 3, -(-5 // stride), -(-4 // stride), features)
 
     def fast(x, kernel):
-        return (direct_primitives.conv(x, kernel, Geometry(stride, dense)),)
+        return (direct_primitives.conv(x, kernel, stride),)
 
     def plain(x, kernel):
         pad = ((size // 2,) * 2,) * 2
@@ -160,8 +159,7 @@ def test_statistics_of_the_run_replace_those_of_the_batch(float64):
     statistics = BatchMoments(normal(2, CONFIGS, 2), normal(5, CONFIGS, 2) ** 2)
 
     def fast(x, kernel, statistics, affine):
-        geometry = Geometry(1, 100)
-        return direct_blocks.conv_bn_relu_inference(x, kernel, statistics, True, EPS, geometry, affine)
+        return direct_blocks.conv_bn_relu_inference(x, kernel, statistics, True, EPS, affine)
 
     def plain(x, kernel, statistics, affine):
         z = reference.normalise(reference.convolve(x, kernel), *statistics, EPS)
@@ -198,7 +196,7 @@ def test_joined_kernels_come_apart(float64, configs):
 
 def test_activations_stored_in_bfloat16_err_by_its_rounding(float64):
     x, kernel = normal(0, 8, 8, 8, 4), normal(1, 3, 3, 4, 8)
-    block = jax.jit(lambda x: direct_blocks.conv_bn_relu(x, kernel, True, EPS, Geometry(1, 8))[0])
+    block = jax.jit(lambda x: direct_blocks.conv_bn_relu(x, kernel, True, EPS)[0])
     exact, stored = block(x), block(x.astype(jnp.bfloat16))
     assert stored.dtype == jnp.bfloat16
     error = jnp.linalg.norm(stored.astype(jnp.float64) - exact) / jnp.linalg.norm(exact)
