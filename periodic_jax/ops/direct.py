@@ -43,7 +43,7 @@ def precise(x: Array) -> Array:
 
 def precision() -> lax.Precision | None:
     """Of products: exact in float32 unless the caller of JAX has set something, as ``--precision`` does."""
-    return lax.Precision.HIGHEST if jax.config.jax_default_matmul_precision is None else None
+    return lax.Precision.HIGHEST if jax.config.values["jax_default_matmul_precision"] is None else None
 
 
 matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)  # of small matrices

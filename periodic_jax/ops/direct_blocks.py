@@ -69,7 +69,7 @@ def _block_forward_core(
 ) -> tuple[Array, ...]:
     y = direct.convolve(packing, x, kernels, 1)
     count, about = y.size // y.shape[-1], direct.pilot(y)
-    parts = _windows(y) if pool else (y,)
+    parts: tuple[Array, ...] = _windows(y) if pool else (y,)
     away = [precise(part) - about for part in parts]
     # On the pooled shape: so the sums, the maxima and their places are one pass.
     s1, s2 = two_sums(sum(away[1:], away[0]), sum((d * d for d in away[1:]), away[0] * away[0]))

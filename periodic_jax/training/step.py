@@ -94,7 +94,8 @@ def full_batch_gradients(state: TrainState, batches: Batch) -> Gradients:
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     (batch_stats, total), _ = jax.lax.scan(add, (state.batch_stats, zeros), batches)
     count = len(jax.tree.leaves(batches)[0])
-    return Gradients(*jax.tree.map(lambda leaf: leaf / count, total), batch_stats)
+    loss, accuracy, grads = jax.tree.map(lambda leaf: leaf / count, total)
+    return Gradients(loss, accuracy, grads, batch_stats)
 
 
 def _gradients(state: TrainState, batch_stats: Any, batch: Batch) -> Gradients:
