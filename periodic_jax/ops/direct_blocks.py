@@ -75,9 +75,9 @@ def _block_forward_core(
     s1, s2 = two_sums(sum(away[1:], away[0]), sum((d * d for d in away[1:]), away[0] * away[0]))
     peak, place = y, None
     if pool:
-        peak = jnp.maximum(jnp.maximum(parts[0], parts[1]), jnp.maximum(parts[2], parts[3]))
-        first = [part == peak for part in parts]
-        place = jnp.where(first[0], 0, jnp.where(first[1], 1, jnp.where(first[2], 2, 3))).astype(jnp.int8)
+        a, b, c, d = _windows(y)
+        peak = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+        place = jnp.where(a == peak, 0, jnp.where(b == peak, 1, jnp.where(c == peak, 2, 3))).astype(jnp.int8)
         s1, s2, peak, place = materialise(s1, s2, peak, place)
     mean, var = direct.moments_about(about, s1, s2, count)
     mean, var, inv = materialise(mean, var, lax.rsqrt(var + eps))
