@@ -34,7 +34,7 @@ def network(config: RunConfig, num_classes: int) -> "nn.Module":
 
     return models.build(
         config.model, width=config.width, depth=config.depth, num_classes=num_classes, init_scale=config.init_scale,
-        param_dtype=jnp.float64 if config.precision == "float64" else jnp.float32,
+        param_dtype=jnp.float64 if config.precision == "float64" else jnp.float32, storage=config.storage,
     )  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def build_sweep(config: RunConfig) -> "Sweep":
     )  # fmt: skip
     return Sweep(
         network(config, config.data.num_classes), config.data, config.grid(), spec, layout=config.layout,
-        capacity=min(1000, planned_steps(config)),
+        capacity=min(1000, planned_steps(config)), deterministic=config.deterministic,
     )  # fmt: skip
 
 

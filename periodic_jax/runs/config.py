@@ -26,10 +26,15 @@ RUN_AXES = tuple(name for name in AXES if name != "schedule_every")
 NOT_FOLLOWED = ("out", "data_dir", "download")  # of config.json: what leads out of the run directory
 FREE = ("keep", "keep_every", "checkpoint_seconds")  # what may change while a run is under way
 # What the first run directories have not, and did not do.
-LATER = ("track_sharpness", "keep_period_minima", "shards", "shard")
+LATER = ("track_sharpness", "keep_period_minima", "shards", "shard", "storage", "deterministic")
 COUNTS = ("steps", "epochs", "eval_every", "track_sharpness", "keep", "keep_every")
 BOUNDS = {**dict.fromkeys(COUNTS, (1, MOST_STEPS)), "keep_period_minima": (10, 10**4)}
-CHOICES = {"precision": xla.PRECISIONS, "schedule_per": ("step", "epoch"), "norm_per": ("total", "filter")}
+CHOICES = {
+    "precision": xla.PRECISIONS,
+    "storage": ("float32", "bf16"),
+    "schedule_per": ("step", "epoch"),
+    "norm_per": ("total", "filter"),
+}
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ def check(config: RunConfig) -> None:
     check_layout(config.layout)
     schedules.check_schedule(config.schedule)
     losses.check_loss(config.loss)
-    model = models.build(config.model, width=config.width, depth=config.depth)
+    model = models.build(config.model, width=config.width, depth=config.depth, platform="cpu")  # JAX need not start
     if config.track_sharpness and not models.has_scale_invariant(model):
         accepted = f"no measurements of {config.model}: it has no scale-invariant weights"
         raise ConfigError("--track-sharpness", config.track_sharpness, accepted)

@@ -21,6 +21,11 @@ from periodic_jax.training.step import Gradients, eval_step, full_batch_gradient
 from periodic_jax.training.vectorize import lay_out, lay_out_joined, over_seeds
 
 
+# Leaves out operations whose result depends on the order in which threads finish, and all timing of candidates: what is
+# chosen then depends on the program and the versions alone.
+DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
+
+
 def recorded_names(spec: TrainingSpec) -> dict[str, tuple[str, ...]]:
     """Names of what is recorded of each step: a number, or a number of each layer."""
     numbers = SCALARS + (SHARPNESS if spec.track_sharpness else ())
@@ -205,6 +210,7 @@ class ShardedPrograms:
     Args:
         programs: of one device.
         mesh: of the devices.
+        deterministic: give the same bits in every process on a GPU too; see `DETERMINISTIC`.
 
     Attributes:
         chunk: as `Programs.chunk`; takes over the memory of the states.
@@ -212,7 +218,7 @@ class ShardedPrograms:
         compilations: how often the chunk program was traced; 1 after any number of chunks.
     """
 
-    def __init__(self, programs: Programs, mesh: Mesh) -> None:
+    def __init__(self, programs: Programs, mesh: Mesh, deterministic: bool = False) -> None:
         self.compilations = 0
 
         def chunk(*arguments: Any) -> tuple[TrainState, dict[str, Array]]:
@@ -222,8 +228,10 @@ class ShardedPrograms:
         shard, over = partial(jax.shard_map, mesh=mesh, check_vma=False), P("device")
         results = (over, P(None, "device"))
         sharded = shard(chunk, in_specs=(over, over, over, P(), P(), P()), out_specs=results)
-        self.chunk = jax.jit(sharded, donate_argnums=0)
-        self.evaluation = jax.jit(shard(programs.evaluation, in_specs=(over, P()), out_specs=over))
+        options = DETERMINISTIC if deterministic else None
+        self.chunk = jax.jit(sharded, donate_argnums=0, compiler_options=options)
+        evaluation = shard(programs.evaluation, in_specs=(over, P()), out_specs=over)
+        self.evaluation = jax.jit(evaluation, compiler_options=options)
 
 
 def _prepare(model: Any, images: Array) -> Any:

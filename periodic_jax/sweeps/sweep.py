@@ -55,6 +55,7 @@ class Sweep:
         layout: see `training.vectorize`.
         capacity: most steps in a chunk. One program serves all chunks up to that length.
         devices: JAX devices to shard the configurations over; all, if None.
+        deterministic: the same bits in every process on a GPU too; see `programs.DETERMINISTIC`.
 
     Attributes:
         placement: where the configurations are.
@@ -78,12 +79,13 @@ class Sweep:
         layout: str = "auto",
         capacity: int = 1000,
         devices: list[Any] | None = None,
+        deterministic: bool = False,
     ) -> None:
         check_batch_size(spec.batch_size, dataset)
         self.grid, self.spec, self.capacity, self.layout = grid, spec, capacity, check_layout(layout)
         self.evaluations = EVALUATIONS + (() if dataset.corrupted is None else CORRUPTION)
         self.placement = Placement.of(grid.seeds, devices or jax.devices())
-        self.step, self.stopped = 0, 0
+        self.step, self.stopped, self._deterministic = 0, 0, deterministic
 
         dtype = getattr(model, "param_dtype", jnp.float32)
         self.data = jax.tree.map(self.placement.replicate, input_pipeline.to_device(dataset, dtype))
@@ -290,7 +292,7 @@ class Sweep:
     def _lay_out(self, layout: str) -> None:
         self.layout = layout
         programs = Programs(layout, self.spec, len(self.data.images), self.capacity, self._platform)
-        self._programs = ShardedPrograms(programs, self.placement.mesh)
+        self._programs = ShardedPrograms(programs, self.placement.mesh, self._deterministic)
 
     def _time(self, layout: str) -> float:
         """Seconds of a step in a layout; infinite where it does not fit the memory."""
