@@ -20,7 +20,6 @@ from periodic_jax.training.state import Batch, TrainState
 from periodic_jax.training.step import Gradients, eval_step, full_batch_gradients, gradients, update
 from periodic_jax.training.vectorize import lay_out, lay_out_joined, over_seeds
 
-
 # Leaves out operations whose result depends on the order in which threads finish, and all timing of candidates: what is
 # chosen then depends on the program and the versions alone.
 DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
