@@ -66,3 +66,50 @@ serve(lambda steps: print(steps, file=log, flush=True), layout="x")
     assert len(found["rounds"]) == 3
     assert found["min"] > 0
     assert len((tmp_path / "steps").read_text().split()) >= 4
+
+
+def test_fused_networks_train_as_each_would_alone():
+    torch = pytest.importorskip("torch")
+    from benchmarks.train_torch import Fused, FusedSGD, network
+
+    torch.manual_seed(0)
+    models = [network(2, 3).double() for _ in range(3)]
+    rates, decays = (torch.tensor(x).double() for x in ([0.01, 0.1, 1.0], [0.0, 1e-3, 1e-2]))
+    fused = Fused(models)
+    update = FusedSGD(fused, rates, decays)
+    alone = [
+        torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=float(rate), weight_decay=float(decay))
+        for model, rate, decay in zip(models, rates, decays, strict=True)
+    ]
+    for _ in range(3):
+        images, labels = torch.randn(16, 3, 8, 8).double(), torch.randint(0, 10, (16,))
+        fused.zero_grad()
+        loss = fused.loss(images, labels)
+        loss.backward()
+        update.step()
+        total = 0.0
+        for model, optimiser in zip(models, alone, strict=True):
+            optimiser.zero_grad()
+            one = torch.nn.functional.cross_entropy(model(images), labels)
+            one.backward()
+            optimiser.step()
+            total += one.item()
+        assert loss.item() == pytest.approx(total, rel=1e-12)
+    layers = [[m.weight for m in model if isinstance(m, torch.nn.Conv2d)] for model in models]
+    for kernel, kernels in zip(fused.kernels, zip(*layers, strict=True), strict=True):
+        torch.testing.assert_close(kernel.detach(), torch.cat(kernels).detach(), rtol=1e-9, atol=1e-12)
+
+
+def test_a_worker_that_fails_says_why_and_one_that_hangs_is_left(tmp_path, monkeypatch):
+    from benchmarks import common
+
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").touch()
+    (tmp_path / "benchmarks" / "fails.py").write_text("raise ValueError('so and so')")
+    (tmp_path / "benchmarks" / "hangs.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(common, "HERE", tmp_path / "benchmarks")
+    for module, message in (("fails", "status 1: ValueError: so and so"), ("hangs", "no answer in 0 s")):
+        worker = common.Worker(module, [], patience=lambda module=module: 30.0 if module == "fails" else 0.1)
+        with pytest.raises(common.WorkerError, match=message):
+            worker.ready()
+        worker.close()
