@@ -1,6 +1,7 @@
 """What every benchmark needs: the machine, worker processes that take turns, tables and JSON files."""
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -46,6 +47,7 @@ def _cpu_name() -> str:
     return platform.processor()
 
 
+@functools.cache
 def _gpu_name() -> str | None:
     try:
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from benchmarks.common import serve
 
+said: dict[str, Any] = {}  # beside the times
 VARIANTS = ("eager", "compiled", "cuda_graph", "compiled_graph", "stacked", "fused", "fused_graph")
 
 
@@ -72,11 +73,13 @@ def one_by_one(options: argparse.Namespace, device: torch.device) -> Any:
         loss_of(data.images[rows], data.labels[rows]).backward()
         optimiser.step()
 
-    return _trainer(_Graphed(step, data.rows()) if graphed else step, data)
+    return _trainer(_Graphed(step, data.rows(), list(model.parameters())) if graphed else step, data)
 
 
 def _trainer(step: Any, data: Data) -> Any:
     """As many steps as are asked for, each on the next mini-batch."""
+    if isinstance(step, _Graphed):
+        said["graph_difference"] = step.difference()
 
     def train(steps: int) -> None:
         for _ in range(steps):
@@ -95,7 +98,8 @@ class _Graphed:
     overwritten by each replay.
     """
 
-    def __init__(self, step: Any, rows: torch.Tensor) -> None:
+    def __init__(self, step: Any, rows: torch.Tensor, parameters: Sequence[torch.Tensor]) -> None:
+        self.parameters = parameters
         self.step, self.rows, self.graph = step, rows.clone(), torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()
         torch.cuda.synchronize()
@@ -111,6 +115,21 @@ class _Graphed:
         """One replay, on that mini-batch."""
         self.rows.copy_(rows)
         self.graph.replay()
+
+    @torch.no_grad()
+    def difference(self) -> float:
+        """By how much a replay moves the weights otherwise than the step itself, relative to the step."""
+        before = [p.clone() for p in self.parameters]
+        with torch.enable_grad():
+            self.step(self.rows)
+        expected = [p.clone() for p in self.parameters]
+        for p, old in zip(self.parameters, before, strict=True):
+            p.copy_(old)
+        self(self.rows.clone())
+        torch.cuda.synchronize()
+        missed = torch.cat([(p - e).flatten() for p, e in zip(self.parameters, expected, strict=True)])
+        moved = torch.cat([(e - b).flatten() for e, b in zip(expected, before, strict=True)])
+        return float(missed.norm() / moved.norm())
 
 
 def stacked(options: argparse.Namespace, device: torch.device) -> Any:
@@ -220,7 +239,7 @@ def fused(options: argparse.Namespace, device: torch.device) -> Any:
         loss.backward()
         optimiser.step()
 
-    return _trainer(_Graphed(step, data.rows()) if graphed else step, data)
+    return _trainer(_Graphed(step, data.rows(), list(model.parameters())) if graphed else step, data)
 
 
 WAYS = {"stacked": stacked, "fused": fused, "fused_graph": fused}
@@ -243,7 +262,7 @@ def main() -> None:
     started = time.perf_counter()
     train = WAYS.get(options.variant, one_by_one)(options, device)
     train(3)
-    serve(train, start_up_s=round(time.perf_counter() - started, 2))
+    serve(train, start_up_s=round(time.perf_counter() - started, 2), **said)
 
 
 if __name__ == "__main__":

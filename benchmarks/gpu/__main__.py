@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu [--minutes 9.5] [--out DIR] [--layouts vmap map:4] [--only speed bits]
 
-Steps, the most important first: `correct`, `speed`, `auto`, `grids`, `roofline`, `bits`, `recording`, `memory`; at
+Steps, the most important first: `correct`, `speed`, `grids`, `roofline`, `bits`, `recording`, `memory`, `auto`; at
 32x32x3, batch 128, ConvNetSI, widths 8 and 32. What each finds is printed and written to the JSON file at once. A step
 that fails is written down and left; when the time is over, so are those that were not reached. Times are of one
 configuration's step, every step recorded here and nothing in PyTorch.
@@ -17,28 +17,42 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.gpu import steps
 from benchmarks.gpu.bits import bits
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.session import SMOKE, Scale, Session
 
-NAMES = ("correct", "speed", "auto", "grids", "roofline", "bits", "recording", "memory")
+NAMES = ("correct", "speed", "grids", "roofline", "bits", "recording", "memory", "auto")
+# Seconds to leave for later steps: a program more is compiled only with more than that left.
+RESERVES = (260, 150, 130, 100)  # of `speed`, in its order
+GRIDS_RESERVE = 90
 
 
-def plan(scale: Scale) -> list[tuple[str, Callable[[Session], Any]]]:
-    """Names and steps in their order; the first word of a name is its kind."""
-    found: list[tuple[str, Callable[[Session], Any]]] = [("correct", steps.correct)]
+class Step(NamedTuple):
+    """A step by its name, the first word of which is its kind."""
+
+    name: str
+    find: Callable[[Session], Any]
+    reserve: float = 0
+
+
+def plan(scale: Scale) -> list[Step]:
+    """The steps in their order."""
+
+    def by_width(kind: str, step: Callable[..., Any], reserve: float = 0) -> list[Step]:
+        return [Step(f"{kind} width {width}", partial(step, width=width), reserve) for width in scale.widths]
+
+    found = [Step("correct", steps.correct)]
+    reserves = iter(RESERVES)
     for precision in scale.precisions:
-        for width in scale.widths:
-            step = partial(steps.speed, width=width, precision=precision)
-            found.append((f"speed width {width} {precision}", step))
-    for name, step in (("auto", steps.auto), ("grids", steps.grids)):
-        found += [(f"{name} width {width}", partial(step, width=width)) for width in scale.widths]
-    found += [("roofline", steps.roofline), ("bits", bits)]
-    found += [(f"recording width {width}", partial(steps.recording, width=width)) for width in scale.widths]
-    return [*found, ("memory", steps.memory)]
+        for step in by_width("speed", partial(steps.speed, precision=precision)):
+            found.append(Step(f"{step.name} {precision}", step.find, next(reserves)))
+    found += by_width("grids", steps.grids, GRIDS_RESERVE)
+    found += [Step("roofline", steps.roofline), Step("bits", bits)]
+    found += by_width("recording", steps.recording)
+    return [*found, Step("memory", steps.memory), *by_width("auto", steps.auto)]
 
 
 def main() -> None:
@@ -54,9 +68,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         session = Session(scale, options.minutes, Path(folder), options.out, options.layouts)
         try:
-            for name, step in plan(scale):
+            for name, step, reserve in plan(scale):
                 if name.split()[0] in options.only:
-                    session.attempt(name, step)
+                    session.attempt(name, step, reserve)
         finally:
             session.end_jax()
             session.write()

@@ -24,12 +24,13 @@ class Command:
     Args:
         session: for its time.
         words: the command.
+        run: the run directory.
         cache: name of its folder of compiled programs.
         complaints: file for what it writes.
     """
 
-    def __init__(self, session: Session, words: list[str], cache: str, complaints: Path) -> None:
-        self._session, self._complaints = session, complaints
+    def __init__(self, session: Session, words: list[str], run: Path, cache: str, complaints: Path) -> None:
+        self._session, self._run, self._complaints = session, run, complaints
         environment = {**os.environ, **session.environment(cache), "MPLBACKEND": "agg"}
         with complaints.open("w") as file:
             self.process = subprocess.Popen(
@@ -38,16 +39,20 @@ class Command:
             )  # fmt: skip
 
     def wait(self) -> str:
-        """Its last error, or nothing.
+        """Its last error, or nothing. It is ended once all is recorded: figures are not needed.
 
         Raises:
             RuntimeError: the time is over.
         """
-        try:
-            status = self.process.wait(max(self._session.left(), 0.1))
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise RuntimeError("a run took too long") from None
+        while self.process.poll() is None:
+            if is_finished(self._run):
+                self.kill()
+                return ""
+            if self._session.left() < 1:
+                self.kill()
+                raise RuntimeError("a run took too long")
+            time.sleep(0.02)
+        status = self.process.returncode
         return last_error(self._complaints.read_text(), f"status {status}: ") if status else ""
 
     def kill(self) -> None:
@@ -68,8 +73,9 @@ def bits(session: Session) -> tuple[Any, str]:
     commands: list[Command] = []
 
     def start(command: str, name: str, cache: str) -> Command:
-        full = ["sweep", *words, "--out", str(folder / name)] if command == "sweep" else [command, str(folder / name)]
-        commands.append(Command(session, full, cache, folder / f"{name}-{command}.txt"))
+        run = str(folder / name)
+        full = ["sweep", *words, "--out", run] if command == "sweep" else [command, run]
+        commands.append(Command(session, full, Path(run), cache, folder / f"{name}-{command}.txt"))
         return commands[-1]
 
     found: dict[str, Any] = {"layout": layout, "errors": {}}
@@ -129,10 +135,15 @@ def _kill_one(session: Session, start: Any, folder: Path) -> str:
                 raise RuntimeError("the time was over before the kill")
             time.sleep(0.001)
         command.kill()
-        config = folder / name / "config.json"
-        if config.exists() and "summary" not in json.loads(config.read_text()):
+        if _entries(checkpoints) and not is_finished(folder / name):
             return name
     raise RuntimeError("no run could be killed before its end")
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run has recorded all of its steps."""
+    config = run / "config.json"
+    return config.exists() and "summary" in json.loads(config.read_text())
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Scale:
 
 
 SMOKE = Scale(
-    size=8, batch=16, widths=(2,), configs=2, precisions=("tf32",), grids=(4, 1), steps=3, seconds=0.05, rounds=2,
+    size=8, batch=16, widths=(2,), configs=2, grids=(4, 1), steps=3, seconds=0.05, rounds=2,
     matrix=256, copied=2**18, run_width=2, run_steps=100, is_smoke=True,
 )  # fmt: skip
 
@@ -59,6 +60,7 @@ class Session:
         results: of the steps by name.
         best: options of the fastest way here by width, as far as they are known.
         file: of the results.
+        reserve: seconds to leave for other steps.
     """
 
     def __init__(self, scale: Scale, minutes: float, folder: Path, out: Path | None, layouts: list[str]) -> None:
@@ -69,6 +71,7 @@ class Session:
         self._end, self._out = time.monotonic() + 60 * minutes - RESERVE, out
         self._started = time.monotonic()
         self.file: Path | None = None
+        self.reserve = 0.0
         self._jax: Worker | None = None
         self._about: dict[str, Any] | None = None
 
@@ -76,8 +79,15 @@ class Session:
         """Seconds until the end."""
         return self._end - time.monotonic()
 
-    def attempt(self, name: str, step: Callable[["Session"], tuple[Any, str]]) -> None:
-        """Make a step and write down what comes of it, an error included."""
+    def attempt(self, name: str, step: Callable[["Session"], tuple[Any, str]], reserve: float = 0) -> None:
+        """Make a step and write down what comes of it, an error included.
+
+        Args:
+            name: of the step.
+            step: gives what it found, and that in one line.
+            reserve: seconds to leave for what comes after it.
+        """
+        self.reserve = 0.0 if self.scale.is_smoke else reserve
         if self.left() < (1 if self.scale.is_smoke else 15):
             self.results["not_reached"].append(name)
             print(f"{name}: not reached", flush=True)
@@ -102,7 +112,11 @@ class Session:
 
     def environment(self, cache: str = "compiled") -> dict[str, str]:
         """Of a process of JAX: it shares the card, and compiles no program twice."""
+        flags = {}
+        if self.scale.is_smoke:  # most of whose time goes into compiling
+            flags["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
         return {
+            **flags,
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
@@ -204,8 +218,12 @@ def race(session: Session, ways: Mapping[str, tuple[Any, int]]) -> tuple[dict[st
     errors: dict[str, str] = {}
     try:
         for name, (worker, configs) in ways.items():
+            if contenders and isinstance(worker, Lane) and session.left() < session.reserve:
+                errors[name] = "left out for want of time"
+                continue
             try:
-                contenders[name] = Contender([worker], configs, session.scale.seconds)
+                workers: Any = [worker]
+                contenders[name] = Contender(workers, configs, session.scale.seconds)
             except RuntimeError as error:
                 errors[name] = short(error)
                 worker.close()
