@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Contender, Worker, save, summary
+from benchmarks.common import Contender, Worker, WorkerError, save, summary
 
 BUILD_SECONDS = 150.0  # the most that one program may take to be compiled
 RESERVE = 6.0  # for the tables, and for the end of processes
@@ -157,7 +157,7 @@ class Session:
             self.end_jax()
             raise
         if "error" in answer:
-            raise RuntimeError(answer["error"])
+            raise WorkerError(answer["error"])
         return answer
 
     def end_jax(self) -> None:
@@ -258,4 +258,4 @@ def fastest(figures: Mapping[str, Any]) -> str:
 def short(error: BaseException) -> str:
     """An error in one line of at most 300 characters."""
     text = " ".join(str(error).split())
-    return (text if type(error).__name__ == "WorkerError" else f"{type(error).__name__}: {text}")[:300]
+    return (text if isinstance(error, WorkerError) else f"{type(error).__name__}: {text}")[:300]
