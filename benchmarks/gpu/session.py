@@ -79,6 +79,10 @@ class Session:
         """Seconds until the end."""
         return self._end - time.monotonic()
 
+    def at_most(self, seconds: float) -> float:
+        """That many, or those that are left."""
+        return min(seconds, self.left())
+
     def attempt(self, name: str, step: Callable[["Session"], tuple[Any, str]], reserve: float = 0) -> None:
         """Make a step and write down what comes of it, an error included.
 
@@ -139,7 +143,7 @@ class Session:
         if self._jax is None:
             self._jax = Worker(
                 "gpu.jax_worker", [], environment=self.environment(),
-                patience=lambda: min(self.left(), BUILD_SECONDS),
+                patience=lambda: self.at_most(BUILD_SECONDS),
             )  # fmt: skip
         try:
             self._jax.write(json.dumps(request))
