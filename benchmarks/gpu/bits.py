@@ -66,7 +66,7 @@ def bits(session: Session) -> tuple[Any, str]:
     """One run, and four that should be like it."""
     scale, folder = session.scale, session.folder / "runs"
     folder.mkdir(exist_ok=True)
-    layout = session.layouts[0].partition("@")[0] if session.layouts else session.about()["layouts"][0]
+    layout = session.layouts[0].partition("@")[0] if session.layouts else session.about(scale.run_width)["layouts"][0]
     session.end_jax()
     words = ["--dataset", "digits", "--width", str(scale.run_width), "--lr", "0.01", "0.03", "0.1", "0.3"]
     words += ["--steps", str(scale.run_steps), "--eval-every", "50", "--checkpoint-seconds", "0", "--layout", layout]

@@ -3,7 +3,6 @@
 Each line of input is a request in JSON, ``{"do": ..., ...}``; each is answered by one line.
 """
 
-import inspect
 import json
 import sys
 import time
@@ -19,20 +18,15 @@ class Sweeps:
     def __init__(self) -> None:
         self._sweeps: dict[str, tuple[Any, str]] = {}
 
-    def about(self, configs: int) -> dict[str, Any]:
-        """The platform, layouts worth timing, and whether networks have a choice of storage."""
+    def about(self, configs: int, width: int) -> dict[str, Any]:
+        """The platform, and layouts worth timing there."""
         import jax
 
-        from periodic_jax import models
+        from periodic_jax.models import forms
         from periodic_jax.sweeps import autotune
 
-        platform = jax.default_backend()
-        try:
-            layouts = list(autotune.candidates(platform, configs))
-        except TypeError:  # it wants to know more
-            layouts = ["map"] if platform == "cpu" else ["vmap", "map:4", "map"]
-        device, storage = jax.devices()[0].device_kind, "storage" in inspect.signature(models.build).parameters
-        return {"platform": platform, "device": device, "layouts": layouts, "has_storage": storage}
+        layouts = list(autotune.candidates(forms.here(), configs, width))
+        return {"platform": forms.here(), "device": jax.devices()[0].device_kind, "layouts": layouts}
 
     def build(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
         """Compile a sweep and make a step."""

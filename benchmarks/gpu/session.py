@@ -73,7 +73,7 @@ class Session:
         self.file: Path | None = None
         self.reserve = 0.0
         self._jax: Worker | None = None
-        self._about: dict[str, Any] | None = None
+        self._about: dict[int, dict[str, Any]] = {}
 
     def left(self) -> float:
         """Seconds until the end."""
@@ -127,11 +127,11 @@ class Session:
             "XDG_CACHE_HOME": str(self.folder / "cache"),
         }
 
-    def about(self) -> dict[str, Any]:
-        """Platform, candidates for layouts and storage choices, as the process of JAX has them."""
-        if self._about is None:
-            self._about = self.ask({"do": "about", "configs": self.scale.configs})
-        return self._about
+    def about(self, width: int) -> dict[str, Any]:
+        """Platform, and candidates for the layout of a grid, as the process of JAX has them."""
+        if width not in self._about:
+            self._about[width] = self.ask({"do": "about", "configs": self.scale.configs, "width": width})
+        return self._about[width]
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The answer of the process of JAX, which is started where there is none."""

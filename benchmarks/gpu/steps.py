@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.common import Worker, WorkerError, ratio
 from benchmarks.gpu.session import BUILD_SECONDS, Lane, Session, fastest, race, short
 
+STORAGE = ("bf16",)  # precisions that activations can be stored in
 MOST_DIFFERENCE = 0.05  # of a CUDA graph's update from that of its step, which differ by rounding
 START_SECONDS = 90.0  # that PyTorch may take to start, after JAX has compiled
 
@@ -20,7 +21,7 @@ def correct(session: Session) -> tuple[Any, str]:
     scale = session.scale
     words = [w for name, value in scale.network(scale.widths[0]).items() for w in (f"--{name}", str(value))]
     words += ["--steps", str(scale.steps), "--states", str(session.folder / "states.npz"), "--precisions"]
-    precisions = ["float32", *scale.precisions]
+    precisions = ["float32", *scale.precisions, *(f"{name}@{name}" for name in STORAGE)]
 
     def worker(options: list[str], **more: str) -> Worker:
         environment = {**session.environment(), **more}
@@ -103,15 +104,15 @@ def _name(options: Mapping[str, Any]) -> str:
 
 def _lanes(session: Session, width: int, precision: str) -> list[dict[str, Any]]:
     """Layouts to be timed: those given, or all candidates. After the first precision only the best one of that, and it
-    and the first candidate with storage in that precision, where networks have a choice.
+    and the first candidate with activations stored in that precision.
     """
-    about = session.about()
-    layouts = session.layouts or about["layouts"]
+    candidates = session.about(width)["layouts"]
+    layouts = session.layouts or candidates
     if width in session.best and not session.layouts:
         best = _name(session.best[width])
         layouts = [best]
-        if about["has_storage"] and "@" not in best:
-            layouts += dict.fromkeys((f"{best}@{precision}", f"{about['layouts'][0]}@{precision}"))
+        if "@" not in best and precision in STORAGE:
+            layouts += dict.fromkeys((f"{best}@{precision}", f"{candidates[0]}@{precision}"))
     base = {**session.scale.network(width), "configs": session.scale.configs, "precision": precision}
     return [
         {**base, "layout": layout, **({"storage": storage} if storage else {})}
@@ -126,7 +127,7 @@ def _torch_workers(session: Session, width: int, precision: str) -> dict[str, tu
     if not scale.is_smoke:
         ways = [(name, True) for name in ("eager", "compiled", "cuda_graph", "compiled_graph")] + [("stacked", False)]
         ways += [(name, last) for name in ("fused", "fused_graph") for last in (True, False)]
-        if session.about()["platform"] == "cpu":
+        if session.about(width)["platform"] == "cpu":
             ways = [way for way in ways if "graph" not in way[0]]
     words = [w for name, value in scale.network(width).items() for w in (f"--{name}", str(value))]
     found = {}
@@ -147,7 +148,7 @@ def _torch_workers(session: Session, width: int, precision: str) -> dict[str, tu
 def _best(session: Session, width: int, **changes: Any) -> dict[str, Any]:
     """Options of the fastest way here in the first precision; of the first candidate, if nothing was timed."""
     scale = session.scale
-    layout = (session.layouts or session.about()["layouts"])[0].partition("@")[0]
+    layout = (session.layouts or session.about(width)["layouts"])[0].partition("@")[0]
     base = {**scale.network(width), "configs": scale.configs, "precision": scale.precisions[0], "layout": layout}
     return {**session.best.get(width, base), **changes}
 

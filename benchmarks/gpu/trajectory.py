@@ -1,4 +1,5 @@
-"""Worker: the first steps of two configurations in some precisions, all from the same float32 weights.
+"""Worker: the first steps of two configurations in some precisions, all from the same float32 weights. A precision is
+``PRECISION`` or ``PRECISION@STORAGE``.
 
 One line of JSON for each precision, with what was recorded of each step or the error. The weights are drawn and written
 by the process with ``--write``; others wait for them.
@@ -20,7 +21,7 @@ NAMES = ("loss", "weight_norm", "effective_grad_norm")
 CONFIGURATIONS = ({"lr": 0.01, "weight_decay": 1e-3}, {"lr": 0.1, "weight_decay": 1e-2})
 
 
-def sweep_of(options: argparse.Namespace, precision: str) -> Any:
+def sweep_of(options: argparse.Namespace, precision: str, storage: str = "") -> Any:
     """Two configurations, not compiled yet."""
     import jax
     import jax.numpy as jnp
@@ -32,7 +33,7 @@ def sweep_of(options: argparse.Namespace, precision: str) -> Any:
     dtype = jnp.float64 if precision == "float64" else jnp.float32
     layout = "map" if jax.default_backend() == "cpu" else "vmap"
     return Sweep(
-        models.build("ConvNetSI", width=options.width, param_dtype=dtype),
+        models.build("ConvNetSI", width=options.width, param_dtype=dtype, storage=storage or "float32"),
         images_of(options.size, options.channels), SweepGrid.of(CONFIGURATIONS), TrainingSpec(batch_size=options.batch),
         layout=layout, capacity=options.steps, devices=jax.devices()[:1],
     )  # fmt: skip
@@ -45,10 +46,11 @@ def initial_states(options: argparse.Namespace) -> dict[str, np.ndarray]:
         return sweep.placement.fetch(sweep._initialise(sweep.seeds))  # without the programs of the steps
 
 
-def recorded(options: argparse.Namespace, precision: str, states: dict[str, np.ndarray]) -> dict[str, Any]:
+def recorded(options: argparse.Namespace, name: str, states: dict[str, np.ndarray]) -> dict[str, Any]:
     """What the steps from those states recorded: name -> (configurations, steps)."""
+    precision, _, storage = name.partition("@")
     with xla.precision(precision):
-        sweep = sweep_of(options, precision)
+        sweep = sweep_of(options, precision, storage)
         wide = np.float64 if precision == "float64" else np.float32
         cast = {name: a.astype(wide) if a.dtype.kind == "f" else a for name, a in states.items()}
         sweep.restore(cast, 0)
