@@ -105,11 +105,18 @@ def bits(session: Session) -> tuple[Any, str]:
         session.results["steps"]["bits"] = found  # also where the time was over
     if all(what in found["errors"] for what in names):
         raise RuntimeError("; ".join(found["errors"].values()))
-    said = [
-        f"{what}: {'same bits' if found[what]['same'] else found[what]['differs']}" for what in names if what in found
-    ]
+    said = [f"{what}: {verdict(found[what])}" for what in names if what in found]
     said += [f"{what}: {error}" for what, error in found["errors"].items()]
     return found, "; ".join(said)
+
+
+def verdict(comparison: dict[str, Any]) -> str:
+    """A comparison in a few words."""
+    if comparison["same"]:
+        return "same bits"
+    differs = comparison["differs"]
+    name = "loss" if "loss" in differs else next(iter(differs))
+    return f"{len(differs)} of {comparison['arrays']} arrays differ, {name} {differs[name]}"
 
 
 def killed_name(folder: Path) -> str:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from benchmarks.common import table
+from benchmarks.gpu.bits import verdict
 
 
 def markdown(content: dict[str, Any]) -> str:
@@ -19,7 +20,7 @@ def markdown(content: dict[str, Any]) -> str:
         if text := make(steps):
             parts.append(text)
     if found := steps.get("bits"):
-        rows = [(k, "same bits" if v["same"] else v["differs"]) for k, v in found.items() if _is_comparison(v)]
+        rows = [(what, verdict(value)) for what, value in found.items() if isinstance(value, dict) and "same" in value]
         parts.append(table(("a run and one that should be like it", "telemetry"), rows))
     if found := steps.get("memory"):
         names = ("peak_bytes", "forecast_bytes", "temporary_bytes", "state_bytes", "record_bytes", "data_bytes")
@@ -28,10 +29,6 @@ def markdown(content: dict[str, Any]) -> str:
     parts += [f"Error in {name}: {error}" for name, error in results["errors"].items()]
     parts += [f"Not reached: {', '.join(results['not_reached'])}"] if results["not_reached"] else []
     return "\n\n".join(parts)
-
-
-def _is_comparison(value: Any) -> bool:
-    return isinstance(value, dict) and "same" in value
 
 
 def _correct(steps: dict[str, Any]) -> str:
