@@ -1,13 +1,20 @@
 """What every benchmark needs: the machine, worker processes that take turns, tables and JSON files."""
 
+import contextlib
+import functools
 import json
 import os
 import platform
+import queue
+import re
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,6 +47,7 @@ def _cpu_name() -> str:
     return platform.processor()
 
 
+@functools.cache
 def _gpu_name() -> str | None:
     try:
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
@@ -48,52 +56,101 @@ def _gpu_name() -> str | None:
         return None
 
 
+class WorkerError(RuntimeError):
+    """A worker ended, or took too long."""
+
+
 class Worker:
     """A process of its own that trains as many steps as it is asked for, and says how long they took.
 
     Args:
-        module: of this folder, run with ``python -m``; it calls `serve`.
+        module: of this folder, run with ``python -m``; it calls `serve`, or answers lines of JSON.
         options: its command line.
         threads: for its arithmetic; None: its own choice.
         python: the interpreter.
+        environment: beside this process's own.
+        patience: seconds to wait for an answer, asked for each time; without end, if None.
     """
 
     def __init__(
-        self, module: str, options: Sequence[str], *, threads: int | None = None, python: str = sys.executable
-    ) -> None:
-        environment = dict(os.environ)
+        self, module: str, options: Sequence[str], *, threads: int | None = None, python: str = sys.executable,
+        environment: Mapping[str, str] | None = None, patience: Callable[[], float] | None = None,
+    ) -> None:  # fmt: skip
+        variables = {**os.environ, **(environment or {})}
         if threads:
-            environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        self._process = subprocess.Popen(
-            [python, "-m", f"benchmarks.{module}", *options], cwd=HERE.parent, env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            variables |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        self._patience, self._complaints = patience, tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long as it lives)
+        self._process: Any = subprocess.Popen(
+            [python, "-m", f"benchmarks.{module}", *options], cwd=HERE.parent, env=variables, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints, start_new_session=True,
         )  # fmt: skip
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def ready(self) -> dict[str, Any]:
         """Wait until it has compiled, and read what it says of that."""
-        return self._read()
+        return self.read()
 
     def start(self, steps: int) -> None:
         """Ask for some steps, without waiting."""
-        assert self._process.stdin
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
+        self.write(str(steps))
 
     def seconds(self) -> float:
         """Wait for the steps that were asked for; how long they took."""
-        return self._read()["seconds"]
+        return self.read()["seconds"]
 
     def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
+        """End the process, and what it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._listener.join(10)
+        for file in (self._process.stdin, self._process.stdout, self._complaints):
+            with contextlib.suppress(OSError):  # what could not be sent any more
+                file.close()
 
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout
-        line = self._process.stdout.readline()
+    def write(self, line: str) -> None:
+        """Send one line."""
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
+
+    def read(self) -> dict[str, Any]:
+        """Wait for one line of JSON.
+
+        Raises:
+            WorkerError: the process has ended, or no line came in time.
+        """
+        patience = self._patience() if self._patience else None
+        try:
+            line = self._lines.get(timeout=None if patience is None else max(patience, 0.001))
+        except queue.Empty:
+            raise WorkerError(f"no answer in {patience:.0f} s") from None
         if not line:
-            raise RuntimeError(f"worker ended with status {self._process.wait()}")
+            self._lines.put("")
+            raise self._ended()
         return json.loads(line)
+
+    def _listen(self) -> None:
+        for line in self._process.stdout:
+            if line.startswith("{"):  # libraries print too
+                self._lines.put(line)
+        self._lines.put("")
+
+    def _ended(self) -> WorkerError:
+        status = self._process.wait()
+        self._complaints.seek(0)
+        return WorkerError(f"worker ended with status {status}{last_error(self._complaints.read(), ': ')}")
+
+
+def last_error(text: str, before: str = "") -> str:
+    """The line of a process's complaints that names its last error, in 300 characters; else the last line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return before + (errors or lines)[-1][:300] if lines else ""
 
 
 def serve(train: Any, **said: Any) -> None:
@@ -173,5 +230,6 @@ def save(name: str, results: Any, folder: str | Path | None = None) -> Path:
     about = machine()
     kind = (about["gpu"] or f"{about['cores']}-cores").lower().replace(" ", "-")
     path = where / f"{name}-{kind}.json"
-    path.write_text(json.dumps({"machine": about, "results": results}, indent=1) + "\n")
-    return path
+    partial = path.with_suffix(".partial")  # so that a file is never half written
+    partial.write_text(json.dumps({"machine": about, "results": results}, indent=1) + "\n")
+    return partial.replace(path)

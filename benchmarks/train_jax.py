@@ -1,7 +1,10 @@
 """Worker: trains a grid with `periodic_jax.Sweep`, recording included, as ``periodic-jax sweep`` does."""
 
 import argparse
+import contextlib
 import time
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,18 +32,19 @@ def build(options: argparse.Namespace):
     from periodic_jax.training.spec import TrainingSpec
 
     dtype = jnp.float64 if options.precision == "float64" else jnp.float32
-    model = models.build(options.model, width=options.width, param_dtype=dtype)
-    if options.record == "nothing":
-        _measure_nothing()
+    more = {"storage": options.storage} if getattr(options, "storage", None) else {}
+    model = models.build(options.model, width=options.width, param_dtype=dtype, **more)
     rates = list(np.geomspace(1e-3, 1e-1, options.configs))
-    return Sweep(
-        model, images_of(options.size, options.channels), SweepGrid.product(lr=rates, weight_decay=1e-3),
-        TrainingSpec(batch_size=options.batch, per_layer=options.record == "layers"), layout=options.layout,
-        capacity=options.capacity,
-    ).compile()  # fmt: skip
+    with _measuring_nothing() if options.record == "nothing" else contextlib.nullcontext():
+        return Sweep(
+            model, images_of(options.size, options.channels), SweepGrid.product(lr=rates, weight_decay=1e-3),
+            TrainingSpec(batch_size=options.batch, per_layer=options.record == "layers"), layout=options.layout,
+            capacity=options.capacity,
+        ).compile()  # fmt: skip
 
 
-def _measure_nothing() -> None:
+@contextlib.contextmanager
+def _measuring_nothing() -> Iterator[None]:
     """Take the measurements out of the optimiser's chain: the step as it would be without recording."""
     import jax
     import jax.numpy as jnp
@@ -54,6 +58,16 @@ def _measure_nothing() -> None:
         return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
 
     tracking.measure = nothing
+    try:
+        yield
+    finally:
+        tracking.measure = measure
+
+
+def train(sweep: Any, steps: int) -> None:
+    """So many steps, chunk by chunk, each fetched as a run would."""
+    for _ in sweep.chunks(steps, eval_every=None):
+        pass
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -70,6 +84,7 @@ def arguments() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", type=int, default=default)
     for name, default in (("model", "ConvNetSI"), ("layout", "auto"), ("precision", "float32")):
         parser.add_argument(f"--{name}", default=default)
+    parser.add_argument("--storage", help="of what is kept for the backward pass, where the network has a choice")
     parser.add_argument("--record", choices=("steps", "layers", "nothing"), default="steps")
     parser.add_argument("--devices", type=int, default=0, help="cores to spread over; 0: all")
     return parser
@@ -84,13 +99,8 @@ def main() -> None:
     with xla.precision(options.precision):
         started = time.perf_counter()
         sweep = build(options)
-
-        def train(steps: int) -> None:
-            for _ in sweep.chunks(steps, eval_every=None):
-                pass
-
-        list(sweep.chunks(1, eval_every=None))
-        serve(train, start_up_s=round(time.perf_counter() - started, 2), layout=sweep.layout)
+        train(sweep, 1)
+        serve(partial(train, sweep), start_up_s=round(time.perf_counter() - started, 2), layout=sweep.layout)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The parts of the benchmarks that can be wrong without anyone seeing it in the figures."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -66,3 +67,145 @@ serve(lambda steps: print(steps, file=log, flush=True), layout="x")
     assert len(found["rounds"]) == 3
     assert found["min"] > 0
     assert len((tmp_path / "steps").read_text().split()) >= 4
+
+
+def test_fused_networks_train_as_each_would_alone():
+    torch = pytest.importorskip("torch")
+    from benchmarks.train_torch import Fused, FusedSGD, network
+
+    torch.manual_seed(0)
+    models = [network(2, 3).double() for _ in range(3)]
+    rates, decays = (torch.tensor(x).double() for x in ([0.01, 0.1, 1.0], [0.0, 1e-3, 1e-2]))
+    fused = Fused(models)
+    update = FusedSGD(fused, rates, decays)
+    alone = [
+        torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=float(rate), weight_decay=float(decay))
+        for model, rate, decay in zip(models, rates, decays, strict=True)
+    ]
+    for _ in range(3):
+        images, labels = torch.randn(16, 3, 8, 8).double(), torch.randint(0, 10, (16,))
+        fused.zero_grad()
+        loss = fused.loss(images, labels)
+        loss.backward()
+        update.step()
+        total = 0.0
+        for model, optimiser in zip(models, alone, strict=True):
+            optimiser.zero_grad()
+            one = torch.nn.functional.cross_entropy(model(images), labels)
+            one.backward()
+            optimiser.step()
+            total += one.item()
+        assert loss.item() == pytest.approx(total, rel=1e-12)
+    layers = [[m.weight for m in model if isinstance(m, torch.nn.Conv2d)] for model in models]
+    for kernel, kernels in zip(fused.kernels, zip(*layers, strict=True), strict=True):
+        torch.testing.assert_close(kernel.detach(), torch.cat(kernels).detach(), rtol=1e-9, atol=1e-12)
+
+
+def test_a_worker_that_fails_says_why_and_one_that_hangs_is_left(tmp_path, monkeypatch):
+    from benchmarks import common
+
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").touch()
+    (tmp_path / "benchmarks" / "fails.py").write_text("raise ValueError('so and so')")
+    (tmp_path / "benchmarks" / "hangs.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(common, "HERE", tmp_path / "benchmarks")
+    for module, message in (("fails", "status 1: ValueError: so and so"), ("hangs", "no answer in 0 s")):
+        worker = common.Worker(module, [], patience=lambda module=module: 30.0 if module == "fails" else 0.1)
+        with pytest.raises(common.WorkerError, match=message):
+            worker.ready()
+        worker.close()
+
+
+def test_a_failing_step_of_the_accelerator_benchmark_is_written_down_and_left(tmp_path, capsys):
+    from benchmarks.gpu.report import markdown
+    from benchmarks.gpu.session import SMOKE, Session
+
+    def fails(session):
+        raise ValueError("so " * 200)
+
+    session = Session(SMOKE, 1.0, tmp_path, tmp_path, [])
+    session.attempt("one", fails)
+    session.attempt("two", lambda session: ({"x": 1}, "found"))
+    session._end = 0.0
+    session.attempt("three", fails)
+    content = json.loads(session.file.read_text())
+    assert content["results"]["errors"]["one"].startswith("ValueError: so so")
+    assert len(content["results"]["errors"]["one"]) == 300
+    assert content["results"]["steps"] == {"two": {"x": 1}}
+    assert content["results"]["not_reached"] == ["three"]
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["one", "two", "three"]
+    assert "Not reached: three" in markdown(content)
+
+
+def test_whoever_fails_is_left_out_of_the_race(tmp_path):
+    from benchmarks.gpu.session import SMOKE, Session, race
+
+    class Runner:
+        def __init__(self, lasts):
+            self.lasts, self.is_closed = lasts, False
+
+        def ready(self):
+            return {"layout": "x"}
+
+        def start(self, steps):
+            self.lasts -= 1
+
+        def seconds(self):
+            if self.lasts < 0:
+                raise RuntimeError("out of breath")
+            return 1.0
+
+        def close(self):
+            self.is_closed = True
+
+    runners = {"starts": Runner(0), "measures": Runner(2), "lasts": Runner(9)}
+    session = Session(SMOKE, 1.0, tmp_path, tmp_path, [])
+    figures, errors = race(session, {name: (runner, 4) for name, runner in runners.items()})
+    assert errors == dict.fromkeys(("starts", "measures"), "RuntimeError: out of breath")
+    assert len(figures["measures"]["rounds"]) == 1
+    assert len(figures["lasts"]["rounds"]) == SMOKE.rounds
+    assert figures["lasts"]["layout"] == "x"
+    assert all(runner.is_closed for runner in runners.values())
+
+
+def test_runs_are_compared_to_the_bit(tmp_path):
+    import numpy as np
+    import zarr
+
+    from benchmarks.gpu.bits import compare
+
+    values = np.linspace(1, 2, 12, dtype=np.float32).reshape(2, 6)
+    for name, place in (("a", None), ("b", None), ("c", (1, 4))):
+        group = zarr.open_group(tmp_path / name / "telemetry.zarr", mode="w")
+        changed = values.copy()
+        if place:
+            changed[place] = np.nextafter(changed[place], np.float32(3))
+        group["loss"] = changed
+        group["never"] = np.full(2, np.nan)
+    assert compare(tmp_path / "a", tmp_path / "b") == {"same": True, "arrays": 2, "differs": {}}
+    found = compare(tmp_path / "a", tmp_path / "c")
+    assert not found["same"]
+    assert list(found["differs"]) == ["loss"]
+    assert found["differs"]["loss"].startswith("from place 4 on, by ")
+
+
+@pytest.mark.slow
+def test_the_accelerator_benchmark_goes_through_all_its_steps(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is what it compares with")
+    from benchmarks.gpu.__main__ import plan
+    from benchmarks.gpu.session import SMOKE
+
+    command = [sys.executable, "-m", "benchmarks.gpu", "--smoke", "--minutes", "8", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.glob("gpu-smoke-*.json")
+    results = json.loads(file.read_text())["results"]
+    assert results["errors"] == {}
+    assert results["not_reached"] == []
+    assert list(results["steps"]) == [step.name for step in plan(SMOKE)]
+    for name, found in results["steps"].items():
+        assert not found.get("errors"), name
+        assert not name.startswith("speed") or found["speed_up"]["of_medians"] > 0
+    assert max(results["steps"]["correct"]["float32"]["loss"]) < 1e-4
+    bits = results["steps"]["bits"].values()
+    assert [found["same"] for found in bits if isinstance(found, dict) and "same" in found] == [True] * 4
