@@ -24,14 +24,13 @@ DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 class SharedImages(NamedTuple):
-    """A mini-batch with its 3x3 patches and their moments, computed once for all networks that see it.
+    """A mini-batch with the moments of its 3x3 patches, computed once for all networks that see it.
 
     In a basis of cosines over the patch, the covariance of smooth images loses no digits: neighbours that are nearly
     equal differ in entries of their own.
     """
 
     images: Images  # in the dtype of stored activations
-    patches: Float[Array, "pixels patch"]  # less their mean, in the same dtype
     mean: Float[Array, "patch"]  # of the patches; patch = 9 * channels, ordered (row, column, channel)
     covariance: Float[Array, "patch patch"]  # in the basis
     basis: Float[Array, "patch patch"]  # rows: cosines over 3x3 pixels, for each channel
@@ -93,11 +92,6 @@ def convolve_shared(images: Images, kernels: Kernels, stride: int) -> Images:
 def input_gradient(packing: Packing, dy: Images, kernels: Kernels, shape: tuple[int, ...], stride: int) -> Images:
     """The gradient of the input, of that shape."""
     kernels = kernels.astype(dy.dtype)
-    if not packing.apart and stride == 1:
-        # As the forward product with the kernel turned round, which the compiler must not see: it would ask cuDNN for
-        # its backward product, which took 1.7 times as long on an H200.
-        (kernel,) = materialise(joined(kernels)[::-1, ::-1].swapaxes(2, 3))
-        return _product(dy, kernel, 1)
     if not packing.apart:
         kernel = joined(kernels)
         return _transposed(lambda x: _product(x, kernel, stride), shape, dy)
@@ -175,8 +169,5 @@ def shared_images(images: Images, dtype: Any) -> SharedImages:
     basis = jnp.asarray(np.kron(np.kron(cosines, cosines), np.eye(channels)), exact.dtype)
     patches = _patches(exact, 3, 1).reshape(-1, 9 * channels)
     mean = patches.mean(0)
-    (centred,) = materialise(patches - mean)
-    turned = matmul(centred, basis.T)
-    return SharedImages(
-        images.astype(dtype), centred.astype(dtype), mean, matmul(turned.T, turned) / len(turned), basis
-    )
+    turned = matmul(patches - mean, basis.T)
+    return SharedImages(images.astype(dtype), mean, matmul(turned.T, turned) / len(turned), basis)

@@ -162,7 +162,7 @@ _first_block.defvjp(_first_forward, _first_backward)
 def _first_forward_core(
     eps: float, packing: Packing, shared: SharedImages, kernels: Array, *affine: Array
 ) -> tuple[Array, ...]:
-    images, _, patch_mean, covariance, basis = shared
+    images, patch_mean, covariance, basis = shared
     kernel = beside(kernels)
     w = precise(kernel.reshape(-1, kernel.shape[-1]))
     turned = direct.matmul(basis, w)
@@ -181,17 +181,16 @@ def _first_forward_core(
 def _first_backward_core(
     packing: Packing, shared: SharedImages, kernels: Array, z: Images, inv: Array, dz: Images, *scale: Array
 ) -> tuple[Array, ...]:
+    images, patch_mean, covariance, basis = shared
     g = jnp.where(z > 0, dz, 0)
-    flat, (_, patches, _, covariance, basis) = g.reshape(-1, g.shape[-1]), shared
-    # Σ g c, with it Σ g y = w Σ g c. The patches are centred, as the normalised y, so that nothing nearly equal is
-    # subtracted; cuDNN's own gradient of so few input channels took four times as long on an H200.
-    along = precise(jnp.matmul(patches.T, flat, precision=direct.precision()))
+    sum_g, g = materialise(precise(g).sum((0, 1, 2)), g)
+    along = precise(direct.kernel_gradient_shared(images, g, 3, 1)).reshape(-1, g.shape[-1])
+    along = along - patch_mean[:, None] * sum_g  # of centred patches
     w = precise(beside(kernels).reshape(along.shape))
     sum_gn = (w * along).sum(0) * inv
     gain = inv * scale[0] if scale else inv
     dw = gain * (along - sum_gn * inv * direct.matmul(basis.T, direct.matmul(covariance, direct.matmul(basis, w))))
-    dw = apart(dw.reshape(3, 3, -1, dw.shape[-1]), packing.configs).astype(kernels.dtype)
-    return dw, precise(flat).sum(0), sum_gn
+    return apart(dw.reshape(3, 3, -1, dw.shape[-1]), packing.configs).astype(kernels.dtype), sum_g, sum_gn
 
 
 def conv_bn_relu_inference(
