@@ -152,7 +152,7 @@ def _abstract_arguments(workload: Workload, mesh: Any) -> tuple[Any, ...]:
     replicated, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P("device"))
     stacked = workload.seeds, workload.configs
 
-    def array(dtype: Any, *shape: int, sharding: Any = replicated) -> jax.ShapeDtypeStruct:
+    def array(dtype: Any, *shape: int, sharding: Any = replicated) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     def create(images: Any) -> Any:
