@@ -41,8 +41,8 @@ def plain_network(model: Any) -> Any:
         def __call__(self, x: Any, train: bool) -> Any:
             for i, (features, pooled) in enumerate(self.stages):
                 x = nn.Conv(features, (3, 3), use_bias=False, name=f"conv{i}")(x)
-                norm = nn.BatchNorm(not train, 0.9, use_bias=False, use_scale=False, name=f"norm{i}")
-                x = nn.relu(norm(x))
+                norm = nn.BatchNorm(momentum=0.9, use_bias=False, use_scale=False, name=f"norm{i}")
+                x = nn.relu(norm(x, use_running_average=not train))
                 x = nn.max_pool(x, (2, 2), (2, 2)) if pooled else x
             return nn.Dense(model.num_classes, name="head")(jnp.max(x, (1, 2)))
 

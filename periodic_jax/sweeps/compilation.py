@@ -26,7 +26,7 @@ def check_installed(target: Target) -> None:
     """
     module, package = {"cuda": ("jax_cuda13_plugin", "jax-cuda13-plugin"), "tpu": ("libtpu", "libtpu")}[target.platform]
     if importlib.util.find_spec(module) is None:
-        raise MissingDependencyError(f"to compile for {target.name}", package, "periodic_jax[aot]")
+        raise MissingDependencyError(f"compiling for {target.name}", package, "periodic_jax[aot]")
 
 
 def prepare_jax() -> None:

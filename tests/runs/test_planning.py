@@ -6,7 +6,8 @@ from helpers.survival import states_at
 
 from periodic_jax import RunConfig, run_sweep
 from periodic_jax.core.files import used_bytes
-from periodic_jax.runs.planning import describe_plan, fitting_part, plan, shard_count
+from periodic_jax.runs.planning import describe_plan, plan, shard_count
+from periodic_jax.runs.shards import fitting_part
 from periodic_jax.storage.reader import open_run
 
 
