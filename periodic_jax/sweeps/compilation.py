@@ -112,7 +112,8 @@ def compile_chunk(workload: Workload, target: Target) -> CompiledChunk:
     arguments = _abstract_arguments(workload._replace(model=for_platform(workload.model, target.platform)), mesh)
     compiled: Any = ShardedPrograms(programs, mesh).chunk.lower(*arguments).compile()
     text = compiled.as_text()
-    cost = chunk_cost(text, arguments[0].params, measured_every=spec.track_sharpness or 1)
+    layers = {*arguments[0].params, *arguments[0].batch_stats}
+    cost = chunk_cost(text, layers, measured_every=spec.track_sharpness or 1)
     analysis = compiled.memory_analysis()
     return CompiledChunk(target, workload, text, cost, int(analysis.temp_size_in_bytes))
 
