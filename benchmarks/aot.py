@@ -77,7 +77,8 @@ def figures(chunk: compilation.CompiledChunk, precision: str) -> dict[str, Any]:
 
     configs = chunk.workload.seeds * chunk.workload.configs
     layers = {name: of(cost * (1 / configs)) for name, cost in chunk.cost.step.items()}
-    return {"step": of(chunk.step_cost), "layers": layers, "temporary_bytes": chunk.temporary_bytes}
+    once, memory = vars(chunk.cost.outside), chunk.temporary_bytes
+    return {"step": of(chunk.step_cost), "layers": layers, "once_in_a_chunk": once, "temporary_bytes": memory}
 
 
 def describe(name: str, chunk: compilation.CompiledChunk, precision: str, seconds: float) -> str:
@@ -88,7 +89,8 @@ def describe(name: str, chunk: compilation.CompiledChunk, precision: str, second
     by_cycles = chunk.target.cycle_seconds(chunk.step_cost)
     memory = f"temporaries {chunk.temporary_bytes / 1e6:.0f} MB for {configs} configurations"
     cycles = f"; {1e6 * by_cycles:.0f} us by XLA's estimated cycles" if by_cycles else ""
-    return f"{name}: {memory}{cycles}; compiled in {seconds:.0f} s\n{table(HEADER, rows)}\n"
+    once = f"{chunk.cost.outside.bytes / 1e6:.0f} MB once in a chunk"
+    return f"{name}: {memory}, {once}{cycles}; compiled in {seconds:.0f} s\n{table(HEADER, rows)}\n"
 
 
 def main() -> None:

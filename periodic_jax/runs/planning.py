@@ -187,7 +187,7 @@ def plan_for(config: RunConfig, target: "Target") -> SweepPlan:
             build.network(config, data.num_classes), sweep.spec, data.image_shape, layouts[0], counted_ones,
             images=len(data.images), test_images=len(data.test_images), capacity=sweep.capacity,
         )  # fmt: skip
-        chunks = [compilation.compile_chunk(shapes._replace(layout=layout), target) for layout in layouts]
+        chunks = compilation.compile_layouts(shapes, layouts, target)
     bare = estimate_resources(sweep, grid, session)
 
     def estimate(chunk: "CompiledChunk") -> ResourceEstimate:

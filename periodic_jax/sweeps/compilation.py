@@ -7,8 +7,9 @@ choose other algorithms.
 
 import contextlib
 import importlib.util
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from periodic_jax.core.errors import ConfigError, MissingDependencyError, first_
 from periodic_jax.sweeps.targets import Target
 from periodic_jax.sweeps.traffic import ChunkCost, Cost, chunk_cost
 from periodic_jax.training.spec import TrainingSpec
+
+LOG = logging.getLogger("periodic_jax")
 
 
 def check_installed(target: Target) -> None:
@@ -116,6 +119,34 @@ def compile_chunk(workload: Workload, target: Target) -> CompiledChunk:
     cost = chunk_cost(text, layers, measured_every=spec.track_sharpness or 1)
     analysis = compiled.memory_analysis()
     return CompiledChunk(target, workload, text, cost, int(analysis.temp_size_in_bytes))
+
+
+def compile_layouts(workload: Workload, layouts: Sequence[str], target: Target) -> list[CompiledChunk]:
+    """The chunk program in each layout whose program fits the device.
+
+    Args:
+        workload: what to compile, in any layout.
+        layouts: to compile in.
+        target: the device.
+
+    Raises:
+        ConfigError: none of them fits; or as `compile_chunk`.
+    """
+    import jax
+
+    from periodic_jax.sweeps.autotune import is_out_of_memory
+
+    chunks = []
+    for layout in layouts:
+        LOG.info("compiling for %s with layout %s", target.name, layout)
+        try:
+            chunks.append(compile_chunk(workload._replace(layout=layout), target))
+        except jax.errors.JaxRuntimeError as error:  # compilers for TPUs refuse what is too large
+            if not is_out_of_memory(error):
+                raise
+    if not chunks:
+        raise ConfigError("--for", target.name, "a device with more memory, or a smaller --width or --batch-size")
+    return chunks
 
 
 def _device(target: Target) -> Any:
