@@ -255,7 +255,7 @@ def _as_compiled(lines: list[str], plan: SweepPlan, chunk: "CompiledChunk") -> l
     fixed = takes.data_bytes + (0 if plan.layout in ("vmap", "unroll") else takes.temporary_bytes)
     usable, each = USABLE * target.memory, (takes.memory_bytes - fixed) / plan.configs
     most, verb = max(int((usable - fixed) / each), 0), "fits" if takes.memory_bytes <= usable else "does not fit"
-    room = f"{USABLE:.0%} of its {format_bytes(target.memory)}, which hold {counted(most, 'configuration')}"
+    room = f"{USABLE:.0%} of its {format_bytes(target.memory)} hold {counted(most, 'configuration')}"
     rests = (
         f"{1e-6 * cost.bytes:.3g} MB, {1e-9 * cost.flops:.3g} GFLOP and {cost.launches:.3g} launches a config-step, "
         f"compiled and counted with {counted(chunk.workload.configs, 'configuration')}, not measured"
@@ -265,7 +265,7 @@ def _as_compiled(lines: list[str], plan: SweepPlan, chunk: "CompiledChunk") -> l
     time = f"at least {format_duration(takes.seconds)} without evaluations; {1e3 * plan.seconds_per_config_step:.3g} ms"
     return [
         lines[0],
-        f"for {target.title}: {verb} {room}",
+        f"for {target.title}: {verb}; {room}",
         *lines[1:-1],
         f"time: {time} a config-step of one device with layout {plan.layout}{estimated}",
         f"which rests on {rests}",

@@ -146,7 +146,7 @@ def test_a_sweep_is_planned_for_a_device(device, tmp_path):
     options = ["--precision", "bf16", "--layout", "map", "--dry-run", "--for", device]
     lines = in_fresh_python("-m", "periodic_jax.cli.main", *SWEEP, *options, cwd=tmp_path)
     assert lines[0] == "2 configurations of 100 steps: 200 config-steps"
-    assert lines[1].startswith(f"for {find_target(device).title}: fits 80% of its ")
+    assert lines[1].startswith(f"for {find_target(device).title}: fits; 80% of its ")
     assert any(line.startswith("time: at least ") for line in lines)
     assert any(line.endswith("not measured") for line in lines)
     assert not list(tmp_path.iterdir())
