@@ -106,8 +106,8 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="flax.linen layers instead")
     parser.add_argument("--out", help="folder for the JSON file")
     options = parser.parse_args()
-    compilation.prepare_jax()
     target = TARGETS[options.device]
+    compilation.prepare_jax(target)
     precision = options.precision or ("tf32" if target.gpu else "bf16")
     layouts = options.layout or (["map", "vmap"] if options.plain else ["vmap"])
     print(f"{target.title}, {precision} products: compiled and counted, of one configuration and step\n")

@@ -155,5 +155,5 @@ def _compilable(device: str) -> "Target":
 
     target = targets.find_target(device)
     compilation.check_installed(target)
-    compilation.prepare_jax()
+    compilation.prepare_jax(target)
     return target

@@ -163,7 +163,9 @@ def plan(config: RunConfig) -> SweepPlan:
 
 
 def plan_for(config: RunConfig, target: "Target") -> SweepPlan:
-    """What a sweep takes at least on one device that is not here: of each layout's program, the lightest that fits.
+    """What a sweep takes on one device that is not here: of each layout's program, the fastest that fits.
+
+    The time is a lower bound, or for a TPU XLA's own estimate.
 
     Args:
         config: what to run, checked.
@@ -190,18 +192,22 @@ def plan_for(config: RunConfig, target: "Target") -> SweepPlan:
         chunks = compilation.compile_layouts(shapes, layouts, target)
     bare = estimate_resources(sweep, grid, session)
 
+    def pace(chunk: "CompiledChunk") -> float:
+        return target.cycle_seconds(chunk.step_cost) or target.seconds(chunk.step_cost, config.precision)
+
     def estimate(chunk: "CompiledChunk") -> ResourceEstimate:
-        at_once = each / counted_ones if chunk.workload.layout in ("vmap", "unroll") else 1
-        seconds = each * session.steps * target.seconds(chunk.step_cost, config.precision)
-        return dataclasses.replace(bare, temporary_bytes=int(chunk.temporary_bytes * at_once), seconds=seconds)
+        # One after the other, the temporaries stay; but the update takes the gradients of all side by side.
+        is_loop, temporary = chunk.workload.layout.startswith("map"), chunk.temporary_bytes
+        grown = (each - counted_ones) * (sweep.bytes_of_weights() if is_loop else temporary / counted_ones)
+        seconds = each * session.steps * pace(chunk)
+        return dataclasses.replace(bare, temporary_bytes=int(temporary + grown), seconds=seconds)
 
     def rank(chunk: "CompiledChunk") -> tuple[bool, float]:
-        takes = estimate(chunk)
-        return takes.memory_bytes > USABLE * target.memory, takes.seconds
+        return estimate(chunk).memory_bytes > USABLE * target.memory, pace(chunk)
 
     best = min(chunks, key=rank)
-    takes, pace = estimate(best), target.seconds(best.step_cost, config.precision)
-    return SweepPlan(len(grid), session.steps, 1, groups, per_seed, best.workload.layout, pace, takes, best)
+    layout = best.workload.layout
+    return SweepPlan(len(grid), session.steps, 1, groups, per_seed, layout, pace(best), estimate(best), best)
 
 
 def shard_count(plan: SweepPlan, device_memory: int | None = None) -> int:
@@ -252,22 +258,23 @@ def _as_compiled(lines: list[str], plan: SweepPlan, chunk: "CompiledChunk") -> l
     """The lines of a plan for a device that is not here: whether it fits, and the least time with what it rests on."""
     takes, cost, target = plan.estimate, chunk.step_cost, chunk.target
     # What does not grow with the configurations: the data, and temporaries of a loop over them.
-    fixed = takes.data_bytes + (0 if plan.layout in ("vmap", "unroll") else takes.temporary_bytes)
+    fixed = takes.data_bytes + (chunk.temporary_bytes if plan.layout.startswith("map") else 0)
     usable, each = USABLE * target.memory, (takes.memory_bytes - fixed) / plan.configs
     most, verb = max(int((usable - fixed) / each), 0), "fits" if takes.memory_bytes <= usable else "does not fit"
     room = f"{USABLE:.0%} of its {format_bytes(target.memory)} hold {counted(most, 'configuration')}"
+    cycles = f"{1e-6 * cost.cycles:.3g} million cycles, " if cost.cycles else ""
+    moved = f"{1e-6 * cost.bytes:.3g} MB, {1e-9 * cost.flops:.3g} GFLOP and {cost.launches:.3g} launches"
     rests = (
-        f"{1e-6 * cost.bytes:.3g} MB, {1e-9 * cost.flops:.3g} GFLOP and {cost.launches:.3g} launches a config-step, "
+        f"{cycles}{moved} a config-step, "
         f"compiled and counted with {counted(chunk.workload.configs, 'configuration')}, not measured"
     )
-    cycles = target.cycle_seconds(cost)
-    estimated = f"; {1e3 * cycles:.3g} ms by XLA's estimated cycles" if cycles else ""
-    time = f"at least {format_duration(takes.seconds)} without evaluations; {1e3 * plan.seconds_per_config_step:.3g} ms"
+    kind = "by XLA's estimated cycles" if target.cycle_seconds(cost) else "at least"
+    time = f"{kind} {format_duration(takes.seconds)} without evaluations; {1e3 * plan.seconds_per_config_step:.3g} ms"
     return [
         lines[0],
         f"for {target.title}: {verb}; {room}",
         *lines[1:-1],
-        f"time: {time} a config-step of one device with layout {plan.layout}{estimated}",
+        f"time: {time} a config-step of one device with layout {plan.layout}",
         f"which rests on {rests}",
     ]
 

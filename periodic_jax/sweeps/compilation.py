@@ -32,17 +32,16 @@ def check_installed(target: Target) -> None:
         raise MissingDependencyError(f"compiling for {target.name}", package, "periodic_jax[aot]")
 
 
-def prepare_jax() -> None:
+def prepare_jax(target: Target) -> None:
     """Set what the compilers read when they start: only before JAX's first computation.
 
     Nothing is looked for but the CPU, and the TPU's compiler does not ask a cloud where it is.
     """
-    for name, value in (
-        ("JAX_PLATFORMS", "cpu"),
-        ("TPU_SKIP_MDS_QUERY", "1"),
-        ("TPU_WORKER_HOSTNAMES", "localhost"),
-        ("TF_CPP_MIN_LOG_LEVEL", "2"),
-    ):
+    variables = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    if target.topology:
+        variables |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+        variables["TPU_ACCELERATOR_TYPE"] = target.accelerator_type
+    for name, value in variables.items():
         os.environ.setdefault(name, value)
 
 
@@ -103,7 +102,7 @@ def compile_chunk(workload: Workload, target: Target) -> CompiledChunk:
         ConfigError: the compiler does not start, such as when another process uses it.
     """
     check_installed(target)
-    prepare_jax()
+    prepare_jax(target)
 
     import jax
 

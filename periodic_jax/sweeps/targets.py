@@ -67,7 +67,8 @@ class Target:
         memory: bytes.
         gpu: of a GPU.
         topology: of the smallest slice of TPUs that XLA compiles for; one device of it is used.
-        clock: cycles/s, where it follows from the peak; of a TPU.
+        accelerator_type: the cloud's name of that slice.
+        clock: cycles/s of a TPU, as follows from the peak.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Target:
     peak: Mapping[str, float] = field(hash=False)
     gpu: GpuModel | None = None
     topology: str = ""
+    accelerator_type: str = ""
     clock: float | None = None
 
     def description(self) -> str:
@@ -105,7 +107,7 @@ class Target:
         return busy + (cost.launches * LAUNCH_SECONDS if self.gpu else 0)
 
     def cycle_seconds(self, cost: Cost) -> float | None:
-        """The time by XLA's own estimate of cycles, where there is one."""
+        """The time by XLA's own estimate of cycles, which it makes for TPUs: no bound, but nearer to the truth."""
         return cost.cycles / self.clock if self.clock and cost.cycles else None
 
 
@@ -139,12 +141,13 @@ TARGETS = {
         ),
         Target(
             "v5e", "tpu", "Cloud TPU v5e, 16 GB", "docs.cloud.google.com/tpu/docs/v5e",
-            0.819e12, 16 * 10**9, _tpu_peak(197e12), topology="v5e:2x2",
+            0.819e12, 16 * 10**9, _tpu_peak(197e12), topology="v5e:2x2", accelerator_type="v5litepod-4",
             clock=197e12 / (4 * 128**2 * 2),  # four units of 128 x 128 products a cycle
         ),
         Target(
             "v6e", "tpu", "Cloud TPU v6e, 32 GB", "docs.cloud.google.com/tpu/docs/v6e",
-            1.638e12, 32 * 10**9, _tpu_peak(918e12), topology="v6e:2x2",
+            1.638e12, 32 * 10**9, _tpu_peak(918e12), topology="v6e:2x2", accelerator_type="v6e-4",
+            clock=918e12 / (4 * 256**2 * 2),  # not published: a later version of the page has two units, not four
         ),
     )
 }  # fmt: skip
