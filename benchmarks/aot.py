@@ -53,13 +53,20 @@ def network(options: argparse.Namespace) -> Any:
     """The network that the options describe."""
     from periodic_jax import models
 
-    given = {"storage": options.storage} if options.storage else {}
-    model: Any = models.build(options.model, width=options.width, **given)
+    model: Any = models.build(options.model, width=options.width, storage=options.storage)
     if not options.plain:
         return model
     if not hasattr(model, "stages"):
         raise SystemExit(f"--plain has no counterpart of {options.model}")
     return plain_network(model)
+
+
+def layouts(options: argparse.Namespace, target: Target) -> list[str]:
+    """What to compile."""
+    from periodic_jax.sweeps import autotune
+
+    tried = ["map", "vmap"] if options.plain else autotune.candidates(target.platform, options.configs, options.width)
+    return options.layout or tried
 
 
 def row(name: str, cost: Cost, target: Target, precision: str) -> tuple[Any, ...]:
@@ -100,16 +107,17 @@ def main() -> None:
     for name, default in (("width", 32), ("configs", 16), ("size", 32), ("batch", 128)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--model", default="ConvNetSI")
-    parser.add_argument("--layout", nargs="+", help="one or more; default: vmap, or map and vmap with --plain")
+    parser.add_argument(
+        "--layout", nargs="+", help="one or more; default: those that a sweep tries, or map and vmap with --plain"
+    )
     parser.add_argument("--precision", choices=("tf32", "bf16", "float32"), help="default: tf32, bf16 on TPU")
-    parser.add_argument("--storage", choices=("bf16",), help="of activations")
+    parser.add_argument("--storage", default="float32", choices=("float32", "bf16"), help="of activations")
     parser.add_argument("--plain", action="store_true", help="flax.linen layers instead")
     parser.add_argument("--out", help="folder for the JSON file")
     options = parser.parse_args()
     target = TARGETS[options.device]
     compilation.prepare_jax(target)
     precision = options.precision or ("tf32" if target.gpu else "bf16")
-    layouts = options.layout or (["map", "vmap"] if options.plain else ["vmap"])
     print(f"{target.title}, {precision} products: compiled and counted, of one configuration and step\n")
     results: dict[str, Any] = {"options": vars(options), "precision": precision, "programs": {}}
     with xla.precision(precision):
@@ -117,14 +125,16 @@ def main() -> None:
 
         model, spec = network(options), TrainingSpec(options.batch)
         shape = options.size, options.size, 1 if options.size == 8 else 3
-        for layout in layouts:
+        for layout in layouts(options, target):
             started = time.perf_counter()
             workload = compilation.Workload(model, spec, shape, layout, options.configs)
             chunk = compilation.compile_chunk(workload, target)
             name = f"{'plain flax' if options.plain else options.model} width {options.width}, {layout}"
+            name += ", activations in bf16" if options.storage == "bf16" else ""
             print(describe(name, chunk, precision, time.perf_counter() - started), flush=True)
             results["programs"][layout] = figures(chunk, precision)
     kind = f"{'plain-' if options.plain else ''}{options.model}-{options.size}x{options.size}-width-{options.width}"
+    kind += "-bf16" if options.storage == "bf16" else ""
     print(save(f"aot-{target.name}-{kind.lower()}", results, options.out))
 
 

@@ -180,8 +180,8 @@ def plan_for(config: RunConfig, target: "Target") -> SweepPlan:
     grid, session, data = config.grid(), build.plan_session(config, {}), config.data
     groups, per_seed = device_shape(grid.seeds, 1)
     each, counted_ones = groups * per_seed, min(per_seed, AT_ONCE)
-    backend = "gpu" if target.gpu else "tpu"
-    layouts = autotune.candidates(backend, counted_ones) if config.layout == "auto" else [config.layout]
+    tried = autotune.candidates(target.platform, counted_ones, config.width)
+    layouts = tried if config.layout == "auto" else [config.layout]
     with xla.precision(config.precision):
         one: dict[str, Any] = {**{name: getattr(config, name)[:1] for name in RUN_AXES}, "shards": None, "shard": None}
         sweep = build.build_sweep(dataclasses.replace(config, **one))

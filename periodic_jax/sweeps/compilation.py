@@ -84,7 +84,7 @@ class CompiledChunk:
 
 
 def for_platform(model: Any, platform: str) -> Any:
-    """A network in the form that is fast on a platform, where it has one."""
+    """A network in the form of a platform, where it has several."""
     return model.clone(platform=platform) if hasattr(model, "platform") else model
 
 
@@ -110,7 +110,7 @@ def compile_chunk(workload: Workload, target: Target) -> CompiledChunk:
 
     mesh = jax.sharding.Mesh([_device(target)], ("device",))
     spec = workload.spec
-    programs = Programs(workload.layout, spec, workload.images, workload.capacity)
+    programs = Programs(workload.layout, spec, workload.images, workload.capacity, target.platform)
     arguments = _abstract_arguments(workload._replace(model=for_platform(workload.model, target.platform)), mesh)
     compiled: Any = ShardedPrograms(programs, mesh).chunk.lower(*arguments).compile()
     text = compiled.as_text()

@@ -84,7 +84,7 @@ def test_more_configurations_than_a_run_may_have_are_planned_in_blocks(small):
 @pytest.fixture
 def compiled(monkeypatch):
     """Programs as if compiled: fewer bytes and launches in blocks, more memory all at once."""
-    from periodic_jax.sweeps import compilation
+    from periodic_jax.sweeps import autotune, compilation
     from periodic_jax.sweeps.traffic import ChunkCost, Cost
 
     def compile_chunk(workload, target):
@@ -95,13 +95,14 @@ def compiled(monkeypatch):
         return compilation.CompiledChunk(target, workload, "", ChunkCost(step, Cost()), temporary)
 
     monkeypatch.setattr(compilation, "compile_chunk", compile_chunk)
+    monkeypatch.setattr(autotune, "candidates", lambda platform, configs, width: ["vmap", "map:4", "map"])
 
 
 def test_a_device_that_is_not_here_is_planned_from_the_compiled_program(small, compiled):
     config = replace(small, lr=tuple(np.geomspace(0.01, 1, 40).tolist()), precision="tf32")
     planned = plan_for(config, TARGETS["h100"])
     assert (planned.configs, planned.devices, planned.configs_per_seed) == (80, 1, 40)
-    assert planned.layout == "map:16"  # vmap has fewer launches, but does not fit
+    assert planned.layout == "map:4"  # vmap has fewer launches, but does not fit
     step = 4e6 / 3.35e12 + 4 * 2e-6  # bytes take longer than products
     assert planned.seconds_per_config_step == pytest.approx(max(step, 1e9 / 494.7e12 + 8e-6))
     assert planned.estimate.seconds == pytest.approx(80 * 120 * planned.seconds_per_config_step)
