@@ -16,13 +16,13 @@ from periodic_jax.sweeps.traffic import Cost
 
 # Of the compiled and counted programs below: at most so much for a configuration and step, and for the program.
 LIMITS = {
-    ("h100", "megabytes"): 1000,
-    ("h100", "launches"): 750,
-    ("h100", "temporary_megabytes"): 250,
-    ("v5e", "megabytes"): 250,
-    ("v5e", "launches"): 2600,
-    ("v5e", "temporary_megabytes"): 1600,
-    ("v5e", "megacycles"): 50,
+    ("h100", "megabytes"): 200,  # 190 with JAX 0.12.0.1
+    ("h100", "launches"): 33,  # 30.3
+    ("h100", "temporary_megabytes"): 120,  # 105
+    ("v5e", "megabytes"): 11,  # 9.0 with libtpu 0.0.52
+    ("v5e", "launches"): 90,  # 77
+    ("v5e", "temporary_megabytes"): 800,  # 686
+    ("v5e", "megacycles"): 0.55,  # 0.467
 }
 SWEEP = ("sweep", "--steps", "100", "--width", "2", "--depth", "1", "--lr", "0.1", "1")
 
@@ -136,7 +136,7 @@ def test_a_chunk_compiled_for_a_device_stays_within_its_limits(device, precision
     limits = {name: most for (of, name), most in LIMITS.items() if of == device}
     assert {name: found[name] for name in limits if found[name] > limits[name]} == {}
     assert {"conv0", "conv1", "conv2", "conv3", "head", "input pipeline", "update and records"} <= set(found["layers"])
-    assert 1.5 < found["gigaflop"] < 4 * 3  # 2.5 without packing; up to four times that with blocks of zeros
+    assert 2.5 < found["gigaflop"] < 4 * 2.7  # 2.57 without packing; up to four times that with blocks of zeros
 
 
 @pytest.mark.slow
