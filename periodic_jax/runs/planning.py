@@ -188,6 +188,7 @@ def plan_for(config: RunConfig, target: "Target") -> SweepPlan:
         shapes = compilation.Workload(
             build.network(config, data.num_classes), sweep.spec, data.image_shape, layouts[0], counted_ones,
             images=len(data.images), test_images=len(data.test_images), capacity=sweep.capacity,
+            deterministic=config.deterministic,
         )  # fmt: skip
         chunks = compilation.compile_layouts(shapes, layouts, target)
     bare = estimate_resources(sweep, grid, session)
@@ -264,10 +265,8 @@ def _as_compiled(lines: list[str], plan: SweepPlan, chunk: "CompiledChunk") -> l
     room = f"{USABLE:.0%} of its {format_bytes(target.memory)} hold {counted(most, 'configuration')}"
     cycles = f"{1e-6 * cost.cycles:.3g} million cycles, " if cost.cycles else ""
     moved = f"{1e-6 * cost.bytes:.3g} MB, {1e-9 * cost.flops:.3g} GFLOP and {cost.launches:.3g} launches"
-    rests = (
-        f"{cycles}{moved} a config-step, "
-        f"compiled and counted with {counted(chunk.workload.configs, 'configuration')}, not measured"
-    )
+    many = counted(chunk.workload.configs, "configuration")
+    rests = f"{cycles}{moved} a config-step, compiled and counted with {many}, not measured"
     kind = "by XLA's estimated cycles" if target.cycle_seconds(cost) else "at least"
     time = f"{kind} {format_duration(takes.seconds)} without evaluations; {1e3 * plan.seconds_per_config_step:.3g} ms"
     return [

@@ -57,6 +57,7 @@ class Workload(NamedTuple):
     images: int = 50_000
     test_images: int = 10_000
     capacity: int = 1000
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def compile_chunk(workload: Workload, target: Target) -> CompiledChunk:
     spec = workload.spec
     programs = Programs(workload.layout, spec, workload.images, workload.capacity, target.platform)
     arguments = _abstract_arguments(workload._replace(model=for_platform(workload.model, target.platform)), mesh)
-    compiled: Any = ShardedPrograms(programs, mesh).chunk.lower(*arguments).compile()
+    compiled: Any = ShardedPrograms(programs, mesh, workload.deterministic).chunk.lower(*arguments).compile()
     text = compiled.as_text()
     layers = {*arguments[0].params, *arguments[0].batch_stats}
     cost = chunk_cost(text, layers, measured_every=spec.track_sharpness or 1)
