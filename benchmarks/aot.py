@@ -1,6 +1,6 @@
 """What does a step take on an accelerator that is not here, as far as its compiled program tells?
 
-    python -m benchmarks.aot --device h100 --width 32 --configs 16 [--layout map:4] [--plain]
+    python -m benchmarks.aot --device h100 --width 32 --configs 16 [--layout map:2] [--plain]
 
 The chunk program of a sweep is compiled for the device (`periodic_jax.sweeps.compilation`, with the extra ``aot``) and
 counted. Bytes, operations and launches over the rates of the data sheet give the least time: compiled and counted, not
