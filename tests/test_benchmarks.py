@@ -28,6 +28,24 @@ def test_operations_and_bytes_of_a_layer_are_counted():
     assert layers[1].least_bytes(3) == 4 * 3 * 64 * (3 * 2 + 3 * 4 + 2 * 1)
 
 
+def test_the_plain_network_has_the_same_weights():
+    import jax
+    import jax.numpy as jnp
+
+    from benchmarks.aot import plain_network
+    from periodic_jax import models
+
+    ours = models.build("ConvNetSI", width=2)
+    plain = plain_network(ours)
+
+    def shapes(model):
+        create = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, True), jnp.zeros((4, 8, 8, 1)))
+        return sorted(leaf.shape for leaf in jax.tree.leaves(create))
+
+    assert shapes(plain) == shapes(ours)
+    assert list(plain.labels()) == list(ours.labels())
+
+
 def test_ratios_are_of_medians_and_of_rounds():
     from benchmarks.common import ratio, summary
 

@@ -25,7 +25,7 @@ def test_the_two_commands_are_those_that_ci_runs():
 
 def test_every_option_it_names_exists():
     fields = [name for kind in (RunConfig, *COMMANDS.values()) for name in kind.__dataclass_fields__]
-    known = {"--" + name.replace("_", "-") for name in fields} | {"--help"}
+    known = {"--" + name.replace("_", "-") for name in fields} | {"--help", "--for"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
     assert named
     assert named <= known

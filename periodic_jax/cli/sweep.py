@@ -2,8 +2,9 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
+import tyro
 from tyro.conf import OmitArgPrefixes
 
 import periodic_jax as pj
@@ -15,6 +16,9 @@ from periodic_jax.runs import settings
 from periodic_jax.runs.config import RUN_AXES, RunConfig
 from periodic_jax.runs.settings import setting
 from periodic_jax.training import xla
+
+if TYPE_CHECKING:
+    from periodic_jax.sweeps.targets import Target
 
 USUAL_WINDOW = 100  # steps between candidates for a minimum
 METAVARS = {float: "NUMBER", str: "NAME"}
@@ -79,6 +83,11 @@ class Sweep(SweepSettings):
         """Only print what the sweep, or one of its shards, would take: configurations of each device, memory, disk,
         time, and how many shards to use. Nothing is written.""",
     )
+    target: Annotated[str | None, tyro.conf.arg(name="for", metavar="DEVICE"), IF_GIVEN] = setting(
+        None,
+        """With --dry-run: plan for one device that is not here, h100, h200, a100, v5e or v6e, from the program that is
+        compiled for it. Takes minutes, and needs the extra aot.""",
+    )
 
     def execute(self) -> None:
         """Train and print the results, or print the plan."""
@@ -86,7 +95,7 @@ class Sweep(SweepSettings):
 
         config = to_config(self)
         if self.dry_run:
-            print_plan(config)
+            print_plan(config, self.target)
         elif finished := finished_run(config):
             log_line(FINISHED.format(finished))
         elif config.shards is None:
@@ -105,23 +114,46 @@ def to_config(sweep: Any) -> RunConfig:
     values |= {name: tuple(values[name]) for name in RUN_AXES}
     if values["shards"] is not None and values["out"] is None and not sweep.dry_run:
         raise ConfigError("--out", "none given", "with --shards, the folder of the grid, the same for all shards")
+    if sweep.target is not None and not sweep.dry_run:
+        raise ConfigError(
+            "--for", f"{sweep.target} without --dry-run", "--dry-run with it: nothing can be trained there"
+        )
     values["out"] = values["out"] or free_folder("sweep")
     return RunConfig(**values)
 
 
-def print_plan(config: RunConfig) -> None:
-    """Print what a sweep would take; writes nothing."""
+def print_plan(config: RunConfig, device: str | None = None) -> None:
+    """Print what a sweep would take; writes nothing.
+
+    Args:
+        config: what to run.
+        device: one of `sweeps.targets.TARGETS` that is not here; this machine's, if None.
+    """
+    target = None if device is None else _compilable(device)
     from periodic_jax.runs import planning
     from periodic_jax.runs.config import check
-    from periodic_jax.runs.shards import with_shard
+    from periodic_jax.runs.shards import fitting_part, with_shard
 
-    config, note = planning.fitting_part(config)
+    config, note = fitting_part(config)
     if config.shards is not None:
         config = with_shard(dataclasses.replace(config, shard=config.shard or 0))
         note = f"of shard {config.shard} of {config.shards}:"
     check(config)
-    xla.use_cores_as_devices()
-    xla.keep_compiled_programs()
     if note:
         print(note)
+    if target:
+        print(*planning.describe_plan(planning.plan_for(config, target), config, target.memory), sep="\n")
+        return
+    xla.use_cores_as_devices()
+    xla.keep_compiled_programs()
     print(*planning.describe_plan(planning.plan(config), config, planning.device_memory()), sep="\n")
+
+
+def _compilable(device: str) -> "Target":
+    """A device for which this installation compiles, set up before JAX starts."""
+    from periodic_jax.sweeps import compilation, targets
+
+    target = targets.find_target(device)
+    compilation.check_installed(target)
+    compilation.prepare_jax(target)
+    return target

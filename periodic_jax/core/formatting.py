@@ -17,6 +17,19 @@ def format_bytes(size: float) -> str:
     return f"{size:.3g} TB"
 
 
+def format_duration(seconds: float) -> str:
+    """A time with a unit.
+
+    Example:
+        >>> format_duration(90), format_duration(7200), format_duration(200_000)
+        ('90 s', '2 h', '2.31 days')
+    """
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
 def short_numbers(values: Iterable[float]) -> list[str]:
     """Numbers for tables and legends: three digits, or as many as tell different ones apart.
 

@@ -1,7 +1,7 @@
 """What a sweep will take, before it is run: configurations of a device, memory, disk, time, and how many shards to use.
 
 Bytes and files follow from shapes. Time is measured: a few configurations of the same network and data are trained for
-a moment on this machine's devices.
+a moment on this machine's devices. For a device that is not here it is a lower bound, from a compiled program.
 """
 
 import dataclasses
@@ -16,9 +16,8 @@ import numpy as np
 from periodic_jax.analysis.online import most_periods
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.files import used_bytes
-from periodic_jax.core.formatting import counted, flag_of, format_bytes
+from periodic_jax.core.formatting import counted, format_bytes, format_duration
 from periodic_jax.core.grid import SweepGrid
-from periodic_jax.core.limits import MOST_CONFIGS
 from periodic_jax.runs import build
 from periodic_jax.runs.config import RUN_AXES, RunConfig
 from periodic_jax.storage.writer import along_steps, regular_chunk
@@ -27,13 +26,16 @@ from periodic_jax.training import xla
 
 if TYPE_CHECKING:
     from periodic_jax.runs.session import SessionPlan
+    from periodic_jax.sweeps.compilation import CompiledChunk
     from periodic_jax.sweeps.sweep import Sweep
+    from periodic_jax.sweeps.targets import Target
 
 
 FRAMING = 2**15  # bytes of a minimum beside its weights
 MOST_HOURS = 24.0  # of a shard, so that it fits a batch system's queue, and little is lost with one
 MOST_BYTES = 10**12  # of a shard's telemetry
 AT_ONCE = 32  # configurations that an accelerator's device trains in the measurement
+USABLE = 0.8  # of a device's memory
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class SweepPlan(NamedTuple):
     layout: str
     seconds_per_config_step: float  # of one device
     estimate: ResourceEstimate
+    compiled: "CompiledChunk | None" = None  # of a device that is not here, from which the time follows
 
 
 def estimate_resources(sweep: "Sweep", grid: SweepGrid, plan: "SessionPlan") -> ResourceEstimate:
@@ -159,23 +162,53 @@ def plan(config: RunConfig) -> SweepPlan:
     return SweepPlan(len(grid), session.steps, devices, groups, per_seed, sweep.layout, pace, estimate)
 
 
-def fitting_part(config: RunConfig) -> tuple[RunConfig, str]:
-    """The first of the runs that a grid must be cut into because a run may not have so many configurations, and which
-    it is, in words; the whole where it may.
+def plan_for(config: RunConfig, target: "Target") -> SweepPlan:
+    """What a sweep takes on one device that is not here: of each layout's program, the fastest that fits.
+
+    The time is a lower bound, or for a TPU XLA's own estimate.
+
+    Args:
+        config: what to run, checked.
+        target: the device.
+
+    Raises:
+        ConfigError: its compiler does not start, or no program fits its memory.
     """
-    configs = math.prod(len(getattr(config, axis)) for axis in RUN_AXES)
-    name = max(RUN_AXES, key=lambda axis: len(getattr(config, axis)))
-    values = getattr(config, name)
-    each = max(MOST_CONFIGS * len(values) // configs, 1)
-    if configs <= MOST_CONFIGS:
-        return config, ""
-    runs = -(-len(values) // each)
-    note = (
-        f"{configs} configurations, and a run may have {MOST_CONFIGS}: this is of one of {runs} runs, "
-        f"with {each} of the {len(values)} values of {flag_of(name)}"
-    )
-    part: dict[str, Any] = {name: values[:each]}
-    return dataclasses.replace(config, **part), note
+    from periodic_jax.sweeps import autotune, compilation
+
+    target.check_precision(config.precision)
+    grid, session, data = config.grid(), build.plan_session(config, {}), config.data
+    groups, per_seed = device_shape(grid.seeds, 1)
+    each, counted_ones = groups * per_seed, min(per_seed, AT_ONCE)
+    tried = autotune.candidates(target.platform, counted_ones, config.width)
+    layouts = tried if config.layout == "auto" else [config.layout]
+    with xla.precision(config.precision):
+        one: dict[str, Any] = {**{name: getattr(config, name)[:1] for name in RUN_AXES}, "shards": None, "shard": None}
+        sweep = build.build_sweep(dataclasses.replace(config, **one))
+        shapes = compilation.Workload(
+            build.network(config, data.num_classes), sweep.spec, data.image_shape, layouts[0], counted_ones,
+            images=len(data.images), test_images=len(data.test_images), capacity=sweep.capacity,
+            deterministic=config.deterministic,
+        )  # fmt: skip
+        chunks = compilation.compile_layouts(shapes, layouts, target)
+    bare = estimate_resources(sweep, grid, session)
+
+    def pace(chunk: "CompiledChunk") -> float:
+        return target.cycle_seconds(chunk.step_cost) or target.seconds(chunk.step_cost, config.precision)
+
+    def estimate(chunk: "CompiledChunk") -> ResourceEstimate:
+        # One after the other, the temporaries stay; but the update takes the gradients of all side by side.
+        is_loop, temporary = chunk.workload.layout.startswith("map"), chunk.temporary_bytes
+        grown = (each - counted_ones) * (sweep.bytes_of_weights() if is_loop else temporary / counted_ones)
+        seconds = each * session.steps * pace(chunk)
+        return dataclasses.replace(bare, temporary_bytes=int(temporary + grown), seconds=seconds)
+
+    def rank(chunk: "CompiledChunk") -> tuple[bool, float]:
+        return estimate(chunk).memory_bytes > USABLE * target.memory, pace(chunk)
+
+    best = min(chunks, key=rank)
+    layout = best.workload.layout
+    return SweepPlan(len(grid), session.steps, 1, groups, per_seed, layout, pace(best), estimate(best), best)
 
 
 def shard_count(plan: SweepPlan, device_memory: int | None = None) -> int:
@@ -210,14 +243,39 @@ def describe_plan(plan: SweepPlan, config: RunConfig, device_memory: int | None 
         f"disk: telemetry {format_bytes(takes.telemetry_bytes)} before compression, in {takes.telemetry_files} files; "
         f"checkpoints {format_bytes(takes.checkpoint_bytes)}"
         + (f", minima of periods at most {format_bytes(takes.minima_bytes)}" if takes.minima_bytes else ""),
-        f"time: {_duration(takes.seconds)} with evaluations; {pace} with layout {plan.layout}",
+        f"time: {format_duration(takes.seconds)} with evaluations; {pace} with layout {plan.layout}",
     ]
+    if plan.compiled:
+        lines = _as_compiled(lines, plan, plan.compiled)
     number = shard_count(plan, device_memory)
     if number == 1:
         return [*lines, "shards: not needed" if config.shards is None else "shards: small enough"]
     limits = f"{MOST_HOURS:g} h, {format_bytes(MOST_BYTES)} and a device's memory"
     shards, whole = number * (config.shards or 1), dataclasses.replace(config, shard=None).size()
     return [*lines, f"shards, so that none takes more than {limits}: --shards {min(shards, whole)}"]
+
+
+def _as_compiled(lines: list[str], plan: SweepPlan, chunk: "CompiledChunk") -> list[str]:
+    """The lines of a plan for a device that is not here: whether it fits, and the least time with what it rests on."""
+    takes, cost, target = plan.estimate, chunk.step_cost, chunk.target
+    # What does not grow with the configurations: the data, and temporaries of a loop over them.
+    fixed = takes.data_bytes + (chunk.temporary_bytes if plan.layout.startswith("map") else 0)
+    usable, each = USABLE * target.memory, (takes.memory_bytes - fixed) / plan.configs
+    most, verb = max(int((usable - fixed) / each), 0), "fits" if takes.memory_bytes <= usable else "does not fit"
+    room = f"{USABLE:.0%} of its {format_bytes(target.memory)} hold {counted(most, 'configuration')}"
+    cycles = f"{1e-6 * cost.cycles:.3g} million cycles, " if cost.cycles else ""
+    moved = f"{1e-6 * cost.bytes:.3g} MB, {1e-9 * cost.flops:.3g} GFLOP and {cost.launches:.3g} launches"
+    many = counted(chunk.workload.configs, "configuration")
+    rests = f"{cycles}{moved} a config-step, compiled and counted with {many}, not measured"
+    kind = "by XLA's estimated cycles" if target.cycle_seconds(cost) else "at least"
+    time = f"{kind} {format_duration(takes.seconds)} without evaluations; {1e3 * plan.seconds_per_config_step:.3g} ms"
+    return [
+        lines[0],
+        f"for {target.title}: {verb}; {room}",
+        *lines[1:-1],
+        f"time: {time} a config-step of one device with layout {plan.layout}",
+        f"which rests on {rests}",
+    ]
 
 
 def device_memory() -> int:
@@ -238,10 +296,3 @@ def _few(config: RunConfig, configs: int) -> dict[str, Any]:
     each = 1 if jax.default_backend() == "cpu" else min(AT_ONCE, -(-configs // devices))
     lr = tuple(config.lr[0] * (1 - 1e-6 * np.arange(max(devices * each, 1))))
     return {**{name: getattr(config, name)[:1] for name in RUN_AXES}, "lr": lr, "shards": None, "shard": None}
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"

@@ -1,14 +1,18 @@
-"""Shards of a grid: which one a process trains, and the file that holds them to one grid."""
+"""Shards of a grid: which one a process trains, and the file that holds them to one grid; parts of a grid too large."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from periodic_jax.core.errors import ConfigError, CorruptedRunError
-from periodic_jax.runs.config import NOT_FOLLOWED, RunConfig, check, check_images, difference, to_manifest
+from periodic_jax.core.formatting import flag_of
+from periodic_jax.core.limits import MOST_CONFIGS
+from periodic_jax.runs.config import NOT_FOLLOWED, RUN_AXES, RunConfig, check, check_images, difference, to_manifest
 from periodic_jax.storage.run_directory import CONFIG_FILE, OWN_FILES, SHARDS, SHARDS_FILE, claim_directory
 from periodic_jax.storage.shards import REMAKE, read_shards, write_shards
 
@@ -121,3 +125,22 @@ def run_parts(config: RunConfig) -> Iterator[tuple[RunConfig, np.ndarray]]:
     for index, members in enumerate(shards.members()):
         if (shards.folder(index) / CONFIG_FILE).exists():
             yield dataclasses.replace(config, out=shards.folder(index), shard=index), members
+
+
+def fitting_part(config: RunConfig) -> tuple[RunConfig, str]:
+    """The first of the runs that a grid must be cut into because a run may not have so many configurations, and which
+    it is, in words; the whole where it may.
+    """
+    configs = math.prod(len(getattr(config, axis)) for axis in RUN_AXES)
+    name = max(RUN_AXES, key=lambda axis: len(getattr(config, axis)))
+    values = getattr(config, name)
+    each = max(MOST_CONFIGS * len(values) // configs, 1)
+    if configs <= MOST_CONFIGS:
+        return config, ""
+    runs = -(-len(values) // each)
+    note = (
+        f"{configs} configurations, and a run may have {MOST_CONFIGS}: this is of one of {runs} runs, "
+        f"with {each} of the {len(values)} values of {flag_of(name)}"
+    )
+    part: dict[str, Any] = {name: values[:each]}
+    return dataclasses.replace(config, **part), note

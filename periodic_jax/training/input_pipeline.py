@@ -38,6 +38,7 @@ def normalise(images: Array, mean: Float[Array, "channels"], std: Float[Array, "
     return (images.astype(mean.dtype) / 255 - mean) / std
 
 
+@jax.named_scope("input_pipeline")
 def mini_batch(
     data: DeviceData, index: Int[Array, "batch"], key: Key[Array, ""] | None = None
 ) -> Float[Array, "batch height width channels"]:

@@ -49,6 +49,7 @@ def test_the_options_of_the_sweep_go_on_as_they_were_typed():
         (["slurm", "--lr", "1", "--steps", "3", "--out", "x"], "--shards"),
         (["slurm", *SWEEP, "--out", "x", "--shard", "0"], "--shard:"),
         (["slurm", *SWEEP, "--out", "x", "--dry-run"], "--dry-run"),
+        (["slurm", *SWEEP, "--out", "x", "--for", "h100"], "--for: h100 without --dry-run"),
         (["slurm", *SWEEP, "--out", "x", "--sbatch", "qos="], "qos="),
         (["slurm", *SWEEP, "--out", "x", "--cpus-per-task", "two"], "--cpus-per-task"),
         (["slurm", *SWEEP, "--out", "x", "--lr", "0", "--print"], "--lr"),

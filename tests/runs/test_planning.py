@@ -5,9 +5,12 @@ import pytest
 from helpers.survival import states_at
 
 from periodic_jax import RunConfig, run_sweep
+from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.files import used_bytes
-from periodic_jax.runs.planning import describe_plan, fitting_part, plan, shard_count
+from periodic_jax.runs.planning import describe_plan, plan, plan_for, shard_count
+from periodic_jax.runs.shards import fitting_part
 from periodic_jax.storage.reader import open_run
+from periodic_jax.sweeps.targets import TARGETS
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +79,46 @@ def test_more_configurations_than_a_run_may_have_are_planned_in_blocks(small):
     assert words.endswith("with 500 of the 1000 values of --lr")
     assert len(block.grid()) == 100000
     assert fitting_part(small) == (small, "")
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Programs as if compiled: fewer bytes and launches in blocks, more memory all at once."""
+    from periodic_jax.sweeps import autotune, compilation
+    from periodic_jax.sweeps.traffic import ChunkCost, Cost
+
+    def compile_chunk(workload, target):
+        megabytes, launches, temporary = {"vmap": (5, 2, 10**12), "map": (4, 9, 10**7)}.get(
+            workload.layout, (4, 4, 10**8)
+        )
+        step = {"conv0": Cost(1e6 * megabytes, launches, 1e9) * workload.configs}
+        return compilation.CompiledChunk(target, workload, "", ChunkCost(step, Cost()), temporary)
+
+    monkeypatch.setattr(compilation, "compile_chunk", compile_chunk)
+    monkeypatch.setattr(autotune, "candidates", lambda platform, configs, width: ["vmap", "map:4", "map"])
+
+
+def test_a_device_that_is_not_here_is_planned_from_the_compiled_program(small, compiled):
+    config = replace(small, lr=tuple(np.geomspace(0.01, 1, 40).tolist()), precision="tf32")
+    planned = plan_for(config, TARGETS["h100"])
+    assert (planned.configs, planned.devices, planned.configs_per_seed) == (80, 1, 40)
+    assert planned.layout == "map:4"  # vmap has fewer launches, but does not fit
+    step = 4e6 / 3.35e12 + 4 * 2e-6  # bytes take longer than products
+    assert planned.seconds_per_config_step == pytest.approx(max(step, 1e9 / 494.7e12 + 8e-6))
+    assert planned.estimate.seconds == pytest.approx(80 * 120 * planned.seconds_per_config_step)
+    lines = describe_plan(planned, config, TARGETS["h100"].memory)
+    assert lines[1].startswith("for NVIDIA H100 SXM5, 80 GB: fits; 80% of its 84.9 GB hold ")
+    assert lines[-3].startswith("time: at least ")
+    assert lines[-2].endswith(
+        "4 MB, 1 GFLOP and 4 launches a config-step, compiled and counted with 32 configurations, not measured"
+    )
+    assert lines[-1] == "shards: not needed"
+
+
+def test_a_sweep_too_large_for_a_device_is_cut(small, compiled):
+    config = replace(small, lr=(0.1, 0.3, 1.0), layout="vmap", precision="bf16")
+    lines = describe_plan(plan_for(config, TARGETS["v5e"]), config, TARGETS["v5e"].memory)
+    assert lines[1] == "for Cloud TPU v5e, 16 GB: does not fit; 80% of its 16 GB hold 0 configurations"
+    assert lines[-1].endswith("--shards 6")
+    with pytest.raises(ConfigError, match="float64 for v5e"):
+        plan_for(replace(config, precision="float64"), TARGETS["v5e"])
