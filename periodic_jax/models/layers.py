@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from periodic_jax.models import forms
 from periodic_jax.models.forms import Form
+from periodic_jax.ops.direct import precision
 from periodic_jax.ops.primitives import Affine, BatchMoments
 
 # running <- 0.9 running + 0.1 batch, with the unbiased batch variance, as torch.nn.BatchNorm2d(momentum=0.1)
@@ -173,7 +174,7 @@ class Head(nn.Module):
             return weight * (self.init_scale / jnp.linalg.norm(weight)) if self.init_scale > 0 else weight
 
         kernel = self.param("kernel", scaled, (channels, self.num_classes), self.param_dtype)
-        logits = kernel.T @ x
+        logits = jnp.matmul(kernel.T, x, precision=precision())
         if self.bias:
             logits = logits + self.param("bias", default, (self.num_classes,), self.param_dtype)[:, None]
         return logits.T

@@ -65,6 +65,7 @@ class ResNet18(ImageNetwork):
         platform, storage: how it computes; see `layers.ImageNetwork`.
 
     Example:
+        >>> import jax
         >>> model = ResNet18(width=2)
         >>> initialise = jax.jit(model.init, static_argnames="train")
         >>> variables = initialise(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), train=True)

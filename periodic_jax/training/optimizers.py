@@ -78,7 +78,7 @@ def project_to_sphere(fixed_norm: Any, labels: LabelTree, per_filter: bool = Fal
     def norms(tree: Any) -> list[Array]:
         leaves = list(compress(jax.tree.leaves(tree), leaf_labels(tree, labels)))
         if per_filter:
-            return [jnp.sqrt(jnp.einsum("...o,...o->o", leaf, leaf)) for leaf in leaves]
+            return [jnp.sqrt(jnp.einsum("...o,...o->o", leaf, leaf, precision="highest")) for leaf in leaves]
         return [global_norm(leaves)] * len(leaves)
 
     def init(params: Any) -> ProjectToSphereState:
