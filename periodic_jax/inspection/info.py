@@ -54,7 +54,8 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDe
     if not isinstance(steps, int):
         raise CorruptedRunError(path / run_directory.CONFIG_FILE, "no number of steps", run_directory.RESTORE)
     done, checkpoints = run_directory.reached(path, manifest), run_directory.checkpoint_steps(path)
-    lines = [f"{path}: {_network(config)}, periodic_jax {manifest.get('version')}"]
+    about = f"{_network(config)}, layout {config.get('layout')}, periodic_jax {manifest.get('version')}"
+    lines = [f"{path}: {about}"]
     if "parent" in manifest:
         parent = manifest["parent"]
         lines.append(f"branched from {parent.get('path')} at step {start_step}, changed: {parent.get('changed')}")
