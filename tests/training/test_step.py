@@ -177,3 +177,32 @@ def test_a_full_batch_step_averages_the_gradients_of_its_mini_batches(float64):
     kernel = state.params["conv1"]["kernel"]
     expected = kernel - 0.3 * (grads["conv1"]["kernel"] + 0.01 * kernel)
     np.testing.assert_allclose(after.params["conv1"]["kernel"], expected, rtol=1e-9, atol=1e-12)
+
+
+def products(jaxpr):
+    """The precision of each matrix product and convolution of a program."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            found.append(equation.params["precision"])
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "jaxpr")):
+            inner = getattr(inner, "jaxpr", inner)
+            found += products(inner) if hasattr(inner, "eqns") else []
+    return found
+
+
+@pytest.mark.parametrize("name", ["ConvNet", "ResNet18SIAf"])
+def test_products_keep_float32_in_a_program_of_the_users_own(name):
+    model, images = models.build(name, width=2, platform="cuda"), jnp.zeros((2, 8, 8, 1))
+    state = jax.eval_shape(lambda: create_train_state(model, model.labels(), jax.random.key(0), images))
+    batch = Batch(images, jnp.zeros(2, jnp.int32))
+
+    def found():
+        return products(jax.make_jaxpr(train_step)(state, HParams(lr=0.1), batch).jaxpr)
+
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+    with jax.default_matmul_precision(None):
+        assert len(found()) > 10
+        assert set(found()) == {highest}
+    with jax.default_matmul_precision("tensorfloat32"):
+        assert (jax.lax.Precision.HIGH,) * 2 in found()
