@@ -42,7 +42,7 @@ class Surface:
     def __init__(self, states: TrainState, batches: Batches, weights: str = "invariant") -> None:
         devices = jax.devices()
         self._chosen = chosen_leaves(states.task.labels, weights)
-        self._layout = "map" if devices[0].platform == "cpu" else "vmap"
+        self._layout = "map" if devices[0].platform == "cpu" else "map:2"  # few: each has a whole mini-batch in memory
         number = len(batches.labels)
         shared = min(len(devices), number)
         self._device = devices[0]
