@@ -15,7 +15,7 @@ from jaxtyping import Array
 from periodic_jax.ops import direct
 from periodic_jax.ops.direct import Images, SharedImages, materialise, precise, two_sums
 from periodic_jax.ops.layout import Kernel
-from periodic_jax.ops.packing import MOST_CHANNELS, Packing, apart, beside, stacked
+from periodic_jax.ops.packing import MOST_CHANNELS, Packing, apart, beside, stacked, stacked_with_vjp
 from periodic_jax.ops.primitives import Affine, BatchMoments
 
 
@@ -206,7 +206,7 @@ def conv_bn_relu_inference(
     gain = gain if affine is None else gain * affine.scale
     shift = (0 if affine is None else affine.bias) - statistics.mean * gain
     most = None if isinstance(x, SharedImages) else MOST_CHANNELS
-    (z,) = stacked(partial(_inference_core, pool), most=most)(x, kernel * gain, shift)
+    (z,) = stacked_with_vjp(partial(_inference_core, pool), most=most)(x, kernel * gain, shift)
     return z
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from periodic_jax.ops import direct
 from periodic_jax.ops.direct import Images, SharedImages, materialise, precise, two_sums
 from periodic_jax.ops.layout import Kernel
-from periodic_jax.ops.packing import MOST_CHANNELS, Packing, apart, stacked
+from periodic_jax.ops.packing import MOST_CHANNELS, Packing, apart, stacked, stacked_with_vjp
 from periodic_jax.ops.primitives import Affine, BatchMoments
 
 Features = Float[Array, "channels batch"]
@@ -121,7 +121,7 @@ def _scaled(normal: Array, affine: tuple[Array, ...], relu: bool) -> Array:
 def normalise(x: Images, statistics: BatchMoments, eps: float, affine: Affine | None, relu: bool) -> Images:
     """`batch_norm` with given statistics, as at test time."""
     core = partial(_normalise_core, relu)
-    (z,) = stacked(core, NO_KERNEL, None)(x, statistics.mean, lax.rsqrt(statistics.var + eps), *(affine or ()))
+    (z,) = stacked_with_vjp(core, NO_KERNEL, None)(x, statistics.mean, lax.rsqrt(statistics.var + eps), *(affine or ()))
     return z
 
 

@@ -8,6 +8,7 @@ stay apart, and their products are batched.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -67,19 +68,11 @@ def stacked(
 
     @operation.defjvp
     def _(primals: Any, tangents: Any) -> Any:
-        count = len(primals)
-        moving = [
-            i for i, p in enumerate(primals) if not isinstance(p, tuple) and jnp.issubdtype(p.dtype, jnp.floating)
-        ]
+        count, moving = len(primals), _moving(primals)
 
         def both(packing: Packing, *arrays: Any) -> Any:
-            def of_moving(*values: Array) -> Any:
-                whole = list(arrays[:count])
-                for i, value in zip(moving, values, strict=True):
-                    whole[i] = value
-                return core(packing, *whole)
-
-            out, dots = jax.jvp(of_moving, tuple(arrays[i] for i in moving), arrays[count:])
+            function = _of_moving(partial(core, packing), arrays[:count], moving)
+            out, dots = jax.jvp(function, tuple(arrays[i] for i in moving), arrays[count:])
             return out, tuple(None if dot.dtype == jax.dtypes.float0 else dot for dot in dots)
 
         of_tangents = {count + place for place, i in enumerate(moving) if i in kernels}
@@ -88,6 +81,50 @@ def stacked(
         return out, tuple(constant)
 
     return operation
+
+
+def stacked_with_vjp(
+    core: Core, kernels: frozenset[int] = frozenset({1}), most: int | None = MOST_CHANNELS
+) -> Callable[..., Any]:
+    """`stacked`, with a reverse derivative: the core's own, stacked likewise. What is shared gets none."""
+
+    @jax.custom_vjp
+    def operation(*arrays: Any) -> Any:
+        return forward(*arrays)[0]
+
+    def forward(*arrays: Any) -> tuple[Any, Any]:
+        return stacked(core, kernels, most)(*arrays), arrays
+
+    def backward(arrays: Any, cotangents: Any) -> tuple[Any, ...]:
+        moving = _moving(arrays)
+
+        def pull(packing: Packing, *given: Any) -> Any:
+            function = _of_moving(partial(core, packing), given[: len(arrays)], moving)
+            return jax.vjp(function, *(given[i] for i in moving))[1](tuple(given[len(arrays) :]))
+
+        gradients = stacked(pull, kernels, most)(*arrays, *cotangents)
+        found = dict(zip(moving, gradients, strict=True))
+        return tuple(found.get(i) for i in range(len(arrays)))
+
+    operation.defvjp(forward, backward)
+    return operation
+
+
+def _moving(arrays: Any) -> list[int]:
+    """Which of an operation's arrays have derivatives: numbers that are not shared."""
+    return [i for i, a in enumerate(arrays) if not isinstance(a, tuple) and jnp.issubdtype(a.dtype, jnp.floating)]
+
+
+def _of_moving(function: Callable[..., Any], arrays: Any, moving: list[int]) -> Callable[..., Any]:
+    """The function of those arrays alone."""
+
+    def of_moving(*values: Array) -> Any:
+        whole = list(arrays)
+        for i, value in zip(moving, values, strict=True):
+            whole[i] = value
+        return function(*whole)
+
+    return of_moving
 
 
 def _batchable(core: Core, kernels: frozenset[int] | set[int], most: int | None) -> Callable[..., Any]:
