@@ -17,7 +17,6 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz") if path.stem != "images")
 QUICK = {"convnet_si", "convnet_si_fixed_elr", "convnet_si_momentum", "convnet_si_sphere", "convnet_si_squared_loss"}
 
-SHORT = {"convnet_si"}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,8 @@ def test_the_reference_walks_the_same_path(float64, images, name):
     check(table(name, images))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in SHORT else pytest.mark.slow) for n in NAMES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_the_form_for_accelerators_walks_it_too(float64, images, name):
     check(table(name, images, platform="cuda"))
 
