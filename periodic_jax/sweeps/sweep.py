@@ -55,7 +55,7 @@ class Sweep:
         layout: see `training.vectorize`.
         capacity: most steps in a chunk. One program serves all chunks up to that length.
         devices: JAX devices to shard the configurations over; all, if None.
-        deterministic: the same bits in every process on a GPU too; see `programs.DETERMINISTIC`.
+        deterministic: ask for the same bits in every process on a GPU too; see `programs.DETERMINISTIC`.
 
     Attributes:
         placement: where the configurations are.
