@@ -39,7 +39,7 @@ def build(options: argparse.Namespace):
         return Sweep(
             model, images_of(options.size, options.channels), SweepGrid.product(lr=rates, weight_decay=1e-3),
             TrainingSpec(batch_size=options.batch, per_layer=options.record == "layers"), layout=options.layout,
-            capacity=options.capacity,
+            capacity=options.capacity, deterministic=getattr(options, "deterministic", False),
         ).compile()  # fmt: skip
 
 
@@ -85,6 +85,7 @@ def arguments() -> argparse.ArgumentParser:
     for name, default in (("model", "ConvNetSI"), ("layout", "auto"), ("precision", "float32")):
         parser.add_argument(f"--{name}", default=default)
     parser.add_argument("--storage", help="of what is kept for the backward pass, where the network has a choice")
+    parser.add_argument("--deterministic", action="store_true", help="see periodic-jax sweep")
     parser.add_argument("--record", choices=("steps", "layers", "nothing"), default="steps")
     parser.add_argument("--devices", type=int, default=0, help="cores to spread over; 0: all")
     return parser

@@ -226,4 +226,4 @@ def test_the_accelerator_benchmark_goes_through_all_its_steps(tmp_path):
         assert not name.startswith("speed") or found["speed_up"]["of_medians"] > 0
     assert max(results["steps"]["correct"]["float32"]["loss"]) < 1e-4
     bits = results["steps"]["bits"].values()
-    assert [found["same"] for found in bits if isinstance(found, dict) and "same" in found] == [True] * 4
+    assert [found["same"] for found in bits if isinstance(found, dict) and "same" in found] == [True] * 5

@@ -52,6 +52,19 @@ def test_looking_at_results_needs_no_jax():
         assert "matplotlib.pyplot" not in loaded
 
 
+def test_settings_are_checked_without_starting_jax(tmp_path):
+    """Which reads its flags once, when it starts, and the cores become devices by one of them."""
+    code = f"""
+import json
+from periodic_jax import RunConfig
+from periodic_jax.runs.config import check
+from periodic_jax.training import xla
+check(RunConfig(out={str(tmp_path / "run")!r}, steps=5, track_sharpness=2, storage="bf16", deterministic=True))
+print(json.dumps([xla._has_started(), __import__("jax").device_count() > 0, xla._has_started()]))
+"""
+    assert in_fresh_python(code) == [False, True, True]
+
+
 @pytest.mark.parametrize("name", periodic_jax.__all__)
 def test_public_names(name):
     value = getattr(periodic_jax, name)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu [--minutes 9.5] [--out DIR] [--layouts vmap map:4] [--only speed bits]
 
-Steps, the most important first: `correct`, `speed`, `grids`, `roofline`, `bits`, `recording`, `memory`, `auto`; at
-32x32x3, batch 128, ConvNetSI, widths 8 and 32. What each finds is printed and written to the JSON file at once. A step
-that fails is written down and left; when the time is over, so are those that were not reached. Times are of one
-configuration's step, every step recorded here and nothing in PyTorch.
+Steps, the most important first: `correct`, `speed`, `grids`, `roofline`, `bits`, `deterministic`, `memory`,
+`recording`, `auto`; at 32x32x3, batch 128, ConvNetSI, widths 8 and 32. What each finds is printed and written to the
+JSON file at once. A step that fails is written down and left; when the time is over, so are those that were not
+reached. Times are of one configuration's step, every step recorded here and nothing in PyTorch.
 
 Programs are compiled one after the other, as they are timed on the device for it. PyTorch starts meanwhile, and waits
 while JAX is timed.
@@ -24,7 +24,7 @@ from benchmarks.gpu.bits import bits
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.session import SMOKE, Scale, Session
 
-NAMES = ("correct", "speed", "grids", "roofline", "bits", "recording", "memory", "auto")
+NAMES = ("correct", "speed", "grids", "roofline", "bits", "deterministic", "memory", "recording", "auto")
 # Seconds to leave for later steps: a program more is compiled only with more than that left.
 RESERVES = (260, 150, 130, 100)  # of `speed`, in its order
 GRIDS_RESERVE = 90
@@ -51,8 +51,9 @@ def plan(scale: Scale) -> list[Step]:
             found.append(Step(f"{step.name} {precision}", step.find, next(reserves)))
     found += by_width("grids", steps.grids, GRIDS_RESERVE)
     found += [Step("roofline", steps.roofline), Step("bits", bits)]
-    found += by_width("recording", steps.recording)
-    return [*found, Step("memory", steps.memory), *by_width("auto", steps.auto)]
+    found += by_width("deterministic", steps.deterministic)
+    found += [Step("memory", steps.memory), *by_width("recording", steps.recording)]
+    return [*found, *by_width("auto", steps.auto)]
 
 
 def main() -> None:

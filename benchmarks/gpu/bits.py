@@ -1,4 +1,4 @@
-"""Does a run give the same bits again: in another process, with programs compiled anew, and after a kill?"""
+"""Does a run give the same bits again in another process; and, with ``--deterministic``, compiled anew and killed?"""
 
 import json
 import os
@@ -16,6 +16,14 @@ from benchmarks.common import HERE, last_error
 from benchmarks.gpu.session import Session
 
 TRIES = 3  # to kill a run before it is done
+# What is compared.
+PLAIN, AGAIN, ANEW, RESUMED, BOTH = (
+    "again, without --deterministic",
+    *(
+        f"{what}, --deterministic"
+        for what in ("again", "compiled anew", "killed and resumed", "killed, resumed and compiled anew")
+    ),
+)
 
 
 class Command:
@@ -63,7 +71,7 @@ class Command:
 
 
 def bits(session: Session) -> tuple[Any, str]:
-    """One run, and four that should be like it."""
+    """A run and one that should be like it; and with ``--deterministic`` a run and four that should be like it."""
     scale, folder = session.scale, session.folder / "runs"
     folder.mkdir(exist_ok=True)
     layout = session.layouts[0].partition("@")[0] if session.layouts else session.about(scale.run_width)["layouts"][0]
@@ -74,38 +82,37 @@ def bits(session: Session) -> tuple[Any, str]:
 
     def start(command: str, name: str, cache: str) -> Command:
         run = str(folder / name)
-        full = ["sweep", *words, "--out", run] if command == "sweep" else [command, run]
+        more = [] if name.startswith("plain") else ["--deterministic"]
+        full = ["sweep", *words, *more, "--out", run] if command == "sweep" else [command, run]
         commands.append(Command(session, full, Path(run), cache, folder / f"{name}-{command}.txt"))
         return commands[-1]
 
     found: dict[str, Any] = {"layout": layout, "errors": {}}
     try:
-        running = {"first": start("sweep", "first", "cache-1"), "compiled anew": start("sweep", "anew", "cache-2")}
+        running = {"first": start("sweep", "first", "cache-1"), "plain": start("sweep", "plain", "cache-1")}
+        running[ANEW] = start("sweep", "anew", "cache-2")
         _note(found, running)
-        running = {"again": start("sweep", "again", "cache-1")}
+        running = {AGAIN: start("sweep", "again", "cache-1"), PLAIN: start("sweep", "plain-again", "cache-1")}
         killed = _kill_one(session, start, folder)
         found["killed_at"] = _steps_of(folder / killed)
         shutil.copytree(folder / killed, folder / "resumed-anew")
         _note(found, running)
-        running = {
-            "killed and resumed": start("resume", killed, "cache-1"),
-            "killed, resumed and compiled anew": start("resume", "resumed-anew", "cache-3"),
-        }
+        running = {RESUMED: start("resume", killed, "cache-1"), BOTH: start("resume", "resumed-anew", "cache-3")}
         _note(found, running)
     finally:
         for command in commands:
             command.kill()
-        names = {"again": "again", "compiled anew": "anew", "killed and resumed": killed_name(folder)}
-        names["killed, resumed and compiled anew"] = "resumed-anew"
-        for what, name in names.items():
+        pairs = {PLAIN: ("plain", "plain-again"), AGAIN: ("first", "again"), ANEW: ("first", "anew")}
+        pairs |= {RESUMED: ("first", killed_name(folder)), BOTH: ("first", "resumed-anew")}
+        for what, (expected, actual) in pairs.items():
             try:
-                found[what] = compare(folder / "first", folder / name)
+                found[what] = compare(folder / expected, folder / actual)
             except Exception as error:
                 found["errors"].setdefault(what, f"{type(error).__name__}: {error}"[:300])
         session.results["steps"]["bits"] = found  # also where the time was over
-    if all(what in found["errors"] for what in names):
+    if all(what in found["errors"] for what in pairs):
         raise RuntimeError("; ".join(found["errors"].values()))
-    said = [f"{what}: {verdict(found[what])}" for what in names if what in found]
+    said = [f"{what}: {verdict(found[what])}" for what in pairs if what in found]
     said += [f"{what}: {error}" for what, error in found["errors"].items()]
     return found, "; ".join(said)
 

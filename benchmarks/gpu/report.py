@@ -16,16 +16,20 @@ def markdown(content: dict[str, Any]) -> str:
     steps, parts = results["steps"], []
     versions = f"JAX {machine['jax']}, PyTorch {machine['torch']}"
     parts.append(f"{machine['gpu'] or machine['cpu']}, {versions}, {machine['date']}")
-    for make in (_correct, _speed, _ways, _grids, _roofline, _recording):
+    for make in (_correct, _speed, _ways, _grids, _roofline):
         if text := make(steps):
             parts.append(text)
     if found := steps.get("bits"):
         rows = [(what, verdict(value)) for what, value in found.items() if isinstance(value, dict) and "same" in value]
         parts.append(table(("a run and one that should be like it", "telemetry"), rows))
+    if text := _more(steps, "deterministic", "usual", "operations"):
+        parts.append(text)
     if found := steps.get("memory"):
         names = ("peak_bytes", "forecast_bytes", "temporary_bytes", "state_bytes", "record_bytes", "data_bytes")
         sizes = [found[name] / 1e9 if found[name] is not None else "-" for name in names]
         parts.append(table([f"{name.removesuffix('_bytes')}, GB" for name in names], [sizes]))
+    if text := _more(steps, "recording", "nothing", "recorded"):
+        parts.append(text)
     parts += [f"Error in {name}: {error}" for name, error in results["errors"].items()]
     parts += [f"Not reached: {', '.join(results['not_reached'])}"] if results["not_reached"] else []
     return "\n\n".join(parts)
@@ -85,14 +89,15 @@ def _roofline(steps: dict[str, Any]) -> str:
     return table(header, rows) if rows else ""
 
 
-def _recording(steps: dict[str, Any]) -> str:
+def _more(steps: dict[str, Any], kind: str, least: str, header: str) -> str:
+    """Ways of one step, and by how much each is slower than the way called ``least``."""
     rows = []
-    for width, found in _of(steps, "recording width").items():
-        base = found.get("nothing", {}).get("median")
+    for width, found in _of(steps, f"{kind} width").items():
+        base = found.get(least, {}).get("median")
         for what, figure in found.items():
             more = f"{100 * (figure['median'] / base - 1):+.1f} %" if base else "-"
             rows.append((width, what, 1e3 * figure["median"], more))
-    return table(("width", "recorded", "us per configuration-step", "more"), rows) if rows else ""
+    return table(("width", header, "us per configuration-step", "more"), rows) if rows else ""
 
 
 def _of(steps: dict[str, Any], beginning: str) -> dict[str, Any]:

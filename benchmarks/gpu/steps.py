@@ -212,6 +212,19 @@ def recording(session: Session, width: int) -> tuple[Any, str]:
     return found, line + "".join(f"; {what}: {error}" for what, error in errors.items())
 
 
+def deterministic(session: Session, width: int) -> tuple[Any, str]:
+    """What it costs to take deterministic operations only; the usual program is on disk by now."""
+    ways = {"usual": {}, "deterministic": {"deterministic": True}}
+    lanes = {what: Lane(session, **_best(session, width, **changes)) for what, changes in ways.items()}
+    found, errors = race(session, {what: (lane, session.scale.configs) for what, lane in lanes.items()})
+    if "deterministic" not in found:
+        raise RuntimeError(errors.get("deterministic", "nothing could be timed"))
+    line = ", ".join(f"{what} {1e3 * figure['median']:.4g} us" for what, figure in found.items())
+    if "usual" in found:
+        line += f": {100 * (found['deterministic']['median'] / found['usual']['median'] - 1):+.1f} %"
+    return found, line + "".join(f"; {what}: {error}" for what, error in errors.items())
+
+
 def memory(session: Session) -> tuple[Any, str]:
     """The most memory of the grid of the largest network against the forecast."""
     options = _best(session, session.scale.widths[-1])

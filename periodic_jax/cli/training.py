@@ -46,7 +46,9 @@ class Demo:
 
 @dataclass(frozen=True)
 class Resume:
-    """Continue a run that was stopped, from its last checkpoint and to the same bits, or extend a finished one."""
+    """Continue a run that was stopped, from its last checkpoint (on a CPU to the same bits), or extend a finished
+    one.
+    """
 
     run: Run
     steps: Annotated[int | None, read_count("steps"), IF_GIVEN] = setting(

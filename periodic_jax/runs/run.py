@@ -130,7 +130,7 @@ def resume_run(
     data_dir: str | None = None,
     truncate: bool = False,
 ) -> RunResult:
-    """Continue an unfinished run to the bits it would have had undisturbed, or extend a finished one.
+    """Continue an unfinished run, on a CPU to the bits it would have had undisturbed, or extend a finished one.
 
     Args:
         path: the run directory.

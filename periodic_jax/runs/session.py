@@ -1,7 +1,8 @@
 """One session of a run: from where its directory stands to its end, or to where it is stopped.
 
 A chunk of steps counts when its telemetry, and then a checkpoint at or after its end, are on disk. A session begins
-at the newest verified checkpoint, forgets what was recorded after it, and goes on to the same bits.
+at the newest verified checkpoint, forgets what was recorded after it, and goes on: to the same bits, where the programs
+give the same bits again.
 """
 
 import shutil

@@ -126,14 +126,19 @@ class TrainingSettings:
         an evaluation.""",
     )
     layout: str = setting("auto", "How configurations are laid out: auto, vmap, unroll, map, or map:K for blocks of K.")
-    precision: str = setting("float32", "float32, tf32, bf16 or float64.")
+    precision: str = setting(
+        "float32",
+        """Of matrix products: float32, tf32, bf16 or float64. On NVIDIA bf16 is tf32, unless --storage is bf16 too.""",
+    )
     storage: str = setting(
         "float32",
         """How activations are stored between operations: float32, or bf16, with sums, weights and the rest in float32.
         bf16 halves the traffic of an accelerator; on a CPU it is slow.""",
     )
     deterministic: bool = setting(
-        False, "On a GPU, take only operations that give the same bits in every process; slower."
+        False,
+        """Ask XLA for operations that give the same bits in every process on a GPU too, and for no timing of
+        candidates; slower. A CPU gives them anyway.""",
     )
     loss: str = setting("cross_entropy", "cross_entropy or squared.")
     schedule: str = setting(

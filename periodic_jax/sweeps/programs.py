@@ -20,8 +20,8 @@ from periodic_jax.training.state import Batch, TrainState
 from periodic_jax.training.step import Gradients, eval_step, full_batch_gradients, gradients, update
 from periodic_jax.training.vectorize import lay_out, lay_out_joined, over_seeds
 
-# Leaves out operations whose result depends on the order in which threads finish, and all timing of candidates: what is
-# chosen then depends on the program and the versions alone.
+# Asks XLA to leave out operations whose result depends on the order in which threads finish, and all timing of
+# candidates: what is chosen should then depend on the program and the versions alone. Not measured on a device yet.
 DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 
 
@@ -209,7 +209,7 @@ class ShardedPrograms:
     Args:
         programs: of one device.
         mesh: of the devices.
-        deterministic: give the same bits in every process on a GPU too; see `DETERMINISTIC`.
+        deterministic: ask for the same bits in every process on a GPU too; see `DETERMINISTIC`.
 
     Attributes:
         chunk: as `Programs.chunk`; takes over the memory of the states.

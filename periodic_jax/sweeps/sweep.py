@@ -55,7 +55,7 @@ class Sweep:
         layout: see `training.vectorize`.
         capacity: most steps in a chunk. One program serves all chunks up to that length.
         devices: JAX devices to shard the configurations over; all, if None.
-        deterministic: the same bits in every process on a GPU too; see `programs.DETERMINISTIC`.
+        deterministic: ask for the same bits in every process on a GPU too; see `programs.DETERMINISTIC`.
 
     Attributes:
         placement: where the configurations are.
@@ -118,7 +118,7 @@ class Sweep:
         layouts = autotune.candidates(self._platform, per_seed, width) if self.layout == "auto" else [self.layout]
         shape, precision = self.placement.arrangement.source.shape, jax.config.values["jax_default_matmul_precision"]
         about = (jax.__version__, device.device_kind, len(self.placement.devices), shape)
-        about += (self._model, self._batch_shape, self.hparams.lr.dtype, self.spec, precision)
+        about += (self._model, self._batch_shape, self.hparams.lr.dtype, self.spec, precision, self._deterministic)
         layout = autotune.fastest(layouts, self._time, about)
         while not self._is_compiled:
             self._lay_out(layout)

@@ -74,25 +74,34 @@ def lay_out(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
 
 
 def lay_out_joined(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
-    """As `lay_out`, with all small results in one array while the loop runs.
+    """As `lay_out`, with all small results of a dtype in one array while the loop runs.
 
     On an accelerator each array that a loop's body returns costs a kernel that writes it to its place.
     """
 
-    def joined(*trees: Any) -> tuple[Array, list[Array]]:
+    def joined(*trees: Any) -> tuple[dict[str, Array], list[Array]]:
         leaves = jax.tree.leaves(function(*trees))
-        return jnp.concatenate([leaf.ravel() for leaf in leaves if leaf.size < SMALL]), _large(leaves)
+        parts: dict[str, list[Array]] = {}  # joined across dtypes, whole numbers would be rounded
+        for leaf in leaves:
+            if 0 < leaf.size < SMALL:  # XLA's CPU compiler ends the process over some that are empty
+                parts.setdefault(str(leaf.dtype), []).append(leaf.ravel())
+        return {dtype: jnp.concatenate(part) for dtype, part in parts.items()}, _large(leaves)
 
     def laid_out(*trees: Any) -> Any:
         shapes, tree = jax.tree.flatten(jax.eval_shape(function, *jax.tree.map(lambda leaf: leaf[0], trees)))
         small, large = lay_out(joined, layout)(*trees)
-        rest, at, leaves = iter(large), 0, []
+        count = jax.tree.leaves(trees)[0].shape[0]
+        rest, ends, leaves = iter(large), dict.fromkeys(small, 0), []
         for shape in shapes:
             if shape.size >= SMALL:
-                leaves.append(next(rest))
-                continue
-            leaves.append(small[:, at : at + shape.size].reshape(-1, *shape.shape).astype(shape.dtype))
-            at += shape.size
+                leaf = next(rest)
+            elif not shape.size:
+                leaf = jnp.zeros((count, *shape.shape), shape.dtype)
+            else:
+                dtype, end = str(shape.dtype), ends[str(shape.dtype)] + shape.size
+                leaf = small[dtype][:, ends[dtype] : end].reshape(count, *shape.shape)
+                ends[dtype] = end
+            leaves.append(leaf)
         return jax.tree.unflatten(tree, leaves)
 
     return laid_out

@@ -176,7 +176,8 @@ def precision(name: str) -> Iterator[None]:
 
     Args:
         name: ``float32`` (exact products of float32 numbers, the default for science), ``tf32`` or ``bf16`` (faster on
-            accelerators; products of numbers rounded to 10 or 7 bits), ``float64`` (for parity tests).
+            accelerators; products of numbers rounded to 10 or 7 bits), ``float64`` (for parity tests). On NVIDIA
+            ``bf16`` of float32 numbers is ``tf32``, to the bit on an H200.
 
     Raises:
         ConfigError: none of these.

@@ -56,6 +56,7 @@ def refuse(capsys, *arguments):
         ("sweep --steps 5 --lr 100 --weight-decay 0.01", "lr x weight decay below 1"),
         ("sweep --steps 5 --seed 0.5", "--seed: 0.5"),
         ("sweep --steps 5 --momentum 1", "--momentum: 1 "),
+        ("sweep --steps 5 --storage float16", "--storage: float16 is not accepted; expected one of float32, bf16"),
         ("sweep --steps 5 --width 0", "--width: 0"),
         ("sweep --steps 5 --width wide", "--width: wide"),
         ("sweep --steps 5 --depth 0", "--depth: 0"),
@@ -188,6 +189,18 @@ def test_the_demo_runs_and_leaves_a_run_a_table_and_figures(demo):
     assert len([line for line in table if line.split()[2:3] in (["converging"], ["periodic"], ["equilibrium"])]) == 10
     assert "peak memory" in done.stdout
     assert "ms each" in done.stdout
+
+
+def test_a_sweep_trains_on_as_many_devices_as_there_are_cores(tmp_path):
+    """Nothing that the command does beforehand starts JAX with one device."""
+    from periodic_jax.storage.run_directory import read_config
+
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # no number of devices
+    words = ["--lr", "0.01", "0.1", "1", "--steps", "2", "--width", "2", "--depth", "1", "--layout", "map"]
+    program = [sys.executable, "-m", "periodic_jax.cli.main", "sweep", *words, "--out", str(tmp_path / "run")]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert read_config(tmp_path / "run")["hardware"]["devices"] == min(len(os.sched_getaffinity(0)), 3)
 
 
 def test_the_demo_uses_every_core_safely(demo):

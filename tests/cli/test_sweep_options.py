@@ -51,8 +51,9 @@ def test_every_option_of_the_command_reaches_the_run():
         "corrupt_train": "0.5", "resize": "4", "model": "m", "width": "5", "depth": "2", "init_scale": "3",
         "loss": "squared", "schedule": "cosine", "schedule_per": "epoch", "norm_per": "filter", "full_batch": "",
         "batch_size": "64", "steps": "6", "epochs": "2", "eval_every": "3", "layout": "vmap", "keep": "3",
-        "keep_every": "4", "checkpoint_seconds": "60", "precision": "float64", "per_layer": "",
-        "track_sharpness": "50", "keep_period_minima": "20", "out": "y", "shards": "3", "shard": "1",
+        "keep_every": "4", "checkpoint_seconds": "60", "precision": "float64", "storage": "bf16",
+        "deterministic": "", "per_layer": "", "track_sharpness": "50", "keep_period_minima": "20", "out": "y",
+        "shards": "3", "shard": "1",
     }  # fmt: skip
     assert set(changes) == {field.name for field in dataclasses.fields(RunConfig)}
     for name, value in changes.items():

@@ -4,6 +4,7 @@
 after 20 of 40 steps.
 """
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from periodic_jax import RunCallbacks, analysis, dynamics, open_run, resume_run
 from periodic_jax.inspection.info import describe_run
+from periodic_jax.runs.config import LATER, difference, from_manifest
 from periodic_jax.storage.run_directory import checkpoint_steps, read_config
 
 OLD_RUN = Path(__file__).parents[1] / "data" / "old_run"
@@ -32,6 +34,18 @@ def test_it_opens_verified_and_is_analysed(path):
     assert report.errors == []
     assert any(line.startswith(f"unfinished: {REACHED} of {STEPS} steps, 20 left") for line in report.lines)
     assert analysis.analyze(open_run(path, flat=True)).regime.values.tolist() == ["undecided"] * 2
+
+
+def test_settings_that_it_has_not_are_as_they_were_then(path):
+    """So the same sweep again goes on with it, and a sweep with such a setting is another one."""
+    manifest = read_config(path)
+    assert not set(LATER[-2:]) & set(manifest["config"])
+    config = from_manifest(manifest, path)
+    assert (config.storage, config.deterministic) == ("float32", False)
+    assert difference(config, manifest) == ""
+    other = dataclasses.replace(config, storage="bf16", deterministic=True)
+    expected = "--storage float32 there, bf16 here; --deterministic False there, True here"
+    assert difference(other, manifest) == expected
 
 
 def test_it_goes_on_from_its_checkpoint_to_its_end(path):

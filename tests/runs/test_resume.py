@@ -151,7 +151,18 @@ def test_a_record_gives_back_the_configuration(tmp_path):
     assert difference(configured(tmp_path, keep_every=20, layout="auto", steps=22, init_scale=3), record) == ""
 
 
-@pytest.mark.parametrize("change", [{"lr": "0.1"}, {"lr": ["a"]}, {"steps": 1.5}, {"width": None}, {"augment": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lr": "0.1"},
+        {"lr": ["a"]},
+        {"steps": 1.5},
+        {"width": None},
+        {"augment": 1},
+        {"storage": None},
+        {"deterministic": 1},
+    ],
+)
 def test_a_strange_configuration_is_refused(cut, change):
     record = read_config(cut)
     write_config(cut, {**record, "config": {**record["config"], **change}})
@@ -173,6 +184,25 @@ def test_other_images_than_before_are_refused(cut):
     record = read_config(cut)
     write_config(cut, {**record, "data": {**record["data"], "crc32": 1}})
     with pytest.raises(ConfigError, match=r"crc32 .* is not accepted; expected 1, as before"):
+        resume_run(cut)
+
+
+def test_storage_and_deterministic_operations_are_settings_of_the_run(tmp_path):
+    changes = {"lr": (0.1,), "seed": (0,), "storage": "bf16", "deterministic": True}
+    whole = run_sweep(configured(tmp_path / "whole", **changes)).path
+    cut = interrupted(tmp_path / "cut", **changes)
+    with pytest.raises(ConfigError, match="--storage bf16 there, float32 here; --deterministic True there, False here"):
+        run_sweep(configured(cut, **{**changes, "storage": "float32", "deterministic": False}))
+    resume_run(cut)
+    assert_same_run(cut, whole)
+    recorded = read_config(cut)["config"]
+    assert (recorded["storage"], recorded["deterministic"]) == ("bf16", True)
+
+
+def test_an_unknown_storage_in_a_record_is_one_line(cut):
+    record = read_config(cut)
+    write_config(cut, {**record, "config": {**record["config"], "storage": "float16"}})
+    with pytest.raises(ConfigError, match=r"^--storage: float16 is not accepted; expected one of float32, bf16$"):
         resume_run(cut)
 
 

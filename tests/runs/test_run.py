@@ -159,6 +159,7 @@ def test_epochs_are_whole_mini_batches(tmp_path):
         ({"steps": None, "epochs": 0}, "--epochs: 0 "),
         ({"eval_every": -1}, "--eval-every: -1 "),
         ({"precision": "int8"}, "--precision: int8"),
+        ({"storage": "float16"}, "--storage: float16 "),
         ({"layout": "scan"}, "--layout: scan"),
         ({"dataset": "mnist"}, "--dataset: mnist"),
         ({"batch_size": 1501}, "--batch-size: 1501"),

@@ -1,0 +1,41 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from periodic_jax.training.vectorize import SMALL, lay_out_joined
+
+
+def results(x, count):
+    """Small and large leaves of several dtypes, some of them empty."""
+    return {
+        "number": x.sum(),
+        "whole": count + 2**24 + 1,  # which float32 does not hold
+        "matrix": jnp.outer(x, x),
+        "large": jnp.arange(float(SMALL)) * x[0],
+        "empty": jnp.zeros((0, 3), x.dtype),
+        "large_whole": jnp.arange(2 * SMALL, dtype=jnp.int32).reshape(2, SMALL) + count,
+        "half": x.astype(jnp.bfloat16),
+        "flags": (x > 1, {"none": jnp.zeros(0, bool)}),
+        "last": x[::-1],
+    }
+
+
+@pytest.mark.parametrize("layout", ["vmap", "unroll", "map", "map:2", "map:5", "map:9"])
+@pytest.mark.parametrize("chosen", [None, ("whole", "number"), ("large",), ("empty",)])
+def test_results_that_are_joined_in_a_loop_are_those_of_vmap(layout, chosen):
+    def function(x, count):
+        found = results(x, count)
+        return {name: found[name] for name in chosen or found}
+
+    given = jnp.linspace(0.1, 2, 20).reshape(5, 4), jnp.arange(5, dtype=jnp.int32)
+    expected, found = jax.vmap(function)(*given), jax.jit(lay_out_joined(function, layout))(*given)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for name, leaf in jax.tree.leaves_with_path(found):
+        wanted = dict(jax.tree.leaves_with_path(expected))[name]
+        assert leaf.dtype == wanted.dtype
+        np.testing.assert_allclose(
+            np.asarray(leaf, float), np.asarray(wanted, float), rtol=1e-6, strict=True, err_msg=str(name)
+        )
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            np.testing.assert_array_equal(leaf, wanted)
