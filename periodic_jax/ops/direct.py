@@ -144,10 +144,12 @@ def _transposed(linear: Callable[[Array], Array], shape: tuple[int, ...], cotang
 
 
 def pilot(y: Images) -> Float[Array, "channels"]:
-    """A number near each channel's mean, about which squares lose no digits: the middle one of three pixels."""
-    batch, height, width, _ = y.shape
-    p, q, r = (precise(lax.stop_gradient(y[i * batch // 3, height // 2, width // 2])) for i in range(3))
-    return p + q + r - jnp.maximum(jnp.maximum(p, q), r) - jnp.minimum(jnp.minimum(p, q), r)
+    """A number near each channel's mean, about which squares lose no digits: the mean of the images' central pixels.
+
+    All images, as single ones cost a TPU a copy of the whole map, where the batch is innermost.
+    """
+    central = precise(lax.stop_gradient(y[:, y.shape[1] // 2, y.shape[2] // 2]))
+    return (central * (1 / len(central))).sum(0)  # so that the division is no kernel of its own
 
 
 def moments_about(
@@ -178,10 +180,16 @@ def shared_images(images: Images, dtype: Any) -> SharedImages:
         NotImplementedError: derivatives with respect to images are asked for.
     """
     images = _without_gradient(images)
-    exact, channels = precise(images), images.shape[-1]
+    exact, (_, height, width, channels) = precise(images), images.shape
     cosines = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
     basis = jnp.asarray(np.kron(np.kron(cosines, cosines), np.eye(channels)), exact.dtype)
-    patches = _patches(exact, 3, 1).reshape(-1, 9 * channels)
-    mean = patches.mean(0)
-    turned = matmul(patches - mean, basis.T)
+    # The mean of each pixel of a patch: over the images first, then over the rows and columns that it meets.
+    within = (np.stack([np.eye(n, k=1 - i).sum(1) for i in range(3)]) for n in (height, width))
+    rows, columns = (jnp.asarray(w, exact.dtype) for w in within)
+    mean = jnp.einsum("ih,hwc,jw->ijc", rows, exact.mean(0) / (height * width), columns, precision="highest").ravel()
+    kernel = basis.T.reshape(3, 3, channels, -1)
+    products = lax.conv_general_dilated(
+        exact, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=DIMENSIONS, precision=lax.Precision.HIGHEST
+    )
+    turned = (products - matmul(basis, mean)).reshape(-1, len(basis))
     return SharedImages(images.astype(dtype), mean, matmul(turned.T, turned) / len(turned), basis)

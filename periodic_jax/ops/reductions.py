@@ -4,10 +4,14 @@ A large leaf stands in groups of 8 or 9 rows of `LANES` numbers, mostly as it li
 after the other in one array, each with zeros to the end of its last row. So the products of two trees are few loops,
 which sum each group as they go; a second, short one sums the groups of each leaf. XLA computes both rightly on CPU too,
 in a fraction of the time of a dot product for each leaf, and as accurately.
+
+On a GPU, where a launch costs more than a copy, all leaves stand in one array of rows. `over_rows` sums all leaves of
+all products there, in two kernels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +24,7 @@ LANES = 128
 ROWS = 9, 8  # of a group; as 3x3 kernels have a factor of 9, and others powers of 2
 FEW = 32  # rows of a leaf that is summed row by row
 Groups = Float[Array, "groups rows lanes"]
+Rows = Float[Array, "rows lanes"]
 
 
 def in_groups(*trees: Sequence[Array]) -> list[list[Groups]]:
@@ -33,10 +38,6 @@ def in_groups(*trees: Sequence[Array]) -> list[list[Groups]]:
         [(17, 1, 128), (10, 9, 128)]
     """
 
-    def stand(leaves: Sequence[Array]) -> Groups:
-        flat = [jnp.concatenate([leaf.ravel(), jnp.zeros(-leaf.size % LANES, leaf.dtype)]) for leaf in leaves]
-        return jnp.concatenate(flat).reshape(-1, 1, LANES)
-
     def alone(leaf: Array) -> Groups:
         group = _rows(leaf) * LANES
         return jnp.pad(leaf.ravel(), (0, -leaf.size % group)).reshape(-1, _rows(leaf), LANES)
@@ -46,7 +47,7 @@ def in_groups(*trees: Sequence[Array]) -> list[list[Groups]]:
     if small[0]:
 
         def stood(*trees: Sequence[Array]) -> list[list[Groups]]:
-            return [[stand(leaves)] for leaves in trees]
+            return [[in_rows(leaves)[:, None]] for leaves in trees]
 
         # Once, whatever computes the leaves: on CPU every loop over them would compute them again.
         parts = jax.lax.platform_dependent(*small, cpu=partial(materialise, stood), default=stood)
@@ -57,6 +58,41 @@ def _rows(leaf: Array) -> int:
     """Rows of a group of a leaf that stands by itself: as it lies in memory, if it can; 0: it is among the small."""
     fitting = [rows for rows in ROWS if leaf.size and leaf.size % (rows * LANES) == 0]
     return (*fitting, ROWS[-1] if leaf.size > FEW * LANES else 0)[0]
+
+
+def in_rows(leaves: Sequence[Array]) -> Rows:
+    """All leaves one after the other, each with zeros to the end of its last row."""
+    flat = [jnp.concatenate([leaf.ravel(), jnp.zeros(-leaf.size % LANES, leaf.dtype)]) for leaf in leaves]
+    return jnp.concatenate(flat).reshape(-1, LANES)
+
+
+def over_rows(leaves: Sequence[Array], *products: Rows) -> Float[Array, "products leaves"]:
+    """The sum over each leaf of each array of rows.
+
+    Args:
+        leaves: arrays of the shapes that stand in the rows.
+        *products: of what `in_rows` gives of such leaves, or something for each number of it.
+
+    Example:
+        >>> leaves = [jnp.arange(3.0), jnp.ones(2)]
+        >>> x = in_rows(leaves)
+        >>> over_rows(leaves, x, x * x).tolist()
+        [[3.0, 2.0], [5.0, 2.0]]
+    """
+    partial = jnp.stack([product.sum(1) for product in products])[:, None]
+    ends = np.cumsum(_row_counts(leaves))[:, None]
+    row = jnp.arange(partial.shape[-1])
+    own = (row >= ends - np.array(_row_counts(leaves))[:, None]) & (row < ends)
+    return jnp.where(own, partial, 0).sum(-1)
+
+
+def each_row(leaves: Sequence[Array], values: Float[Array, "leaves"]) -> Float[Array, "rows 1"]:
+    """The value of its leaf for each row of `in_rows`."""
+    return jnp.concatenate([jnp.full(n, value) for n, value in zip(_row_counts(leaves), values, strict=True)])[:, None]
+
+
+def _row_counts(leaves: Sequence[Array]) -> list[int]:
+    return [-(-leaf.size // LANES) for leaf in leaves]
 
 
 def of_leaves(parts: Sequence[Float[Array, "groups ..."]], leaves: Sequence[Array]) -> list[Array]:
@@ -122,5 +158,17 @@ def global_norm(leaves: Sequence[Array]) -> Float[Array, ""]:
     """
     if not leaves:
         return jnp.zeros(())
-    (parts,) = in_groups(leaves)
-    return jnp.sqrt(over_groups([jnp.square(part) for part in parts]).sum())
+
+    def of_groups(*leaves: Array) -> Array:
+        (parts,) = in_groups(leaves)
+        return jnp.sqrt(over_groups([jnp.square(part) for part in parts]).sum())
+
+    def of_rows(*leaves: Array) -> Array:
+        return jnp.sqrt(over_rows(leaves, jnp.square(in_rows(leaves))).sum())
+
+    return on_gpu(of_rows, of_groups, *leaves)
+
+
+def on_gpu(function: Callable[..., Any], elsewhere: Callable[..., Any], *arrays: Any) -> Any:
+    """The first function of the arrays where the program is compiled for a GPU, the second one on other devices."""
+    return jax.lax.platform_dependent(*arrays, cuda=function, rocm=function, default=elsewhere)

@@ -1,5 +1,7 @@
 """The measurements of a step: norms, effective learning rate, angular step."""
 
+from collections.abc import Sequence
+from functools import partial
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -11,7 +13,17 @@ from jaxtyping import Array, Float
 
 from periodic_jax.core.grid import HParams
 from periodic_jax.models.labels import LabelTree, leaf_labels
-from periodic_jax.ops.reductions import global_norm, in_groups, of_leaves, over_groups, over_leaves
+from periodic_jax.ops.reductions import (
+    each_row,
+    global_norm,
+    in_groups,
+    in_rows,
+    of_leaves,
+    on_gpu,
+    over_groups,
+    over_leaves,
+    over_rows,
+)
 from periodic_jax.training.schedules import Scalar, learning_rate
 
 
@@ -87,18 +99,14 @@ def measure(params: Any, grads: Any, updates: Any, hparams: HParams, labels: Lab
         hparams: traced numbers, for the learning rate.
         labels: tree that marks the scale-invariant leaves; see `models.leaf_labels`.
     """
-    leaves, marks = jax.tree.leaves(params), np.array(leaf_labels(params, labels))
+    marks = np.array(leaf_labels(params, labels))
     if not any(marks):
         return _nothing_to_measure(params, grads)
-    x, g, u = in_groups(*map(jax.tree.leaves, (params, grads, updates)))
-    products = over_leaves(leaves, (x, x), (g, g), (g, x), (u, x))
+    three = [jax.tree.leaves(tree) for tree in (params, grads, updates)]
+    products, shares, moved_sq = on_gpu(partial(_by_rows, marks), partial(_by_groups, marks), *three)
     x_x, g_g, g_x, u_x = products[:, marks]
     norm_sq, along = x_x.sum(), u_x.sum()
     norm, grad_norm = jnp.sqrt(norm_sq), jnp.sqrt(g_g.sum())
-    shares = jnp.where(x_x > 0, u_x / x_x, 0)
-    layers = [list(compress(of_leaves(vector, leaves), marks)) for vector in (x, u)]
-    tangents = [b - a * share for a, b, share in zip(*layers, shares, strict=True)]
-    moved_sq = over_groups([jnp.square(tangent) for tangent in tangents])
     # u_t of all layers together: within a layer what is tangential there, and along x what its share differs by.
     tangent_sq = (moved_sq + (shares - along / norm_sq) ** 2 * x_x).sum()
     layer_norm, layer_grad_norm, layer_moved = jnp.sqrt(x_x), jnp.sqrt(g_g), jnp.sqrt(moved_sq)
@@ -118,6 +126,31 @@ def measure(params: Any, grads: Any, updates: Any, hparams: HParams, labels: Lab
         layer_effective_lr=lr / x_x,
         layer_angular_step=jnp.arctan2(layer_moved, layer_norm + u_x / layer_norm),
     )
+
+
+def _by_groups(marks: np.ndarray, *three: Sequence[Array]) -> tuple[Array, Array, Array]:
+    """Of weights x, gradients g and updates u: ⟨x, x⟩, ⟨g, g⟩, ⟨g, x⟩ and ⟨u, x⟩ of each leaf; of each layer the share
+    of x in u, and the square of the rest of u.
+    """
+    leaves, (x, g, u) = three[0], in_groups(*three)
+    products = over_leaves(leaves, (x, x), (g, g), (g, x), (u, x))
+    shares = _shares(products[:, marks])
+    layers = [list(compress(of_leaves(vector, leaves), marks)) for vector in (x, u)]
+    tangents = [b - a * share for a, b, share in zip(*layers, shares, strict=True)]
+    return products, shares, over_groups([jnp.square(tangent) for tangent in tangents])
+
+
+def _by_rows(marks: np.ndarray, *three: Sequence[Array]) -> tuple[Array, Array, Array]:
+    """The same, with all leaves in one array."""
+    leaves, (x, g, u) = three[0], map(in_rows, three)
+    products = over_rows(leaves, x * x, g * g, g * x, u * x)
+    tangent = u - x * each_row(leaves, _shares(products))
+    return products, _shares(products[:, marks]), over_rows(leaves, tangent * tangent)[0, marks]
+
+
+def _shares(products: Float[Array, "4 leaves"]) -> Float[Array, "leaves"]:
+    x_x, _, _, u_x = products
+    return jnp.where(x_x > 0, u_x / x_x, 0)
 
 
 def _nothing_to_measure(params: Any, grads: Any) -> Dynamics:

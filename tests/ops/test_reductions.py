@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from periodic_jax.ops.reductions import FEW, LANES, global_norm, in_groups, of_leaves, over_leaves
+from periodic_jax.ops.reductions import (
+    FEW,
+    LANES,
+    each_row,
+    global_norm,
+    in_groups,
+    in_rows,
+    of_leaves,
+    over_leaves,
+    over_rows,
+)
 
 # Among the small; in groups of 8 and of 9 rows as they lie in memory; and large with zeros at its end.
 SHAPES = [(1,), (8 * LANES,), (3, 3, 8, 16), (), (8 * LANES + 1,), (3, 3, 32, 64), (2, 5), (FEW + 1, LANES - 1), (0, 2)]
@@ -44,10 +54,21 @@ def test_products_of_each_leaf_are_those_of_numpy(dtype, how):
             np.testing.assert_allclose(got[:, i], wanted, rtol=0, atol=scale * (2e-7 if dtype == "float32" else 4e-16))
 
 
+def test_sums_by_rows_are_those_by_groups(float64):
+    a, b = trees("float64")
+    (x, y), (p, q) = in_groups(a, b), map(in_rows, (a, b))
+    np.testing.assert_allclose(over_rows(a, p * p, p * q), over_leaves(a, (x, x), (x, y)), rtol=1e-13, atol=1e-12)
+    values = jnp.arange(1.0, len(a) + 1)
+    sizes = [leaf.size for leaf in a]
+    (sums,) = over_rows(a, in_rows([jnp.ones(size) for size in sizes]) * each_row(a, values))
+    assert sums.tolist() == [value * size for value, size in zip(values.tolist(), sizes, strict=True)]
+
+
 def test_a_leaf_that_is_not_finite_leaves_the_others_alone():
     leaves = [jnp.ones(3), jnp.full(2, jnp.inf), jnp.ones((30, 50)), jnp.ones((9, 1024))]
     x, ones = in_groups(leaves, jax.tree.map(jnp.ones_like, leaves))
     assert over_leaves(leaves, (x, ones))[0].tolist() == [3.0, jnp.inf, 1500.0, 9216.0]
+    assert over_rows(leaves, in_rows(leaves))[0].tolist() == [3.0, jnp.inf, 1500.0, 9216.0]
 
 
 @settings(max_examples=20, deadline=None)

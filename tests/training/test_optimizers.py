@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from periodic_jax import HParams, dynamics, project_to_sphere, sphere_sgd, track_dynamics
+from periodic_jax.training.tracking import _by_groups, _by_rows
 
 LABELS = {"a": "scale_invariant", "b": "scale_invariant", "head": "other"}
 
@@ -96,6 +97,14 @@ def test_measurements_equal_those_made_by_hand(params, hparams):
         if hparams.fixed_norm:
             wanted = initial if hparams.fixed_norm < 0 else hparams.fixed_norm
             assert np.linalg.norm(y) == pytest.approx(wanted, rel=1e-14)
+
+
+def test_measurements_on_a_gpu_equal_those_on_other_devices(params):
+    """Both compute the same, so the form for a GPU is compared here."""
+    three = [jax.tree.leaves(tree) for tree in (params, gradients(0, params), gradients(1, params))]
+    marks = np.array([True, True, False])
+    for got, wanted in zip(_by_rows(marks, *three), _by_groups(marks, *three), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-13, atol=1e-14)
 
 
 def test_plain_sgd_follows_the_closed_forms(params):
