@@ -18,7 +18,6 @@ NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz") if path.stem != "image
 QUICK = {"convnet_si", "convnet_si_fixed_elr", "convnet_si_momentum", "convnet_si_sphere", "convnet_si_squared_loss"}
 
 
-
 @pytest.fixture(scope="module")
 def images():
     return replay.load_recording(GOLDEN / "images.npz")
