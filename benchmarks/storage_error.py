@@ -74,12 +74,13 @@ def first_steps(widths: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def regimes(folder: Path, steps: int) -> dict[str, list[dict[str, Any]]]:
+def regimes(folder: Path, steps: int, ways: list[str]) -> dict[str, list[dict[str, Any]]]:
     """Way -> configurations of the demo's grid: regime, number of periods, their median length."""
     from periodic_jax import RunCallbacks, RunConfig, run_sweep
 
     found = {}
-    for way, (precision, storage) in WAYS.items():
+    for way in ways:
+        precision, storage = WAYS[way]
         config = RunConfig(
             out=folder / way, lr=(0.01, 0.03, 0.1, 0.3, 1.0), weight_decay=(1e-3, 1e-2), steps=steps,
             precision=precision, storage=storage,
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("steps", "regimes"), help="one of the answers")
     parser.add_argument("--widths", type=int, nargs="+", default=[4, 8], help="for the first steps")
     parser.add_argument("--steps", type=int, default=6000, help="of the demo's grid")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="to train it")
     parser.add_argument("--runs", type=Path, help="folder for its runs; a temporary one, if not given")
     parser.add_argument("--out", help="folder for the JSON files")
     options = parser.parse_args()
@@ -142,7 +144,7 @@ def main() -> None:
         print(steps_table(rows), save("storage_error-steps", {"steps": STEPS, "rows": rows}, options.out), sep="\n")
     if options.only != "steps":
         with tempfile.TemporaryDirectory() as folder:
-            found = regimes(options.runs or Path(folder), options.steps)
+            found = regimes(options.runs or Path(folder), options.steps, options.ways)
         print(
             regimes_table(found),
             save("storage_error-regimes", {"steps": options.steps, **found}, options.out),
