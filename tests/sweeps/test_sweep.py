@@ -74,10 +74,10 @@ TWO_SEEDS = SweepGrid.product(lr=[0.05, 0.3, 1.0], weight_decay=1e-2, momentum=0
 @pytest.mark.parametrize(
     ("layout", "grid", "options"),
     [
-        ("map", TWO_SEEDS, {"augment": True}),
         ("map:2", FIVE, {"augment": True}),  # and one configuration that is left over
-        ("vmap", FIVE, {"augment": True}),
-        ("map:2", FIVE, {"full_batch": True}),
+        pytest.param("map", TWO_SEEDS, {"augment": True}, marks=pytest.mark.slow),
+        pytest.param("vmap", FIVE, {"augment": True}, marks=pytest.mark.slow),
+        pytest.param("map:2", FIVE, {"full_batch": True}, marks=pytest.mark.slow),
     ],
 )
 def test_the_form_for_accelerators_records_what_that_for_cpus_does(float64, tiny, layout, grid, options):
