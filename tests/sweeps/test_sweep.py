@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.reference import augmented
+from helpers.small_sweeps import collect, network
 
 from periodic_jax import Batch, ConfigError, SweepGrid, create_train_state, dynamics, models, train_step
 from periodic_jax.sweeps.placement import SEED_COST, Arrangement, device_shape
@@ -16,19 +17,6 @@ from periodic_jax.training.vectorize import lay_out
 
 LAYOUTS = ["vmap", "unroll", "map", "map:2"]
 GRID = SweepGrid.product(lr=[0.05, 1.0], weight_decay=[1e-3, 1e-2], seed=[4, 0])
-
-
-def network(dtype=jnp.float64, **options):
-    """Two convolutions: quick to compile."""
-    return models.ConvNet(width=2, depth=1, num_classes=3, param_dtype=dtype, **options)
-
-
-def collect(sweep, steps, **options):
-    """All telemetry ``(configs, steps)`` and the evaluations ``(configs, evaluations)``."""
-    chunks = list(sweep.chunks(steps, **{"eval_every": 7, **options}))
-    telemetry = {n: np.concatenate([c.telemetry[n] for c in chunks], 1) for n in chunks[0].telemetry}
-    evaluations = [c.evaluation for c in chunks if c.evaluation]
-    return telemetry, {n: np.stack([e[n] for e in evaluations], 1) for n in evaluations[0]}
 
 
 def alone(model, dataset, lr, weight_decay, seed, steps, batch_size):
@@ -65,36 +53,6 @@ def test_a_configuration_in_a_grid_equals_the_same_alone(float64, tiny, layout, 
         )
         for name, values in expected.items():
             np.testing.assert_allclose(telemetry[name][i], values, rtol=1e-7, atol=1e-10, err_msg=f"{name} of {i}")
-
-
-FIVE = SweepGrid.product(lr=[0.02, 0.05, 0.1, 0.3, 1.0], weight_decay=1e-2)
-TWO_SEEDS = SweepGrid.product(lr=[0.05, 0.3, 1.0], weight_decay=1e-2, momentum=0.5, seed=[4, 0])
-
-
-@pytest.mark.parametrize(
-    ("layout", "grid", "options"),
-    [
-        ("map:2", FIVE, {"augment": True}),  # and one configuration that is left over
-        pytest.param("map", TWO_SEEDS, {"augment": True}, marks=pytest.mark.slow),
-        pytest.param("vmap", FIVE, {"augment": True}, marks=pytest.mark.slow),
-        pytest.param("map:2", FIVE, {"full_batch": True}, marks=pytest.mark.slow),
-    ],
-)
-def test_the_form_for_accelerators_records_what_that_for_cpus_does(float64, tiny, layout, grid, options):
-    spec = TrainingSpec(12, track_sharpness=3, per_layer=True, **options)
-    devices = jax.devices()[:1] if grid is FIVE else None
-
-    def run(platform, layout):
-        sweep = Sweep(network(platform=platform), tiny, grid, spec, layout=layout, devices=devices)
-        return collect(sweep, 10, eval_every=5)
-
-    telemetry, evaluations = run("cuda", layout)
-    for found, expected in zip((telemetry, evaluations), run("cpu", "map"), strict=True):
-        assert found.keys() == expected.keys()
-        for name, values in expected.items():
-            np.testing.assert_allclose(found[name], values, rtol=1e-9, atol=1e-9, strict=True, err_msg=name)
-    assert np.isfinite(telemetry["loss"]).all()
-    assert np.isfinite(telemetry["sphere_sharpness"]).nonzero()[1].tolist() == [0, 3, 6, 9] * len(grid)
 
 
 @pytest.mark.parametrize("layout", ["map"])

@@ -1,0 +1,19 @@
+"""Small sweeps: a network that is quick to compile, and all that a sweep of it gives."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from periodic_jax import models
+
+
+def network(dtype=jnp.float64, **options):
+    """Two convolutions: quick to compile."""
+    return models.ConvNet(width=2, depth=1, num_classes=3, param_dtype=dtype, **options)
+
+
+def collect(sweep, steps, **options):
+    """All telemetry ``(configs, steps)`` and the evaluations ``(configs, evaluations)``."""
+    chunks = list(sweep.chunks(steps, **{"eval_every": 7, **options}))
+    telemetry = {n: np.concatenate([c.telemetry[n] for c in chunks], 1) for n in chunks[0].telemetry}
+    evaluations = [c.evaluation for c in chunks if c.evaluation]
+    return telemetry, {n: np.stack([e[n] for e in evaluations], 1) for n in evaluations[0]}

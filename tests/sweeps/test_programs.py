@@ -1,0 +1,37 @@
+import jax
+import numpy as np
+import pytest
+from helpers.small_sweeps import collect, network
+
+from periodic_jax import SweepGrid
+from periodic_jax.sweeps.sweep import Sweep
+from periodic_jax.training.spec import TrainingSpec
+
+FIVE = SweepGrid.product(lr=[0.02, 0.05, 0.1, 0.3, 1.0], weight_decay=1e-2)
+TWO_SEEDS = SweepGrid.product(lr=[0.05, 0.3, 1.0], weight_decay=1e-2, momentum=0.5, seed=[4, 0])
+
+
+@pytest.mark.parametrize(
+    ("layout", "grid", "options"),
+    [
+        ("map:2", FIVE, {"augment": True}),  # and one configuration that is left over
+        pytest.param("map", TWO_SEEDS, {"augment": True}, marks=pytest.mark.slow),
+        pytest.param("vmap", FIVE, {"augment": True}, marks=pytest.mark.slow),
+        pytest.param("map:2", FIVE, {"full_batch": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_form_for_accelerators_records_what_that_for_cpus_does(float64, tiny, layout, grid, options):
+    spec = TrainingSpec(12, track_sharpness=3, per_layer=True, **options)
+    devices = jax.devices()[:1] if grid is FIVE else None
+
+    def run(platform, layout):
+        sweep = Sweep(network(platform=platform), tiny, grid, spec, layout=layout, devices=devices)
+        return collect(sweep, 10, eval_every=5)
+
+    telemetry, evaluations = run("cuda", layout)
+    for found, expected in zip((telemetry, evaluations), run("cpu", "map"), strict=True):
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            np.testing.assert_allclose(found[name], values, rtol=1e-9, atol=1e-9, strict=True, err_msg=name)
+    assert np.isfinite(telemetry["loss"]).all()
+    assert np.isfinite(telemetry["sphere_sharpness"]).nonzero()[1].tolist() == [0, 3, 6, 9] * len(grid)
