@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 FRAMING = 2**15  # bytes of a minimum beside its weights
 MOST_HOURS = 24.0  # of a shard, so that it fits a batch system's queue, and little is lost with one
 MOST_BYTES = 10**12  # of a shard's telemetry
-# Copies of a configuration's weights that the update of all holds for a moment: 493 MB for 64 of width 32 on an H100.
-OF_THE_UPDATE = 5
+COMPILED = 4096  # configurations, at most, of a program that is compiled to be counted
 AT_ONCE = 32  # configurations that an accelerator's device trains in the measurement
 USABLE = 0.8  # of a device's memory
 
@@ -181,14 +180,15 @@ def plan_for(config: RunConfig, target: "Target") -> SweepPlan:
     target.check_precision(config.precision)
     grid, session, data = config.grid(), build.plan_session(config, {}), config.data
     groups, per_seed = device_shape(grid.seeds, 1)
-    each, counted_ones = groups * per_seed, min(per_seed, AT_ONCE)
-    tried = autotune.candidates(target.platform, counted_ones, config.width)
+    each, seeds = groups * per_seed, min(groups, COMPILED)
+    configs = min(per_seed, max(COMPILED // seeds, 1))
+    tried = autotune.candidates(target.platform, per_seed, config.width)
     layouts = tried if config.layout == "auto" else [config.layout]
     with xla.precision(config.precision):
         one: dict[str, Any] = {**{name: getattr(config, name)[:1] for name in RUN_AXES}, "shards": None, "shard": None}
         sweep = build.build_sweep(dataclasses.replace(config, **one))
         shapes = compilation.Workload(
-            build.network(config, data.num_classes), sweep.spec, data.image_shape, layouts[0], counted_ones,
+            build.network(config, data.num_classes), sweep.spec, data.image_shape, layouts[0], configs, seeds=seeds,
             images=len(data.images), test_images=len(data.test_images), capacity=sweep.capacity,
             deterministic=config.deterministic,
         )  # fmt: skip
@@ -199,14 +199,7 @@ def plan_for(config: RunConfig, target: "Target") -> SweepPlan:
         return target.cycle_seconds(chunk.step_cost) or target.seconds(chunk.step_cost, config.precision)
 
     def estimate(chunk: "CompiledChunk") -> ResourceEstimate:
-        # In a loop the temporaries stay; but the update takes the gradients of all side by side, and more than the loop
-        # holds when they are many.
-        temporary, weights = chunk.temporary_bytes, sweep.bytes_of_weights()
-        if chunk.workload.layout.startswith("map"):
-            temporary = max(temporary + (each - counted_ones) * weights, OF_THE_UPDATE * each * weights)
-        else:
-            temporary = temporary * each / counted_ones
-        seconds = each * session.steps * pace(chunk)
+        temporary, seconds = chunk.temporary_bytes * each / (seeds * configs), each * session.steps * pace(chunk)
         return dataclasses.replace(bare, temporary_bytes=int(temporary), seconds=seconds)
 
     def rank(chunk: "CompiledChunk") -> tuple[bool, float]:
@@ -264,14 +257,16 @@ def describe_plan(plan: SweepPlan, config: RunConfig, device_memory: int | None 
 def _as_compiled(lines: list[str], plan: SweepPlan, chunk: "CompiledChunk") -> list[str]:
     """The lines of a plan for a device that is not here: whether it fits, and the least time with what it rests on."""
     takes, cost, target = plan.estimate, chunk.step_cost, chunk.target
-    # What does not grow with the configurations: the data, and temporaries of a loop over them.
-    fixed = takes.data_bytes + (chunk.temporary_bytes if plan.layout.startswith("map") else 0)
-    usable, each = USABLE * target.memory, (takes.memory_bytes - fixed) / plan.configs
-    most, verb = max(int((usable - fixed) / each), 0), "fits" if takes.memory_bytes <= usable else "does not fit"
-    room = f"{USABLE:.0%} of its {format_bytes(target.memory)} hold {counted(most, 'configuration')}"
+    # Temporaries grow by no more than in proportion: in a loop one block's are there for all.
+    usable, each = USABLE * target.memory, (takes.memory_bytes - takes.data_bytes) / plan.configs
+    most, verb = (
+        max(int((usable - takes.data_bytes) / each), 0),
+        "fits" if takes.memory_bytes <= usable else "does not fit",
+    )
+    room = f"{USABLE:.0%} of its {format_bytes(target.memory)} hold at least {counted(most, 'configuration')}"
     cycles = f"{1e-6 * cost.cycles:.3g} million cycles, " if cost.cycles else ""
     moved = f"{1e-6 * cost.bytes:.3g} MB, {1e-9 * cost.flops:.3g} GFLOP and {cost.launches:.3g} launches"
-    many = counted(chunk.workload.configs, "configuration")
+    many = counted(chunk.workload.seeds * chunk.workload.configs, "configuration")
     rests = f"{cycles}{moved} a config-step, compiled and counted with {many}, not measured"
     kind = "by XLA's estimated cycles" if target.cycle_seconds(cost) else "at least"
     time = f"{kind} {format_duration(takes.seconds)} without evaluations; {1e3 * plan.seconds_per_config_step:.3g} ms"

@@ -145,7 +145,9 @@ def compile_layouts(workload: Workload, layouts: Sequence[str], target: Target) 
             if not is_out_of_memory(error):
                 raise
     if not chunks:
-        raise ConfigError("--for", target.name, "a device with more memory, or a smaller --width or --batch-size")
+        raise ConfigError(
+            "--for", target.name, "a device with more memory, more --shards, or a smaller --width or --batch-size"
+        )
     return chunks
 
 

@@ -91,7 +91,7 @@ def compiled(monkeypatch):
         megabytes, launches, temporary = {"vmap": (5, 2, 10**12), "map": (4, 9, 10**7)}.get(
             workload.layout, (4, 4, 10**8)
         )
-        step = {"conv0": Cost(1e6 * megabytes, launches, 1e9) * workload.configs}
+        step = {"conv0": Cost(1e6 * megabytes, launches, 1e9) * (workload.seeds * workload.configs)}
         return compilation.CompiledChunk(target, workload, "", ChunkCost(step, Cost()), temporary)
 
     monkeypatch.setattr(compilation, "compile_chunk", compile_chunk)
@@ -107,10 +107,10 @@ def test_a_device_that_is_not_here_is_planned_from_the_compiled_program(small, c
     assert planned.seconds_per_config_step == pytest.approx(max(step, 1e9 / 494.7e12 + 8e-6))
     assert planned.estimate.seconds == pytest.approx(80 * 120 * planned.seconds_per_config_step)
     lines = describe_plan(planned, config, TARGETS["h100"].memory)
-    assert lines[1].startswith("for NVIDIA H100 SXM5, 80 GB: fits; 80% of its 84.9 GB hold ")
+    assert lines[1].startswith("for NVIDIA H100 SXM5, 80 GB: fits; 80% of its 84.9 GB hold at least ")
     assert lines[-3].startswith("time: at least ")
     assert lines[-2].endswith(
-        "4 MB, 1 GFLOP and 4 launches a config-step, compiled and counted with 32 configurations, not measured"
+        "4 MB, 1 GFLOP and 4 launches a config-step, compiled and counted with 80 configurations, not measured"
     )
     assert lines[-1] == "shards: not needed"
 
@@ -118,7 +118,7 @@ def test_a_device_that_is_not_here_is_planned_from_the_compiled_program(small, c
 def test_a_sweep_too_large_for_a_device_is_cut(small, compiled):
     config = replace(small, lr=(0.1, 0.3, 1.0), layout="vmap", precision="bf16")
     lines = describe_plan(plan_for(config, TARGETS["v5e"]), config, TARGETS["v5e"].memory)
-    assert lines[1] == "for Cloud TPU v5e, 16 GB: does not fit; 80% of its 16 GB hold 0 configurations"
+    assert lines[1] == "for Cloud TPU v5e, 16 GB: does not fit; 80% of its 16 GB hold at least 0 configurations"
     assert lines[-1].endswith("--shards 6")
     with pytest.raises(ConfigError, match="float64 for v5e"):
         plan_for(replace(config, precision="float64"), TARGETS["v5e"])
