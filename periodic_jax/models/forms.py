@@ -124,7 +124,7 @@ class Lanes(Form):
 
     @override
     def prepare(self, images: Any) -> InputPatches:
-        return images if isinstance(images, InputPatches) else input_patches(to_activations(images))
+        return input_patches(to_activations(images))
 
     @override
     def is_prepared(self, x: Any) -> bool:
@@ -196,8 +196,6 @@ class Direct(Form):
 
     @override
     def prepare(self, images: Any) -> SharedImages:
-        if isinstance(images, SharedImages):
-            return images
         return direct.shared_images(images, STORAGE[self.storage] or images.dtype)
 
     @override

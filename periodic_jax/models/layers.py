@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from periodic_jax.core.errors import ConfigError
 from periodic_jax.models import forms
 from periodic_jax.models.forms import Form
 from periodic_jax.ops.direct import precision
@@ -30,6 +31,16 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
         return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 
     return init
+
+
+@jax.custom_jvp
+def _constant(images: Array) -> Array:
+    return images
+
+
+@_constant.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    raise ConfigError("derivatives", "of images", "those of weights: the first layer computes no others")
 
 
 class ImageNetwork(nn.Module):
@@ -52,8 +63,12 @@ class ImageNetwork(nn.Module):
     def prepare(self, images: Any) -> Any:
         """What networks that see the same mini-batch share, of normalised images ``(batch, height, width, channels)``;
         or what was prepared before.
+
+        Raises:
+            ConfigError: derivatives with respect to the images are asked for.
         """
-        return self.form.prepare(images)
+        form = self.form
+        return images if form.is_prepared(images) else form.prepare(_constant(images))
 
 
 class Normalising(nn.Module):

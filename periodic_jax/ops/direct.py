@@ -159,27 +159,13 @@ def moments_about(
     return about + s1 / count, jnp.maximum(s2 / count - (s1 / count) ** 2, 0)
 
 
-@jax.custom_jvp
-def _without_gradient(images: Images) -> Images:
-    return images
-
-
-@_without_gradient.defjvp
-def _(primals: Any, tangents: Any) -> Any:
-    raise NotImplementedError("the first layer computes no gradients of images, only of its weights")
-
-
 def shared_images(images: Images, dtype: Any) -> SharedImages:
     """What the first layer needs of a mini-batch of normalised images.
 
     Args:
         images: ``(batch, height, width, channels)``.
         dtype: of stored activations.
-
-    Raises:
-        NotImplementedError: derivatives with respect to images are asked for.
     """
-    images = _without_gradient(images)
     exact, (_, height, width, channels) = precise(images), images.shape
     cosines = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
     basis = jnp.asarray(np.kron(np.kron(cosines, cosines), np.eye(channels)), exact.dtype)

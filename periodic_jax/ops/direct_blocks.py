@@ -16,7 +16,7 @@ from periodic_jax.ops import direct
 from periodic_jax.ops.direct import Images, SharedImages, materialise, precise, two_sums
 from periodic_jax.ops.layout import Kernel
 from periodic_jax.ops.packing import MOST_CHANNELS, Packing, apart, beside, stacked, stacked_with_vjp
-from periodic_jax.ops.primitives import Affine, BatchMoments
+from periodic_jax.ops.primitives import Affine, BatchMoments, with_positive_scale
 
 
 def conv_bn_relu(
@@ -36,11 +36,7 @@ def conv_bn_relu(
     """
     if affine is None:
         return _conv_bn_relu(x, kernel, None, pool, eps)
-    # Only a positive factor lets the maximum be taken first: its sign goes to the kernel.
-    sign = jnp.where(affine.scale < 0, -1, 1).astype(kernel.dtype)
-    block: Any = _conv_bn_relu(x, kernel * sign, Affine(affine.scale * sign, affine.bias), pool, eps)
-    out, moments = block
-    return out, moments._replace(mean=moments.mean * sign)
+    return with_positive_scale(lambda w, positive: _conv_bn_relu(x, w, positive, pool, eps), kernel, affine)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -16,7 +16,15 @@ from jaxtyping import Array
 from periodic_jax.ops.im2col import as_matrix, form_of, im2col
 from periodic_jax.ops.layout import Activations, Kernel, channel_sums, lane_sums, materialise, per_channel, scan_groups
 from periodic_jax.ops.patches import InputPatches
-from periodic_jax.ops.primitives import Affine, BatchMoments, max_pool, normalise, route_to_max, window_max
+from periodic_jax.ops.primitives import (
+    Affine,
+    BatchMoments,
+    max_pool,
+    normalise,
+    route_to_max,
+    window_max,
+    with_positive_scale,
+)
 
 
 def conv_bn_relu(
@@ -40,11 +48,7 @@ def conv_bn_relu(
     """
     if affine is None:
         return _conv_bn_relu(x, kernel, None, pool, eps)
-    # γ·normal(w * x) = |γ|·normal(sign(γ) w * x), and only a positive factor lets the maximum be taken first.
-    sign = jnp.where(affine.scale < 0, -1, 1).astype(kernel.dtype)
-    block: Any = _conv_bn_relu(x, kernel * sign, Affine(affine.scale * sign, affine.bias), pool, eps)
-    out, moments = block
-    return out, moments._replace(mean=moments.mean * sign)
+    return with_positive_scale(lambda w, positive: _conv_bn_relu(x, w, positive, pool, eps), kernel, affine)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

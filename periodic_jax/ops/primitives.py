@@ -3,6 +3,7 @@
 Networks whose layers do not fit a fused block of `blocks` are made of these.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +21,21 @@ class Affine(NamedTuple):
 
     scale: Float[Array, "channels"]
     bias: Float[Array, "channels"]
+
+
+def with_positive_scale(block: Callable[..., Any], kernel: Kernel, affine: Affine) -> tuple[Any, "BatchMoments"]:
+    """A block of convolution, normalisation, ReLU and pooling whose normalisation has a positive scale.
+
+    γ·normal(w * x) = |γ|·normal(sign(γ) w * x), and only a positive factor lets the maximum be taken first.
+
+    Args:
+        block: of (kernel, affine), with a scale from 0 on; returns the activations and the batch moments.
+        kernel: w.
+        affine: with γ of any sign.
+    """
+    sign = jnp.where(affine.scale < 0, -1, 1).astype(kernel.dtype)
+    out, moments = block(kernel * sign, Affine(affine.scale * sign, affine.bias))
+    return out, moments._replace(mean=moments.mean * sign)
 
 
 class BatchMoments(NamedTuple):

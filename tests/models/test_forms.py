@@ -57,8 +57,9 @@ def test_a_platform_is_one_that_is_known():
     assert models.build("ConvNetSI", width=2, platform="tpu", storage="bf16").form == forms.Direct("bf16")
 
 
-def test_gradients_of_images_are_refused():
-    model, images = models.build("ConvNetSI", width=2, depth=1, platform="cuda"), jnp.ones((2, 4, 4, 1))
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_gradients_of_images_are_refused(platform):
+    model, images = models.build("ConvNetSI", width=2, depth=1, platform=platform), jnp.ones((2, 4, 4, 1))
     variables = model.init(jax.random.key(0), images, train=True)
-    with pytest.raises(NotImplementedError, match="no gradients of images"):
+    with pytest.raises(ConfigError, match="derivatives: of images is not accepted; expected those of weights"):
         jax.grad(lambda images: model.apply(variables, images, train=False).sum())(images)
