@@ -133,12 +133,12 @@ class TrainingSettings:
     storage: str = setting(
         "float32",
         """How activations are stored between operations: float32, or bf16, with sums, weights and the rest in float32.
-        bf16 halves the traffic of an accelerator; on a CPU it is slow.""",
+        bf16 moves about 0.6 times the bytes on an accelerator; on a CPU it takes several times as long.""",
     )
     deterministic: bool = setting(
         False,
         """Ask XLA for operations that give the same bits in every process on a GPU too, and for no timing of
-        candidates; slower. A CPU gives them anyway.""",
+        candidates, which may be slower. A CPU gives them anyway.""",
     )
     loss: str = setting("cross_entropy", "cross_entropy or squared.")
     schedule: str = setting(
