@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from benchmarks.common import save, table
+from periodic_jax.core.errors import PeriodicJaxError
 from periodic_jax.sweeps import compilation
 from periodic_jax.sweeps.targets import TARGETS, Target
 from periodic_jax.sweeps.traffic import Cost
@@ -64,15 +65,17 @@ def network(options: argparse.Namespace) -> Any:
 def layouts(options: argparse.Namespace, target: Target) -> list[str]:
     """What to compile."""
     from periodic_jax.sweeps import autotune
+    from periodic_jax.training.vectorize import check_layout
 
     tried = ["map", "vmap"] if options.plain else autotune.candidates(target.platform, options.configs, options.width)
-    return options.layout or tried
+    return [check_layout(layout) for layout in options.layout or tried]
 
 
 def row(name: str, cost: Cost, target: Target, precision: str) -> tuple[Any, ...]:
-    """A line of the table."""
+    """A line of the table; a GPU has no estimated cycles."""
     microseconds = 1e6 * target.seconds(cost, precision)
-    return name, cost.bytes / 1e6, cost.launches, cost.flops / 1e9, microseconds, cost.cycles / 1e6
+    figures = name, cost.bytes / 1e6, cost.launches, cost.flops / 1e9, microseconds
+    return figures if target.gpu else (*figures, cost.cycles / 1e6)
 
 
 def figures(chunk: compilation.CompiledChunk, precision: str) -> dict[str, Any]:
@@ -97,7 +100,7 @@ def describe(name: str, chunk: compilation.CompiledChunk, precision: str, second
     memory = f"temporaries {chunk.temporary_bytes / 1e6:.0f} MB for {configs} configurations"
     cycles = f"; {1e6 * by_cycles:.0f} us by XLA's estimated cycles" if by_cycles else ""
     once = f"{chunk.cost.outside.bytes / 1e6:.0f} MB once in a chunk"
-    return f"{name}: {memory}, {once}{cycles}; compiled in {seconds:.0f} s\n{table(HEADER, rows)}\n"
+    return f"{name}: {memory}, {once}{cycles}; compiled in {seconds:.0f} s\n{table(HEADER[: len(rows[0])], rows)}\n"
 
 
 def main() -> None:
@@ -115,6 +118,16 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="flax.linen layers instead")
     parser.add_argument("--out", help="folder for the JSON file")
     options = parser.parse_args()
+    if min(options.configs, options.size, options.batch) < 1:
+        parser.error("--configs, --size and --batch are numbers from 1 on")
+    try:
+        compile_all(options)
+    except PeriodicJaxError as error:
+        raise SystemExit(str(error)) from None
+
+
+def compile_all(options: argparse.Namespace) -> None:
+    """Compile, print and write what the options ask for."""
     target = TARGETS[options.device]
     compilation.prepare_jax(target)
     precision = options.precision or ("tf32" if target.gpu else "bf16")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 from tyro.conf import OmitArgPrefixes
@@ -16,9 +16,6 @@ from periodic_jax.runs import settings
 from periodic_jax.runs.config import RUN_AXES, RunConfig
 from periodic_jax.runs.settings import setting
 from periodic_jax.training import xla
-
-if TYPE_CHECKING:
-    from periodic_jax.sweeps.targets import Target
 
 USUAL_WINDOW = 100  # steps between candidates for a minimum
 METAVARS = {float: "NUMBER", str: "NAME"}
@@ -129,16 +126,22 @@ def print_plan(config: RunConfig, device: str | None = None) -> None:
         config: what to run.
         device: one of `sweeps.targets.TARGETS` that is not here; this machine's, if None.
     """
-    target = None if device is None else _compilable(device)
     from periodic_jax.runs import planning
     from periodic_jax.runs.config import check
     from periodic_jax.runs.shards import fitting_part, with_shard
+    from periodic_jax.sweeps import compilation, targets
 
+    target = None if device is None else targets.find_target(device)
+    if target:
+        target.check_precision(config.precision)
+        compilation.prepare_jax(target)
     config, note = fitting_part(config)
+    config = with_shard(config if config.shards is None else dataclasses.replace(config, shard=config.shard or 0))
     if config.shards is not None:
-        config = with_shard(dataclasses.replace(config, shard=config.shard or 0))
         note = f"of shard {config.shard} of {config.shards}:"
     check(config)
+    if target:
+        compilation.check_installed(target)
     if note:
         print(note)
     if target:
@@ -147,13 +150,3 @@ def print_plan(config: RunConfig, device: str | None = None) -> None:
     xla.use_cores_as_devices()
     xla.keep_compiled_programs()
     print(*planning.describe_plan(planning.plan(config), config, planning.device_memory()), sep="\n")
-
-
-def _compilable(device: str) -> "Target":
-    """A device for which this installation compiles, set up before JAX starts."""
-    from periodic_jax.sweeps import compilation, targets
-
-    target = targets.find_target(device)
-    compilation.check_installed(target)
-    compilation.prepare_jax(target)
-    return target

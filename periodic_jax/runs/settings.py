@@ -128,12 +128,13 @@ class TrainingSettings:
     layout: str = setting("auto", "How configurations are laid out: auto, vmap, unroll, map, or map:K for blocks of K.")
     precision: str = setting(
         "float32",
-        """Of matrix products: float32, tf32, bf16 or float64. On NVIDIA bf16 is tf32, unless --storage is bf16 too.""",
+        """Of matrix products: float32, tf32, bf16 or float64. On NVIDIA bf16 is tf32, unless --storage is bf16 too; on a
+        CPU all but float64 are float32.""",
     )
     storage: str = setting(
         "float32",
-        """How activations are stored between operations: float32, or bf16, with sums, weights and the rest in float32.
-        bf16 moves about 0.6 times the bytes on an accelerator; on a CPU it takes several times as long.""",
+        """How activations are stored between operations: float32 (as the weights), or bf16, with sums and weights as
+        before. bf16 moves about 0.6 times the bytes on an accelerator; on a CPU it takes several times as long.""",
     )
     deterministic: bool = setting(
         False,

@@ -35,9 +35,10 @@ def check_installed(target: Target) -> None:
 def prepare_jax(target: Target) -> None:
     """Set what the compilers read when they start: only before JAX's first computation.
 
-    Nothing is looked for but the CPU, and the TPU's compiler does not ask a cloud where it is.
+    Nothing is looked for but the CPU, the TPU's compiler does not ask a cloud where it is, and XLA logs no more of a
+    program that is too large than the exception says.
     """
-    variables = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    variables = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     if target.topology:
         variables |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
         variables["TPU_ACCELERATOR_TYPE"] = target.accelerator_type

@@ -30,7 +30,7 @@ def train_step(state: TrainState, hparams: HParams, batch: Batch) -> tuple[Train
     Args:
         state: of one configuration.
         hparams: its numbers, scalars.
-        batch: images and labels.
+        batch: images and labels; a label that is no class makes the loss NaN.
 
     Returns:
         The next state, of the same structure and dtypes, and the metrics: ``loss`` and ``accuracy`` of the mini-batch
