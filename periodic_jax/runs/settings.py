@@ -128,8 +128,8 @@ class TrainingSettings:
     layout: str = setting("auto", "How configurations are laid out: auto, vmap, unroll, map, or map:K for blocks of K.")
     precision: str = setting(
         "float32",
-        """Of matrix products: float32, tf32, bf16 or float64. On NVIDIA bf16 is tf32, unless --storage is bf16 too; on a
-        CPU all but float64 are float32.""",
+        """Of matrix products: float32, tf32, bf16 or float64. On NVIDIA bf16 is tf32, unless --storage is bf16 too; on
+        a CPU all but float64 are float32.""",
     )
     storage: str = setting(
         "float32",
