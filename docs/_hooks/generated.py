@@ -1,0 +1,57 @@
+"""Parts of pages that the package itself knows, in the place of ``<!-- generated: WHAT -->``."""
+
+import os
+import re
+import subprocess
+import sys
+
+from periodic_jax.cli.commands import COMMANDS
+from periodic_jax.storage import schema
+
+PLACE = re.compile(r"<!-- generated: (\w+) ?([\w ]*) -->")
+HEADINGS = {
+    schema.STEP: "Of every configuration and step",
+    schema.LAYER: "Of every configuration, step and scale-invariant layer",
+    schema.EVALUATION: "Of every configuration and evaluation",
+    schema.CONFIG: "Of every configuration",
+}
+
+
+def help_of(command: str) -> str:
+    """What ``periodic-jax COMMAND --help`` prints at 80 columns."""
+    program = [sys.executable, "-m", "periodic_jax.cli.main", *command.split(), "--help"]
+    environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb", "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(program, env=environment, capture_output=True, text=True, check=True).stdout.rstrip()
+
+
+def commands(_: str) -> str:
+    """A section for each command, with its help."""
+    names = [""]
+    for name in COMMANDS:
+        names += [name] if name != "launch" else ["launch slurm", "launch ray"]
+    parts = []
+    for name in names:
+        heading = f"## periodic-jax {name}" if name else "## periodic-jax"
+        parts.append(f"{heading}\n\n```text\n{help_of(name)}\n```")
+    return "\n\n".join(parts)
+
+
+def quantities(_: str) -> str:
+    """A table of the recorded quantities for each kind of dimensions."""
+    parts = []
+    for dims, heading in HEADINGS.items():
+        rows = [q for q in schema.QUANTITIES.values() if q.dims == dims]
+        lines = [f"| `{q.name}` | {q.long_name} | {q.units} | {FEATURES[q.only]} |" for q in rows]
+        parts.append(
+            "\n".join([f"### {heading}", "", "| name | what | unit | recorded |", "|---|---|---|---|", *lines])
+        )
+    return "\n\n".join(parts)
+
+
+FEATURES = {"": "always", "sharpness": "`--track-sharpness`", "corruption": "`--corrupt-train`"}
+MAKERS = {"commands": commands, "quantities": quantities}
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Put in what is generated."""
+    return PLACE.sub(lambda match: MAKERS[match[1]](match[2]), markdown)
