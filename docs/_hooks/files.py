@@ -1,4 +1,4 @@
-"""Files of the repository that are pages of the site without lying in docs/, tutorials as pages, and links to all of these."""
+"""Pages that do not lie in docs/, tutorials as pages, and links to all of these."""
 
 import posixpath
 import re
@@ -44,10 +44,10 @@ def relink(markdown: str, source: str) -> str:
 
 
 def as_page(program: str) -> str:
-    """A tutorial as Markdown: comments that begin a line are prose, ``#>`` is output, the rest is code.
+    r"""A tutorial as Markdown: comments that begin a line are prose, ``# >`` is output, the rest is code.
 
     Example:
-        >>> print(as_page("# Text.\\nprint(1)\\n#> 1\\n"))
+        >>> print(as_page("# Text.\nprint(1)\n# > 1\n"))
         Text.
         <BLANKLINE>
         ```python
@@ -60,10 +60,10 @@ def as_page(program: str) -> str:
     """
     blocks: list[tuple[str, list[str]]] = []
     for line in program.splitlines():
-        kind = "text" if line.startswith("#>") else "prose" if re.match(r"#( |$)", line) else "python"
+        kind = "text" if line.startswith("# >") else "prose" if re.match(r"#( |$)", line) else "python"
         if not blocks or blocks[-1][0] != kind:
             blocks.append((kind, []))
-        blocks[-1][1].append(line if kind == "python" else line[3:] if kind == "text" else line[2:])
+        blocks[-1][1].append(line if kind == "python" else line[4:] if kind == "text" else line[2:])
     pages = []
     for kind, lines in blocks:
         if body := "\n".join(lines).strip("\n"):

@@ -1,10 +1,14 @@
 """Parts of pages that the package itself knows, in the place of ``<!-- generated: WHAT -->``."""
 
+import inspect
 import os
 import re
 import subprocess
 import sys
+import textwrap
+import types
 
+import periodic_jax
 from periodic_jax.cli.commands import COMMANDS
 from periodic_jax.storage import schema
 
@@ -21,7 +25,8 @@ def help_of(command: str) -> str:
     """What ``periodic-jax COMMAND --help`` prints at 80 columns."""
     program = [sys.executable, "-m", "periodic_jax.cli.main", *command.split(), "--help"]
     environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb", "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(program, env=environment, capture_output=True, text=True, check=True).stdout.rstrip()
+    printed = subprocess.run(program, env=environment, capture_output=True, text=True, check=True).stdout.rstrip()
+    return "\n".join(textwrap.fill(line, 80) if len(line) > 80 else line for line in printed.splitlines())
 
 
 def commands(_: str) -> str:
@@ -48,8 +53,22 @@ def quantities(_: str) -> str:
     return "\n\n".join(parts)
 
 
+def public(_: str) -> str:
+    """A table of what ``periodic_jax`` itself has, with links to the pages of the subpackages."""
+    rows = []
+    for name in periodic_jax.__all__:
+        value = getattr(periodic_jax, name)
+        if isinstance(value, types.ModuleType):
+            path, page = value.__name__, value.__name__.split(".")[1]
+            rows.append(f"| [`pj.{name}`]({page}.md#{path}) | the module `{path}` |")
+        elif not isinstance(value, str):
+            summary = " ".join(inspect.getdoc(value).split("\n\n")[0].split())
+            rows.append(f"| [`pj.{name}`][{value.__module__}.{value.__qualname__}] | {summary} |")
+    return "\n".join(["| name | what it is |", "|---|---|", *rows])
+
+
 FEATURES = {"": "always", "sharpness": "`--track-sharpness`", "corruption": "`--corrupt-train`"}
-MAKERS = {"commands": commands, "quantities": quantities}
+MAKERS = {"commands": commands, "public": public, "quantities": quantities}
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
