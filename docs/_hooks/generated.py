@@ -1,17 +1,20 @@
 """Parts of pages that the package itself knows, in the place of ``<!-- generated: WHAT -->``."""
 
+import contextlib
 import inspect
+import io
 import os
 import re
-import subprocess
-import sys
 import textwrap
 import types
 
 import periodic_jax
 from periodic_jax.cli.commands import COMMANDS
+from periodic_jax.cli.launch_engines import parse_launch
+from periodic_jax.cli.main import parse_command
 from periodic_jax.storage import schema
 
+os.environ.update(COLUMNS="80", NO_COLOR="1")
 PLACE = re.compile(r"<!-- generated: (\w+) ?([\w ]*) -->")
 HEADINGS = {
     schema.STEP: "Of every configuration and step",
@@ -23,10 +26,15 @@ HEADINGS = {
 
 def help_of(command: str) -> str:
     """What ``periodic-jax COMMAND --help`` prints at 80 columns."""
-    program = [sys.executable, "-m", "periodic_jax.cli.main", *command.split(), "--help"]
-    environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb", "JAX_PLATFORMS": "cpu"}
-    printed = subprocess.run(program, env=environment, capture_output=True, text=True, check=True).stdout.rstrip()
-    return "\n".join(textwrap.fill(line, 80) if len(line) > 80 else line for line in printed.splitlines())
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        first, *rest = [*command.split(), "--help"]
+        if first == "launch":
+            parse_launch(rest)
+        else:
+            parse_command([first, *rest])
+    lines = printed.getvalue().rstrip().splitlines()
+    return "\n".join(textwrap.fill(line, 80) if len(line) > 80 else line for line in lines)
 
 
 def commands(_: str) -> str:

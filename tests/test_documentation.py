@@ -1,0 +1,152 @@
+"""README and the pages of the site: their commands parse, their examples run, what they name exists."""
+
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+from helpers import synthetic
+
+import periodic_jax
+from periodic_jax.cli.commands import COMMANDS
+from periodic_jax.cli.launch_engines import ENGINES, parse_launch
+from periodic_jax.cli.main import parse_command
+from periodic_jax.runs.config import RunConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+# Decisions are a log, whose options may have gone; experiments are written by code.
+APART = {"experiments", "decisions"}
+PAGES = [
+    path for path in sorted((ROOT / "docs").rglob("*.md")) if not APART & set(path.relative_to(ROOT / "docs").parts)
+]
+PAGES = [ROOT / "README.md", *PAGES]
+API = ROOT / "docs" / "reference" / "api"
+
+
+def pages(*parameters):
+    """A test for each page, or for each of what is found on it."""
+    return pytest.mark.parametrize(*parameters, ids=lambda value: value.stem if isinstance(value, Path) else None)
+
+
+def commands(text):
+    """The commands on a page that can be given as they stand, as lists of arguments."""
+    blocks = re.findall(r"(?:^(?:    |\t).*\n)+", text, re.MULTILINE)
+    blocks += re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    for line in re.findall(r"periodic-jax .*", joined):
+        words = shlex.split(line, comments=True)[1:]
+        if "..." not in words and "$" not in line:
+            yield words
+
+
+def test_readme_is_short():
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 100
+    assert len(README.split()) <= 1200
+
+
+def test_contributing_is_short():
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 60
+
+
+def test_the_two_commands_are_those_that_ci_runs():
+    ci = (ROOT / ".ci" / "run").read_text()
+    for command in (
+        "python -m pip install -e . && periodic-jax demo",
+        'python -m pip install -e ".[test]" && python -m pytest',
+    ):
+        assert command in README
+        assert command in ci
+
+
+@pages("page", PAGES)
+def test_every_option_it_names_exists(page):
+    kinds = (RunConfig, *COMMANDS.values(), *ENGINES.values())
+    fields = [name for kind in kinds for name in kind.__dataclass_fields__]
+    known = {"--" + name.replace("_", "-") for name in fields} | {"--help", "--for", "--signal"}  # the last is sbatch's
+    text = re.sub(r"^(#SBATCH|srun|curl| *rsync).*", "", page.read_text(), flags=re.MULTILINE)
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known
+
+
+def test_pages_name_options():
+    assert "--weight-decay" in README
+    assert any("--weight-decay" in page.read_text() for page in PAGES[1:])
+
+
+@pages("page", PAGES)
+def test_every_command_parses(page):
+    for words in commands(page.read_text()):
+        if words[0] == "launch":
+            parse_launch(words[1:])
+        else:
+            parse_command(words)
+
+
+def test_commands_are_found():
+    found = list(commands(README))
+    assert ["analyze", "runs/mine"] in found
+    assert any("--shards" in words for words in found)
+    assert sum(len(list(commands(page.read_text()))) for page in PAGES) > 30
+
+
+@pages("page", [*PAGES, *sorted((ROOT / "docs" / "development" / "decisions").glob("*.md"))])
+def test_every_file_it_points_to_exists(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        assert target.startswith(("https://", "http://")) or (page.parent / target).exists(), target
+
+
+def examples(text):
+    """The Python programs on a page."""
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("example", examples(README))
+def test_examples_of_readme_run(tmp_path, example):
+    environment = {**os.environ, "MPLBACKEND": "Agg"}
+    environment.pop("XLA_FLAGS")  # of the other tests: with them thousands of steps take minutes
+    program = [sys.executable, "-W", "error", "-c", example]
+    done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pages(("page", "example"), [(page, example) for page in PAGES[1:] for example in examples(page.read_text())])
+def test_examples_of_the_site_run(tmp_path, monkeypatch, page, example):
+    monkeypatch.chdir(tmp_path)
+    for name, mention in (("demo", "runs/demo"), ("grid-0", "grid-*")):
+        if mention in example:
+            synthetic.open_flat(tmp_path / "runs" / name, synthetic.FOUR, synthetic.four(), eval_every=200)
+    exec(compile(example, page.name, "exec"), {"__name__": "__main__"})
+    plt.close("all")
+
+
+def modules():
+    """Names of all public modules of the package."""
+    yield from (
+        info.name
+        for info in pkgutil.walk_packages(periodic_jax.__path__, "periodic_jax.")
+        if not any(part.startswith("_") for part in info.name.split("."))
+    )
+
+
+def test_every_public_name_has_a_page():
+    shown = {path.stem: set(re.findall(r"^::: (\S+)", path.read_text(), re.MULTILINE)) for path in API.glob("*.md")}
+    for name in modules():
+        assert name in shown[name.split(".")[1]], name
+    names = [(periodic_jax, name) for name in periodic_jax.__all__]
+    for module in map(importlib.import_module, modules()):
+        names += [(module, name) for name in getattr(module, "__all__", ())]
+    for module, name in names:
+        value = getattr(module, name)
+        if inspect.isfunction(value) or inspect.isclass(value):
+            assert value.__module__ in set().union(*shown.values()), name
+            assert inspect.getdoc(value), f"{module.__name__}.{name} has no docstring"
