@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from experiments import reading
 from experiments.common import main
-from experiments.declare import Branch, Experiment, Finding, Numbers, Runs, laptop, paper
+from experiments.declare import Branch, Experiment, Finding, Numbers, Runs, desktop, laptop, paper
 from experiments.drawing import loss_and_norm
 from experiments.pages import percent, table
 from periodic_jax.runs.config import RunConfig
@@ -41,6 +41,7 @@ def _runs(start: Callable[..., RunConfig], step: int, **settings: Any) -> dict[s
 
 RUNS = {
     "laptop": _runs(laptop, 6000, lr=(0.1,), weight_decay=(1e-2,), seed=(0, 1), steps=10_000),
+    "desktop": _runs(desktop, 23_400, lr=(0.1,), weight_decay=(3e-3,)),
     "paper": _runs(paper, 117_000, lr=(0.03,), weight_decay=(1e-3,)),
 }
 
@@ -128,7 +129,7 @@ EXPERIMENT = Experiment(
     tables=tables,
     draw=draw,
     captions={"runs": "Mini-batch loss (grey, medians of short stretches) and weight norm (black) of the first seed."},
-    limits=("Two seeds.",),
+    limits={"laptop": ("Two seeds.",)},
 )
 
 if __name__ == "__main__":

@@ -1,10 +1,6 @@
 """Runs an experiment: estimate, train or go on, derive the numbers, draw, write the page; or check what is kept."""
 
-import contextlib
-import hashlib
 import io
-import json
-import math
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,14 +10,15 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import tyro
-import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments import evidence, pages
-from experiments.declare import Branch, Experiment, placed
+from experiments.checking import check
+from experiments.declare import Branch, Experiment, placed, runs_of
+from experiments.kept import EVIDENCE, RECORD, configs_of, digest_of, evidence_of, held, plain, published, read_record
 from periodic_jax import plots
-from periodic_jax.core.errors import ConfigError, CorruptedRunError, PeriodicJaxError, RunInterrupted
+from periodic_jax.core.errors import ConfigError, PeriodicJaxError, RunInterrupted
 from periodic_jax.core.files import write_json
 from periodic_jax.runs.branch import branch_run
 from periodic_jax.runs.callbacks import RunCallbacks, Stop
@@ -29,13 +26,11 @@ from periodic_jax.runs.config import RunConfig, difference, evaluated_every, pla
 from periodic_jax.runs.run import resume_run, run_sweep
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.reader import open_run
-from periodic_jax.storage.run_directory import CONFIG_FILE, SUMMARY_FILE, read_config
+from periodic_jax.storage.run_directory import SUMMARY_FILE, read_config
 from periodic_jax.training import xla
 
-EVIDENCE, RECORD = "evidence.npz", "record.json"
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "experiments"
 COLOURS = 96  # of a figure
-SAME = 1e-3  # relative, of numbers derived on another machine: fits and thresholds multiply rounding
 
 
 @dataclass(frozen=True)
@@ -44,9 +39,11 @@ class Options:
     "is not done again.
     """
 
-    scale: Literal["laptop", "paper"] = "laptop"
-    """laptop: minutes on two cores; paper: the paper's own settings, for a GPU. Interrupted at any time, the same
-    command goes on."""
+    scale: Literal["laptop", "desktop", "paper"] = "laptop"
+    """laptop: minutes on two cores; desktop: all of CIFAR-10 at 16x16 pixels with three seeds, hours on two cores or
+    minutes on a GPU; paper: the paper's own settings, for a GPU. Interrupted at any time, the same command goes on."""
+    runs: tuple[str, ...] = ()
+    """Train these runs only; the page is written once all are there that it cannot do without."""
     out: Path | None = None
     """Folder of the runs; runs/experiments/NAME-SCALE if not given."""
     data_dir: str | None = None
@@ -55,6 +52,8 @@ class Options:
     """Only time a few steps and print how long the runs would take."""
     check: bool = False
     """Derive the numbers anew, from the runs or where there are none from the evidence that is kept, and compare."""
+    rewrite: bool = False
+    """Derive the numbers anew from the evidence that is kept, and write the page again with the figures that it has."""
     pages: Path = PAGES
     """Folder of the pages."""
 
@@ -66,22 +65,33 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None
     about = f"{experiment.title}. {experiment.claim}"
     options = tyro.cli(Options, prog=f"experiments.{experiment.name}", description=about, args=arguments)
     out = options.out or Path("runs", "experiments", pages.folder_name(experiment.name, options.scale))
-    runs = placed(experiment, options.scale, out, options.data_dir)
     try:
+        runs = placed(experiment, options.scale, out, options.data_dir)
+        for name in options.runs:
+            if name not in runs:
+                raise ConfigError("--runs", name, "one of " + ", ".join(runs))
         if options.check:
             faults = check(experiment, options.scale, out, options.pages)
             for fault in faults:
                 print(f"differs: {fault}")
             sys.exit(1 if faults else 0)
+        if options.rewrite:
+            print(rewrite(experiment, options.scale, options.pages))
+            return
         xla.use_cores_as_devices()
         xla.keep_compiled_programs()
-        if options.estimate or options.scale == "paper":
-            print_estimate(runs)
+        chosen = {name: run for name, run in runs.items() if name in options.runs or not options.runs}
+        if options.estimate or options.scale != "laptop":
+            print_estimate(chosen)
         if options.estimate:
             return
         with Stop() as stop:
-            for name, run in runs.items():
+            for name, run in chosen.items():
                 train(name, run, out, options.data_dir, stop)
+        missing = [name for name in runs if name not in experiment.optional and not is_finished(out / name)]
+        if missing:
+            print(f"no page yet: {', '.join(missing)} not finished")
+            return
         print(write(experiment, options.scale, out, options.pages))
     except RunInterrupted as stopped:
         print(f"experiments.{experiment.name}: {stopped}; the same command goes on", file=sys.stderr)
@@ -89,6 +99,11 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None
     except PeriodicJaxError as error:
         print(f"experiments.{experiment.name}: {error}", file=sys.stderr)
         sys.exit(error.status)
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a folder holds a run that came to its end."""
+    return "summary" in (held(path) or {})
 
 
 def train(name: str, run: RunConfig | Branch, out: Path, data_dir: str | None, stop: Stop) -> None:
@@ -99,7 +114,7 @@ def train(name: str, run: RunConfig | Branch, out: Path, data_dir: str | None, s
         RunInterrupted: a signal asked for it.
     """
     path = out / name
-    record = _held(path)
+    record = held(path)
     if record is not None and (other := changed(run, record)):
         raise ConfigError("--out", path, f"a folder that holds no run yet, or this one ({other})")
     if record is not None and "summary" in record:
@@ -156,7 +171,7 @@ def estimate(config: RunConfig) -> tuple[float, float, int]:
     from periodic_jax.sweeps.autotune import seconds_per_step
 
     check_config(config)
-    record = _held(Path(config.out)) or {}
+    record = held(Path(config.out)) or {}
     done = max(run_directory.checkpoint_steps(Path(config.out)), default=0) if record else 0
     left = 0 if "summary" in record else planned_steps(config) - done
     with xla.precision(config.precision):
@@ -188,36 +203,60 @@ def format_duration(seconds: float) -> str:
 def write(experiment: Experiment, scale: str, out: Path, folder: Path) -> Path:
     """Keep the evidence of finished runs, derive the numbers, draw the figures and write the page.
 
+    Runs that the page can do without are left out where they are not finished.
+
     Returns:
         The page.
     """
     name = pages.folder_name(experiment.name, scale)
     kept = folder / name
     shutil.rmtree(kept, ignore_errors=True)
-    for run in experiment.runs[scale]:
+    runs = [run for run in runs_of(experiment, scale) if run not in experiment.optional or is_finished(out / run)]
+    for run in runs:
         (kept / run).mkdir(parents=True)
         run_directory.write_config(kept / run, published(read_config(out / run)))
         evidence.save(evidence.gather(out / run, kept / run / SUMMARY_FILE), kept / run / EVIDENCE)
     if experiment.extra:
-        for part, found in experiment.extra({run: out / run for run in experiment.runs[scale]}).items():
+        for part, found in experiment.extra({run: out / run for run in runs}).items():
             (kept / part).mkdir()
             evidence.save(evidence.narrowed(found), kept / part / EVIDENCE)
-    found = _evidence(kept)
+    found = evidence_of(kept)
     numbers = plain(experiment.measure(found))
     drawn = []
-    flat = {run: evidence.with_norm(open_run(out / run, flat=True)) for run in experiment.runs[scale]}
+    flat = {run: evidence.with_norm(open_run(out / run, flat=True)) for run in runs}
     with mpl.rc_context(plots.STYLE):
         for title, figure in experiment.draw(flat, found):
             save_small(figure, kept / f"{title}.png")
             drawn.append(title)
-    files = sorted(file for file in kept.rglob("*") if file.is_file())
+    return _write_record(experiment, scale, folder, runs, numbers, drawn)
+
+
+def rewrite(experiment: Experiment, scale: str, folder: Path) -> Path:
+    """Derive the numbers anew from the evidence that is kept, and write the page; the figures stay.
+
+    Raises:
+        CorruptedRunError: there is no page, or what is kept beside it cannot be read.
+    """
+    kept = folder / pages.folder_name(experiment.name, scale)
+    record = read_record(kept)
+    runs = [run for run in runs_of(experiment, scale) if run not in experiment.optional or (kept / run).exists()]
+    numbers = plain(experiment.measure(evidence_of(kept)))
+    return _write_record(experiment, scale, folder, runs, numbers, record["figures"])
+
+
+def _write_record(
+    experiment: Experiment, scale: str, folder: Path, runs: Sequence[str], numbers: Any, figures: Sequence[str]
+) -> Path:
+    """Of the numbers, and of all files that are kept; and the page."""
+    name = pages.folder_name(experiment.name, scale)
+    kept, page = folder / name, folder / f"{name}.md"
+    files = sorted(file for file in kept.rglob("*") if file.is_file() and file != kept / RECORD)
     record = {
-        "experiment": experiment.name, "scale": scale, "numbers": numbers, "figures": drawn,
-        "sha256": {file.relative_to(kept).as_posix(): _digest(file) for file in files},
+        "experiment": experiment.name, "scale": scale, "numbers": numbers, "figures": list(figures),
+        "sha256": {file.relative_to(kept).as_posix(): digest_of(file) for file in files},
     }  # fmt: skip
     write_json(kept / RECORD, record)
-    page = folder / f"{name}.md"
-    page.write_text(pages.render(experiment, record | {"runs": _configs(experiment, scale, kept)}))
+    page.write_text(pages.render(experiment, record | {"runs": configs_of(kept, runs)}))
     return page
 
 
@@ -226,120 +265,3 @@ def save_small(figure: Figure, file: Path) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=100)
     Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
-
-
-def check(experiment: Experiment, scale: str, out: Path, folder: Path) -> list[str]:
-    """Derive everything on a page anew and compare.
-
-    Args:
-        experiment: whose page.
-        scale: of the page.
-        out: where the runs may be.
-        folder: of the pages.
-
-    Returns:
-        What differs; empty where all is as it should be.
-
-    Raises:
-        CorruptedRunError: there is no page, or what is kept beside it cannot be read.
-    """
-    name = pages.folder_name(experiment.name, scale)
-    kept, page = folder / name, folder / f"{name}.md"
-    try:
-        record, text = json.loads((kept / RECORD).read_text()), page.read_text()
-    except (OSError, ValueError) as error:
-        raise CorruptedRunError(page, f"no page with its {RECORD}: {type(error).__name__}", "write it again") from None
-    faults = [
-        f"{kept / file}: {'not as it was written' if (kept / file).exists() else 'missing'}"
-        for file, digest in record["sha256"].items() if not (kept / file).exists() or _digest(kept / file) != digest
-    ]  # fmt: skip
-    found = _evidence(kept)
-    faults += [f"number {one}" for one in unequal(record["numbers"], plain(experiment.measure(found)))]
-    configs = _configs(experiment, scale, kept)
-    if text != pages.render(experiment, record | {"runs": configs}):
-        faults.append(f"{page}: not what its record says")
-    for run in experiment.runs[scale]:
-        held = _held(out / run)
-        if held is None:
-            print(f"{run}: no run in {out / run}; numbers derived from {kept / run / EVIDENCE}")
-            continue
-        print(f"{run}: {out / run} read again")
-        if published(held) != configs[run]:
-            faults.append(f"{out / run / CONFIG_FILE}: of another run than {kept / run / CONFIG_FILE}")
-        again = evidence.gather(out / run)
-        faults += [f"{run}: {quantity} of its telemetry" for quantity in evidence.differences(found[run], again)]
-    there = {run: out / run for run in experiment.runs[scale] if _held(out / run)}
-    if experiment.extra and len(there) == len(experiment.runs[scale]):
-        for part, again in experiment.extra(there).items():
-            faults += [f"{part}: {one}" for one in evidence.differences(found[part], evidence.narrowed(again))]
-    if not faults:
-        print(f"{page}: {sum(1 for _ in _leaves(record['numbers']))} numbers as derived anew")
-    return faults
-
-
-def published(record: dict[str, Any]) -> dict[str, Any]:
-    """A run's record without the place of a branch's parent on the machine."""
-    parent = record.get("parent")
-    return record if parent is None else record | {"parent": {k: v for k, v in parent.items() if k != "path"}}
-
-
-def plain(value: Any) -> Any:
-    """Numbers as JSON holds them: NumPy's as Python's, None for NaN and infinities."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def unequal(recorded: Any, derived: Any) -> list[str]:
-    """Where two trees of plain numbers differ by more than `SAME`.
-
-    Example:
-        >>> unequal({"a": [1.0, 2.0]}, {"a": [1.0, 2.5]})
-        ['a.1: 2.0 recorded, 2.5 derived']
-    """
-    a, b = dict(_leaves(recorded)), dict(_leaves(derived))
-    return [
-        f"{key}: {a.get(key)} recorded, {b.get(key)} derived"
-        for key in {**a, **b}
-        if not _equal(a.get(key), b.get(key))
-    ]
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, float) or isinstance(b, float):
-        number = isinstance(a, int | float) and isinstance(b, int | float)
-        return number and math.isclose(a, b, rel_tol=SAME, abs_tol=1e-12)
-    return a == b
-
-
-def _leaves(tree: Any, name: str = ""):
-    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else None
-    if items is None:
-        yield name, tree
-        return
-    for key, value in items:
-        yield from _leaves(value, f"{name}.{key}" if name else str(key))
-
-
-def _evidence(kept: Path) -> dict[str, xr.Dataset]:
-    return {file.parent.name: evidence.load(file) for file in sorted(kept.glob(f"*/{EVIDENCE}"))}
-
-
-def _configs(experiment: Experiment, scale: str, kept: Path) -> dict[str, dict[str, Any]]:
-    return {run: read_config(kept / run) for run in experiment.runs[scale]}
-
-
-def _held(path: Path) -> dict[str, Any] | None:
-    """The record of the run in a folder; None where there is none."""
-    with contextlib.suppress(OSError):
-        if (path / CONFIG_FILE).exists():
-            return read_config(path)
-    return None
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

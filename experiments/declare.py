@@ -1,4 +1,4 @@
-"""What an experiment declares: runs at both scales, what to measure, what to say of it, what to draw."""
+"""What an experiment declares: runs at each scale, what to measure, what to say of it, what to draw."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import xarray as xr
 from matplotlib.figure import Figure
 
+from periodic_jax.core.errors import ConfigError
 from periodic_jax.runs.config import RunConfig
 
-SCALES = ("laptop", "paper")
+SCALES = ("laptop", "desktop", "paper")
 Numbers = dict[str, Any]  # what JSON can hold
 Runs = Mapping[str, xr.Dataset]
 
@@ -27,9 +28,11 @@ class Branch:
 
 
 class Finding(NamedTuple):
-    """One thing that the claim says, whether the numbers bear it out, and the numbers in words."""
+    """One thing that the claim says, whether the numbers bear it out (None: they cannot tell), and the numbers in
+    words.
+    """
 
-    holds: bool
+    holds: bool | None
     claim: str
     measured: str
 
@@ -42,14 +45,16 @@ class Experiment:
         name: of the module and of the page.
         title: of the page.
         claim: what the paper says, in our words.
-        runs: for each of `SCALES` the runs by name; parents before their branches. ``out`` is filled in later.
+        runs: for each of `SCALES`, or for some, the runs by name; parents before their branches. ``out`` is filled in
+            later.
         measure: from the evidence of the runs (see `evidence.gather`) to numbers.
         findings: from the numbers to what holds and what does not.
         tables: from the numbers to Markdown.
         draw: from the flat runs and their evidence to named figures.
         captions: of each figure that may be drawn, in the order of the page.
-        limits: what the laptop's scale cannot tell, in words.
+        limits: for a scale, or for all, what it cannot tell, in words.
         extra: further evidence from the checkpoints of the runs, given their folders.
+        optional: runs that the page can do without; it names those that are missing.
     """
 
     name: str
@@ -61,15 +66,27 @@ class Experiment:
     tables: Callable[[Numbers], str]
     draw: Callable[[Runs, Runs], Iterable[tuple[str, Figure]]]
     captions: Mapping[str, str]
-    limits: tuple[str, ...] = ()
+    limits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     extra: Callable[[Mapping[str, Path]], dict[str, xr.Dataset]] | None = None
+    optional: frozenset[str] = frozenset()
+
+
+def runs_of(experiment: Experiment, scale: str) -> Mapping[str, RunConfig | Branch]:
+    """The runs of a scale.
+
+    Raises:
+        ConfigError: the experiment has none of that scale.
+    """
+    if scale not in experiment.runs:
+        raise ConfigError("--scale", scale, f"one of {', '.join(experiment.runs)} for {experiment.name}")
+    return experiment.runs[scale]
 
 
 def placed(experiment: Experiment, scale: str, out: Path, data_dir: str | None) -> dict[str, RunConfig | Branch]:
     """The runs of a scale with their folders below ``out``, and where the data are."""
     return {
         name: replace(run, out=out / name, data_dir=data_dir) if isinstance(run, RunConfig) else run
-        for name, run in experiment.runs[scale].items()
+        for name, run in runs_of(experiment, scale).items()
     }
 
 
@@ -77,6 +94,15 @@ def paper(**settings: Any) -> RunConfig:
     """The paper's setting: ConvNetSI of width 32 on CIFAR-10, 1,000 epochs of plain SGD with a frozen head."""
     usual: dict[str, Any] = {
         "dataset": "cifar10", "width": 32, "epochs": 1000, "eval_every": 3900, "checkpoint_seconds": 300.0
+    }  # fmt: skip
+    return RunConfig(out="", **(usual | settings))
+
+
+def desktop(**settings: Any) -> RunConfig:
+    """ConvNetSI of width 8 on all of CIFAR-10 at 16x16 pixels, 150 epochs, three seeds."""
+    usual: dict[str, Any] = {
+        "dataset": "cifar10", "resize": 16, "width": 8, "epochs": 150, "eval_every": 1170, "seed": (0, 1, 2),
+        "checkpoint_seconds": 60.0,
     }  # fmt: skip
     return RunConfig(out="", **(usual | settings))
 

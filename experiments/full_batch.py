@@ -94,7 +94,9 @@ EXPERIMENT = Experiment(
     tables=tables,
     draw=draw,
     captions={"run": "Three learning rates; a step is one pass over all images."},
-    limits=("640 images. Batch normalisation still sees 128 images at a time, always the same ones together.",),
+    limits={
+        "laptop": ("640 images. Batch normalisation still sees 128 images at a time, always the same ones together.",)
+    },
 )
 
 if __name__ == "__main__":

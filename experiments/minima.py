@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from experiments.common import main
-from experiments.declare import Experiment, Finding, Numbers, Runs, paper, small_images
+from experiments.declare import Experiment, Finding, Numbers, Runs, desktop, paper, small_images
 from experiments.pages import percent, table
 from periodic_jax import analysis
 from periodic_jax.runs.config import from_manifest
@@ -29,6 +29,7 @@ RUNS = {
             lr=(0.1,), weight_decay=(1e-2,), seed=(0, 1), steps=8000, eval_every=160, keep_every=100
         ),
     },
+    "desktop": {"run": desktop(lr=(0.1,), weight_decay=(1e-3,), keep_every=390)},
     "paper": {"run": paper(lr=(0.03,), weight_decay=(1e-3,), seed=(0, 1), keep_every=1950)},
 }  # fmt: skip
 
@@ -243,10 +244,12 @@ EXPERIMENT = Experiment(
         "minima": "Left: the checkpoints that are compared, the last before each destabilisation. Middle: cosine and "
         "barrier between successive ones, and between the last ones of two seeds. Right: ensembles of the last minima."
     },
-    limits=(
-        "Paths are straight ones between weights whose layers are scaled to norm 1; curved ones were not tried.",
-        "The minima are the last checkpoints before a destabilisation, at most 100 steps off.",
-    ),
+    limits={
+        "all": (
+            "Paths are straight ones between weights whose layers are scaled to norm 1; curved ones were not tried.",
+            "The minima are the last checkpoints before a destabilisation, at most 100 steps off.",
+        )
+    },
     extra=compare,
 )
 

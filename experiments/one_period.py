@@ -161,7 +161,7 @@ EXPERIMENT = Experiment(
         "down in phase A, up and back to the left in phase B.",
         "layers": "The norms of the four convolutions: all jump together and fall in parallel.",
     },
-    limits=("Only plain SGD on one small network; other practice is another page's.",),
+    limits={"laptop": ("Only plain SGD on one small network; other practice is another page's.",)},
 )
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.declare import Experiment, Finding
+from experiments.declare import Experiment, Finding, runs_of
+from experiments.statistics import Estimate
 from periodic_jax.runs.config import RunConfig
 
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(RunConfig) if f.name != "out"}
 ALWAYS = ("lr", "weight_decay")
+# CRC-32 of the training images of CIFAR-10 as JPEG files of the default quality: at 32x32, 16x16, and 2,000 at 8x8.
+JPEG_COPIES = {3603196499, 2836435073, 2840480790}
 UNSAID = (
     "data_dir", "download", "layout", "keep", "keep_every", "checkpoint_seconds", "epochs", "schedule_end", "dataset",
     "model", "width", "depth", "batch_size", "steps", "eval_every",
@@ -24,6 +27,7 @@ def render(experiment: Experiment, record: Mapping[str, Any]) -> str:
         record: ``scale``, ``numbers``, ``figures`` and, of each run, its config.json under ``runs``.
     """
     scale, name = record["scale"], folder_name(experiment.name, record["scale"])
+    missing = [run for run in runs_of(experiment, scale) if run not in record["runs"]]
     numbers = numeric(record["numbers"])
     found = experiment.findings(numbers)
     where = " --data-dir FOLDER" if any(c["config"]["dataset"] != "digits" for c in record["runs"].values()) else ""
@@ -31,10 +35,12 @@ def render(experiment: Experiment, record: Mapping[str, Any]) -> str:
         f"# {experiment.title}",
         f"The claim: {experiment.claim}",
         "## What does not reproduce",
-        _listed([f for f in found if not f.holds])
+        _listed([f for f in found if f.holds is False])
         or "Of what was tested here, nothing failed. What was not tested stands below.",
-        "## What was not tested" if experiment.limits or scale == "laptop" else "",
-        "\n".join(f"- {words}" for words in (*_untested(scale), *(experiment.limits if scale == "laptop" else ()))),
+        "## What was not tested",
+        "\n".join(f"- {words}" for words in (*_untested(experiment, scale, missing), *_limits(experiment, scale))),
+        "## What the numbers cannot tell" if any(f.holds is None for f in found) else "",
+        _listed([f for f in found if f.holds is None]),
         "## What agrees",
         _listed([f for f in found if f.holds]) or "Nothing.",
     ]
@@ -100,14 +106,34 @@ def percent(value: float | None) -> str:
     return "-" if value is None or value != value else f"{100 * value:.1f} %"
 
 
+def spelt(estimate: Estimate) -> str:
+    """A number with its interval.
+
+    Example:
+        >>> spelt(Estimate(-0.51234, -0.9, -0.1))
+        '-0.512 [-0.9, -0.1]'
+    """
+    if math.isnan(estimate.low):
+        return f"{cell(estimate.value)} (no interval)"
+    return f"{cell(estimate.value)} [{cell(estimate.low)}, {cell(estimate.high)}]"
+
+
 def _listed(found: Sequence[Finding]) -> str:
     return "\n".join(f"- *{f.claim}* {f.measured}" for f in found)
 
 
-def _untested(scale: str) -> tuple[str, ...]:
-    if scale == "laptop":
-        return ("The paper's own scale is declared (`--scale paper`) and has not been run; no number here is of it.",)
-    return ()
+def _untested(experiment: Experiment, scale: str, missing: Sequence[str]) -> tuple[str, ...]:
+    others = [f"`--scale {other}`" for other in experiment.runs if other != scale]
+    words = (
+        f"Other scales ({', '.join(others)}) have pages of their own where they were run; no number here is of them."
+    )
+    if missing:
+        return words, f"Not run yet: {', '.join(f'`{run}`' for run in missing)}."
+    return (words,)
+
+
+def _limits(experiment: Experiment, scale: str) -> tuple[str, ...]:
+    return (*experiment.limits.get("all", ()), *experiment.limits.get(scale, ()))
 
 
 def _settings(name: str, run: str, record: Mapping[str, Any]) -> str:
@@ -115,7 +141,7 @@ def _settings(name: str, run: str, record: Mapping[str, Any]) -> str:
     c, data = record["config"], record["data"]
     words = [
         f"{c['model']} of width {c['width']} and depth {c['depth']} on {data['train_images']:,} "
-        f"images of {c['dataset']}",
+        f"images of {c['dataset']}" + (" (JPEG copy)" if data.get("crc32") in JPEG_COPIES else ""),
         f"batch {c['batch_size']}", f"{c['steps']:,} steps", f"evaluated every {c['eval_every']:,}",
     ]  # fmt: skip
     for setting, usual in DEFAULTS.items():
@@ -138,9 +164,10 @@ def _made(run: str, record: Mapping[str, Any]) -> str:
     took = f"{summary['seconds']:.0f} s"
     if sessions > 1:
         took = f"{sessions} sessions, the last of which took {took}"
+    shared = ", shared with other work" if hardware["device"] == "cpu" else ""
     return (
-        f"- `{run}`: {hardware['devices']} x {hardware['device']} ({hardware['machine']}, {hardware['cpus']} cores, "
-        f"shared with other work), {record['config']['precision']}, {summary['config_steps']:,} config-steps in "
+        f"- `{run}`: {hardware['devices']} x {hardware['device']} ({hardware['machine']}, {hardware['cpus']} cores"
+        f"{shared}), {record['config']['precision']}, {summary['config_steps']:,} config-steps in "
         f"{took}; jax {versions['jax']}, commit {(record['git_commit'] or 'unknown')[:10]}"
     )
 

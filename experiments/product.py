@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments import reading
 from experiments.common import main
-from experiments.declare import Experiment, Finding, Numbers, Runs, laptop, paper
+from experiments.declare import Experiment, Finding, Numbers, Runs, desktop, laptop, paper
 from experiments.pages import table
 from periodic_jax import plots
 
@@ -22,6 +22,7 @@ RUNS = {
             eval_every=250,
         ),
     },
+    "desktop": {"run": desktop(lr=(0.03, 0.1, 0.3, 1.0), weight_decay=(3e-4, 1e-3, 3e-3, 1e-2))},
     "paper": {"run": paper(lr=(0.003, 0.01, 0.03, 0.1, 0.3), weight_decay=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2))},
 }  # fmt: skip
 
@@ -145,8 +146,12 @@ EXPERIMENT = Experiment(
         "diagonal from the upper "
         "left to the lower right.",
     },
-    limits=("All configurations start from the same weights, so from other effective learning rates: c²η and λ/c² "
-            "would be the same path exactly only from weights c times as large.",),
+    limits={
+        "all": (
+            "All configurations start from the same weights, so from other effective learning rates: c²η and λ/c² "
+            "would be the same path exactly only from weights c times as large.",
+        )
+    },
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from experiments import reading
 from experiments.common import main
-from experiments.declare import Experiment, Finding, Numbers, Runs, paper, small_images
+from experiments.declare import Experiment, Finding, Numbers, Runs, desktop, paper, small_images
 from experiments.pages import percent, table
 from periodic_jax import plots
 from periodic_jax.core.segments import extremes
@@ -32,6 +32,13 @@ RUNS = {
             elr=(1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2, 3e-2, 0.05, 0.1, 0.3),
         ),
         "normal": small_images(lr=(0.1, 0.3, 1.0, 3.0), weight_decay=(1e-2,), steps=8000, eval_every=160),
+    },
+    "desktop": {
+        "sphere": desktop(
+            lr=(1.0,), weight_decay=(0.0,), fixed_norm=(-1.0,),
+            elr=(1e-5, 1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 0.05, 0.1),
+        ),
+        "normal": desktop(lr=(0.03, 0.1, 0.3, 1.0), weight_decay=(1e-3,)),
     },
     "paper": {
         "sphere": paper(
@@ -220,7 +227,7 @@ EXPERIMENT = Experiment(
         "gradient norm in each of these runs, over the paths of normal training (grey, darker for larger learning "
         "rates).",
     },
-    limits=("2,000 images at 8x8 pixels, a network of width 8, one seed.",),
+    limits={"laptop": ("2,000 images at 8x8 pixels, a network of width 8, one seed.",)},
 )
 
 if __name__ == "__main__":

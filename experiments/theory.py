@@ -223,12 +223,14 @@ EXPERIMENT = Experiment(
         "equilibria": "Measured against predicted norm and effective learning rate.",
         "periods": "Every period of the grid against the product of learning rate and decay.",
     },
-    limits=(
-        "The bounds take the lowest and highest gradient norm from the record itself, so they can be "
-        "violated by an error "
-        "in the recorded numbers or in the theory, not by an unusual gradient.",
-        "Float32, plain SGD, a constant learning rate.",
-    ),
+    limits={
+        "all": (
+            "The bounds take the lowest and highest gradient norm from the record itself, so they can be "
+            "violated by an error "
+            "in the recorded numbers or in the theory, not by an unusual gradient.",
+            "Float32, plain SGD, a constant learning rate.",
+        )
+    },
 )
 
 if __name__ == "__main__":

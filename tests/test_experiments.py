@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from periodic_jax import data
-from periodic_jax.core.errors import CorruptedRunError
+from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.data import Dataset
 from periodic_jax.runs import config as config_module
 from periodic_jax.training import xla
@@ -21,6 +21,7 @@ PAGES = ROOT / "docs" / "experiments"
 NAMES = (
     "rate_and_decay", "one_period", "ablations", "product", "practice", "full_batch", "minima", "sphere", "theory"
 )  # fmt: skip
+WRITTEN = [*((name, "laptop") for name in NAMES), ("rate_and_decay", "paper")]
 
 
 @pytest.fixture(autouse=True)
@@ -52,12 +53,17 @@ def stand_ins(monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("scale", ["laptop", "paper"])
+@pytest.mark.parametrize("scale", ["laptop", "desktop", "paper"])
 def test_the_declared_runs_can_run(name, scale, stand_ins, tmp_path):
     from experiments.declare import Branch, placed
 
     declared = experiment(name)
     assert declared.name == name
+    if scale not in declared.runs:
+        with pytest.raises(ConfigError, match=f"--scale: {scale} is not accepted; expected one of laptop"):
+            placed(declared, scale, tmp_path, None)
+        return
+    assert declared.optional < set(declared.runs["paper"])
     runs = placed(declared, scale, tmp_path, None)
     assert runs
     for run in runs.values():
@@ -76,20 +82,22 @@ def test_the_grid_of_the_theory_is_large():
         assert sum(len(run.lr) * len(run.weight_decay) for run in runs.values()) >= 100
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_pages_say_what_is_kept_beside_them(name, tmp_path):
-    from experiments.common import check
+@pytest.mark.parametrize(("name", "scale"), WRITTEN)
+def test_pages_say_what_is_kept_beside_them(name, scale, tmp_path):
+    from experiments.checking import check
 
-    assert check(experiment(name), "laptop", tmp_path / "nothing", PAGES) == []
+    assert check(experiment(name), scale, tmp_path / "nothing", PAGES) == []
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_kept_names_no_machine(name):
-    for file in (PAGES / name).glob("*/config.json"):
+@pytest.mark.parametrize(("name", "scale"), WRITTEN)
+def test_what_is_kept_names_no_machine(name, scale):
+    from experiments.pages import folder_name
+
+    kept = PAGES / folder_name(name, scale)
+    for file in kept.glob("*/config.json"):
         assert '"/' not in file.read_text()  # an absolute path
-    size = sum(file.stat().st_size for file in (PAGES / name).rglob("*"))
-    assert size < 700_000
-    assert all(file.stat().st_size < 150_000 for file in (PAGES / name).glob("*.png"))
+    assert sum(file.stat().st_size for file in kept.rglob("*")) < 700_000
+    assert all(file.stat().st_size < 150_000 for file in kept.glob("*.png"))
 
 
 def without_periods(found):
@@ -105,16 +113,16 @@ def without_periods(found):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_page_can_be_written_whatever_the_runs_did(name):
-    from experiments import common, pages
+    from experiments import kept, pages
 
     declared = experiment(name)
-    found = common._evidence(PAGES / name)
+    found = kept.evidence_of(PAGES / name)
     nothing = {run: without_periods(part) if "regime" in part else part for run, part in found.items()}
     if "networks" in nothing:
         nothing["networks"] = nothing["networks"].isel(minimum=slice(0), pair=slice(0), ensemble=slice(0))
-    numbers = pages.numeric(common.plain(declared.measure(nothing)))
+    numbers = pages.numeric(kept.plain(declared.measure(nothing)))
     assert declared.tables(numbers)
-    assert any(not finding.holds for finding in declared.findings(numbers))
+    assert any(finding.holds is not True for finding in declared.findings(numbers))
     assert all(finding.claim and finding.measured for finding in declared.findings(numbers))
 
 
@@ -126,7 +134,7 @@ def copied(tmp_path):
 
 
 def faults(pages):
-    from experiments.common import check
+    from experiments.checking import check
 
     return check(experiment("full_batch"), "laptop", pages / "nothing", pages)
 
@@ -181,6 +189,7 @@ def test_evidence_comes_back_as_it_was_kept(tmp_path):
 
 def test_a_run_from_start_to_page_to_check(tmp_path, monkeypatch, capsys):
     from experiments import common, evidence
+    from experiments.checking import check
     from experiments.declare import Branch, laptop
 
     small = {
@@ -206,11 +215,81 @@ def test_a_run_from_start_to_page_to_check(tmp_path, monkeypatch, capsys):
     # The same page, and another run in the place of the one it came from.
     found = evidence.load(kept / "run" / "evidence.npz")
     monkeypatch.setattr(evidence, "gather", lambda path: found.assign(late_loss=2 * found.late_loss))
-    assert "run: late_loss of its telemetry" in common.check(tiny, "laptop", tmp_path / "runs", tmp_path / "pages")
+    assert "run: late_loss of its telemetry" in check(tiny, "laptop", tmp_path / "runs", tmp_path / "pages")
     other = dataclasses.replace(tiny, runs={"laptop": {"run": laptop(lr=(0.2,), width=2, steps=40)}})
     with pytest.raises(SystemExit) as ended:
         common.main(other, arguments)
     assert ended.value.code == 2
+
+
+def test_a_page_names_the_runs_that_it_can_do_without(tmp_path, monkeypatch, capsys):
+    from experiments import common
+    from experiments.declare import laptop
+
+    run = laptop(lr=(1.0,), width=2, steps=40, eval_every=20)
+    base = experiment("full_batch")
+    tiny = dataclasses.replace(base, runs={"laptop": {"run": run, "later": run}}, optional=frozenset({"later"}))
+    for settled in ("use_cores_as_devices", "keep_compiled_programs"):
+        monkeypatch.setattr(xla, settled, lambda: None)
+    arguments = ["--out", str(tmp_path / "runs"), "--pages", str(tmp_path / "pages")]
+    with pytest.raises(SystemExit) as ended:
+        common.main(tiny, [*arguments, "--runs", "other"])
+    assert ended.value.code == 2
+    assert "--runs: other is not accepted; expected one of run, later" in capsys.readouterr().err
+    common.main(tiny, [*arguments, "--runs", "run"])
+    page = tmp_path / "pages" / "full_batch.md"
+    assert "Not run yet: `later`." in page.read_text()
+    with pytest.raises(SystemExit) as ended:
+        common.main(tiny, [*arguments, "--check"])
+    assert ended.value.code == 0
+
+    needed = dataclasses.replace(tiny, optional=frozenset())
+    page.unlink()
+    common.main(needed, [*arguments, "--runs", "run"])
+    assert "no page yet: later not finished" in capsys.readouterr().out
+    assert not page.exists()
+
+
+def test_a_page_is_written_again_from_what_is_kept(copied):
+    from experiments.common import rewrite
+
+    before = (copied / "full_batch.md").read_text(), (copied / "full_batch" / "record.json").read_text()
+    (copied / "full_batch.md").write_text("gone")
+    assert rewrite(experiment("full_batch"), "laptop", copied) == copied / "full_batch.md"
+    assert ((copied / "full_batch.md").read_text(), (copied / "full_batch" / "record.json").read_text()) == before
+
+
+def test_what_is_published_of_a_run_names_no_folder():
+    from experiments.kept import published
+
+    record = {"command": ["sweep", "--out", "/a/b/run"], "data": {"source": "/data/cifar", "images": 5}}
+    assert published(record) == {"command": ["sweep", "--out", "run"], "data": {"source": "cifar", "images": 5}}
+
+
+def test_trends_and_slopes_have_intervals_that_cover_the_truth():
+    from experiments.statistics import slope, trend
+
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(40):
+        series = [5 - 0.3 * np.arange(12) + rng.normal(size=12) for _ in range(6)]
+        found = trend(series)
+        covered.append(found.low <= -0.3 <= found.high)
+        expected = np.mean([np.polyfit(np.arange(12), one, 1)[0] for one in series])
+        assert found.value == pytest.approx(expected)
+    assert 0.75 <= np.mean(covered) <= 1  # resampled intervals of few series are short of 95 %
+    x = rng.normal(size=30)
+    assert slope(x, 2 * x + 1).value == pytest.approx(2)
+    assert slope(x, 2 * x + rng.normal(size=30)).sign() == 1
+    assert slope(x, rng.normal(size=30) * 100).sign() is None
+
+
+def test_what_cannot_be_told_has_no_interval():
+    from experiments.statistics import slope, trend
+
+    for found in (trend([]), trend([np.array([1.0, 2.0])]), slope([1.0, 2.0], [1.0, 2.0])):
+        assert np.isnan(found.value)
+        assert found.sign() is None
 
 
 def test_how_long_a_run_takes_is_estimated_from_a_step(monkeypatch, tmp_path):
@@ -258,7 +337,8 @@ def test_the_mean_of_earlier_falls_is_of_earlier_ones_only():
 
 
 def test_numbers_are_plain_and_compared():
-    from experiments.common import plain, unequal
+    from experiments.checking import unequal
+    from experiments.kept import plain
 
     tree = plain({"a": np.array([1.0, np.nan]), "b": (np.int64(2), "x"), 3: np.float32(0.5)})
     assert tree == {"a": [1.0, None], "b": [2, "x"], "3": 0.5}

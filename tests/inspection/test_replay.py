@@ -15,6 +15,8 @@ from periodic_jax.inspection import replay
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz") if path.stem != "images")
+# With the form for accelerators these stand for all twelve; the others are `stress`, by hand: minutes of compilation.
+OF_EACH_KIND = {"convnet_si_af_all_trainable", "convnet_si_sphere", "convnet_standard", "resnet18_si"}
 QUICK = {"convnet_si", "convnet_si_fixed_elr", "convnet_si_momentum", "convnet_si_sphere", "convnet_si_squared_loss"}
 
 
@@ -52,8 +54,9 @@ def test_the_reference_walks_the_same_path(float64, images, name):
     check(table(name, images))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in OF_EACH_KIND else pytest.mark.stress) for n in NAMES]
+)
 def test_the_form_for_accelerators_walks_it_too(float64, images, name):
     check(table(name, images, platform="cuda"))
 
