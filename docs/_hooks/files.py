@@ -15,10 +15,9 @@ ELSEWHERE = {
     "CONTRIBUTING.md": "development/contributing.md",
     "CHANGELOG.md": "development/changelog.md",
     "benchmarks/README.md": "development/performance.md",
-    "benchmarks/results/gpu-nvidia-h200.json": "development/gpu-nvidia-h200.json",
     "CITATION.cff": "CITATION.cff",
     "LICENSE": "LICENSE.txt",
-}
+} | {f"benchmarks/results/{path.name}": f"development/{path.name}" for path in ROOT.glob("benchmarks/results/*.json")}
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)(?=[)#])")
 FENCED = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 
