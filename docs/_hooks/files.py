@@ -17,7 +17,11 @@ ELSEWHERE = {
     "benchmarks/README.md": "development/performance.md",
     "CITATION.cff": "CITATION.cff",
     "LICENSE": "LICENSE.txt",
-} | {f"benchmarks/results/{path.name}": f"development/{path.name}" for path in ROOT.glob("benchmarks/results/*.json")}
+}
+ELSEWHERE |= {
+    f"benchmarks/results/{path.name}": f"development/{path.name}" for path in ROOT.glob("benchmarks/results/*")
+}
+ELSEWHERE |= {f"examples/{path.name}": f"examples/{path.name}" for path in ROOT.glob("examples/*.py")}
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)(?=[)#])")
 FENCED = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 
@@ -78,7 +82,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         sources[path] = site_path(path)
     for path, target in sources.items():
         content = (ROOT / path).read_text()
-        if path.endswith(".py"):
+        if path.startswith("docs/tutorials/"):
             name = Path(path).name
             content = f"{as_page(content)}\n\n[Download {name}]({name}){{: download }}\n"
         files.append(File.generated(config, target, content=content))

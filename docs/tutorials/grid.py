@@ -20,7 +20,7 @@ config = pj.RunConfig(
     momentum=(0.0, 0.5),
     seed=(0, 1, 2),
     width=2,
-    steps=1500,
+    steps=1000,
 )
 run = pj.run_sweep(config)
 
@@ -78,7 +78,7 @@ print("configurations with periods:", int(np.isfinite(length).sum()), "of", leng
 #
 # ```bash
 # periodic-jax sweep --lr 0.5 1 --weight-decay 0.005 0.01 --momentum 0 0.5 --seed 0 1 2 \
-#     --width 2 --steps 1500 --out runs/grid
+#     --width 2 --steps 1000 --out runs/grid
 # ```
 #
 # Next: [your own network](own_network.md).
