@@ -1,5 +1,6 @@
 """The programs that a sweep compiles: a chunk of steps, and an evaluation, of all configurations."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -102,6 +103,29 @@ class Programs:
     def _advance(
         self, state: TrainState, hparams: HParams, batch: Batch, step: Array
     ) -> tuple[TrainState, dict[str, Array]]:
+        """As `_advance_living`, but a configuration that diverged keeps its state, and its records are NaN."""
+
+        def advance(state: TrainState) -> tuple[TrainState, dict[str, Array]]:
+            return self._advance_living(state, hparams, batch, step)
+
+        def stay(state: TrainState) -> tuple[TrainState, dict[str, Array]]:
+            return state.replace(step=state.step + 1), _unknown(lambda state: advance(state)[1], state)
+
+        return self._unless_diverged(advance, stay, state)
+
+    def _unless_diverged(self, living: Callable[..., Any], diverged: Callable[..., Any], state: TrainState) -> Any:
+        """The one or the other, where a conditional leaves the other out.
+
+        Batched it would be a select of both, and on an accelerator the host would wait for it: there what is computed
+        of a diverged configuration is dropped by whatever computes it.
+        """
+        if self.platform == "cpu" and self.layout in ("map", "unroll"):
+            return jax.lax.cond(state.diverged_at < 0, living, diverged, state)
+        return living(state)
+
+    def _advance_living(
+        self, state: TrainState, hparams: HParams, batch: Batch, step: Array
+    ) -> tuple[TrainState, dict[str, Array]]:
         """The state after a step, and what is recorded of it as one array of numbers and one of those of each layer.
 
         Two arrays are written in each step instead of one for each quantity.
@@ -187,7 +211,7 @@ class Programs:
             counts = start + jnp.arange(size) >= new
             masks = [counts, *(counts & cut(part) for part in parts)]
 
-            def of_one(state: TrainState) -> list[tuple[Array, Array]]:
+            def of_living(state: TrainState) -> list[tuple[Array, Array]]:
                 loss, wrong = eval_step(state, batch, train)
                 reached = jnp.where(state.diverged_at < 0, 0, jnp.nan)  # a diverged configuration has no result
 
@@ -195,6 +219,9 @@ class Programs:
                     return jnp.where(mask, values, 0).sum() + reached
 
                 return [(summed(loss, mask), summed(wrong, mask)) for mask in masks]
+
+            def of_one(state: TrainState) -> list[tuple[Array, Array]]:
+                return self._unless_diverged(of_living, partial(_unknown, of_living), state)
 
             sums = over_seeds(lay_out(of_one, self.layout), self.layout)(states)
             return jax.tree.map(jnp.add, total, sums), None
@@ -235,3 +262,8 @@ class ShardedPrograms:
 
 def _prepare(model: Any, images: Array) -> Any:
     return model.prepare(images) if hasattr(model, "prepare") else images
+
+
+def _unknown(function: Callable[..., Any], *args: Any) -> Any:
+    """NaN in the place of each number that a function returns."""
+    return jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), jax.eval_shape(function, *args))

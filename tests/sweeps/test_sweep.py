@@ -93,6 +93,43 @@ def test_a_nan_configuration_changes_no_other_by_one_bit(tiny, model, layout):
         assert np.isnan(broken["loss"][poisoned]).all()
 
 
+@pytest.mark.parametrize("layout", ["map", pytest.param("unroll", marks=pytest.mark.slow)])
+def test_what_is_left_out_of_a_diverged_configuration_changes_no_result(float64, tiny, layout):
+    """Against blocks, which compute all of it and drop what has no result."""
+    grid = SweepGrid.product(lr=[0.05, 0.5, 1e200], weight_decay=0.0, seed=[4, 0])
+    spec = TrainingSpec(12, per_layer=True)
+
+    def run(layout):
+        sweep = Sweep(network(), tiny, grid, spec, layout=layout)
+        results = collect(sweep, 6, eval_every=3)
+        return *results, sweep.placement.fetch(sweep.states)
+
+    found, expected = run(layout), run("map:2")
+    for these, those in zip(found, expected, strict=True):
+        assert these.keys() == those.keys()
+        for name, values in those.items():
+            np.testing.assert_allclose(these[name], values, rtol=1e-9, atol=1e-12, strict=True, err_msg=name)
+    assert found[2]["diverged_at"].tolist() == [-1, -1, -1, -1, 0, 0]
+    assert np.isnan(found[0]["layer_weight_norm"][4:, 1:]).all()
+
+
+def test_a_diverged_configuration_is_not_computed(tiny):
+    class Counted(Probe):
+        def __call__(self, images, train):
+            jax.debug.callback(lambda: calls.append(None))
+            return super().__call__(images, train)
+
+    calls: list[None] = []
+    sweep = Sweep(Counted(), tiny, SweepGrid.product(lr=[0.1, 0.2, 0.3, 0.4], weight_decay=0.0), TrainingSpec(12))
+    states = sweep.states
+    dead = sweep.placement.shard_configs(np.array([-1, 0, -1, 0], np.int32))
+    sweep.states = states.replace(diverged_at=dead)
+    calls.clear()
+    list(sweep.chunks(5, eval_every=None))
+    jax.effects_barrier()
+    assert len(calls) == 2 * 5
+
+
 def test_one_compilation_serves_chunks_of_every_length(tiny, model):
     sweep = Sweep(model, tiny, GRID, TrainingSpec(12), capacity=9)
     lengths = [chunk.steps for chunk in sweep.chunks(50, eval_every=11)]
@@ -192,6 +229,14 @@ def test_an_arrangement_shows_every_configuration_in_its_place(seeds, devices):
     assert np.array_equal(arranged.source[arranged.row, arranged.column], np.arange(len(seeds)))
     assert (seeds[arranged.source] == arranged.seeds[:, None]).all()
     assert np.array_equal(arranged.flatten(arranged.source), np.arange(len(seeds)))
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_of_the_largest_rates_every_device_has_as_many(devices):
+    arranged = Arrangement.of(np.zeros(24, int), devices)
+    for first in range(24):
+        counts = np.bincount(arranged.row[first:], minlength=devices)
+        assert counts.max() - counts.min() <= 1
 
 
 def test_a_grid_with_ragged_seeds_is_padded_and_unpadded(tiny, model):
