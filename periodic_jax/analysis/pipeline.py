@@ -45,6 +45,7 @@ class Hyperparameters(NamedTuple):
     momentum: np.ndarray  # μ
     pacing_decay: np.ndarray  # λ where it sets a pace; 0 where norm or effective learning rate are fixed
     is_free: np.ndarray  # whether the norm is not projected
+    is_held: np.ndarray  # whether norm or effective learning rate are fixed
 
 
 class BlockAnalysis(NamedTuple):
@@ -85,8 +86,9 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
     """
     axes = {name: np.asarray(dataset[name].values) for name in AXES}
     is_free = axes["fixed_norm"] == 0
-    pacing_decay = np.where(is_free & (axes["elr"] == 0), axes["weight_decay"], 0.0)
-    hyper = Hyperparameters(axes["lr"], axes["weight_decay"], axes["momentum"], pacing_decay, is_free)
+    is_held = ~is_free | (axes["elr"] != 0)
+    pacing_decay = np.where(is_held, 0.0, axes["weight_decay"])
+    hyper = Hyperparameters(axes["lr"], axes["weight_decay"], axes["momentum"], pacing_decay, is_free, is_held)
     configs = dataset.sizes["config"]
     # As few blocks as memory allows: each chunk of a store holds all configurations, and is read again for every block.
     names = [name for name in CURVES if name in dataset]
@@ -120,14 +122,14 @@ def _analyze_block(dataset: xr.Dataset, block: slice, hyper: Hyperparameters, pr
     names = [name for name in CURVES if name in dataset] + ["diverged_at"]
     curves = {name: read(dataset, name, config=block) for name in names}
     curves |= {name: np.full_like(curves["loss"], np.nan) for name in CURVES[:5] if name not in curves}
-    lr, weight_decay, momentum, pacing_decay, is_free = (values[block] for values in hyper)
+    lr, weight_decay, momentum, pacing_decay, is_free, is_held = (values[block] for values in hyper)
     periods = detect_periods(curves)
     norm, elr, gradient, angle = (curves[name] for name in CURVES[1:5])
     trajectory = Trajectory(norm, elr, gradient, angle, weight_decay, momentum, is_free, curves.get("radial_leak"))
     known = np.isfinite(curves["loss"]) | np.isfinite(norm)
     return BlockAnalysis(
         periods,
-        classify_regimes(curves, lr, pacing_decay, momentum, periods=periods),
+        classify_regimes(curves, lr, pacing_decay, momentum, is_held=is_held, periods=periods),
         check_theory(trajectory),
         _last(norm),
         segments.ends(known),

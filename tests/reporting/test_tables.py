@@ -46,9 +46,9 @@ def test_text(analysed):
     cells = [re.split(r"  +", line.strip()) for line in as_text(analysed).splitlines()]
     assert [" ".join(row) for row in cells] == [
         "lr decay seed regime sure jumps mean period train loss lowest test error lowest norm diverged at",
-        "1 0.001 0 periodic 0.85 3 350 1.2 0 60.0 % 0.0 % 4.85 -",
-        "1 0.001 3 periodic 0.74 1 - 2.2 1 110.0 % 50.0 % 2.22 -",
-        "0.5 0.001 0 converging 0.92 0 - 3.2 2 160.0 % 100.0 % 2.75 -",
+        "1 0.001 0 periodic 0.82 3 350 1.2 0 60.0 % 0.0 % 4.85 -",
+        "1 0.001 3 periodic 0.71 1 - 2.2 1 110.0 % 50.0 % 2.22 -",
+        "0.5 0.001 0 converging 0.67 0 - 3.2 2 160.0 % 100.0 % 2.75 -",
         "0.5 0.001 3 diverged 1.00 0 - 4.2 3 210.0 % 150.0 % 3.61 650",
     ]
     assert len({len(line) for line in as_text(analysed).splitlines()}) == 1
