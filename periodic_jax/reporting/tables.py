@@ -12,7 +12,7 @@ from periodic_jax.analysis.theory_checks import CHECKS
 from periodic_jax.core import segments
 from periodic_jax.core.errors import UnwritableError
 from periodic_jax.core.files import write_atomically
-from periodic_jax.core.formatting import short_numbers
+from periodic_jax.core.formatting import counted, short_numbers
 from periodic_jax.core.grid import AXES
 from periodic_jax.storage.datasets import open_analysis as open_analysis  # pj.tables.open_analysis is public
 from periodic_jax.storage.datasets import read_store as read_store  # likewise
@@ -133,10 +133,8 @@ def findings(analysis: xr.Dataset) -> str:
     }
     for name, title in titles.items():
         fit = analysis.sel(fit=name)
-        slope, low, high = (float(fit[column]) for column in ("slope", "slope_low", "slope_high"))
-        if np.isfinite(slope):
-            numbers = f"{slope:.3f} [{low:.3f}, {high:.3f}], {int(fit.slope_points)} of them"
-            lines.append(f"slope of log {title} against log lr x decay: {numbers}")
+        if np.isfinite(fit.slope):
+            lines.append(f"slope of log {title} against log lr x decay: {_slope(fit)}")
     violations = analysis.check_violations
     for name in CHECKS:
         count = violations.sel(check=name)
@@ -155,6 +153,14 @@ def findings(analysis: xr.Dataset) -> str:
     return "".join(line + "\n" for line in lines)
 
 
+def _slope(fit: xr.Dataset) -> str:
+    """A slope, its interval over configurations if there is one, and what it is of."""
+    slope, low, high = (float(fit[column]) for column in ("slope", "slope_low", "slope_high"))
+    configs, products = counted(int(fit.slope_configs), "configuration"), counted(int(fit.slope_products), "product")
+    interval = f" [{low:.3f}, {high:.3f}]" if np.isfinite(low) else ", too few products for an interval"
+    return f"{slope:.3f}{interval}, {int(fit.slope_points)} of them in {configs} at {products}"
+
+
 def _stability(analysis: xr.Dataset) -> list[str]:
     """Effective learning rate x sharpness in units of its threshold, before destabilisations and in the falls."""
     lines, limit = [], analysis.stability_threshold.values[:, None]
@@ -162,6 +168,7 @@ def _stability(analysis: xr.Dataset) -> list[str]:
         ratios = analysis[f"{name}_elr_times_sharpness"].values / limit
         if (known := ratios[np.isfinite(ratios)]).size:
             low, middle, high = np.quantile(known, (0.25, 0.5, 0.75))
+            where += f" of {counted(int(np.isfinite(ratios).any(1).sum()), 'configuration')}"
             numbers = f"{middle:.2f} (median), quartiles {low:.2f} and {high:.2f}, {known.size} of them"
             below = f"{np.mean(known < 1):.0%} below 1"
             lines.append(f"ELR x sharpness over its threshold, {where}: {numbers}, {below}")
