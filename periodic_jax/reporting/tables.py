@@ -39,18 +39,22 @@ def rows(analysis: xr.Dataset, columns: Sequence[str] = SHOWN) -> list[dict[str,
     """The analysis as plain rows: lr and weight decay, the hyperparameters that differ or are in force, then the
     columns.
     """
+    table = _table(analysis, columns)
+    return [{name: values[i] for name, values in table.items()} for i in range(analysis.sizes["config"])]
+
+
+def _table(analysis: xr.Dataset, columns: Sequence[str]) -> dict[str, list[Any]]:
     in_force = [name for name in ("momentum", "elr", "fixed_norm") if (analysis[name] != 0).any()]
     differing = [name for name in AXES if len(np.unique(analysis[name])) > 1 or name in in_force]
     names = list(dict.fromkeys(["lr", "weight_decay", *differing]))
-    table = {name: column(analysis, name).tolist() for name in (*names, *columns)}
-    return [{name: values[i] for name, values in table.items()} for i in range(analysis.sizes["config"])]
+    return {name: column(analysis, name).tolist() for name in (*names, *columns)}
 
 
 def as_text(analysis: xr.Dataset, columns: Sequence[str] = SHOWN) -> str:
     """The analysis as a table for the terminal."""
-    table = rows(analysis, columns)
-    shown = [name for name in table[0] if name != "diverged_at" or np.isfinite(analysis.diverged_at).any()]
-    cells = [[describe(name).heading or name, *_cells(name, [row[name] for row in table])] for name in shown]
+    table = _table(analysis, columns)
+    shown = [name for name in table if name != "diverged_at" or np.isfinite(analysis.diverged_at).any()]
+    cells = [[describe(name).heading or name, *_cells(name, table[name])] for name in shown]
     widths = [max(map(len, column)) for column in cells]
     return "".join("  ".join(map(str.rjust, row, widths)) + "\n" for row in zip(*cells, strict=True))
 
@@ -144,8 +148,12 @@ def findings(analysis: xr.Dataset) -> str:
     applies, bad = int(np.isfinite(violations).sum()), int(np.nansum(violations))
     lines.append(f"bounds and exact relations: {applies} checks apply, {bad} violations")
     residuals = np.abs(analysis.budget_residual.values)
-    if np.isfinite(residuals).any():
-        lines.append(f"rotation budget: off by at most {np.nanmax(residuals):.1e} of the rotation (plain SGD)")
+    is_known, has_one = np.isfinite(residuals), np.isfinite(analysis.rotation_budget.values)
+    if has_one.any():
+        left = counted(int((has_one & ~is_known).sum()), "configuration")
+        within = f"{left} turned by no more than rounding" if (has_one & ~is_known).any() else ""
+        most = f"off by at most {np.max(residuals[is_known]):.1e} of the rotation (plain SGD)" if is_known.any() else ""
+        lines.append("rotation budget: " + "; ".join(filter(None, (most, within))))
     if "onset_elr_times_sharpness" in analysis:
         lines += _stability(analysis)
     if "backtest_expected" in analysis:

@@ -71,6 +71,22 @@ def test_violations_are_named(analysed):
     assert "32 checks apply, 0 violations" in findings(analysed)
 
 
+@pytest.mark.parametrize("left_out", [0, 1, 4])
+def test_budgets_within_rounding_are_left_out_of_the_worst(analysed, left_out):
+    spoiled = analysed.copy(deep=True)
+    spoiled.budget_residual[:] = [np.nan] * left_out + [1e-5] * (4 - left_out)
+    line = next(line for line in findings(spoiled).splitlines() if line.startswith("rotation budget"))
+    assert ("off by at most 1.0e-05" in line) == (left_out < 4)
+    assert (f"{left_out} configuration" in line and "turned by no more than rounding" in line) == (left_out > 0)
+
+
+def test_no_rows_are_a_head_alone(analysed):
+    """Of a landscape or minima of which nothing was measured, too."""
+    text = as_text(analysed.isel(config=[]))
+    assert text.split()[:3] == ["lr", "decay", "regime"]
+    assert text.count("\n") == 1
+
+
 def test_saved_and_opened_again(analysed, tmp_path):
     for _ in range(2):  # over an earlier one too
         assert save(analysed, tmp_path) == [tmp_path / "summary.csv", tmp_path / "analysis.nc"]
