@@ -19,6 +19,7 @@ from periodic_jax.analysis.regimes import after_burn_in
 from periodic_jax.core import segments
 
 ROUNDING = 1e-4  # relative; the median step agrees to 1e-7
+LEAST_BUDGET = 10  # rotation and decay that can be compared, over the half ulp of the norm that each step may round
 
 
 class Bounds(NamedTuple):
@@ -234,7 +235,7 @@ class Theory(NamedTuple):
     measured_effective_lr: np.ndarray  # η over the square of the measured norm
     rotation_spent: np.ndarray  # Σ -ln cos θ
     rotation_budget: np.ndarray  # -Σ ln a + ln(ρ_T/ρ_0); NaN with momentum or a projected norm, where there is none
-    budget_residual: np.ndarray  # (spent - budget) / (spent - Σ ln a)
+    budget_residual: np.ndarray  # (spent - budget) / (spent - Σ ln a); NaN too where rounding is a tenth of these
     radial_leak: np.ndarray  # root mean square of the cosine between gradient and weights
     violations: np.ndarray  # steps (of t_min, t_max: waits) that violate each of `CHECKS`; NaN where not applicable
 
@@ -271,6 +272,9 @@ def _check_block(t: Trajectory) -> Theory:
     spent = total(rotation(t.angular_step)[:, :-1])
     decayed = total(-np.log1p(-t.decay[:, :-1].astype(np.float64)))
     budget = decayed + total(np.diff(np.log(t.weight_norm)))
+    # At a tiny learning rate the norm does not move in its own precision, whatever the theory says.
+    rounding = t.pair.sum(1) * np.finfo(t.weight_norm.dtype).eps / 2
+    has_budget = t.is_plain & (spent + decayed >= LEAST_BUDGET * rounding)
     leak = np.full(len(lr), np.nan) if t.radial_leak is None else np.sqrt(segments.mean(t.radial_leak**2, t.known))
     return Theory(
         lowest_gradient=np.where(np.isfinite(t.lowest_gradient), t.lowest_gradient, np.nan),
@@ -281,7 +285,7 @@ def _check_block(t: Trajectory) -> Theory:
         measured_effective_lr=lr / measured_norm**2,
         rotation_spent=spent,
         rotation_budget=np.where(t.is_plain, budget, np.nan),
-        budget_residual=np.where(t.is_plain, (spent - budget) / (spent + decayed), np.nan),
+        budget_residual=np.where(has_budget, (spent - budget) / (spent + decayed), np.nan),
         radial_leak=leak,
         violations=np.stack([np.where(c.applies(t), c.violates(t).sum(1), np.nan) for c in CHECKS.values()], axis=1),
     )

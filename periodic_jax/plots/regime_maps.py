@@ -101,7 +101,8 @@ def period_lengths(ax: Axes, found: xr.Dataset) -> Axes:
     fit = found.sel(fit="period_length")
     if np.isfinite(slope := float(fit.slope)):
         ends = np.array([rate[good].min(), rate[good].max()])
-        label = f"fit: slope {slope:.2f} [{float(fit.slope_low):.2f}, {float(fit.slope_high):.2f}]"
+        ends_of_slope = f" [{float(fit.slope_low):.2f}, {float(fit.slope_high):.2f}]"
+        label = f"fit: slope {slope:.2f}" + (ends_of_slope if np.isfinite(fit.slope_low) else "")
         handles += ax.plot(ends, np.exp(float(fit.slope_intercept)) * ends**slope, color="black", lw=1, label=label)
     style.fit_scale(ax, True, x=rate[good], y=np.concatenate([length[good], predicted[good]]))
     ax.set(xlabel="learning rate x weight decay / (1 - momentum)", ylabel="period length [steps]")
