@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from periodic_jax.core.errors import CorruptedRunError, first_line
+from periodic_jax.core.errors import CorruptedRunError, UnreadableError, failed_read, first_line
 from periodic_jax.core.files import read_json
 from periodic_jax.storage.checksums import SEAL, seal_metadata
 from periodic_jax.storage.schema import QUANTITIES
-from periodic_jax.storage.verified_store import METADATA, Expected, open_group, open_verified
+from periodic_jax.storage.verified_store import CONSOLIDATED, METADATA, Expected, open_group, open_verified
 
 MOST_OF_ONE_ARRAY = 100  # corrupted files that are listed
 MOST_CHUNK = 2**32  # bytes, unfolded
@@ -39,12 +39,23 @@ class Corruption(NamedTuple):
 def metadata_corruptions(store: Path, lengths: Mapping[str, int]) -> Iterator[Corruption]:
     """All metadata files of a store that are not what was sealed, or declare what no such run does.
 
+    Consolidated metadata are accepted where they are those of the arrays: `zarr.consolidate_metadata` writes them. A
+    folder that is no array, and could not be one of ours, is not looked at.
+
     Args:
         store: the zarr group.
         lengths: the most entries that config.json has room for, along each dimension.
+
+    Raises:
+        UnreadableError: a file cannot be read now.
     """
+    if not store.is_dir():
+        yield Corruption("", None, "not a folder")
+        return
     for folder in (store, *sorted(path for path in store.iterdir() if path.is_dir())):
         file = folder / METADATA
+        if folder != store and folder.name not in QUANTITIES and not file.exists():
+            continue
         if reason := _file_error(file, lengths):
             yield Corruption(os.fspath(file.relative_to(store)), None, reason)
 
@@ -52,11 +63,20 @@ def metadata_corruptions(store: Path, lengths: Mapping[str, int]) -> Iterator[Co
 def _file_error(file: Path, lengths: Mapping[str, int]) -> str | None:
     try:
         content = read_json(file)
+        if content.get(CONSOLIDATED) and not _is_consolidated(content.pop(CONSOLIDATED), file.parent):
+            return "declares the arrays a second time, and otherwise"
         if content != seal_metadata(content):
             return "its checksum is another one" if SEAL in content["attributes"] else "it has no checksum"
         return _metadata_error(content, lengths)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        if failed := failed_read(error):
+            raise UnreadableError(file, failed) from None
         return first_line(error)
+
+
+def _is_consolidated(consolidated: Any, store: Path) -> bool:
+    """Whether consolidated metadata are those of the arrays in a store."""
+    return consolidated["metadata"] == {file.parent.name: read_json(file) for file in store.glob(f"*/{METADATA}")}
 
 
 def _metadata_error(content: Any, lengths: Mapping[str, int]) -> str | None:
@@ -69,8 +89,6 @@ def _metadata_error(content: Any, lengths: Mapping[str, int]) -> str | None:
     Raises:
         LookupError, TypeError, AttributeError: it is no such metadata at all.
     """
-    if content.get("consolidated_metadata"):
-        return "declares the arrays a second time"
     if content["node_type"] == "group":
         return None
     shape, names = content["shape"], tuple(content["dimension_names"])
@@ -104,6 +122,9 @@ def find_corruptions(store: Path, first_step: int, step: int, lengths: Mapping[s
 
     Yields:
         Metadata first; the arrays only where all metadata are verified, and of each the first few.
+
+    Raises:
+        UnreadableError: a file cannot be read now.
     """
     broken = list(metadata_corruptions(store, lengths))
     yield from broken
@@ -112,14 +133,16 @@ def find_corruptions(store: Path, first_step: int, step: int, lengths: Mapping[s
     verified = open_verified(store, first_step, step)
     group = open_group(verified)
     for name, expected in verified.expected.items():
-        yield from itertools.islice(_array_corruptions(group[name], expected, first_step), MOST_OF_ONE_ARRAY)
+        yield from itertools.islice(_array_corruptions(store, group[name], expected, first_step), MOST_OF_ONE_ARRAY)
 
 
-def _array_corruptions(array: Any, expected: Expected, first_step: int) -> Iterator[Corruption]:
+def _array_corruptions(store: Path, array: Any, expected: Expected, first_step: int) -> Iterator[Corruption]:
     for index in itertools.product(*map(range, expected.counts)):
         try:
             array.blocks[index]
         except Exception as error:  # also whatever a crafted chunk makes zarr or its codecs raise
-            reason = error.reason if isinstance(error, CorruptedRunError) else first_line(error)
             file = "/".join([array.basename, "c", *map(str, index)])
+            if failed := failed_read(error):
+                raise UnreadableError(store / file, failed) from None
+            reason = error.reason if isinstance(error, CorruptedRunError) else first_line(error)
             yield Corruption(file, first_step + index[1] * expected.steps if expected.steps else None, reason)

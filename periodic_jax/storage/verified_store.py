@@ -17,7 +17,7 @@ from zarr.storage import LocalStore, WrapperStore
 from periodic_jax.core.errors import CorruptedRunError
 from periodic_jax.storage.run_directory import TELEMETRY
 
-METADATA = "zarr.json"
+METADATA, CONSOLIDATED = "zarr.json", "consolidated_metadata"
 MISSING = "missing"
 FRAMING = 2**12  # bytes that a compressed chunk takes beside its content
 
@@ -60,7 +60,7 @@ class VerifiedStore(WrapperStore[LocalStore]):
         if not place or expected is None or key.endswith(METADATA):
             return await super().get(key, prototype, byte_range)
         reason = content = None
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if (size := (self._store.root / key).stat().st_size) > 2 * expected.size + FRAMING:
                 reason = f"{size} bytes long"
         if not reason:
