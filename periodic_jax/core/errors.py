@@ -152,7 +152,7 @@ def failed_read(error: BaseException) -> str | None:
     """What the system says where it could not read; None for any other error, also for a file that is not there.
 
     Example:
-        >>> failed_read(OSError(5, "Input/output error")), failed_read(FileNotFoundError(2, "No such file or directory"))
+        >>> failed_read(OSError(5, "Input/output error")), failed_read(FileNotFoundError(2, "No such file"))
         ('Input/output error', None)
     """
     number = error.errno if isinstance(error, OSError) else None

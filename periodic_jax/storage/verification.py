@@ -4,12 +4,15 @@ A run directory may be a stranger's. A zarr.json of 100 bytes can declare teraby
 gigabytes, and a link can lead to any file. All of that is looked at before anything is read.
 """
 
+import contextlib
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from periodic_jax.core.errors import CorruptedRunError, UnreadableError, failed_read, first_line
 from periodic_jax.core.files import read_json
@@ -28,7 +31,7 @@ class Corruption(NamedTuple):
     """A file of a telemetry store that cannot be trusted."""
 
     file: str  # relative to the store
-    first_step: int | None  # the first of the steps it holds; None where it holds more than steps
+    first_step: int | None  # from which on a run that goes on makes all of it again; None: only from its beginning
     reason: str
 
     def __str__(self) -> str:
@@ -131,12 +134,27 @@ def find_corruptions(store: Path, first_step: int, step: int, lengths: Mapping[s
     if broken:
         return
     verified = open_verified(store, first_step, step)
-    group = open_group(verified)
+    group, evaluated = open_group(verified), np.empty(0)
+    with contextlib.suppress(Exception):  # a corrupted chunk, which is found when the array's own turn comes
+        made: Any = group["eval_step"]
+        evaluated = made[:]
+
+    def begin(array: Any, expected: Expected, chunk: int) -> int | None:
+        if expected.steps:
+            return first_step + chunk * expected.steps
+        if array.metadata.dimension_names[1:] == ("eval_step",) and chunk * array.chunks[1] < len(evaluated):
+            # A run that goes on evaluates after its next step, but for its very first evaluation.
+            return max(int(evaluated[chunk * array.chunks[1]]) - 1, first_step)
+        return None
+
     for name, expected in verified.expected.items():
-        yield from itertools.islice(_array_corruptions(store, group[name], expected, first_step), MOST_OF_ONE_ARRAY)
+        found = _array_corruptions(store, group[name], expected, begin)
+        yield from itertools.islice(found, MOST_OF_ONE_ARRAY)
 
 
-def _array_corruptions(store: Path, array: Any, expected: Expected, first_step: int) -> Iterator[Corruption]:
+def _array_corruptions(
+    store: Path, array: Any, expected: Expected, begin: Callable[[Any, Expected, int], int | None]
+) -> Iterator[Corruption]:
     for index in itertools.product(*map(range, expected.counts)):
         try:
             array.blocks[index]
@@ -145,4 +163,4 @@ def _array_corruptions(store: Path, array: Any, expected: Expected, first_step: 
             if failed := failed_read(error):
                 raise UnreadableError(store / file, failed) from None
             reason = error.reason if isinstance(error, CorruptedRunError) else first_line(error)
-            yield Corruption(file, first_step + index[1] * expected.steps if expected.steps else None, reason)
+            yield Corruption(file, begin(array, expected, index[1]) if len(index) > 1 else None, reason)

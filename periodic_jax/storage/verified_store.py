@@ -15,9 +15,11 @@ import zarr
 from zarr.storage import LocalStore, WrapperStore
 
 from periodic_jax.core.errors import CorruptedRunError
+from periodic_jax.core.grid import AXES
 from periodic_jax.storage.run_directory import TELEMETRY
 
 METADATA, CONSOLIDATED = "zarr.json", "consolidated_metadata"
+COORDINATES = (*AXES, "step", "eval_step", "layer")
 MISSING = "missing"
 FRAMING = 2**12  # bytes that a compressed chunk takes beside its content
 
@@ -142,9 +144,21 @@ def corrupted_telemetry(run: Path, reason: str, file: str = "") -> CorruptedRunE
         reason: what is wrong.
         file: with which file of the store; the store itself, if not given.
     """
-    return CorruptedRunError(run / TELEMETRY / file, reason, telemetry_remedy(run))
+    return CorruptedRunError(run / TELEMETRY / file, reason, telemetry_remedy(run, file))
 
 
-def telemetry_remedy(run: Path) -> str:
+def telemetry_remedy(run: Path, file: str = "") -> str:
     """What to do about corrupted telemetry."""
+    if is_rebuildable(file):
+        return f"periodic-jax resume {run} rebuilds it from config.json"
     return f"periodic-jax resume {run} --truncate computes it again"
+
+
+def is_rebuildable(file: str) -> bool:
+    """Whether config.json determines what a file of a store holds: metadata and coordinates.
+
+    Example:
+        >>> is_rebuildable("loss/zarr.json"), is_rebuildable("lr/c/0"), is_rebuildable("loss/c/0/0")
+        (True, True, False)
+    """
+    return file.endswith(METADATA) or file.partition("/")[0] in COORDINATES
