@@ -136,7 +136,10 @@ class TelemetryWriter:
         # As a LocalStore: a path given as text would be taken for an address where it has "::" in it.
         group = zarr.open_group(LocalStore(self._store), mode="r+", zarr_format=3, use_consolidated=False)
         complete: Any = {"write_empty_chunks": True}  # so that a missing file is always corruption
-        return {name: array.with_config(complete) for name, array in group.arrays()}
+        arrays: dict[str, Any] = {
+            file.parent.name: group[file.parent.name] for file in self._store.glob(f"*/{METADATA}")
+        }
+        return {name: array.with_config(complete) for name, array in arrays.items()}
 
     def _cut(self, name: str, length: int) -> None:
         """Remove the chunks from index ``length`` on, and fill the rest of the one that it falls into."""
