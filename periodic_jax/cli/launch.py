@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 
 def log_line(line: str) -> None:
-    """Print a line on stderr, where it does not mix with results."""
-    print(f"periodic-jax: {line}", file=sys.stderr)
+    """Print a line on stderr, where it does not mix with results. A terminal that was closed ends nothing."""
+    with contextlib.suppress(OSError):
+        print(f"periodic-jax: {line}", file=sys.stderr)
 
 
 def free_folder(name: str) -> str:
@@ -46,7 +47,7 @@ def train_with_progress(start: Callable[..., "RunResult"], *arguments: Any, **op
     xla.use_cores_as_devices()
     xla.keep_compiled_programs()
     bar: Any = None
-    with Stop() as stop, contextlib.ExitStack() as shown:
+    with Stop(is_idle=True) as stop, contextlib.ExitStack() as shown:
 
         def show(configs: int, first_step: int, steps: int) -> None:
             nonlocal bar
@@ -66,6 +67,12 @@ def train_with_progress(start: Callable[..., "RunResult"], *arguments: Any, **op
 def draw_figures(run: "RunResult") -> list[Path]:
     """Draw a run's figures; returns their files."""
     return pj.plots.save_all(pj.open_run(run, flat=True), run.analysis, run / "figures")
+
+
+def complete_figures(path: Path) -> list[Path]:
+    """Draw those figures of a finished run that are missing; returns their files."""
+    dataset = pj.open_run(path, flat=True)
+    return pj.plots.save_missing(dataset, pj.analysis.analyze(dataset), path / "figures")
 
 
 def print_results(run: "RunResult") -> None:

@@ -9,7 +9,14 @@ from tyro.conf import OmitArgPrefixes
 
 import periodic_jax as pj
 from periodic_jax.cli.axis import Axis, read_axis, read_count, read_flag_or_count, read_path
-from periodic_jax.cli.launch import free_folder, log_line, print_results, train_and_report, train_with_progress
+from periodic_jax.cli.launch import (
+    complete_figures,
+    free_folder,
+    log_line,
+    print_results,
+    train_and_report,
+    train_with_progress,
+)
 from periodic_jax.cli.options import IF_GIVEN, arg
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.runs import settings
@@ -95,6 +102,8 @@ class Sweep(SweepSettings):
             print_plan(config, self.target)
         elif finished := finished_run(config):
             log_line(FINISHED.format(finished))
+            if config.shards is None and (drawn := complete_figures(finished)):
+                print(f"figures: {', '.join(file.name for file in drawn)} in {drawn[0].parent}")
         elif config.shards is None:
             train_and_report(pj.run_sweep, config)
         else:

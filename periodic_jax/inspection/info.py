@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from periodic_jax.checkpoints.verification import corruptions
-from periodic_jax.core.errors import CorruptedRunError, PeriodicJaxError, RunNotFoundError
+from periodic_jax.core.errors import CorruptedRunError, PeriodicJaxError, RunNotFoundError, UnreadableError
 from periodic_jax.core.files import used_bytes
 from periodic_jax.core.formatting import counted, format_bytes
 from periodic_jax.core.grid import AXES
@@ -18,7 +18,7 @@ from periodic_jax.storage.minima_files import saved_minima
 from periodic_jax.storage.reader import open_run
 from periodic_jax.storage.run_directory import CHECKPOINTS, MINIMA, TELEMETRY
 from periodic_jax.storage.shards import Shards, read_shards
-from periodic_jax.storage.verified_store import MISSING
+from periodic_jax.storage.verified_store import MISSING, is_rebuildable
 
 REMEDY = "to mend it: "
 CONSISTENT = {True: "consistent", False: "consistent as far as seen; --verify reads everything"}
@@ -44,6 +44,7 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDe
     Raises:
         RunNotFoundError: there is no run.
         CorruptedRunError: its config.json is corrupted.
+        UnreadableError: a file cannot be read now, which says nothing about what it holds.
     """
     path, shards = Path(path), read_shards(path)
     if shards is not None:
@@ -63,6 +64,8 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDe
     errors = _describe_telemetry(path, lines, done - start_step)
     whole, telemetry, states = (format_bytes(used_bytes(path / name)) for name in ("", TELEMETRY, CHECKPOINTS))
     at = ", ".join(map(str, checkpoints)) or "none"
+    if "summary" in manifest and steps not in checkpoints:
+        at += f"; none at {steps}, its end, from which it could be extended"
     lines.append(f"size: {whole}, of which telemetry {telemetry} and checkpoints {states} (at {at})")
     minima = saved_minima(path)
     if minima:
@@ -80,8 +83,9 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDe
             checked += f", and {counted(len(minima), 'minimum', 'minima')}" if minima else ""
             lines.append(f"verified: {checked}")
     lines += [f"corrupted: {error}" for error in errors]
-    if any(TELEMETRY in error or MINIMA in error for error in errors):
-        lines.append(f"{REMEDY}periodic-jax resume {path} --truncate")
+    if telemetry := [error for error in errors if error.startswith((TELEMETRY, MINIMA))]:
+        files = (error.partition(":")[0].removeprefix(f"{TELEMETRY}/") for error in telemetry)
+        lines.append(f"{REMEDY}periodic-jax resume {path}" + ("" if all(map(is_rebuildable, files)) else " --truncate"))
     if not errors:
         lines.append(CONSISTENT[verify])
     return RunDescription(lines, errors)
@@ -133,8 +137,12 @@ def _describe_telemetry(path: Path, lines: list[str], recorded: int) -> list[str
     try:
         dataset = open_run(path, flat=True)
         diverged = dataset.diverged_at.values
+    except UnreadableError:
+        raise
     except (PeriodicJaxError, ValueError) as error:
-        return [f"{error.file}: {error.reason}" if isinstance(error, CorruptedRunError) else str(error)]
+        if isinstance(error, CorruptedRunError):
+            return [f"{os.path.relpath(str(error.file), path)}: {error.reason}"]
+        return [str(error)]
     swept = [name for name in AXES if len(np.unique(dataset[name])) > 1]
     lines.append(counted(dataset.sizes["config"], "configuration") + (f" over {', '.join(swept)}" if swept else ""))
     diverging = np.flatnonzero(np.isfinite(diverged))

@@ -82,11 +82,13 @@ def branch_run(
     checkpoints = sorted(set.intersection(*(set(run_directory.checkpoint_steps(Path(part.out))) for part, _ in parts)))
     if not checkpoints:
         raise ConfigError("run directory", path, "one with checkpoints to branch from")
-    step = checkpoints[-1] if step is None else step
+    is_newest, step = step is None, checkpoints[-1] if step is None else step
     if step not in checkpoints:
         raise ConfigError("--step", step, f"a checkpoint of {path}: {', '.join(map(str, checkpoints))}")
     planned = steps or planned_steps(parent)
     config = dataclasses.replace(parent, out=out, steps=planned, shards=None, shard=None, **axes)
+    if planned_steps(config) <= step and steps is None and is_newest:
+        raise ConfigError("--steps", "none given", f"a number above {step}, where {path} ends and the branch begins")
     if planned_steps(config) <= step and steps is None:
         raise ConfigError("--step", step, f"one below the parent's end, {planned_steps(config)}, or --steps above it")
     if planned_steps(config) <= step:

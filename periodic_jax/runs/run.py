@@ -13,7 +13,7 @@ import xarray as xr
 
 from periodic_jax import analysis
 from periodic_jax.checkpoints.verification import corruptions
-from periodic_jax.core.errors import ConfigError, PeriodicJaxError, RunInterrupted, RunNotFoundError
+from periodic_jax.core.errors import ConfigError, CorruptedRunError, PeriodicJaxError, RunInterrupted, RunNotFoundError
 from periodic_jax.core.formatting import counted
 from periodic_jax.reporting import tables
 from periodic_jax.runs import build
@@ -28,6 +28,7 @@ from periodic_jax.storage.writer import finalize_store
 from periodic_jax.training import xla
 
 if TYPE_CHECKING:
+    from periodic_jax.runs.session import SessionPlan
     from periodic_jax.sweeps.sweep import Sweep
 
 FINISHED = "{} holds this run, finished: nothing is left to train"
@@ -162,13 +163,28 @@ def resume_run(
             check(config)
         if (after := planned_steps(config)) < before:
             raise ConfigError("--steps", after, f"at least the {before} steps of the run")
+        check(config)
         if after == before and "summary" in manifest:
+            found = list(corruptions(path, manifest, build.recorded_states))
+            if found and (rebuilt := _rebuild_finished(config, manifest)):
+                (callbacks or RunCallbacks()).log(f"{path}: rebuilt from config.json: {', '.join(rebuilt)}")
+                return RunResult(path, analysis.analyze(open_run(path, flat=True)))
+            if not truncate and found:
+                file, _, reason = found[0].partition(": ")
+                raise CorruptedRunError(path / file, reason, f"periodic-jax resume {path} --truncate computes it again")
             if not truncate:
                 raise ConfigError("run directory", path, f"an unfinished run, or --steps above {before} to extend it")
-            if not any(corruptions(path, manifest, build.recorded_states)):
+            if not found:
                 raise ConfigError("--truncate", path, "a corrupted run; this one is finished and verified")
-        check(config)
         return run_session(config, manifest, callbacks or RunCallbacks(), truncate=truncate)
+
+
+def _rebuild_finished(config: RunConfig, manifest: dict[str, Any]) -> list[str]:
+    """As `runs.session.rebuild_finished`, of a run that ended."""
+    from periodic_jax.runs.session import rebuild_finished
+
+    with xla.precision(config.precision):
+        return rebuild_finished(build.build_sweep(config), build.plan_session(config, manifest))
 
 
 def resumable_manifest(config: RunConfig) -> dict[str, Any] | None:
@@ -213,7 +229,7 @@ def run_session(
     """
     from periodic_jax.checkpoints.writer import finalize_first
     from periodic_jax.runs.planning import check_room, estimate_resources
-    from periodic_jax.runs.session import train_session
+    from periodic_jax.runs.session import find_resume_point, train_session
 
     started, path, is_new = time.perf_counter(), Path(config.out), "config" not in manifest
     with xla.precision(config.precision), _without_a_trace(path):
@@ -221,13 +237,18 @@ def run_session(
         finalize_store(path)
         sweep, plan = build.build_sweep(config), build.plan_session(config, manifest)
         check_room(estimate_resources(sweep, sweep.grid, plan), path)
+        start = None
+        if not is_new:  # verified before anything is compiled or written
+            finalize_first(path, forget=False)
+            start = find_resume_point(sweep, plan, truncate, callbacks.log)
         manifest = next_manifest(config, manifest, sweep.compile())
         try:
-            finalize_first(path, forget=is_new)
+            if is_new:
+                finalize_first(path, forget=True)
             prepare(sweep)
             run_directory.write_config(path, manifest)
             finalize_first(path, forget=False)
-            outcome = train_session(sweep, plan, callbacks, truncate=truncate)
+            outcome = train_session(sweep, plan, callbacks, start)
             if outcome.step < plan.steps:
                 done = f"{outcome.step} of {counted(plan.steps, 'step')}"
                 raise RunInterrupted(f"stopped after {done}; to go on: periodic-jax resume {path}", sweep.stopped)
@@ -235,11 +256,17 @@ def run_session(
             tables.to_csv(analyzed, path / run_directory.SUMMARY_FILE)
             run_directory.write_config(path, finished_manifest(manifest, sweep, outcome, started))
         except OSError as error:
-            step = max(run_directory.checkpoint_steps(path), default=plan.first_step)
-            reason = error.strerror or str(error)
-            message = f"{path}: {reason}; all up to step {step} is kept: periodic-jax resume {path} goes on from there"
-            raise RunInterrupted(message, 1) from error
+            raise RunInterrupted(_kept(path, plan, error), 1) from error
     return RunResult(path, analyzed)
+
+
+def _kept(path: Path, plan: "SessionPlan", error: OSError) -> str:
+    """Why a run ended that could not write, and what is kept of it."""
+    reason = error.strerror or str(error)
+    if not (path / run_directory.CONFIG_FILE).exists():
+        return f"{path}: {reason}; nothing is recorded yet: the same command begins again"
+    step = max(run_directory.checkpoint_steps(path), default=plan.first_step)
+    return f"{path}: {reason}; all up to step {step} is kept: periodic-jax resume {path} goes on from there"
 
 
 @contextlib.contextmanager

@@ -18,7 +18,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from periodic_jax.core.errors import ConfigError, CorruptedRunError, RunNotFoundError, first_line
+from periodic_jax.core.errors import (
+    ConfigError,
+    CorruptedRunError,
+    RunNotFoundError,
+    UnreadableError,
+    failed_read,
+    first_line,
+)
 from periodic_jax.core.files import find_foreign_file, read_json, write_json
 from periodic_jax.core.grid import AXES
 from periodic_jax.core.limits import MOST_CONFIGS, MOST_LAYERS, MOST_STEPS
@@ -105,6 +112,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises:
         RunNotFoundError: there is no run.
         CorruptedRunError: its config.json is corrupted, or there are links among its files, which could lead out of it.
+        UnreadableError: it cannot be read now.
     """
     file = Path(path) / CONFIG_FILE
     if strange := find_foreign_file(Path(path), (n + ending for n in OWN_FILES for ending in ("", ".partial"))):
@@ -113,6 +121,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     try:
         content = read_json(file)
     except OSError as error:
+        if failed := failed_read(error):
+            raise UnreadableError(file, failed) from None
         if is_sharded(path):
             remedy = f"the sweep's command goes on with it; or give a shard, such as {path}/{SHARDS}/0"
             raise RunNotFoundError(path, "it holds a grid in shards", remedy) from None
@@ -174,9 +184,17 @@ def manifest_error(content: Any) -> str | None:
 
 
 def checkpoint_steps(path: Path) -> list[int]:
-    """The steps of a run's complete checkpoints, ascending."""
-    checksums = (path / CHECKPOINTS).glob(f"*/{CHECKSUMS}")
-    return sorted(int(file.parent.name) for file in checksums if file.parent.name.isdecimal())
+    """The steps of a run's complete checkpoints, ascending.
+
+    Raises:
+        UnreadableError: the folder cannot be read now, which must not be taken for a run without checkpoints.
+    """
+    folder = path / CHECKPOINTS
+    try:
+        names = [name for name in os.listdir(folder) if name.isdecimal()] if folder.is_dir() else []
+        return sorted(int(name) for name in names if (folder / name / CHECKSUMS).exists())
+    except OSError as error:
+        raise UnreadableError(folder, first_line(error)) from None
 
 
 def reached(path: Path, record: Mapping[str, Any]) -> int:

@@ -20,7 +20,7 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from periodic_jax.core.errors import ConfigError, CorruptedRunError, first_line
+from periodic_jax.core.errors import ConfigError, CorruptedRunError, UnreadableError, failed_read, first_line
 from periodic_jax.core.files import PARTIAL, read_json
 from periodic_jax.core.grid import AXES, SweepGrid
 from periodic_jax.storage.checksums import seal
@@ -53,6 +53,7 @@ def read_shards(path: str | os.PathLike[str]) -> Shards | None:
 
     Raises:
         CorruptedRunError: it is corrupted, or there are links among its folders, which could lead out of them.
+        UnreadableError: it cannot be read now.
     """
     path = Path(path)
     if not is_sharded(path):
@@ -72,7 +73,9 @@ def read_shards(path: str | os.PathLike[str]) -> Shards | None:
             raise ValueError(f"{reprlib.repr(count)} shards of {len(grid)} configurations")
         return Shards(path, count, {"config": content["config"], "data": content["data"]}, grid)
     except OSError as error:
-        raise CorruptedRunError(file, f"it cannot be read ({error.strerror})", REMAKE) from None
+        if reason := failed_read(error):
+            raise UnreadableError(file, reason) from None
+        raise CorruptedRunError(file, first_line(error), REMAKE) from None
     except (ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptedRunError(file, first_line(error), REMAKE) from None
 

@@ -264,6 +264,17 @@ class Sweep:
         names = recorded_names(self.spec)
         return {name: np.empty(shapes[kind], dtype) for kind in names for name in names[kind]}
 
+    def abstract_states(self) -> dict[str, np.ndarray]:
+        """Arrays of the names, shapes and dtypes that ``placement.fetch(sweep.states)`` gives, which take no memory;
+        nothing is compiled.
+        """
+        configs = len(self.grid)
+        return {
+            name: np.broadcast_to(np.zeros((), np.dtype(leaf.dtype)), (configs, *leaf.shape[2:]))
+            for name, leaf in named_leaves(self._abstract_states)
+            if leaf.size
+        }
+
     def layer_names(self) -> list[str]:
         """The scale-invariant leaves of the parameters, as ``conv0/kernel``."""
         states = self._abstract_states
