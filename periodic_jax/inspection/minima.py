@@ -19,7 +19,6 @@ from periodic_jax.inspection import load
 from periodic_jax.inspection.minima_sources import SavedState, minima_of, start_of
 from periodic_jax.landscape.connectivity import PATHS, Params, average, barrier, cosine, disagreement, on_sphere
 from periodic_jax.landscape.networks import Networks, Quality
-from periodic_jax.models import has_scale_invariant
 from periodic_jax.training import xla
 
 NUMBERS = ("step", "ended", "weight_norm", "cosine_to_start", *Quality._fields[:4])  # of each minimum
@@ -79,7 +78,7 @@ def compare(
     with xla.precision(run.config.precision):
         xla.check_reductions()
         abstract = load.abstract_state(run)
-        if not has_scale_invariant(abstract.task.model):
+        if not any(abstract.task.labels):
             raise ConfigError("run directory", path, "a network with scale-invariant weights")
         source, saved = minima_of(run, configs, abstract)
         networks = Networks(abstract.task, run.config.data, images=images)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.models import forms
 from periodic_jax.models.convnet import ConvNet
-from periodic_jax.models.invariance import verify_labels
+from periodic_jax.models.invariance import MeasuredLabels, measure_labels, verify_labels
 from periodic_jax.models.labels import OTHER, SCALE_INVARIANT, leaf_labels
 from periodic_jax.models.resnet import ResNet18
 from periodic_jax.models.torch_weights import from_torch, to_torch
@@ -24,11 +24,13 @@ __all__ = [
     "OTHER",
     "SCALE_INVARIANT",
     "ConvNet",
+    "MeasuredLabels",
     "ResNet18",
     "build",
     "from_torch",
     "has_scale_invariant",
     "leaf_labels",
+    "measure_labels",
     "to_torch",
     "verify_labels",
 ]

@@ -11,6 +11,7 @@ from periodic_jax.core.errors import ConfigError
 
 SCALE_INVARIANT = "scale_invariant"
 OTHER = "other"
+AUTO = "auto"  # in the place of a tree: to be measured, see `models.measure_labels`
 
 # For each leaf of the parameters, in `jax.tree.leaves` order: is it in the scale-invariant group?
 Labels = tuple[bool, ...]
