@@ -114,7 +114,7 @@ class Part(NamedTuple):
 
     def to_dict(self, state: Any) -> dict[str, Any]:
         """NNX's variables as a nested dictionary of arrays."""
-        if (leaves := jax.tree.leaves(state)) and len(leaves) != len(self.paths):
+        if len(leaves := jax.tree.leaves(state)) != len(self.paths):
             raise ConfigError("model", "an NNX module that makes variables when it is called", "all made by __init__")
         return traverse_util.unflatten_dict(dict(zip(self.paths, leaves, strict=True)))
 
@@ -165,8 +165,8 @@ class NnxNetwork(Network):
             return outputs, {}
         nnx.pop(module, nnx.Intermediate)
         _, _, statistics, _, other = _split(module)
-        mutated = {STATISTICS: self.statistics.to_dict(statistics)}
-        return outputs, mutated | ({"other": self.other.to_dict(other)} if self.other.paths else {})
+        mutated, rest = {STATISTICS: self.statistics.to_dict(statistics)}, self.other.to_dict(other)
+        return outputs, mutated | ({"other": rest} if rest else {})
 
     @override
     def prepare(self, inputs: Any) -> Any:

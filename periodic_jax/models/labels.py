@@ -38,6 +38,8 @@ def leaf_labels(params: Any, labels: Any) -> Labels:
         (True, False, False)
     """
     if isinstance(labels, tuple) and all(isinstance(is_marked, bool) for is_marked in labels):
+        if len(labels) != (count := len(jax.tree.leaves(params))):
+            raise ConfigError("labels", f"{len(labels)} of them", f"one for each of {count} parameters")
         return labels
     if isinstance(labels, Mapping) and isinstance(params, Mapping) and set(labels) != set(params):
         raise ConfigError("labels", f"keys {sorted(labels)}", f"the keys of the parameters, {sorted(params)}")

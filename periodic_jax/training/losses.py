@@ -93,7 +93,8 @@ def check_classes(labels: Any, classes: int) -> None:
     """
     if isinstance(labels, jax.core.Tracer):
         return
-    least, most = int(np.min(labels)), int(np.max(labels))
+    known = np.asarray(labels)  # and not jnp, whose operations are traced even on what is known
+    least, most = int(known.min()), int(known.max())
     if least < 0 or most >= classes:
         accepted = f"whole numbers from 0 to {classes - 1}, for {classes} outputs"
         raise ConfigError("labels", least if least < 0 else most, accepted)

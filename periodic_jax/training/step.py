@@ -85,11 +85,13 @@ class Gradients(NamedTuple):
 
 def gradients(state: TrainState, batch: Batch) -> Gradients:
     """Mean loss, accuracy, gradients and new running statistics of one mini-batch."""
+    check_single(state)
     return _gradients(state, state.collections, as_batch(batch), state.step_key)
 
 
 def full_batch_gradients(state: TrainState, batches: Batch) -> Gradients:
     """The same over stacked mini-batches; see `full_batch_step`."""
+    check_single(state)
     batches, step_key = as_batch(batches), state.step_key
     count = len(jax.tree.leaves(batches)[0])
 
@@ -114,12 +116,25 @@ def _gradients(state: TrainState, collections: Any, batch: Batch, key: Any) -> G
 
     def loss_of(params: Any) -> tuple[Array, tuple[Any, Any]]:
         outputs, mutated = task.network.apply({"params": params, **collections}, batch.images, train=True, key=key)
+        # Flax keeps statistics in float32, and returns those of wider numbers in their dtype.
+        mutated = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), mutated, collections)
         return losses(task.loss, outputs, batch.labels).mean(), (outputs, mutated)
 
     (loss, (outputs, collections)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     if not are_classes(outputs, batch.labels):
         return Gradients(loss, jnp.full_like(loss, jnp.nan), grads, collections)
     return Gradients(loss, (outputs.argmax(-1) == batch.labels).mean(dtype=loss.dtype), grads, collections)
+
+
+def check_single(state: TrainState) -> None:
+    """Refuse stacked states outside of ``vmap``.
+
+    Raises:
+        ConfigError: the states of several configurations.
+    """
+    if state.step.ndim:
+        given = f"one of {len(state.step)} configurations"
+        raise ConfigError("state", given, "that of one; jax.vmap(train_step, in_axes=(0, 0, None)) takes many")
 
 
 def as_batch(batch: Any) -> Batch:
@@ -138,11 +153,6 @@ def as_batch(batch: Any) -> Batch:
 def update(state: TrainState, hparams: HParams, terms: Gradients) -> tuple[TrainState, Metrics]:
     """Apply the optimiser, measure, and freeze what diverged: the second half of `train_step`."""
     task, (loss, accuracy, grads, collections) = state.task, terms
-    if state.step.ndim:
-        given = f"one of {len(state.step)} configurations"
-        raise ConfigError(
-            "state", given, "one of a single configuration; jax.vmap(train_step, (0, 0, None)) takes many"
-        )
     check_scalars(hparams)
     hparams = scheduled(HParams(*(jnp.asarray(h, loss.dtype) for h in hparams)), state.step, task.schedule)
     chain: Any = sphere_sgd(hparams, task.labels, task.per_filter)
