@@ -75,7 +75,7 @@ class Networks:
             images = normalise(images, *constants)
             logits, updated = task.network.apply(variables, images, train=True)
             # From zero, one update of the running statistics gives a known share of those of this one part.
-            return logits, jax.tree.map(lambda s: s / (1 - BN_MOMENTUM), updated["batch_stats"])
+            return logits, jax.tree.map(lambda s: s / (1 - BN_MOMENTUM), updated.get("batch_stats", {}))
 
         def test(params: Any, statistics: Any, images: Array, constants: list[Array]) -> Any:
             variables = {"params": params, "batch_stats": statistics}
