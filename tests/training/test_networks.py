@@ -241,9 +241,13 @@ def as_functions(apply):
 )
 def test_what_is_no_network_is_refused_in_a_line(model, words):
     images = jnp.ones((4, 5, 5, 1))
-    with pytest.raises(ConfigError, match=words) as refused:
+
+    def try_it():
         state = create_train_state(model, "other", jax.random.key(0), images)
         train_step(state, HParams(), Batch(images, jnp.zeros(4, jnp.int32)))
+
+    with pytest.raises(ConfigError, match=words) as refused:
+        try_it()
     assert "\n" not in str(refused.value)
 
 
