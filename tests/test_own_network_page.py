@@ -34,6 +34,6 @@ def test_every_file_it_points_to_exists():
 
 def test_the_minimal_example_draws_its_plot(tmp_path):
     out = run(tmp_path, ROOT / "examples" / "minimal.py", "3")
-    assert "conv0/kernel  individually" in out
+    assert "dense0/kernel  individually" in out
     assert (tmp_path / "minimal.png").stat().st_size > 10_000
     assert len((ROOT / "examples" / "minimal.py").read_text().splitlines()) < 100

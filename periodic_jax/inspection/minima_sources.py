@@ -11,7 +11,7 @@ from periodic_jax import analysis
 from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.inspection.load import LoadedRun, load_arrays, load_states
 from periodic_jax.landscape.connectivity import Params
-from periodic_jax.models.adapters import param_dtype
+from periodic_jax.models.adapters import input_dtype
 from periodic_jax.runs import build
 from periodic_jax.storage.minima_files import find_missing_minima, read_minimum, saved_minima
 from periodic_jax.storage.reader import open_run
@@ -111,7 +111,7 @@ def start_of(run: LoadedRun, i: int, abstract: TrainState) -> Params | None:
     task, step = abstract.task, run.first_step
     if step:
         return _of_config(load_states(run, step, [i]).params, 0) if step in checkpoint_steps(run.path) else None
-    config, dtype = run.config, param_dtype(task.network)
+    config, dtype = run.config, input_dtype(task.network)
     key = purpose_key(jnp.uint32(run.grid.seeds[i]), INITIALISATION)
     images = jnp.zeros((config.batch_size, *config.data.image_shape), dtype)
     model = build.network(config, config.data.num_classes)

@@ -4,7 +4,7 @@ Running statistics of batch normalisation follow the training with a delay, and 
 their average. So all are re-estimated here, over the training set, before anything is measured.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from periodic_jax.data import Dataset
 from periodic_jax.landscape.connectivity import Params, combined
-from periodic_jax.models.adapters import param_dtype
+from periodic_jax.models.adapters import input_dtype, is_built_in
 from periodic_jax.models.layers import BN_MOMENTUM
 from periodic_jax.training.input_pipeline import normalise
 from periodic_jax.training.losses import losses
@@ -61,7 +61,7 @@ class Networks:
     def __init__(
         self, task: Task, dataset: Dataset, *, images: int | None = None, most_pixels: int = MOST_PIXELS
     ) -> None:
-        self.task, dtype = task, param_dtype(task.network)
+        self.task, dtype = task, input_dtype(task.network)
         self._constants = [jnp.asarray(values, dtype) for values in (dataset.mean, dataset.std)]
         most = max(most_pixels // int(np.prod(dataset.image_shape[:2])), 2)
         chosen = np.sort(np.random.default_rng(0).permutation(len(dataset.labels))[:images])
@@ -71,11 +71,19 @@ class Networks:
         self.test_labels = np.asarray(dataset.test_labels)
 
         def train(params: Any, statistics: Any, images: Array, constants: list[Array]) -> tuple[Array, Any]:
-            variables = {"params": params, "batch_stats": jax.tree.map(jnp.zeros_like, statistics)}
             images = normalise(images, *constants)
-            logits, updated = task.network.apply(variables, images, train=True)
-            # From zero, one update of the running statistics gives a known share of those of this one part.
-            return logits, jax.tree.map(lambda s: s / (1 - BN_MOMENTUM), updated.get("batch_stats", {}))
+
+            def updated(start: Callable[[Any], Array]) -> tuple[Array, Any]:
+                variables = {"params": params, "batch_stats": jax.tree.map(start, statistics)}
+                logits, collections = task.network.apply(variables, images, train=True)
+                return logits, collections.get("batch_stats", {})
+
+            # From zero, one update of the running statistics gives a share of those of this one part: 1 - momentum.
+            logits, shares = updated(jnp.zeros_like)
+            if is_built_in(task.network):
+                return logits, jax.tree.map(lambda s: s / (1 - BN_MOMENTUM), shares)
+            _, from_one = updated(jnp.ones_like)  # the momentum more
+            return logits, jax.tree.map(lambda s, one: s / (1 - (one - s)), shares, from_one)
 
         def test(params: Any, statistics: Any, images: Array, constants: list[Array]) -> Any:
             variables = {"params": params, "batch_stats": statistics}

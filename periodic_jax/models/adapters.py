@@ -236,9 +236,14 @@ def needs_key(network: Network, variables: Variables, inputs: Any) -> bool:
     return True
 
 
-def param_dtype(network: Network) -> Any:
-    """The dtype in which a network wants its inputs: its module's ``param_dtype``, or float32."""
-    return getattr(getattr(network, "module", None), "param_dtype", jnp.float32)
+def input_dtype(model: Any) -> Any:
+    """The dtype in which a network, or an adapter of one, wants its images: its ``param_dtype``, or float32."""
+    return getattr(getattr(model, "module", model), "param_dtype", jnp.float32)
+
+
+def is_built_in(network: Network) -> bool:
+    """Whether a network is one of this package, whose running statistics have one momentum."""
+    return isinstance(network, LinenNetwork) and type(network.module).__module__.startswith("periodic_jax.models.")
 
 
 def makes_nnx(model: Any) -> bool:
@@ -288,6 +293,8 @@ def _check_takes(
 
 
 def _parameters(function: Any) -> Mapping[str, Any]:
+    while isinstance(function, partial):
+        function = function.func
     try:  # a class of NNX hides the arguments of its __init__
         return inspect.signature(function.__init__ if isinstance(function, type) else function).parameters
     except (TypeError, ValueError):

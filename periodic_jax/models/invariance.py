@@ -82,18 +82,19 @@ def measure_labels(
     leaves = [_not_all_zero(leaf, i) for i, leaf in enumerate(leaves)]
 
     @jax.jit
-    def derivatives(key: Key[Array, ""]) -> Array:
+    def derivatives(key: Key[Array, ""], ones: Array) -> Array:
         """⟨w, d_i⟩ of each parameter i, for some random w: backward, since not all code can be derived forward."""
 
         def of_scales(scales: Array) -> Array:
             moved = [leaf * scale.astype(leaf.dtype) for leaf, scale in zip(leaves, scales, strict=True)]
             return apply({**variables, "params": jax.tree.unflatten(structure, moved)}, inputs)
 
-        outputs, pullback = jax.vjp(of_scales, jnp.ones(len(leaves)))
+        outputs, pullback = jax.vjp(of_scales, ones)
         weights = jax.random.normal(key, (len(leaves) + MORE, outputs.size), outputs.dtype)
         return jax.lax.map(lambda w: pullback(w)[0], weights).T
 
-    along = np.asarray(derivatives(key), np.float64)
+    # As an argument: of known numbers the compiler would work out the whole network, slowly.
+    along = np.asarray(derivatives(key, jnp.ones(len(leaves))), np.float64)
     group = individually.copy()
     group[~individually] = largest_vanishing_sum(along[~individually], tolerance)
     if (group != individually).any():

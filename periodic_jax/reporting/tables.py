@@ -63,8 +63,8 @@ def leak_as_text(analysis: xr.Dataset) -> str:
         return ""
     i = int(np.nanargmax(leak))
     return (
-        f"warning: the radial leak of configuration {i} is {leak[i]:.2g}, and near 0 where labels are right: some weights"
-        " are marked scale-invariant that are not (see models.measure_labels), or products are too coarse\n"
+        f"warning: the radial leak of configuration {i} is {leak[i]:.2g}, and near 0 where labels are right: some"
+        " weights are marked scale-invariant that are not (see models.measure_labels), or products are too coarse\n"
     )
 
 

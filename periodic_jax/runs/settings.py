@@ -104,7 +104,11 @@ class NetworkSettings:
     model: str = setting(
         "ConvNetSI",
         """ConvNetSI, ConvNetSIAf, ConvNet, ResNet18SI, ResNet18SIAf, ResNet18, MLPSI or ViTSI; SI: all but the head
-        scale-invariant; Af: with affine batch normalisation.""",
+        scale-invariant; Af: with affine batch normalisation. Or the import path of your own, such as
+        my_package.nets:Net; see docs/own_network.md.""",
+    )
+    model_args: tuple[str, ...] = setting(
+        (), "Arguments of your own network, such as width=8 norm=false.", metavar="NAME=VALUE ..."
     )
     width: int = setting(4, "Channels of the first layer; of all layers of MLPSI and ViTSI.")
     depth: int = setting(3, "Convolutions after the first; hidden layers of MLPSI, blocks of ViTSI.")
