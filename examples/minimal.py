@@ -1,4 +1,4 @@
-"""Periodic training on real digits, from data to plot: a network, a grid of learning rates, vmap over it, scan over steps.
+"""Periodic training on real digits, from data to plot: network, grid of learning rates, vmap, scan, plot.
 
 Run it: python examples/minimal.py [steps]. It draws minimal.png.
 """
@@ -34,7 +34,9 @@ class Net(nnx.Module):
         self.norm0 = nnx.BatchNorm(32, **plain)
         self.dense1 = nnx.Linear(32, 32, use_bias=False, rngs=rngs)
         self.norm1 = nnx.BatchNorm(32, **plain)
-        self.head = nnx.Linear(32, 10, rngs=rngs)
+        self.head = nnx.Linear(
+            32, 10, kernel_init=nnx.initializers.normal(0.6), rngs=rngs
+        )  # kept: its norm is about 10
 
     def __call__(self, x):
         """Logits of images (batch, height, width, channels)."""
