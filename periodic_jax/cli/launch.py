@@ -77,7 +77,7 @@ def complete_figures(path: Path) -> list[Path]:
 
 def print_results(run: "RunResult") -> None:
     """Print the table and the summary."""
-    print(pj.tables.as_text(run.analysis), end="")
+    print(pj.tables.as_text(run.analysis) + pj.tables.leak_as_text(run.analysis), end="")
     summary = read_config(run.path)["summary"]
     pace = summary["ms_per_config_step"]  # None: not more than one chunk was trained
     steps, here = summary["config_steps"], summary["session_config_steps"]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import periodic_jax as pj
 from periodic_jax.cli.axis import read_count
-from periodic_jax.cli.options import Folder, Run, arg
+from periodic_jax.cli.options import IF_GIVEN, Folder, Run, arg
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.runs.settings import setting
 from periodic_jax.storage.run_directory import steps_per_epoch
@@ -31,12 +31,15 @@ class Info:
     verify: bool = setting(
         False, "Read every telemetry chunk, checkpoint and saved minimum, and compare the checksums."
     )
+    model: Annotated[str | None, arg("MODULE:NAME"), IF_GIVEN] = setting(
+        None, "With --verify, the import path of the run's network, where it is one of your own."
+    )
 
     def execute(self) -> None:
         """Print the description; exits with 1 where something is corrupted."""
         from periodic_jax.inspection.info import describe_run
 
-        report = describe_run(self.run, verify=self.verify)
+        report = describe_run(self.run, verify=self.verify, model=self.model)
         for line in report.lines:
             print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
         if report.errors:

@@ -48,6 +48,8 @@ def _annotated(field: dataclasses.Field[Any], hint: Any) -> Any:
         return Annotated[hint, read_flag_or_count(field.name, USUAL_WINDOW), IF_GIVEN]
     if hint is bool:
         return hint
+    if hint == tuple[str, ...]:
+        return Annotated[hint, arg(field.metadata["metavar"])]
     metavar, marks = field.metadata["metavar"], [] if field.default is not None else [IF_GIVEN]
     if hint in (int, int | None):
         return Annotated[hint, read_count(field.name, metavar=metavar or "COUNT"), *marks]

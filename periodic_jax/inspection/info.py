@@ -1,6 +1,7 @@
 """What a run directory holds: what ran, how far it came, what diverged, its size, and whether it is as written."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,12 +32,13 @@ class RunDescription(NamedTuple):
     errors: list[str]  # what is corrupted or missing; empty for a verified run
 
 
-def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDescription:
+def describe_run(path: str | os.PathLike[str], *, verify: bool = False, model: str | None = None) -> RunDescription:
     """Describe a run directory, without changing anything in it.
 
     Args:
         path: the run directory, or the folder of a grid in shards.
         verify: read every telemetry chunk, checkpoint and saved minimum, and compare their checksums.
+        model: with ``verify``, as for `resume_run`.
 
     Returns:
         Lines for the reader, and the errors among them.
@@ -48,7 +50,7 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDe
     """
     path, shards = Path(path), read_shards(path)
     if shards is not None:
-        return _describe_shards(shards, verify=verify)
+        return _describe_shards(shards, verify=verify, model=model)
     manifest = run_directory.read_config(path)
     config, start_step = manifest.get("config", {}), run_directory.first_step(manifest)
     steps = config.get("steps")
@@ -75,7 +77,7 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDe
             f"minima of periods: {len(minima)}, of which {unfinished} unfinished, of {configs} configurations, {size}"
         )
     if verify:
-        verified = list(corruptions(path, manifest, recorded_states))
+        verified = list(corruptions(path, manifest, partial(recorded_states, model=model)))
         # What was seen at first sight has its file and its reason here.
         errors = verified if any(line.startswith(TELEMETRY) for line in verified) else verified + errors
         if not errors:
@@ -91,7 +93,7 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDe
     return RunDescription(lines, errors)
 
 
-def _describe_shards(shards: Shards, *, verify: bool) -> RunDescription:
+def _describe_shards(shards: Shards, *, verify: bool, model: str | None) -> RunDescription:
     """How far each shard of a grid is, and what is wrong with it."""
     config, errors, remedies, finished = shards.manifest["config"], list[str](), list[str](), 0
     number, configs = counted(shards.number, "shard"), counted(len(shards.grid), "configuration")
@@ -100,7 +102,7 @@ def _describe_shards(shards: Shards, *, verify: bool) -> RunDescription:
         path, head = shards.folder(index), f"shard {index}, {counted(len(members), 'configuration')}: "
         try:
             manifest = run_directory.read_config(path)
-            described = describe_run(path, verify=verify)
+            described = describe_run(path, verify=verify, model=model)
             here = described.errors
             remedies += [line for line in described.lines if line.startswith(REMEDY)]
             done, steps = run_directory.reached(path, manifest), manifest["config"]["steps"]

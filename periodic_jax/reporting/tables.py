@@ -32,6 +32,7 @@ FORECASTS = ("forecast_origin", "forecast_soonest", "forecast_latest", "forecast
 COLUMNS = (*SHOWN, "because", "steps", "mean_fall_steps", "mean_predicted_fall_steps", *THEORY)
 
 
+LEAK = 0.05  # above what ε of a normalisation and rounding give: at most 0.014 in the runs of docs/experiments
 FARTHEST = 1e9  # steps that are written out: a network that hardly moves has forecasts beyond any run
 
 
@@ -57,6 +58,18 @@ def as_text(analysis: xr.Dataset, columns: Sequence[str] = SHOWN) -> str:
     cells = [[describe(name).heading or name, *_cells(name, table[name])] for name in shown]
     widths = [max(map(len, column)) for column in cells]
     return "".join("  ".join(map(str.rjust, row, widths)) + "\n" for row in zip(*cells, strict=True))
+
+
+def leak_as_text(analysis: xr.Dataset) -> str:
+    """A warning, where gradients are not orthogonal to the weights that are marked scale-invariant; else nothing."""
+    leak = column(analysis, "radial_leak")
+    if not (leak > LEAK).any():
+        return ""
+    i = int(np.nanargmax(leak))
+    return (
+        f"warning: the radial leak of configuration {i} is {leak[i]:.2g}, and near 0 where labels are right: some"
+        " weights are marked scale-invariant that are not (see models.measure_labels), or products are too coarse\n"
+    )
 
 
 LANDSCAPE_COLUMNS = (

@@ -40,6 +40,7 @@ def branch_run(
     steps: int | None = None,
     dataset: str | None = None,
     data_dir: str | None = None,
+    model: str | None = None,
 ) -> RunResult:
     """Start a new run from a checkpoint of another one.
 
@@ -56,7 +57,7 @@ def branch_run(
         change: for each axis named, the new values, all combinations of which are run. Of such an axis one value
             must be selected, so that each new configuration has one parent.
         steps: number of the last step; the parent's, if None.
-        dataset, data_dir: as for `resume_run`.
+        dataset, data_dir, model: as for `resume_run`.
 
     Returns:
         As `run_sweep`.
@@ -72,7 +73,7 @@ def branch_run(
     select, change = ({name: list(values) for name, values in (axes or {}).items()} for axes in (select, change))
     shards = read_shards(path)
     manifest = run_directory.read_config(path) if shards is None else shards.manifest
-    parent = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir)
+    parent = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir, model=model)
     axes, parents = branched_axes({name: getattr(parent, name) for name in RUN_AXES}, select, change)
     parts = [(part, members) for part, members in run_parts(parent) if np.isin(parents, members).any()]
     if not np.isin(parents, [i for _, members in parts for i in members]).all():

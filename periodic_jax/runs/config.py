@@ -26,7 +26,9 @@ RUN_AXES = tuple(name for name in AXES if name != "schedule_every")
 NOT_FOLLOWED = ("out", "data_dir", "download")  # of config.json: what leads out of the run directory
 FREE = ("keep", "keep_every", "checkpoint_seconds")  # what may change while a run is under way
 # What the first run directories have not, and did not do.
-LATER = ("track_sharpness", "keep_period_minima", "shards", "shard", "storage", "deterministic")
+LATER = ("track_sharpness", "keep_period_minima", "shards", "shard", "storage", "deterministic", "model_args")
+# What a network of one's own has arguments of its own for.
+BUILT_IN = ("width", "depth", "init_scale", "storage")
 COUNTS = ("steps", "epochs", "eval_every", "track_sharpness", "keep", "keep_every")
 BOUNDS = {**dict.fromkeys(COUNTS, (1, MOST_STEPS)), "keep_period_minima": (10, 10**4)}
 CHOICES = {
@@ -140,8 +142,8 @@ def check(config: RunConfig) -> None:
     check_layout(config.layout)
     schedules.check_schedule(config.schedule)
     losses.check_loss(config.loss)
-    model = models.build(config.model, width=config.width, depth=config.depth, platform="cpu")  # JAX need not start
-    if config.track_sharpness and not models.has_scale_invariant(model):
+    model = _network(config)
+    if config.track_sharpness and hasattr(model, "labels") and not models.has_scale_invariant(model):
         accepted = f"no measurements of {config.model}: it has no scale-invariant weights"
         raise ConfigError("--track-sharpness", config.track_sharpness, accepted)
     # From here on data are read, and downloaded if that was asked for.
@@ -151,7 +153,23 @@ def check(config: RunConfig) -> None:
     if steps > MOST_EVALUATIONS * (every := evaluated_every(config)):
         raise ConfigError("--eval-every", every, f"at least {-(-steps // MOST_EVALUATIONS)} for {steps} steps")
     check_batch_size(config.batch_size, config.data)
-    model.check_input(*config.data.image_shape[:2])
+    if hasattr(model, "check_input"):
+        model.check_input(*config.data.image_shape[:2])
+
+
+def _network(config: RunConfig) -> Any:
+    """The network, for a look at it."""
+    from periodic_jax import models
+    from periodic_jax.models import imported
+
+    if not imported.is_import_path(config.model):
+        if config.model_args:
+            raise ConfigError("--model-args", " ".join(config.model_args), f"none for {config.model}")
+        return models.build(config.model, width=config.width, depth=config.depth, platform="cpu")  # JAX need not start
+    for field in dataclasses.fields(config):
+        if field.name in BUILT_IN and (value := getattr(config, field.name)) != field.default:
+            raise ConfigError(flag_of(field.name), value, f"--model-args for what {config.model} takes")
+    return imported.import_model(config.model, config.model_args)
 
 
 def planned_steps(config: RunConfig) -> int:
@@ -196,21 +214,28 @@ def to_manifest(config: RunConfig, layout: str) -> dict[str, Any]:
 
 
 def from_manifest(
-    manifest: Mapping[str, Any], path: Path, *, dataset: str | None = None, data_dir: str | None = None
+    manifest: Mapping[str, Any],
+    path: Path,
+    *,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    model: str | None = None,
 ) -> RunConfig:
     """The configuration that config.json holds.
 
-    A run directory may be a stranger's: no path in it is followed, and nothing is downloaded because of it.
+    A run directory may be a stranger's: no path in it is followed, nothing is imported and nothing is downloaded
+    because of it.
 
     Args:
         manifest: the content of config.json.
         path: the run directory.
         dataset: the npz file, where the run's data set is one.
         data_dir: where the data set's files are, before the usual folders.
+        model: the import path of the network, where the run has one of the user's own.
 
     Raises:
         CorruptedRunError: it is not a complete configuration.
-        ConfigError: it names a file as its data set and ``dataset`` is None.
+        ConfigError: it names a file as its data set and ``dataset`` is None, or the same of a network to import.
     """
     from periodic_jax.data import DATASETS
 
@@ -230,6 +255,11 @@ def from_manifest(
     elif values["dataset"] not in DATASETS:
         wanted = "the npz file of this run: paths in config.json are not followed"
         raise ConfigError("--dataset", f"none given for {values['dataset']}", wanted)
+    if model is not None and model != values["model"]:
+        raise ConfigError("--model", model, f"{values['model']}, as before")
+    if model is None and ":" in values["model"]:
+        wanted = "the import path of this run's network: nothing that config.json names is imported"
+        raise ConfigError("--model", f"none given for {values['model']}", wanted)
     return RunConfig(out=path, data_dir=data_dir, **values)
 
 
@@ -248,7 +278,7 @@ def check_images(config: RunConfig, manifest: Mapping[str, Any]) -> None:
 def difference(config: RunConfig, manifest: Mapping[str, Any]) -> str:
     """What a configuration wants otherwise than a run has it, in one line; empty where they are the same."""
     later = {field.name: field.default for field in dataclasses.fields(RunConfig) if field.name in LATER}
-    recorded = {**later, **manifest.get("config", {})}
+    recorded = {**json.loads(json.dumps(later)), **manifest.get("config", {})}
     layout = str(recorded.get("layout")) if config.layout == "auto" else config.layout
     wanted = json.loads(json.dumps(to_manifest(config, layout)))
     names = [n for n in wanted if n not in (*FREE, *NOT_FOLLOWED) and wanted[n] != recorded.get(n)]

@@ -179,8 +179,11 @@ def plan_for(config: RunConfig, target: "Target") -> SweepPlan:
     Raises:
         ConfigError: its compiler does not start, or no program fits its memory.
     """
+    from periodic_jax.models.imported import is_import_path
     from periodic_jax.sweeps import autotune, compilation
 
+    if is_import_path(config.model):
+        raise ConfigError("--for", target.name, f"a built-in network, not {config.model}")
     target.check_precision(config.precision)
     grid, session, data = config.grid(), build.plan_session(config, {}), config.data
     groups, per_seed = device_shape(grid.seeds, 1)

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,8 @@ def run_sweep(config: RunConfig, *, callbacks: RunCallbacks | None = None) -> Ru
             return RunResult(path, analysis.analyze(open_run(path, flat=True)))
         if manifest:
             callbacks.log(f"{path} holds this run, unfinished: going on with it")
-            config = dataclasses.replace(config, layout=from_manifest(manifest, path, dataset=config.dataset).layout)
+            recorded = from_manifest(manifest, path, dataset=config.dataset, model=config.model)
+            config = dataclasses.replace(config, layout=recorded.layout)
         return run_session(config, manifest, callbacks)
 
 
@@ -129,6 +131,7 @@ def resume_run(
     epochs: int | None = None,
     dataset: str | None = None,
     data_dir: str | None = None,
+    model: str | None = None,
     truncate: bool = False,
 ) -> RunResult:
     """Continue an unfinished run, on a CPU to the bits it would have had undisturbed, or extend a finished one.
@@ -140,6 +143,7 @@ def resume_run(
         epochs: the same in epochs.
         dataset: the npz file, where the data set is one: paths in config.json are not followed.
         data_dir: as for `RunConfig`.
+        model: the import path of the run's network, where it is one of your own: none in config.json is imported.
         truncate: where telemetry is corrupted, go back to the checkpoint before it, and compute it again. Refused of a
             finished run that is verified.
 
@@ -156,7 +160,7 @@ def resume_run(
     run_directory.read_config(path)  # before a lock is put where there is no run
     with locked(path):
         manifest = run_directory.read_config(path)
-        config = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir)
+        config = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir, model=model)
         before = planned_steps(config)
         if steps is not None or epochs is not None:
             config = dataclasses.replace(config, steps=steps, epochs=epochs)
@@ -165,7 +169,7 @@ def resume_run(
             raise ConfigError("--steps", after, f"at least the {before} steps of the run")
         check(config)
         if after == before and "summary" in manifest:
-            found = list(corruptions(path, manifest, build.recorded_states))
+            found = list(corruptions(path, manifest, partial(build.recorded_states, model=model)))
             if found and (rebuilt := _rebuild_finished(config, manifest)):
                 (callbacks or RunCallbacks()).log(f"{path}: rebuilt from config.json: {', '.join(rebuilt)}")
                 return RunResult(path, analysis.analyze(open_run(path, flat=True)))

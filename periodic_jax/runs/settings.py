@@ -103,11 +103,15 @@ class NetworkSettings:
 
     model: str = setting(
         "ConvNetSI",
-        """ConvNetSI, ConvNetSIAf, ConvNet, ResNet18SI, ResNet18SIAf or ResNet18; SI: all but the head scale-invariant;
-        Af: with affine batch normalisation.""",
+        """ConvNetSI, ConvNetSIAf, ConvNet, ResNet18SI, ResNet18SIAf, ResNet18, MLPSI or ViTSI; SI: all but the head
+        scale-invariant; Af: with affine batch normalisation. Or the import path of your own, such as
+        my_package.nets:Net; see docs/guides/own_network.md.""",
     )
-    width: int = setting(4, "Channels of the first layer.")
-    depth: int = setting(3, "Convolutions after the first.")
+    model_args: tuple[str, ...] = setting(
+        (), "Arguments of your own network, such as width=8 norm=false.", metavar="NAME=VALUE ..."
+    )
+    width: int = setting(4, "Channels of the first layer; of all layers of MLPSI and ViTSI.")
+    depth: int = setting(3, "Convolutions after the first; hidden layers of MLPSI, blocks of ViTSI.")
     init_scale: float = setting(
         10.0, "Norm of the head's weight at the start; not positive: PyTorch's default initialisation."
     )

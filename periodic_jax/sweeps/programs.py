@@ -76,7 +76,7 @@ class Programs:
                 if not self.spec.full_batch:
                     key = None if seed is None else input_pipeline.augmentation_key(seed, first_step + t)
                     images = input_pipeline.mini_batch(data, index, key)
-                    batch = Batch(_prepare(states.task.model, images), data.labels[index])
+                    batch = Batch(states.task.network.prepare(images), data.labels[index])
                 if self.platform == "cpu":
                     return lay_out(lambda s, h: self._advance(s, h, batch, first_step + t), self.layout)(
                         states, hparams
@@ -207,7 +207,7 @@ class Programs:
                 return jax.lax.dynamic_slice_in_dim(a, start, size)
 
             normal = input_pipeline.normalise(cut(images), data.mean, data.std)
-            batch = Batch(_prepare(states.task.model, normal), cut(labels))
+            batch = Batch(states.task.network.prepare(normal), cut(labels))
             counts = start + jnp.arange(size) >= new
             masks = [counts, *(counts & cut(part) for part in parts)]
 
@@ -258,10 +258,6 @@ class ShardedPrograms:
         self.chunk = jax.jit(sharded, donate_argnums=0, compiler_options=options)
         evaluation = shard(programs.evaluation, in_specs=(over, P()), out_specs=over)
         self.evaluation = jax.jit(evaluation, compiler_options=options)
-
-
-def _prepare(model: Any, images: Array) -> Any:
-    return model.prepare(images) if hasattr(model, "prepare") else images
 
 
 def _unknown(function: Callable[..., Any], *args: Any) -> Any:

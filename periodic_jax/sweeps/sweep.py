@@ -9,7 +9,6 @@ from functools import partial
 from itertools import compress
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +19,8 @@ from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import HParams, SweepGrid
 from periodic_jax.data.dataset import Dataset
 from periodic_jax.models import forms
+from periodic_jax.models.adapters import input_dtype
+from periodic_jax.models.labels import LabelTree
 from periodic_jax.storage.schema import CORRUPTION, EVALUATIONS
 from periodic_jax.sweeps import autotune
 from periodic_jax.sweeps.chunks import Chunk, ChunkEnds
@@ -48,10 +49,11 @@ class Sweep:
     Nothing is compiled by the constructor. `compile` is called by whatever first needs the programs or the states.
 
     Args:
-        model: network with ``labels()``; see `models`.
+        model: a network as `training.state.create_train_state` takes it.
         dataset: the images.
         grid: the configurations.
         spec: how they are trained.
+        labels: of the network's weights; its own ``labels()``, if None.
         layout: see `training.vectorize`.
         capacity: most steps in a chunk. One program serves all chunks up to that length.
         devices: JAX devices to shard the configurations over; all, if None.
@@ -71,11 +73,12 @@ class Sweep:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         dataset: Dataset,
         grid: SweepGrid,
         spec: TrainingSpec,
         *,
+        labels: LabelTree = None,
         layout: str = "auto",
         capacity: int = 1000,
         devices: list[Any] | None = None,
@@ -87,7 +90,8 @@ class Sweep:
         self.placement = Placement.of(grid.seeds, devices or jax.devices())
         self.step, self.stopped, self._deterministic = 0, 0, deterministic
 
-        dtype = getattr(model, "param_dtype", jnp.float32)
+        self._labels = model.labels() if labels is None else labels
+        dtype = input_dtype(model)
         self.data = jax.tree.map(self.placement.replicate, input_pipeline.to_device(dataset, dtype))
         self.seeds = self.placement.shard(self.placement.arrangement.seeds.astype(np.uint32))
         self.hparams = HParams(*(self.placement.shard_configs(h.astype(dtype)) for h in grid.hparams()))
@@ -288,7 +292,7 @@ class Sweep:
         def of_seed(seed: Array) -> TrainState:
             key = input_pipeline.purpose_key(seed, input_pipeline.INITIALISATION)
             return create_train_state(
-                model, model.labels(), key, jnp.zeros(self._batch_shape, dtype), loss=spec.loss,
+                model, self._labels, key, jnp.zeros(self._batch_shape, dtype), loss=spec.loss,
                 schedule=spec.schedule, per_filter=spec.per_filter,
             )  # fmt: skip
 

@@ -18,7 +18,7 @@ from jaxtyping import Array
 from periodic_jax.core.grid import HParams
 from periodic_jax.models.labels import LabelTree, leaf_labels
 from periodic_jax.ops.reductions import global_norm
-from periodic_jax.training.schedules import learning_rate
+from periodic_jax.training.schedules import check_scalars, learning_rate
 from periodic_jax.training.tracking import track_dynamics
 
 
@@ -122,6 +122,7 @@ def sphere_sgd(hparams: HParams, labels: LabelTree, per_filter: bool = False) ->
         >>> float(jnp.linalg.norm(optax.apply_updates(params, u)["w"]))
         4.5
     """
+    check_scalars(hparams)
     chain = optax.chain(
         optax.add_decayed_weights(hparams.weight_decay),
         optax.trace(decay=hparams.momentum),
