@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from periodic_jax.analysis.regimes import LEAST_STEPS
 from periodic_jax.cli.commands import COMMANDS
+from periodic_jax.plots.style import FAINT
 from periodic_jax.runs.config import RunConfig
+from periodic_jax.sweeps.chunks import FIRST_STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -34,6 +37,13 @@ def test_every_option_it_names_exists():
 def test_every_file_it_points_to_exists():
     for target in re.findall(r"\]\(([^)]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_what_it_says_of_chunks_and_regimes_is_so():
+    assert "of about a second" not in README
+    assert f"A chunk has {FIRST_STEPS} steps at first" in README
+    assert f"fewer than {LEAST_STEPS} steps" in README
+    assert f"faint where it is below {FAINT:g}" in README
 
 
 @pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
