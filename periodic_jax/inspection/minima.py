@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.formatting import counted
 from periodic_jax.core.grid import AXES
 from periodic_jax.inspection import load
 from periodic_jax.inspection.minima_sources import SavedState, minima_of, start_of
@@ -89,7 +90,7 @@ def compare(
         limit = "" if last is None else f", the last {last} at most"
         measured: list[list[Measured]] = []
         for i, minima in zip(configs, saved, strict=True):
-            progress(f"{run.grid.label(i)}: {len(minima)} minima{limit}")
+            progress(f"{run.grid.label(i)}: {counted(len(minima), 'minimum', 'minima')}{limit}")
             measured.append([_measured(networks, minimum) for minimum in minima[-(last or len(minima) or 1) :]])
         starts = [start_of(run, i, abstract) for i in configs]
         alone = [_of_config(networks, *each, points) for each in zip(measured, starts, strict=True)]

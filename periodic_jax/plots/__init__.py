@@ -26,7 +26,15 @@ from periodic_jax.plots.curvature import (
     thresholds,
 )
 from periodic_jax.plots.minima import barriers, ensembles, minima, minima_errors, paths
-from periodic_jax.plots.regime_maps import equilibria, equilibrium, period_lengths, periods, regime_map, regimes
+from periodic_jax.plots.regime_maps import (
+    equilibria,
+    equilibrium,
+    in_equilibrium,
+    period_lengths,
+    periods,
+    regime_map,
+    regimes,
+)
 from periodic_jax.plots.single_period import one_period, phases, phases_of_clearest
 from periodic_jax.plots.style import REGIME_COLOURS, STYLE, STYLE_FILE, axis_roles, colours, fit_scale
 from periodic_jax.plots.trajectories import curves, in_panels, layer_norms, layers, phase_diagram
@@ -169,7 +177,7 @@ def _applicable(
     yield "regimes", partial(regimes, found)
     if np.isfinite(found.period_length.values).any():
         yield "period_length", partial(periods, found)
-    if (np.isfinite(found.equilibrium_weight_norm) & np.isfinite(found.measured_weight_norm)).any():
+    if in_equilibrium(found).any():
         yield "equilibrium", partial(equilibria, found)
     for name, close in (("one_period", one_period), ("phases", phases_of_clearest)):
         yield name, partial(close, dataset, found)

@@ -12,6 +12,7 @@ from periodic_jax.plots.trajectories import configuration
 
 SPIKE = 7.0  # that mini-batches alone make of the loss within a fall
 LABEL_A, LABEL_B = "phase A: norm falls, ELR rises", "phase B: destabilisation"
+LABEL_BEFORE = "before the first onset"
 
 
 def one_period(dataset: xr.Dataset, found: xr.Dataset) -> Figure | None:
@@ -56,6 +57,8 @@ def one_period(dataset: xr.Dataset, found: xr.Dataset) -> Figure | None:
 def phases(ax: Axes, dataset: xr.Dataset, found: xr.Dataset, config: int) -> Axes:
     """The phase diagram of one configuration, phases A and B in colours, with a ring at the start.
 
+    What comes before the first onset is of no period, and grey.
+
     Args:
         ax: where to draw.
         dataset: a flat run.
@@ -67,11 +70,14 @@ def phases(ax: Axes, dataset: xr.Dataset, found: xr.Dataset, config: int) -> Axe
     onsets, ends = (found[name].values[config] for name in ("onset_step", "end_step"))
     onsets, ends = onsets[np.isfinite(onsets)].astype(int), ends[np.isfinite(onsets)].astype(int)
     # Both phases have the steps at their borders, so that no gap is left between them.
-    fall, burst = np.ones(len(x), bool), np.zeros(len(x), bool)
+    first = onsets[0] if len(onsets) else len(x) - 1
+    before, fall = np.arange(len(x)) <= first, np.arange(len(x)) >= first
+    burst = np.zeros(len(x), bool)
     for onset, end in zip(onsets, ends, strict=True):
         fall[onset + 1 : end] = False
         burst[onset : end + 1] = True
-    for phase, colour, width, label in ((fall, PHASE_A, 0.5, LABEL_A), (burst, PHASE_B, 0.9, LABEL_B)):
+    drawn = ((before, "0.7", 0.5, LABEL_BEFORE), (fall, PHASE_A, 0.5, LABEL_A), (burst, PHASE_B, 0.9, LABEL_B))
+    for phase, colour, width, label in drawn:
         ax.plot(np.where(phase, x, np.nan), np.where(phase, y, np.nan), color=colour, lw=width, label=label)
     ax.plot(x[:1], y[:1], "o", mfc="white", mec="black", ms=6, ls="", zorder=3, label="start")
     ax.plot(x[onsets], y[onsets], "v", color="black", ms=3, ls="", zorder=2.5, label="onset")
@@ -89,7 +95,7 @@ def phases_of_clearest(dataset: xr.Dataset, found: xr.Dataset) -> Figure | None:
         figure = Figure(figsize=(6, 5))
         ax = phases(figure.subplots(), dataset, found, choice[0])
         ax.set_title(configuration(dataset, choice[0]))
-        figure.legend(loc="outside lower center", ncols=2)
+        figure.legend(loc="outside lower center", ncols=3)
         return figure
 
 

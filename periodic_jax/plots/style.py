@@ -30,6 +30,7 @@ REGIME_COLOURS = {  # in order of lightness in grey: 0.79, 0.66, 0.47, 0.2, 0.95
     "#F0F0F0",
 }  # fmt: skip
 PHASE_A, PHASE_B = "#56B4E9", "#D55E00"
+FAINT = 0.7  # confidence in a regime below which its cell is drawn faint
 DASHES = ("-", "--", ":", "-.")
 MOST_IN_LEGEND = 10
 MOST_PANELS = 6

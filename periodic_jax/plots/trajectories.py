@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from periodic_jax.core.grid import AXES
 from periodic_jax.core.segments import extremes
@@ -61,6 +61,8 @@ def curves(
         ax.plot(x[drawn], row[drawn], lw=0.8, **line)
     style.fit_scale(ax, describe(name).log, y=values)
     style.note_if_empty(ax, values)
+    if describe(name).number == "percent":
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
     if log_steps:
         ax.set_xscale("log")
     elif not steps_per_epoch:

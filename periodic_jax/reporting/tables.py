@@ -110,7 +110,8 @@ def minima_as_text(found: xr.Dataset) -> str:
     text = f"minima: {found.source}; statistics {found.statistics}\n"
     compared = np.isfinite(found.step.values).sum(1)
     if left := int((found.there.values - compared).sum()):
-        text += f"{left} earlier minima are left out: --last all takes them\n"
+        of, are = counted(left, "earlier minimum", "earlier minima"), "is" if left == 1 else "are"
+        text += f"{of} {are} left out; --last all takes every one\n"
     row, k = np.nonzero(np.isfinite(found.step.values))
     names = ("step", "ended", "train_loss", "train_error", "test_loss", "test_error", "cosine_to_start", "reason")
     each = {name: found[name].values[row, k] for name in names}

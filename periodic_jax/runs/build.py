@@ -17,7 +17,6 @@ from periodic_jax.storage.minima_files import with_rule_state
 from periodic_jax.training import xla
 
 if TYPE_CHECKING:
-
     from periodic_jax.runs.session import SessionPlan
     from periodic_jax.sweeps.sweep import Sweep
     from periodic_jax.training.state import TrainState

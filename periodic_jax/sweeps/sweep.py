@@ -23,7 +23,7 @@ from periodic_jax.models.adapters import input_dtype
 from periodic_jax.models.labels import LabelTree
 from periodic_jax.storage.schema import CORRUPTION, EVALUATIONS
 from periodic_jax.sweeps import autotune
-from periodic_jax.sweeps.chunks import Chunk, ChunkEnds
+from periodic_jax.sweeps.chunks import FIRST_STEPS, Chunk, ChunkEnds
 from periodic_jax.sweeps.placement import Placement, copied, named_leaves, weights_of
 from periodic_jax.sweeps.programs import Programs, ShardedPrograms, recorded_names
 from periodic_jax.training import input_pipeline
@@ -184,7 +184,7 @@ class Sweep:
         Yields:
             Consecutive chunks.
         """
-        programs, end, size = self.programs, self.step + steps, min(16, self.capacity)
+        programs, end, size = self.programs, self.step + steps, min(FIRST_STEPS, self.capacity)
         pending: tuple[Chunk, int] | None = None
         if self.step == ends.origin and eval_every:
             first = jax.tree.map(self.placement.gather, programs.evaluation(self._states, self.data))

@@ -1,15 +1,11 @@
-"""The page on networks of one's own, and the example from data to plot."""
+"""The example from data to plot."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = (ROOT / "docs" / "guides" / "own_network.md").read_text()
 ENVIRONMENT = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
 
 
@@ -20,16 +16,6 @@ def run(folder, *arguments):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
-def test_its_examples_run(tmp_path, example):
-    run(tmp_path, "-c", example)
-
-
-def test_every_file_it_points_to_exists():
-    for target in re.findall(r"\]\(([^)]+)\)", PAGE):
-        assert (ROOT / "docs" / "guides" / target).exists(), target
 
 
 def test_the_minimal_example_draws_its_plot(tmp_path):
