@@ -61,6 +61,10 @@ def test_contributing_is_short():
     assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 60
 
 
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {periodic_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 def test_the_two_commands_are_those_that_ci_runs():
     ci = (ROOT / ".ci" / "run").read_text()
     for command in (
@@ -94,9 +98,12 @@ def test_what_pages_say_of_chunks_and_regimes_is_so():
     assert not any("of about a second" in page.read_text() for page in PAGES)
 
 
-@pages("page", PAGES)
+@pages("page", [*PAGES, *sorted((ROOT / "docs" / "tutorials").glob("*.py"))])
 def test_every_command_parses(page):
-    for words in commands(page.read_text()):
+    text = page.read_text()
+    if page.suffix == ".py":
+        text = re.sub(r"^# ?", "", text, flags=re.MULTILINE)
+    for words in commands(text):
         if words[0] == "launch":
             parse_launch(words[1:])
         else:

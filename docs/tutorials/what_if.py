@@ -11,7 +11,14 @@ import matplotlib.pyplot as plt
 
 import periodic_jax as pj
 
-config = pj.RunConfig(out="runs/parent", lr=(0.3,), weight_decay=(1e-2,), width=2, steps=2000, keep_every=500)
+config = pj.RunConfig(
+    out="runs/parent",
+    lr=(0.3,),
+    weight_decay=(1e-2,),
+    width=2,
+    steps=2000,
+    keep_every=500,
+)
 parent = pj.run_sweep(config)
 
 # ## The branch
