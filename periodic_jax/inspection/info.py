@@ -16,7 +16,7 @@ from periodic_jax.runs.build import recorded_states
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.locks import is_locked
 from periodic_jax.storage.minima_files import saved_minima
-from periodic_jax.storage.reader import open_run
+from periodic_jax.storage.reader import open_run, read
 from periodic_jax.storage.run_directory import CHECKPOINTS, MINIMA, TELEMETRY
 from periodic_jax.storage.shards import Shards, read_shards
 from periodic_jax.storage.verified_store import MISSING, is_rebuildable
@@ -138,7 +138,7 @@ def _describe_telemetry(path: Path, lines: list[str], recorded: int) -> list[str
         return [f"{TELEMETRY}: {MISSING}"] if recorded else []
     try:
         dataset = open_run(path, flat=True)
-        diverged = dataset.diverged_at.values
+        diverged = read(dataset, "diverged_at")
     except UnreadableError:
         raise
     except (PeriodicJaxError, ValueError) as error:

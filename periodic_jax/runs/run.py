@@ -169,13 +169,19 @@ def resume_run(
             raise ConfigError("--steps", after, f"at least the {before} steps of the run")
         check(config)
         if after == before and "summary" in manifest:
-            found = list(corruptions(path, manifest, partial(build.recorded_states, model=model)))
-            if found and (rebuilt := _rebuild_finished(config, manifest)):
-                (callbacks or RunCallbacks()).log(f"{path}: rebuilt from config.json: {', '.join(rebuilt)}")
-                return RunResult(path, analysis.analyze(open_run(path, flat=True)))
+            states = partial(build.recorded_states, model=model)
+            found = list(corruptions(path, manifest, states))
+            log, remedy = (callbacks or RunCallbacks()).log, f"periodic-jax resume {path} --truncate computes it again"
+            if rebuilt := _rebuild_finished(config, manifest) if found else []:
+                log(f"{path}: rebuilt from config.json: {', '.join(rebuilt)}")
+                found = list(corruptions(path, manifest, states))
+                if found and not truncate:
+                    log(f"{path}: still corrupted: {found[0]}; {remedy}")
+                if not found or not truncate:
+                    return RunResult(path, analysis.analyze(open_run(path, flat=True)))
             if not truncate and found:
                 file, _, reason = found[0].partition(": ")
-                raise CorruptedRunError(path / file, reason, f"periodic-jax resume {path} --truncate computes it again")
+                raise CorruptedRunError(path / file, reason, remedy)
             if not truncate:
                 raise ConfigError("run directory", path, f"an unfinished run, or --steps above {before} to extend it")
             if not found:

@@ -14,7 +14,7 @@ from periodic_jax.storage.run_directory import TELEMETRY, first_step, lengths, r
 from periodic_jax.storage.schema import describe
 from periodic_jax.storage.shards import LOG, Shards, check_members, join_shards, read_shards
 from periodic_jax.storage.verification import metadata_corruptions
-from periodic_jax.storage.verified_store import MISSING, corrupted_telemetry, open_verified, telemetry_remedy
+from periodic_jax.storage.verified_store import ARRAYS, MISSING, corrupted_telemetry, open_verified, telemetry_remedy
 
 
 def open_run(path: str | os.PathLike[str], *, flat: bool = False) -> xr.Dataset:
@@ -87,6 +87,7 @@ def _open_flat(path: Path) -> xr.Dataset:
         dataset = xr.open_zarr(verified, consolidated=False, zarr_format=3, chunks=None)
         for described in (dataset, *dataset.variables.values()):
             described.attrs.pop(SEAL, None)
+        dataset.attrs.pop(ARRAYS, None)
         dataset = _named(dataset, path)
         dataset.encoding["source"] = str(path)
         dataset.attrs.update(name=path.resolve().name, model=str(config.get("config", {}).get("model", "")))

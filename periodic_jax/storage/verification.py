@@ -18,7 +18,7 @@ from periodic_jax.core.errors import CorruptedRunError, UnreadableError, failed_
 from periodic_jax.core.files import read_json
 from periodic_jax.storage.checksums import SEAL, seal_metadata
 from periodic_jax.storage.schema import QUANTITIES
-from periodic_jax.storage.verified_store import CONSOLIDATED, METADATA, Expected, open_group, open_verified
+from periodic_jax.storage.verified_store import ARRAYS, CONSOLIDATED, METADATA, Expected, open_group, open_verified
 
 MOST_OF_ONE_ARRAY = 100  # corrupted files that are listed
 MOST_CHUNK = 2**32  # bytes, unfolded
@@ -55,12 +55,19 @@ def metadata_corruptions(store: Path, lengths: Mapping[str, int]) -> Iterator[Co
     if not store.is_dir():
         yield Corruption("", None, "not a folder")
         return
-    for folder in (store, *sorted(path for path in store.iterdir() if path.is_dir())):
+    folders = {path for path in store.iterdir() if path.is_dir()} | {store / name for name in _listed(store)}
+    for folder in (store, *sorted(folders)):
         file = folder / METADATA
         if folder != store and folder.name not in QUANTITIES and not file.exists():
             continue
         if reason := _file_error(file, lengths):
             yield Corruption(os.fspath(file.relative_to(store)), None, reason)
+
+
+def _listed(store: Path) -> Iterator[str]:
+    """The names of the arrays that a store must have; none, where an earlier version wrote it, or it is corrupted."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        yield from (name for name in read_json(store / METADATA)["attributes"][ARRAYS] if name in QUANTITIES)
 
 
 def _file_error(file: Path, lengths: Mapping[str, int]) -> str | None:

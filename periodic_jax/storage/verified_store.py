@@ -19,6 +19,7 @@ from periodic_jax.core.grid import AXES
 from periodic_jax.storage.run_directory import TELEMETRY
 
 METADATA, CONSOLIDATED = "zarr.json", "consolidated_metadata"
+ARRAYS = "arrays"  # among the group's attributes: the names of all arrays of the store
 COORDINATES = (*AXES, "step", "eval_step", "layer")
 MISSING = "missing"
 FRAMING = 2**12  # bytes that a compressed chunk takes beside its content

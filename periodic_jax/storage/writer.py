@@ -24,7 +24,7 @@ from periodic_jax.storage.checksums import seal_metadata
 from periodic_jax.storage.run_directory import TELEMETRY
 from periodic_jax.storage.schema import FORMAT, describe
 from periodic_jax.storage.verification import ITEM_SIZES, Corruption, find_corruptions
-from periodic_jax.storage.verified_store import CONSOLIDATED, COORDINATES, METADATA, is_rebuildable, unfolds_to
+from periodic_jax.storage.verified_store import ARRAYS, CONSOLIDATED, COORDINATES, METADATA, is_rebuildable, unfolds_to
 
 MOST_IN_CHUNK = 4096  # configurations
 
@@ -206,6 +206,7 @@ def _build(draft: Path, layout: TelemetryLayout) -> None:
         create(name, (configs, recorded, *extra), (grouped, along, *extra), empty.dtype)
     for name in evaluations:
         create(name, (configs, len(eval_steps)), (grouped, max(len(eval_steps), 100)), shapes["loss"].dtype)
+    group.attrs[ARRAYS] = sorted(group.array_keys())
     for file in draft.rglob(METADATA):
         write_json(file, seal_metadata(json.loads(file.read_text())))
 
