@@ -1,4 +1,4 @@
-"""Figures of a run: functions from a flat Dataset (one ``config`` dimension), or from its analysis, to matplotlib Axes.
+"""Figures of a run: functions from a Dataset in either form of `open_run`, or from its analysis, to matplotlib Axes.
 They draw and compute nothing.
 
 Colour shows the learning rate (or the largest swept axis), panels the weight decay (or the next), line styles a third.
@@ -26,7 +26,7 @@ from periodic_jax.plots.curvature import (
 from periodic_jax.plots.minima import barriers, ensembles, minima, minima_errors, paths
 from periodic_jax.plots.regime_maps import equilibria, equilibrium, period_lengths, periods, regime_map, regimes
 from periodic_jax.plots.single_period import one_period, phases, phases_of_clearest
-from periodic_jax.plots.style import REGIME_COLOURS, STYLE, STYLE_FILE, axis_roles, colours, fit_scale
+from periodic_jax.plots.style import REGIME_COLOURS, STYLE, STYLE_FILE, axis_roles, colours, fit_scale, matched
 from periodic_jax.plots.trajectories import curves, in_panels, layer_norms, layers, phase_diagram
 from periodic_jax.storage.schema import EVALUATION, STEP, describe, used_by
 
@@ -84,7 +84,7 @@ def save_all(
     """Draw every figure that applies to the run and write it, the same bytes for the same run.
 
     Args:
-        dataset: a flat run.
+        dataset: a run, in either form of `open_run`.
         found: its analysis.
         folder: created if missing.
         formats: ``png``, ``pdf`` or both.
@@ -134,6 +134,7 @@ def figures(
     dataset: xr.Dataset, found: xr.Dataset, *, steps_per_epoch: int | None = None, log_steps: bool = False
 ) -> Iterator[tuple[str, Figure]]:
     """Names and figures of all that applies to the run, one after the other; arguments as of `save_all`."""
+    dataset = matched(dataset, found)
     if not dataset.sizes["config"]:
         return
     options = {"steps_per_epoch": steps_per_epoch, "log_steps": log_steps}
