@@ -13,6 +13,7 @@ import numpy as np
 from scipy.signal import find_peaks
 
 from periodic_jax.analysis.blocks import configs_in_cache, map_blocks
+from periodic_jax.analysis.telemetry import steps_last
 from periodic_jax.core import segments
 from periodic_jax.dynamics import rotation_spent
 
@@ -65,7 +66,8 @@ def detect_periods(
     that an equilibrium's fluctuations are none. Steps that are not finite are left out, wherever they are.
 
     Args:
-        telemetry: a Dataset or mapping with ``loss``, ``weight_norm`` and ``effective_lr``, each ``(..., steps)``, and
+        telemetry: a Dataset in either form of `open_run`, with its dimension ``step`` in any place, or a mapping of
+            arrays ``(..., steps)``: ``loss``, ``weight_norm``, ``effective_lr`` (from ``lr`` where it is missing), and
             ``angular_step`` for the rotation; NaN where a value is missing.
         min_growth: least ratio of the norm after the jump to the norm before it, and of the norm's fall before.
         min_loss_ratio: least ratio of the loss at its peak to the loss before.
@@ -74,14 +76,16 @@ def detect_periods(
     Returns:
         The destabilisations, with the leading dimensions of the telemetry.
 
+    Raises:
+        ConfigError: what is missing, or shapes that differ.
+
     Example:
         >>> rho = np.concatenate([np.geomspace(4, 2, 100), np.geomspace(4, 2, 100)])
         >>> loss = np.where(np.arange(200) == 100, 1.0, 0.01)
         >>> detect_periods({"loss": loss, "weight_norm": rho, "effective_lr": 0.1 / rho**2}).onset.tolist()
         [99.0]
     """
-    names = ("loss", "weight_norm", "effective_lr", "angular_step")
-    arrays = {name: np.asarray(telemetry[name]) for name in names if name in telemetry}
+    arrays = steps_last(telemetry, ("loss", "weight_norm", "effective_lr"), ("angular_step",))
     *lead, steps = arrays["weight_norm"].shape
     configs = math.prod(lead)
     flat = {name: array.reshape(configs, steps) for name, array in arrays.items()}

@@ -15,11 +15,13 @@ from periodic_jax.analysis.resampling import Interval, resampled_interval
 from periodic_jax.analysis.stability import before_onsets
 from periodic_jax.analysis.theory_checks import CHECKS, Theory, Trajectory, check_theory
 from periodic_jax.core import segments
+from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import AXES
-from periodic_jax.storage.reader import read
+from periodic_jax.storage.reader import flattened, read
 from periodic_jax.storage.schema import used_by
 
 CURVES = used_by("analysis")  # the last one, radial leak, may be missing
+NEEDED = ("loss", "weight_norm", "effective_lr", "angular_step")
 MOST_IN_MEMORY = 2**30  # bytes of telemetry read at a time
 LEAST_PRODUCTS = 3  # of learning rate and decay: the line through two says nothing of how straight it is
 QUIET = 0.1  # rotation of a quiet fall over ln(ρ_max/ρ_min): gradients then prolong it by a tenth at most
@@ -65,7 +67,9 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
     """Analyse each configuration of a run: its regime, its periods, and whether they agree with the theory.
 
     Args:
-        dataset: a run opened with ``open_run(path, flat=True)``; read block by block of configurations.
+        dataset: a run in either form of `open_run`; one opened with ``flat=True`` is read block by block of
+            configurations. Or a Dataset of your own with ``loss``, ``weight_norm`` and ``angular_step``; see
+            `storage.reader.flattened` for what else follows from these.
         predict: also forecast the next destabilisations, and those recorded from half-way down the fall before.
         most_in_memory: bytes of telemetry to read at a time.
 
@@ -73,6 +77,10 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
         A Dataset over ``config``, with the hyperparameters as coordinates, and ``destabilisation``, ``period``,
         ``check`` and ``fit``. Steps, and losses of mini-batches. ``mean_period`` is the mean distance between onsets,
         NaN with fewer than two.
+
+    Raises:
+        ConfigError: what is missing in the Dataset.
+        CorruptedRunError: the run is corrupted.
 
     Example:
         >>> from periodic_jax.core.grid import SweepGrid
@@ -86,6 +94,9 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
         >>> print(result.regime.item(), int(result.violations.item()))
         converging 0
     """
+    dataset = flattened(dataset)
+    if (missing := [name for name in NEEDED if name not in dataset]) and "source" not in dataset.encoding:
+        raise ConfigError("run", f"no {' and no '.join(missing)}", f"a Dataset with {', '.join(NEEDED)}")
     axes = {name: np.asarray(dataset[name].values) for name in AXES}
     is_free = axes["fixed_norm"] == 0
     is_held = ~is_free | (axes["elr"] != 0)
@@ -122,7 +133,7 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
 
 
 def _analyze_block(dataset: xr.Dataset, block: slice, hyper: Hyperparameters, predict: bool) -> BlockAnalysis:
-    names = [name for name in CURVES if name in dataset] + ["diverged_at"]
+    names = dict.fromkeys((*(name for name in CURVES if name in dataset), *NEEDED, "diverged_at"))
     curves = {name: read(dataset, name, config=block) for name in names}
     curves |= {name: np.full_like(curves["loss"], np.nan) for name in CURVES[:5] if name not in curves}
     lr, weight_decay, momentum, pacing_decay, is_free, is_held = (values[block] for values in hyper)

@@ -14,6 +14,7 @@ import numpy as np
 
 from periodic_jax.analysis.blocks import configs_in_cache, map_blocks
 from periodic_jax.analysis.periods import LOSS_NOISE, Periods, detect_periods, rotation
+from periodic_jax.analysis.telemetry import aligned, broadcast, of_configurations, steps_last
 from periodic_jax.core import segments
 from periodic_jax.core.formatting import counted
 
@@ -105,8 +106,9 @@ def classify_regimes(
     Args:
         telemetry: as `detect_periods`, with ``angular_step``; and with ``diverged_at`` ``(...)``, NaN for never, to
             distinguish a run that diverged to NaN from one that has not come so far.
-        lr, weight_decay, momentum: η, λ, μ, ``(...)``; λ = 0 also where norm or effective learning rate are fixed. η
-            is that of each step, ``effective_lr`` times ρ², where these are recorded.
+        lr, weight_decay, momentum: η, λ, μ, ``(...)``, or with named dimensions, as ``ds.lr``; λ = 0 also where norm or
+            effective learning rate are fixed. η is that of each step, ``effective_lr`` times ρ², where these are
+            recorded.
         is_held: whether norm or effective learning rate are fixed, ``(...)``.
         periods: the result of `detect_periods`, if known.
 
@@ -121,12 +123,15 @@ def classify_regimes(
         converging rotation at 0.00 of the decay's pace, loss x 0.59 from the middle third to the last
     """
     periods = detect_periods(telemetry) if periods is None else periods
-    arrays = {name: np.asarray(telemetry[name]) for name in ("loss", "weight_norm", "effective_lr", "angular_step")}
+    arrays = steps_last(telemetry, ("loss", "weight_norm", "effective_lr", "angular_step"))
+    lr, weight_decay, momentum, is_held = (
+        of_configurations(telemetry, value) for value in (lr, weight_decay, momentum, is_held)
+    )
     lead, configs = arrays["loss"].shape[:-1], math.prod(arrays["loss"].shape[:-1])
-    diverged_at = np.asarray(telemetry["diverged_at"], np.float64) if "diverged_at" in telemetry else np.nan
+    diverged_at = of_configurations(telemetry, telemetry["diverged_at"]) if "diverged_at" in telemetry else np.nan
     scalars = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "diverged_at": diverged_at}
     scalars["is_held"] = is_held
-    arrays |= {name: np.broadcast_to(value, lead) for name, value in scalars.items()}
+    arrays |= {name: broadcast(name, value, lead) for name, value in scalars.items()}
     arrays |= {name: getattr(periods, name) for name in ("found", "onset", "rotation")}
     flat = {name: array.reshape((configs, *array.shape[len(lead) :])) for name, array in arrays.items()}
     evidence = map_blocks(
@@ -162,6 +167,7 @@ def rotation_pace(angular_step: Any, lr: Any, weight_decay: Any, momentum: Any =
         >>> float(rotation_pace(np.full(100, np.arccos(1 - 1e-3)), 1.0, 1e-3).round(3))
         1.0
     """
+    angular_step, lr, weight_decay, momentum = aligned(angular_step, lr, weight_decay, momentum)
     spent = rotation(angular_step)
     needed = -np.log1p(-np.asarray(lr) * np.asarray(weight_decay) / (1 + np.asarray(momentum)))
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -11,7 +11,6 @@ import periodic_jax as pj
 from periodic_jax.cli.axis import Axis, read_axis, read_count, read_flag_or_count, read_path
 from periodic_jax.cli.launch import (
     complete_figures,
-    free_folder,
     log_line,
     print_results,
     train_and_report,
@@ -22,6 +21,7 @@ from periodic_jax.core.errors import ConfigError
 from periodic_jax.runs import settings
 from periodic_jax.runs.config import RUN_AXES, RunConfig
 from periodic_jax.runs.settings import setting
+from periodic_jax.storage.run_directory import free_folder
 from periodic_jax.training import xla
 
 USUAL_WINDOW = 100  # steps between candidates for a minimum
@@ -62,8 +62,7 @@ def _options_of(theme: type) -> type:
     """A theme of settings as options."""
     hints, fields = get_type_hints(theme), []
     for field in dataclasses.fields(theme):
-        default = None if field.default is dataclasses.MISSING else field.default
-        option = dataclasses.field(default=default, metadata=field.metadata)
+        option = dataclasses.field(default=field.default, metadata=field.metadata)
         fields.append((field.name, _annotated(field, hints[field.name]), option))
     return dataclasses.make_dataclass(theme.__name__, fields, namespace={"__doc__": theme.__doc__}, frozen=True)
 

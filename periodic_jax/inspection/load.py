@@ -45,7 +45,7 @@ class LoadedRun(NamedTuple):
             yield self, np.arange(len(self.grid))
             return
         for config, members in run_parts(self.config):
-            path = Path(config.out)
+            path = config.folder
             try:
                 is_finished = "summary" in run_directory.read_config(path)
             except CorruptedRunError as error:

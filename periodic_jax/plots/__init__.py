@@ -1,4 +1,4 @@
-"""Figures of a run: functions from a flat Dataset (one ``config`` dimension), or from its analysis, to matplotlib Axes.
+"""Figures of a run: functions from a Dataset in either form of `open_run`, or from its analysis, to matplotlib Axes.
 They draw and compute nothing.
 
 Colour shows the learning rate (or the largest swept axis), panels the weight decay (or the next), line styles a third.
@@ -36,7 +36,7 @@ from periodic_jax.plots.regime_maps import (
     regimes,
 )
 from periodic_jax.plots.single_period import one_period, phases, phases_of_clearest
-from periodic_jax.plots.style import REGIME_COLOURS, STYLE, STYLE_FILE, axis_roles, colours, fit_scale
+from periodic_jax.plots.style import REGIME_COLOURS, STYLE, STYLE_FILE, axis_roles, colours, fit_scale, matched
 from periodic_jax.plots.trajectories import curves, in_panels, layer_norms, layers, phase_diagram
 from periodic_jax.storage.schema import EVALUATION, STEP, describe, used_by
 
@@ -95,7 +95,7 @@ def save_all(
     """Draw every figure that applies to the run and write it, the same bytes for the same run.
 
     Args:
-        dataset: a flat run.
+        dataset: a run, in either form of `open_run`.
         found: its analysis.
         folder: created if missing.
         formats: ``png``, ``pdf`` or both.
@@ -166,6 +166,7 @@ def _applicable(
     dataset: xr.Dataset, found: xr.Dataset, **options: Any
 ) -> Iterator[tuple[str, Callable[[], Figure | None]]]:
     """Names of all figures that may apply to the run, and what draws each."""
+    dataset = matched(dataset, found)
     if not dataset.sizes["config"]:
         return
     for name in CURVES:

@@ -20,7 +20,7 @@ def one_period(dataset: xr.Dataset, found: xr.Dataset) -> Figure | None:
     destabilisation to the next, the onsets marked.
 
     Args:
-        dataset: a flat run.
+        dataset: a run, in either form of `open_run`.
         found: its analysis.
 
     Returns:
@@ -29,7 +29,7 @@ def one_period(dataset: xr.Dataset, found: xr.Dataset) -> Figure | None:
     choice = clearest(found)
     if choice is None:
         return None
-    config, k = choice
+    dataset, (config, k) = style.matched(dataset, found), choice
     first, last = found.onset_step.values[config, k : k + 2].astype(int).tolist()
     fall, end = found.end_step.values[config, k : k + 2].astype(int).tolist()
     margin = max((last - first) // 12, 5)
@@ -61,11 +61,11 @@ def phases(ax: Axes, dataset: xr.Dataset, found: xr.Dataset, config: int) -> Axe
 
     Args:
         ax: where to draw.
-        dataset: a flat run.
+        dataset: a run, in either form of `open_run`.
         found: its analysis.
         config: position of the configuration.
     """
-    part = dataset[["effective_lr", "effective_grad_norm"]].isel(config=config).load()
+    part = style.matched(dataset, found)[["effective_lr", "effective_grad_norm"]].isel(config=config).load()
     x, y = part.effective_lr.values, part.effective_grad_norm.values
     onsets, ends = (found[name].values[config] for name in ("onset_step", "end_step"))
     onsets, ends = onsets[np.isfinite(onsets)].astype(int), ends[np.isfinite(onsets)].astype(int)
@@ -91,6 +91,7 @@ def phases_of_clearest(dataset: xr.Dataset, found: xr.Dataset) -> Figure | None:
     choice = clearest(found)
     if choice is None:
         return None
+    dataset = style.matched(dataset, found)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6, 5))
         ax = phases(figure.subplots(), dataset, found, choice[0])

@@ -1,6 +1,7 @@
 """Builds what a `RunConfig` describes: the network, abstract states (shapes and dtypes), the sweep, the session."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,7 +143,9 @@ def initial_minima(states: Mapping[str, np.ndarray], every: int) -> dict[str, np
 
 
 def memory_bytes() -> int:
-    """All of this machine's memory."""
+    """All of this machine's memory; without bound where it is not known."""
+    if not hasattr(os, "sysconf"):  # on Windows
+        return sys.maxsize
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -168,8 +171,7 @@ def build_sweep(config: RunConfig) -> "Sweep":
     shape, classes = config.data.image_shape, config.data.num_classes
     return Sweep(
         network(config, classes), config.data, config.grid(), spec, labels=labels_of(config, shape, classes),
-        layout=config.layout,
-        capacity=min(1000, planned_steps(config)), deterministic=config.deterministic,
+        layout=config.layout, deterministic=config.deterministic,
     )  # fmt: skip
 
 
@@ -183,7 +185,7 @@ def plan_session(config: RunConfig, manifest: Mapping[str, Any]) -> "SessionPlan
     from periodic_jax.runs.session import SessionPlan
 
     return SessionPlan(
-        Path(config.out), planned_steps(config), evaluated_every(config),
+        Path(config.out or "."), planned_steps(config), evaluated_every(config),
         first_step=run_directory.first_step(manifest), ends=tuple(former_ends(config, manifest)), keep=config.keep,
         keep_every=config.keep_every, seconds=config.checkpoint_seconds,
         keep_period_minima=config.keep_period_minima, is_finished="summary" in manifest,

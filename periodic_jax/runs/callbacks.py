@@ -1,10 +1,12 @@
 """What a run calls while it trains, and the callback that ends one in good order on a signal."""
 
 import contextlib
+import dataclasses
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ class RunCallbacks:
         should_stop: asked once a chunk. Anything but 0 stops the run after a checkpoint, and is the `RunInterrupted`'s
             status.
         log: called with what the user should know, a line at a time.
+        progress: show a progress bar, in a notebook as in a terminal.
 
     Example:
         >>> import tempfile, periodic_jax as pj
@@ -42,6 +45,41 @@ class RunCallbacks:
     on_chunk: Callable[["Chunk"], None] = lambda chunk: None
     should_stop: Callable[[], int] = lambda: 0
     log: Callable[[str], None] = print
+    progress: bool = True
+
+    @contextlib.contextmanager
+    def showing_progress(self) -> Iterator["RunCallbacks"]:
+        """Within a ``with`` block, the same with a bar in config-steps, if ``progress`` is set, that is moved once a
+        chunk; in a log file, where each state is a line, twice a minute.
+        """
+        if not self.progress:
+            yield self
+            return
+        from tqdm.auto import tqdm
+
+        rarely = not (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        bar: Any = None
+        with contextlib.ExitStack() as shown:
+
+            def start(configs: int, first_step: int, steps: int) -> None:
+                nonlocal bar
+                bar = shown.enter_context(tqdm(
+                    total=steps * configs, initial=first_step * configs, unit="config-step", unit_scale=True,
+                    desc="compiling", mininterval=30 if rarely else 0, dynamic_ncols=True,
+                ))  # fmt: skip
+                self.on_start(configs, first_step, steps)
+
+            def move(chunk: "Chunk") -> None:
+                if chunk.steps:
+                    bar.set_description("training", refresh=False)
+                    bar.update(chunk.steps * len(chunk.diverged_at))
+                self.on_chunk(chunk)
+
+            yield dataclasses.replace(self, on_start=start, on_chunk=move, progress=False)
+
+    def checking(self, check: Callable[[], None]) -> "RunCallbacks":
+        """The same, with ``check``, which may raise, called once a chunk."""
+        return dataclasses.replace(self, should_stop=lambda: check() or self.should_stop())
 
 
 class Stop:

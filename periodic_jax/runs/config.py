@@ -4,15 +4,19 @@ import dataclasses
 import functools
 import json
 import math
+import os
+import reprlib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.core.formatting import flag_of
-from periodic_jax.core.grid import AXES, SweepGrid
+from periodic_jax.core.grid import AXES, SweepGrid, axis_rule
 from periodic_jax.core.limits import MOST_EVALUATIONS, MOST_STEPS
 from periodic_jax.runs import settings
 from periodic_jax.storage.run_directory import CONFIG_FILE, RESTORE
@@ -31,6 +35,9 @@ LATER = ("track_sharpness", "keep_period_minima", "shards", "shard", "storage", 
 BUILT_IN = ("width", "depth", "init_scale", "storage")
 COUNTS = ("steps", "epochs", "eval_every", "track_sharpness", "keep", "keep_every")
 BOUNDS = {**dict.fromkeys(COUNTS, (1, MOST_STEPS)), "keep_period_minima": (10, 10**4)}
+IN_WORDS = {
+    int: "a whole number", float: "a number", str: "text", bool: "True or False", Path: "a path", type(None): "None",
+}  # fmt: skip
 CHOICES = {
     "precision": xla.PRECISIONS,
     "storage": ("float32", "bf16"),
@@ -52,12 +59,34 @@ class RunConfig(
 ):
     """Everything that determines a run: all settings of `runs.settings`, as ``periodic-jax sweep --help`` lists them.
 
-    The axes of the grid are tuples, all combinations of whose values are trained.
+    The axes of the grid are numbers, or sequences, arrays or ranges of them, all combinations of which are trained.
+    They are kept as tuples. Without ``out``, `run_sweep` takes the folder of this very run under runs/, or a new one.
+
+    Raises:
+        ConfigError: a value of another type.
 
     Example:
-        >>> RunConfig(out="runs/x", lr=(0.1, 1.0), steps=100).grid().swept
-        ('lr',)
+        >>> RunConfig(lr=[0.1, 1.0], weight_decay=1e-3, seed=range(2), steps=100).grid().swept
+        ('lr', 'seed')
     """
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(RunConfig).items():
+            if name in RUN_AXES:
+                object.__setattr__(self, name, _axis(name, getattr(self, name)))
+            elif name in self.__dataclass_fields__:
+                object.__setattr__(self, name, _converted(name, getattr(self, name), hint))
+
+    @property
+    def folder(self) -> Path:
+        """The run directory.
+
+        Raises:
+            ConfigError: none was given.
+        """
+        if self.out is None:
+            raise ConfigError("--out", "none given", "a run directory")
+        return Path(self.out)
 
     @functools.cached_property
     def data(self) -> "Dataset":
@@ -287,6 +316,31 @@ def difference(config: RunConfig, manifest: Mapping[str, Any]) -> str:
 
 def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _axis(name: str, given: Any) -> tuple[Any, ...]:
+    """The numbers of an axis, whose values `core.grid` checks."""
+    try:
+        values = np.atleast_1d(np.asarray(given))
+    except (TypeError, ValueError, OverflowError):  # ragged
+        values = np.empty(0, object)
+    if values.ndim > 1 or values.dtype.kind not in "iuf":
+        raise ConfigError(flag_of(name), reprlib.repr(given), f"{axis_rule(name)[0]}, one or more")
+    return tuple(values.tolist())
+
+
+def _converted(name: str, value: Any, hint: Any) -> Any:
+    """A setting as its field has it: NumPy's numbers as Python's, whole ones as integers, paths as they are."""
+    kinds = typing.get_args(hint) or (hint,)
+    plain = value.item() if isinstance(value, np.generic) else value
+    if isinstance(plain, os.PathLike) and str in kinds:
+        plain = Path(plain) if Path in kinds else os.fspath(plain)
+    if isinstance(plain, float) and plain.is_integer() and int in kinds and float not in kinds:
+        plain = int(plain)
+    if not _is(plain, hint):
+        accepted = " or ".join(IN_WORDS[kind] for kind in kinds)
+        raise ConfigError(flag_of(name), reprlib.repr(value), accepted)
+    return plain
 
 
 def _is(value: Any, hint: Any) -> bool:

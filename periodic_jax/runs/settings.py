@@ -13,7 +13,7 @@ def setting(default: Any, text: str, *, metavar: str | None = None, is_axis: boo
     """A field of a theme.
 
     Args:
-        default: its default; ``dataclasses.MISSING``, if it must be given.
+        default: its default.
         text: its help.
         metavar: how its value is called in the help; by its type, if None.
         is_axis: it takes several values, of which the grid has all combinations.
@@ -210,8 +210,8 @@ class ShardSettings:
 class OutputSettings:
     """The run directory."""
 
-    out: str | Path = setting(
-        dataclasses.MISSING,
+    out: str | Path | None = setting(
+        None,
         """Run directory: a new one, or that of this very run, which then goes on; runs/sweep,
         runs/sweep-2 ... if not given.""",
         metavar="DIR",

@@ -10,11 +10,12 @@ No pickle and no code is ever read from a run directory.
 """
 
 import errno
+import itertools
 import math
 import os
 import reprlib
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,16 @@ GIVE = "give the folder of a run"
 RESTORE = "restore it from a copy, or remove the run's folder and train it again"
 # What config.json holds beside its format, where it holds it.
 KINDS = {"config": dict, "data": dict, "parent": dict, "summary": dict, "sessions": list, "ends": list, "command": list}
+
+
+def default_folders(name: str) -> Iterator[Path]:
+    """runs/NAME, runs/NAME-2, runs/NAME-3 ..., the folders of runs that were given none."""
+    return (Path("runs", name if k == 1 else f"{name}-{k}") for k in itertools.count(1))
+
+
+def free_folder(name: str) -> str:
+    """The first of `default_folders` that does not exist."""
+    return next(str(folder) for folder in default_folders(name) if not folder.exists())
 
 
 def is_sharded(path: str | os.PathLike[str]) -> bool:
