@@ -10,7 +10,7 @@ from helpers.synthetic import open_flat, stack, trajectory
 from periodic_jax.analysis.pipeline import analyze
 from periodic_jax.core.errors import CorruptedRunError, RunNotFoundError, UnwritableError
 from periodic_jax.core.grid import AXES, SweepGrid
-from periodic_jax.reporting.tables import COLUMNS, FORECASTS, SHOWN, as_text, findings, rows, save, to_csv
+from periodic_jax.reporting.tables import COLUMNS, FORECASTS, SHOWN, as_text, findings, leak_as_text, rows, save, to_csv
 from periodic_jax.storage.datasets import open_analysis
 
 
@@ -117,3 +117,13 @@ def test_no_analysis_to_open(tmp_path, corruption):
     error = RunNotFoundError if corruption == "none" else CorruptedRunError
     with pytest.raises(error, match=r"periodic-jax analyze .* writes it"):
         open_analysis(tmp_path)
+
+
+def test_a_large_radial_leak_is_a_warning_in_a_line(analysed):
+    def leaking(values):
+        return analysed.assign(radial_leak=("config", np.array(values)))
+
+    assert leak_as_text(leaking([1e-5, 0.014, np.nan, 0.0])) == ""
+    text = leak_as_text(leaking([1e-5, 0.014, np.nan, 0.3]))
+    assert text.startswith("warning: the radial leak of configuration 3 is 0.3, and near 0 where labels are right")
+    assert text.count("\n") == 1
