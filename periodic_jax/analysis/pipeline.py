@@ -10,6 +10,7 @@ from scipy import stats
 from periodic_jax import dynamics
 from periodic_jax.analysis.blocks import map_blocks
 from periodic_jax.analysis.forecast import ForecastOrigin, forecast, forecast_origin, references
+from periodic_jax.analysis.hyperparameters import Hyperparameters, hyperparameters_of
 from periodic_jax.analysis.periods import Cycles, Periods, cycles, detect_periods
 from periodic_jax.analysis.regimes import BURN_IN, Regimes, classify_regimes
 from periodic_jax.analysis.stability import before_onsets
@@ -35,16 +36,6 @@ class Slope(NamedTuple):
     high: float
     intercept: float  # ln y where x is 1
     points: int
-
-
-class Hyperparameters(NamedTuple):
-    """Of each configuration, ``(configs,)``."""
-
-    lr: np.ndarray  # η
-    weight_decay: np.ndarray  # λ
-    momentum: np.ndarray  # μ
-    pacing_decay: np.ndarray  # λ where it sets a pace; 0 where norm or effective learning rate are fixed
-    is_free: np.ndarray  # whether the norm is not projected
 
 
 class BlockAnalysis(NamedTuple):
@@ -83,10 +74,7 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
         >>> print(result.regime.item(), int(result.violations.item()))
         converging 0
     """
-    axes = {name: np.asarray(dataset[name].values) for name in AXES}
-    is_free = axes["fixed_norm"] == 0
-    pacing_decay = np.where(is_free & (axes["elr"] == 0), axes["weight_decay"], 0.0)
-    hyper = Hyperparameters(axes["lr"], axes["weight_decay"], axes["momentum"], pacing_decay, is_free)
+    hyper = hyperparameters_of(dataset)
     configs = dataset.sizes["config"]
     # As few blocks as memory allows: each chunk of a store holds all configurations, and is read again for every block.
     names = [name for name in CURVES if name in dataset]
@@ -120,18 +108,21 @@ def _analyze_block(dataset: xr.Dataset, block: slice, hyper: Hyperparameters, pr
     names = [name for name in CURVES if name in dataset] + ["diverged_at"]
     curves = {name: read(dataset, name, config=block) for name in names}
     curves |= {name: np.full_like(curves["loss"], np.nan) for name in CURVES[:5] if name not in curves}
-    lr, weight_decay, momentum, pacing_decay, is_free = (values[block] for values in hyper)
+    hyper = hyper.select(block)
+    if "step_lr" in curves:  # what the norm makes of the rate, also where η̃ is recorded as an angle for each gradient
+        curves["effective_lr"] = curves["step_lr"] / curves["weight_norm"] ** 2
     periods = detect_periods(curves)
     norm, elr, gradient, angle = (curves[name] for name in CURVES[1:5])
-    trajectory = Trajectory(norm, elr, gradient, angle, weight_decay, momentum, is_free, curves.get("radial_leak"))
+    more = (curves.get(name) for name in ("radial_leak", "radial_update", "tangential_update"))
+    trajectory = Trajectory(norm, elr, gradient, angle, hyper, *more)
     known = np.isfinite(curves["loss"]) | np.isfinite(norm)
     return BlockAnalysis(
         periods,
-        classify_regimes(curves, lr, pacing_decay, momentum, periods=periods),
+        classify_regimes(curves, hyper.lr, hyper.pacing_decay, hyper.rotation_momentum, periods=periods),
         check_theory(trajectory),
         _last(norm),
         segments.ends(known),
-        forecast_origin(curves, periods, pacing_decay) if predict else None,
+        forecast_origin(curves, periods, hyper.pacing_decay) if predict else None,
     )
 
 
@@ -159,7 +150,7 @@ def _onset_lr(periods: Periods) -> np.ndarray:
 
 def _falling_edges(periods: Periods, hyper: Hyperparameters) -> dict[str, np.ndarray]:
     """Steps of the falling edge before each destabilisation, and those that decay alone would take."""
-    rate = _onset_lr(periods), hyper.weight_decay[:, None], hyper.momentum[:, None]
+    rate = _onset_lr(periods), hyper.weight_decay[:, None], hyper.pacing_momentum[:, None]
     with np.errstate(all="ignore"):
         predicted = dynamics.falling_edge_steps(periods.fall_weight_norm, periods.onset_weight_norm, *rate)
     predicted = np.where(hyper.pacing_decay[:, None] > 0, predicted, np.nan)
@@ -176,11 +167,11 @@ def _slopes(periods: Periods, between: Cycles, hyper: Hyperparameters) -> dict[s
     (`QUIET`), ``falling_edge_uncorrected`` everywhere.
     """
     decay = np.where(hyper.pacing_decay > 0, hyper.pacing_decay, np.nan)[:, None]
-    rate = _onset_lr(periods) * decay / (1 - hyper.momentum)[:, None]
+    rate = _onset_lr(periods) * decay / (1 - hyper.pacing_momentum)[:, None]
     with np.errstate(all="ignore"):
         ratio = np.log(periods.fall_weight_norm / periods.onset_weight_norm)
         steps = periods.onset - periods.fall
-        plain = np.where(hyper.momentum == 0, 0, np.nan)[:, None]  # with momentum rotation does not fix the norm
+        plain = np.where(hyper.is_plain, 0, np.nan)[:, None]  # with momentum rotation does not fix the norm
         exact = plain + steps / (ratio + periods.fall_rotation)
         quiet = np.where(periods.fall_rotation <= QUIET * ratio, plain + steps / ratio, np.nan)
     fits = [log_slope(rate, y) for y in (exact, quiet, steps / ratio)] + [log_slope(rate[:, 1:], between.length)]
@@ -230,7 +221,9 @@ def _forecasts(
 ) -> dict[str, Any]:
     """The forecast for the next destabilisation of what has not diverged, and of recorded ones for a back-test."""
     decay, reference = hyper.pacing_decay, references(periods.onset_effective_lr)
-    ahead = forecast(origin, reference, decay, hyper.momentum, decay > 0)._asdict()
+    ahead = forecast(origin, reference, decay, hyper.pacing_momentum, decay > 0)._asdict()
+    for name in ("soonest", "latest"):
+        ahead[name] = np.where(hyper.is_plain[:, None], ahead[name], np.nan)
     last = {name: np.where(has_diverged, np.nan, values[:, 0]) for name, values in ahead.items()}
     for name in ("soonest", "latest", "expected"):  # what is to come comes after the last step
         last[name] = np.maximum(last[name], last["origin"] + 1)
@@ -246,8 +239,7 @@ def _stability(dataset: xr.Dataset, periods: Periods, hyper: Hyperparameters) ->
         return {}
     before = before_onsets(read(dataset, "elr_times_sharpness").astype(np.float64), periods)
     # η̃S at which minima are left, 2(1+μ)a; learning rates as at the start of a schedule.
-    limit = dynamics.sharpness_limit(1.0, hyper.lr, hyper.weight_decay, hyper.momentum)
-    return _along(EVENTS, **before._asdict()) | _along("config", stability_threshold=limit)
+    return _along(EVENTS, **before._asdict()) | _along("config", stability_threshold=hyper.stability_threshold)
 
 
 def _evaluations(dataset: xr.Dataset, name: str) -> np.ndarray:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.core.formatting import flag_of
-from periodic_jax.core.grid import AXES, SweepGrid
+from periodic_jax.core.grid import AXES, LATER_AXES, SweepGrid
 from periodic_jax.core.limits import MOST_EVALUATIONS, MOST_STEPS
+from periodic_jax.core.optimizers import check_hyperparameters
 from periodic_jax.runs import settings
 from periodic_jax.storage.run_directory import CONFIG_FILE, RESTORE
 from periodic_jax.training import xla
@@ -26,7 +27,9 @@ RUN_AXES = tuple(name for name in AXES if name != "schedule_every")
 NOT_FOLLOWED = ("out", "data_dir", "download")  # of config.json: what leads out of the run directory
 FREE = ("keep", "keep_every", "checkpoint_seconds")  # what may change while a run is under way
 # What the first run directories have not, and did not do.
-LATER = ("track_sharpness", "keep_period_minima", "shards", "shard", "storage", "deterministic")
+LATER = (
+    "track_sharpness", "keep_period_minima", "shards", "shard", "storage", "deterministic", "optimizer", *LATER_AXES,
+)  # fmt: skip
 COUNTS = ("steps", "epochs", "eval_every", "track_sharpness", "keep", "keep_every")
 BOUNDS = {**dict.fromkeys(COUNTS, (1, MOST_STEPS)), "keep_period_minima": (10, 10**4)}
 CHOICES = {
@@ -121,6 +124,7 @@ def check(config: RunConfig) -> None:
     for name, accepted in CHOICES.items():
         if getattr(config, name) not in accepted:
             raise ConfigError(flag_of(name), getattr(config, name), "one of " + ", ".join(accepted))
+    check_hyperparameters(config.optimizer, {name: getattr(config, name) for name in RUN_AXES})
     if not math.isfinite(config.init_scale):
         raise ConfigError("--init-scale", config.init_scale, "a finite number")
     if not 0 <= config.checkpoint_seconds < math.inf:
@@ -248,7 +252,7 @@ def check_images(config: RunConfig, manifest: Mapping[str, Any]) -> None:
 def difference(config: RunConfig, manifest: Mapping[str, Any]) -> str:
     """What a configuration wants otherwise than a run has it, in one line; empty where they are the same."""
     later = {field.name: field.default for field in dataclasses.fields(RunConfig) if field.name in LATER}
-    recorded = {**later, **manifest.get("config", {})}
+    recorded = {**json.loads(json.dumps(later)), **manifest.get("config", {})}
     layout = str(recorded.get("layout")) if config.layout == "auto" else config.layout
     wanted = json.loads(json.dumps(to_manifest(config, layout)))
     names = [n for n in wanted if n not in (*FREE, *NOT_FOLLOWED) and wanted[n] != recorded.get(n)]

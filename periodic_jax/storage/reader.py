@@ -2,13 +2,15 @@
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from periodic_jax.core.errors import PeriodicJaxError, RunNotFoundError, as_corruption
-from periodic_jax.core.grid import AXES
+from periodic_jax.core.grid import AXES, LATER_AXES, HParams
 from periodic_jax.storage.checksums import SEAL
 from periodic_jax.storage.run_directory import TELEMETRY, first_step, lengths, reached, read_config
 from periodic_jax.storage.schema import describe
@@ -87,9 +89,11 @@ def _open_flat(path: Path) -> xr.Dataset:
         dataset = xr.open_zarr(verified, consolidated=False, zarr_format=3, chunks=None)
         for described in (dataset, *dataset.variables.values()):
             described.attrs.pop(SEAL, None)
-        dataset = _named(dataset, path)
+        settings = config.get("config", {})
+        dataset = _named(dataset, path, settings)
         dataset.encoding["source"] = str(path)
-        dataset.attrs.update(name=path.resolve().name, model=str(config.get("config", {}).get("model", "")))
+        optimizer = str(settings.get("optimizer", "sgd"))
+        dataset.attrs.update(name=path.resolve().name, model=str(settings.get("model", "")), optimizer=optimizer)
         return dataset
 
 
@@ -111,8 +115,10 @@ def read(dataset: xr.Dataset, name: str, **chosen: slice) -> np.ndarray:
         return np.asarray(dataset[name].isel(chosen).values)
 
 
-def _named(dataset: xr.Dataset, run: Path) -> xr.Dataset:
+def _named(dataset: xr.Dataset, run: Path, settings: Mapping[str, Any]) -> xr.Dataset:
     """The flat Dataset of a run's store with all its coordinates, if it is one of ours."""
+    for name in (name for name in LATER_AXES if name not in settings):  # of a run from before they were recorded
+        dataset = dataset.assign({name: ("config", np.full(dataset.sizes["config"], getattr(HParams(), name)))})
     if missing := {"loss", "weight_norm", "step", *AXES} - set(dataset.variables):
         raise corrupted_telemetry(run, f"no {', '.join(sorted(missing))}")
     if "layer" in dataset.coords:

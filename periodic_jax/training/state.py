@@ -9,10 +9,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Int, Key
 
-from periodic_jax.core.grid import HParams
 from periodic_jax.models.labels import Labels, leaf_labels
 from periodic_jax.training.losses import check_loss
-from periodic_jax.training.optimizers import sphere_sgd
+from periodic_jax.training.optimizers import MakeOptimizer, check_optimizer, initial_state
 from periodic_jax.training.schedules import check_schedule
 
 
@@ -36,6 +35,7 @@ class Task:
         loss: a key of `LOSSES`.
         schedule: a key of `training.schedules.SCHEDULES`.
         per_filter: ``fixed_norm`` is the norm of each output filter.
+        optimizer: a key of `core.optimizers.OPTIMIZERS`, or a function ``HParams -> optax.GradientTransformation``.
     """
 
     model: nn.Module
@@ -43,6 +43,7 @@ class Task:
     loss: str = "cross_entropy"
     schedule: str = "constant"
     per_filter: bool = False
+    optimizer: str | MakeOptimizer = "sgd"
 
 
 class TrainState(struct.PyTreeNode):
@@ -51,7 +52,7 @@ class TrainState(struct.PyTreeNode):
     step: Int[Array, ""]  # updates made
     params: Any
     batch_stats: Any  # running statistics of batch normalisation; {} where there are none
-    opt_state: Any  # of `sphere_sgd`, without the measurements, which no later step needs
+    opt_state: Any  # of the optimiser, without the measurements, which no later step needs
     diverged_at: Int[Array, ""]  # step whose loss or update was not finite; -1 while there was none
     task: Task = struct.field(pytree_node=False)
 
@@ -65,6 +66,7 @@ def create_train_state(
     loss: str = "cross_entropy",
     schedule: str = "constant",
     per_filter: bool = False,
+    optimizer: str | MakeOptimizer = "sgd",
 ) -> TrainState:
     """A freshly initialised state.
 
@@ -76,12 +78,14 @@ def create_train_state(
         loss: a key of `LOSSES`.
         schedule: a key of `training.schedules.SCHEDULES`.
         per_filter: ``fixed_norm`` is the norm of each output filter, not of all scale-invariant weights together.
+        optimizer: a key of `core.optimizers.OPTIMIZERS`, or a function ``HParams -> optax.GradientTransformation``; see
+            `training.optimizers.build_optimizer`.
 
     Returns:
         The state at step 0.
 
     Raises:
-        ConfigError: labels that do not fit the parameters, or an unknown loss or schedule.
+        ConfigError: labels that do not fit the parameters, or an unknown loss, schedule or optimiser.
 
     Example:
         >>> from periodic_jax import models
@@ -92,11 +96,12 @@ def create_train_state(
     """
     check_loss(loss)
     check_schedule(schedule)
+    check_optimizer(optimizer)
 
     def create(key: Key[Array, ""]) -> TrainState:
         variables = model.init(key, images, train=True)
         marks = leaf_labels(variables["params"], labels)
-        return state_of(Task(model, marks, loss, schedule, per_filter), variables)
+        return state_of(Task(model, marks, loss, schedule, per_filter, optimizer), variables)
 
     # As one program: operation by operation the first state would take 10 seconds instead of 1.
     return jax.jit(create)(key)
@@ -112,12 +117,11 @@ def state_of(task: Task, variables: Any) -> TrainState:
     Returns:
         The state, with a momentum of zero.
     """
-    tracked: Any = sphere_sgd(HParams(), task.labels, task.per_filter).init(variables["params"])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=tracked.inner,
+        opt_state=initial_state(task.optimizer, variables["params"], task.labels, task.per_filter),
         diverged_at=jnp.full((), -1, jnp.int32),
         task=task,
     )
