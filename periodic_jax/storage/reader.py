@@ -2,9 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -90,9 +88,9 @@ def _open_flat(path: Path) -> xr.Dataset:
         for described in (dataset, *dataset.variables.values()):
             described.attrs.pop(SEAL, None)
         settings = config.get("config", {})
-        dataset = _named(dataset, path, settings)
-        dataset.encoding["source"] = str(path)
         optimizer = str(settings.get("optimizer", "sgd"))
+        dataset = _named(dataset, path, optimizer)
+        dataset.encoding["source"] = str(path)
         dataset.attrs.update(name=path.resolve().name, model=str(settings.get("model", "")), optimizer=optimizer)
         return dataset
 
@@ -115,10 +113,11 @@ def read(dataset: xr.Dataset, name: str, **chosen: slice) -> np.ndarray:
         return np.asarray(dataset[name].isel(chosen).values)
 
 
-def _named(dataset: xr.Dataset, run: Path, settings: Mapping[str, Any]) -> xr.Dataset:
+def _named(dataset: xr.Dataset, run: Path, optimizer: str) -> xr.Dataset:
     """The flat Dataset of a run's store with all its coordinates, if it is one of ours."""
-    for name in (name for name in LATER_AXES if name not in settings):  # of a run from before they were recorded
-        dataset = dataset.assign({name: ("config", np.full(dataset.sizes["config"], getattr(HParams(), name)))})
+    if optimizer == "sgd" and not set(LATER_AXES) & set(dataset.variables):  # as of runs from before they were recorded
+        defaults = {name: np.full(dataset.sizes["config"], getattr(HParams(), name)) for name in LATER_AXES}
+        dataset = dataset.assign({name: ("config", values) for name, values in defaults.items()})
     if missing := {"loss", "weight_norm", "step", *AXES} - set(dataset.variables):
         raise corrupted_telemetry(run, f"no {', '.join(sorted(missing))}")
     if "layer" in dataset.coords:
