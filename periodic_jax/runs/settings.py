@@ -147,8 +147,8 @@ class TrainingSettings:
     loss: str = setting("cross_entropy", "cross_entropy or squared.")
     optimizer: str = setting(
         "sgd",
-        """sgd, nesterov or adam (weight decay coupled: added to the gradient); sgdw, adamw or lion (decoupled: lr x decay
-        x weights taken off in each step).""",
+        """sgd, nesterov or adam (weight decay coupled: added to the gradient); sgdw, adamw or lion (decoupled: lr x
+        decay x weights taken off in each step).""",
     )
     schedule: str = setting(
         "constant",

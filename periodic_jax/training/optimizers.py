@@ -207,9 +207,7 @@ def _directions(name: str, hparams: HParams) -> list[optax.GradientTransformatio
     }[name]
 
 
-def initial_state(
-    optimizer: str | MakeOptimizer, params: Any, labels: LabelTree, per_filter: bool = False
-) -> Any:
+def initial_state(optimizer: str | MakeOptimizer, params: Any, labels: LabelTree, per_filter: bool = False) -> Any:
     """The state of an optimiser's chain at step 0, without measurements.
 
     Args:

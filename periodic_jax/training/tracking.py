@@ -76,8 +76,9 @@ def track_dynamics(
     The angle comes from the tangential part of the update, u_t = u - x⟨u, x⟩/ρ²: tan θ = |u_t| / (ρ + ⟨u, x⟩/ρ). That
     holds for any update (momentum, projection) and never subtracts nearly equal numbers, as 1 - cos θ would.
 
-    The effective learning rate of SGD is η̃ = η/ρ². An update that is no sum of gradients times η has no such rate; there
-    it is defined as the angular step for each unit of the direction's gradient, η̃ = θ/g̃, NaN where that gradient is 0.
+    The effective learning rate of SGD is η̃ = η/ρ². An update that is no sum of gradients times η has no such rate;
+    there it is defined as the angular step for each unit of the direction's gradient, η̃ = θ/g̃, NaN where that gradient
+    is 0.
 
     Args:
         inner: the transformation from gradients to updates.

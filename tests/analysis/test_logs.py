@@ -28,7 +28,8 @@ def write(path, columns):
 def test_a_csv_of_all_curves_is_analysed_as_the_arrays_are(tmp_path, curves):
     lr = curves["effective_lr"] * curves["weight_norm"] ** 2
     path = write(tmp_path / "log.csv", {"train": curves["loss"], "norm": curves["weight_norm"], "rate": lr,
-                                        "turned": curves["angular_step"], "g": curves["effective_grad_norm"]})  # fmt: skip
+                                        "turned": curves["angular_step"],
+                                        "g": curves["effective_grad_norm"]})  # fmt: skip
     names = {"loss": "train", "weight_norm": "norm", "lr": "rate", "angular_step": "turned", "effective_grad_norm": "g",
              "weight_decay": "1e-3"}  # fmt: skip
     log = analysis.read_log(path, names)

@@ -37,7 +37,10 @@ def recorded(optimizer, lr=0.1, decay=0.05, share=0.8, steps=5000):
         rows.append((1.0, norm, norm * np.linalg.norm(g), np.arctan2(tangential, norm + radial), radial, tangential))
         x = x + u
     names = ("loss", "weight_norm", "effective_grad_norm", "angular_step", "radial_update", "tangential_update")
-    curves = {name: (("config", "step"), np.array(values)[None]) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
+    curves = {
+        name: (("config", "step"), np.array(values)[None])
+        for name, values in zip(names, zip(*rows, strict=True), strict=True)
+    }
     norm = curves["weight_norm"][1]
     curves |= {"effective_lr": (("config", "step"), lr / norm**2), "step_lr": (("config", "step"), lr + 0 * norm)}
     coords = {name: ("config", values) for name, values in grid.coords.items()}

@@ -16,7 +16,9 @@ CURVES = ("weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
 def run(telemetry, decay=1e-3, momentum=0.0, free=True, optimizer="sgd"):
     configs = len(telemetry["loss"])
     grid = {"lr": 1.0, "weight_decay": decay, "momentum": momentum, "fixed_norm": np.where(free, 0.0, 1.0)}
-    numbers = HParams(*(grid.get(name, default) for name, default in HParams()._asdict().items()))._asdict() | {"seed": 0}
+    numbers = HParams(*(grid.get(name, default) for name, default in HParams()._asdict().items()))._asdict() | {
+        "seed": 0
+    }
     coords = {name: ("config", np.broadcast_to(value, configs)) for name, value in numbers.items()}
     hyper = hyperparameters_of(xr.Dataset(coords, attrs={"optimizer": optimizer}))
     curves = {name: values.astype(np.float32) for name, values in telemetry.items()}

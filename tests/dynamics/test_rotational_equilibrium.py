@@ -107,7 +107,10 @@ def test_under_jit_and_vmap_as_in_numpy(float64):
     """Rates and decays as arrays of either library."""
     rates, decays = np.array([0.01, 0.1]), np.array([0.3, 0.01])
     for optimizer in ("sgd", "sgdw", "nesterov", "adamw", "lion", "adam"):
-        one = lambda lr, decay, o=optimizer: dynamics.rotational_equilibrium(o, lr, decay, 0.5, 0.9, 0.99)
+
+        def one(lr, decay, name=optimizer):
+            return dynamics.rotational_equilibrium(name, lr, decay, 0.5, 0.9, 0.99)
+
         together = jax.jit(jax.vmap(one))(jnp.asarray(rates), jnp.asarray(decays))
         np.testing.assert_allclose(together, one(rates, decays), rtol=1e-12)
         np.testing.assert_allclose(together[0][1], one(0.1, 0.01)[0], rtol=1e-12)

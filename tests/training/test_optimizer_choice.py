@@ -215,7 +215,7 @@ def test_without_parameters_it_is_optax_own_error(tx):
 
 
 REFUSED = {
-    "adamax": "optimizer: adamax is not accepted; expected one of sgd, sgdw, nesterov, adam, adamw, lion, or a function",
+    "adamax": "optimizer: adamax is not accepted; expected one of sgd, sgdw, nesterov, adam, adamw, lion, or a",
     optax.adamw(0.1): "optimizer: a GradientTransformationExtraArgs is not accepted",
     (lambda h: h.lr): "optimizer: a function that returns a .* is not accepted",
     (lambda h: optax.inject_hyperparams(optax.adamw)(h.lr)): "optimizer: one whose state holds hyperparameters",
