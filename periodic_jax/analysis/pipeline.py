@@ -9,6 +9,7 @@ import xarray as xr
 from periodic_jax import dynamics
 from periodic_jax.analysis.blocks import map_blocks
 from periodic_jax.analysis.forecast import ForecastOrigin, forecast, forecast_origin, references
+from periodic_jax.analysis.hyperparameters import Hyperparameters, hyperparameters_of
 from periodic_jax.analysis.periods import Cycles, Periods, cycles, detect_periods
 from periodic_jax.analysis.regimes import BURN_IN, Regimes, classify_regimes
 from periodic_jax.analysis.resampling import Interval, resampled_interval
@@ -39,17 +40,6 @@ class Slope(NamedTuple):
     points: int
     configs: int  # that have points
     products: int  # of learning rate and decay that these have
-
-
-class Hyperparameters(NamedTuple):
-    """Of each configuration, ``(configs,)``."""
-
-    lr: np.ndarray  # η
-    weight_decay: np.ndarray  # λ
-    momentum: np.ndarray  # μ
-    pacing_decay: np.ndarray  # λ where it sets a pace; 0 where norm or effective learning rate are fixed
-    is_free: np.ndarray  # whether the norm is not projected
-    is_held: np.ndarray  # whether norm or effective learning rate are fixed
 
 
 class BlockAnalysis(NamedTuple):
@@ -97,11 +87,7 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
     dataset = flattened(dataset)
     if (missing := [name for name in NEEDED if name not in dataset]) and "source" not in dataset.encoding:
         raise ConfigError("run", f"no {' and no '.join(missing)}", f"a Dataset with {', '.join(NEEDED)}")
-    axes = {name: np.asarray(dataset[name].values) for name in AXES}
-    is_free = axes["fixed_norm"] == 0
-    is_held = ~is_free | (axes["elr"] != 0)
-    pacing_decay = np.where(is_held, 0.0, axes["weight_decay"])
-    hyper = Hyperparameters(axes["lr"], axes["weight_decay"], axes["momentum"], pacing_decay, is_free, is_held)
+    hyper = hyperparameters_of(dataset)
     configs = dataset.sizes["config"]
     # As few blocks as memory allows: each chunk of a store holds all configurations, and is read again for every block.
     names = [name for name in CURVES if name in dataset]
@@ -124,7 +110,9 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
     lowest = {f"lowest_{name}": _lowest_between(dataset, name, periods) for name in ("train_loss", "test_error")}
     lengths = {f"period_{name}": values for name, values in (between._asdict() | lowest).items()}
     variables |= _along(("config", "period"), **lengths)
-    _, groups = np.unique(np.stack([axes[n] for n in AXES if n != "seed"]), axis=1, return_inverse=True)
+    _, groups = np.unique(
+        np.stack([dataset[name].values for name in AXES if name != "seed"]), axis=1, return_inverse=True
+    )
     variables |= _slopes(periods, between, hyper, groups.ravel()) | _stability(dataset, periods, hyper)
     if analysis.origin is not None:
         variables |= _forecasts(analysis.origin, periods, hyper, np.isfinite(read(dataset, "diverged_at")))
@@ -136,18 +124,23 @@ def _analyze_block(dataset: xr.Dataset, block: slice, hyper: Hyperparameters, pr
     names = dict.fromkeys((*(name for name in CURVES if name in dataset), *NEEDED, "diverged_at"))
     curves = {name: read(dataset, name, config=block) for name in names}
     curves |= {name: np.full_like(curves["loss"], np.nan) for name in CURVES[:5] if name not in curves}
-    lr, weight_decay, momentum, pacing_decay, is_free, is_held = (values[block] for values in hyper)
+    hyper = hyper.select(block)
+    if "step_lr" in curves:  # what the norm makes of the rate, also where η̃ is recorded as an angle for each gradient
+        curves["effective_lr"] = curves["step_lr"] / curves["weight_norm"] ** 2
     periods = detect_periods(curves)
     norm, elr, gradient, angle = (curves[name] for name in CURVES[1:5])
-    trajectory = Trajectory(norm, elr, gradient, angle, weight_decay, momentum, is_free, curves.get("radial_leak"))
+    more = (curves.get(name) for name in ("radial_leak", "radial_update", "tangential_update"))
+    trajectory = Trajectory(norm, elr, gradient, angle, hyper, *more)
     known = np.isfinite(curves["loss"]) | np.isfinite(norm)
     return BlockAnalysis(
         periods,
-        classify_regimes(curves, lr, pacing_decay, momentum, is_held=is_held, periods=periods),
+        classify_regimes(
+            curves, hyper.lr, hyper.pacing_decay, hyper.rotation_momentum, is_held=hyper.is_held, periods=periods
+        ),
         check_theory(trajectory),
         _last(norm),
         segments.ends(known),
-        forecast_origin(curves, periods, pacing_decay) if predict else None,
+        forecast_origin(curves, periods, hyper.pacing_decay) if predict else None,
     )
 
 
@@ -175,7 +168,7 @@ def _onset_lr(periods: Periods) -> np.ndarray:
 
 def _falling_edges(periods: Periods, hyper: Hyperparameters) -> dict[str, np.ndarray]:
     """Steps of the falling edge before each destabilisation, and those that decay alone would take."""
-    rate = _onset_lr(periods), hyper.weight_decay[:, None], hyper.momentum[:, None]
+    rate = _onset_lr(periods), hyper.weight_decay[:, None], hyper.pacing_momentum[:, None]
     with np.errstate(all="ignore"):
         predicted = dynamics.falling_edge_steps(periods.fall_weight_norm, periods.onset_weight_norm, *rate)
     predicted = np.where(hyper.pacing_decay[:, None] > 0, predicted, np.nan)
@@ -192,14 +185,14 @@ def _slopes(periods: Periods, between: Cycles, hyper: Hyperparameters, groups: n
     (`QUIET`), ``falling_edge_uncorrected`` everywhere. ``groups`` labels the configurations, whatever their seed.
     """
     decay = np.where(hyper.pacing_decay > 0, hyper.pacing_decay, np.nan)[:, None]
-    rate = _onset_lr(periods) * decay / (1 - hyper.momentum)[:, None]
+    rate = _onset_lr(periods) * decay / (1 - hyper.pacing_momentum)[:, None]
     with np.errstate(all="ignore"):
         ratio = np.log(periods.fall_weight_norm / periods.onset_weight_norm)
         steps = periods.onset - periods.fall
-        plain = np.where(hyper.momentum == 0, 0, np.nan)[:, None]  # with momentum rotation does not fix the norm
+        plain = np.where(hyper.is_plain, 0, np.nan)[:, None]  # with momentum rotation does not fix the norm
         exact = plain + steps / (ratio + periods.fall_rotation)
         quiet = np.where(periods.fall_rotation <= QUIET * ratio, plain + steps / ratio, np.nan)
-    product = hyper.lr * hyper.pacing_decay / (1 - hyper.momentum)
+    product = hyper.lr * hyper.pacing_decay / (1 - hyper.pacing_momentum)
     fits = [log_slope(rate, y, product, groups) for y in (exact, quiet, steps / ratio)]
     fits.append(log_slope(rate[:, 1:], between.length, product, groups))
     columns = {"slope" if name == "slope" else f"slope_{name}": list(column) for name, column in
@@ -269,7 +262,9 @@ def _forecasts(
 ) -> dict[str, Any]:
     """The forecast for the next destabilisation of what has not diverged, and of recorded ones for a back-test."""
     decay, reference = hyper.pacing_decay, references(periods.onset_effective_lr)
-    ahead = forecast(origin, reference, decay, hyper.momentum, decay > 0)._asdict()
+    ahead = forecast(origin, reference, decay, hyper.pacing_momentum, decay > 0)._asdict()
+    for name in ("soonest", "latest"):
+        ahead[name] = np.where(hyper.is_plain[:, None], ahead[name], np.nan)
     last = {name: np.where(has_diverged, np.nan, values[:, 0]) for name, values in ahead.items()}
     for name in ("soonest", "latest", "expected"):  # what is to come comes after the last step
         last[name] = np.maximum(last[name], last["origin"] + 1)
@@ -285,8 +280,7 @@ def _stability(dataset: xr.Dataset, periods: Periods, hyper: Hyperparameters) ->
         return {}
     before = before_onsets(read(dataset, "elr_times_sharpness").astype(np.float64), periods)
     # η̃S at which minima are left, 2(1+μ)a; learning rates as at the start of a schedule.
-    limit = dynamics.sharpness_limit(1.0, hyper.lr, hyper.weight_decay, hyper.momentum)
-    return _along(EVENTS, **before._asdict()) | _along("config", stability_threshold=limit)
+    return _along(EVENTS, **before._asdict()) | _along("config", stability_threshold=hyper.stability_threshold)
 
 
 def _evaluations(dataset: xr.Dataset, name: str) -> np.ndarray:

@@ -26,7 +26,7 @@ SHOWN = (
 )  # fmt: skip
 THEORY = (
     "equilibrium_weight_norm", "measured_weight_norm", "equilibrium_effective_lr", "measured_effective_lr",
-    "budget_residual", "radial_leak", "violations",
+    "equilibrium_angular_step", "measured_angular_step", "budget_residual", "radial_leak", "violations",
 )  # fmt: skip
 FORECASTS = ("forecast_origin", "forecast_soonest", "forecast_latest", "forecast_expected")
 COLUMNS = (*SHOWN, "because", "steps", "mean_fall_steps", "mean_predicted_fall_steps", *THEORY)

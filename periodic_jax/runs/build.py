@@ -67,7 +67,7 @@ def abstract_state(config: RunConfig, image_shape: Sequence[int], num_classes: i
     def create(images: jax.Array) -> Any:
         return create_train_state(
             model, labels, jax.random.key(0), images, loss=config.loss, schedule=config.schedule,
-            per_filter=config.norm_per == "filter",
+            per_filter=config.norm_per == "filter", optimizer=config.optimizer,
         )  # fmt: skip
 
     return jax.eval_shape(create, jax.ShapeDtypeStruct((2, *image_shape), input_dtype(model)))
@@ -166,7 +166,7 @@ def build_sweep(config: RunConfig) -> "Sweep":
     spec = TrainingSpec(
         batch_size=config.batch_size, loss=config.loss, schedule=config.schedule,
         per_filter=config.norm_per == "filter", full_batch=config.full_batch, augment=config.augment,
-        track_sharpness=config.track_sharpness, per_layer=config.per_layer,
+        track_sharpness=config.track_sharpness, per_layer=config.per_layer, optimizer=config.optimizer,
     )  # fmt: skip
     shape, classes = config.data.image_shape, config.data.num_classes
     return Sweep(

@@ -16,8 +16,9 @@ import numpy as np
 
 from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.core.formatting import flag_of
-from periodic_jax.core.grid import AXES, SweepGrid, axis_rule
+from periodic_jax.core.grid import AXES, LATER_AXES, SweepGrid, axis_rule
 from periodic_jax.core.limits import MOST_EVALUATIONS, MOST_STEPS
+from periodic_jax.core.optimizers import check_hyperparameters
 from periodic_jax.runs import settings
 from periodic_jax.storage.run_directory import CONFIG_FILE, RESTORE
 from periodic_jax.training import xla
@@ -30,7 +31,10 @@ RUN_AXES = tuple(name for name in AXES if name != "schedule_every")
 NOT_FOLLOWED = ("out", "data_dir", "download")  # of config.json: what leads out of the run directory
 FREE = ("keep", "keep_every", "checkpoint_seconds")  # what may change while a run is under way
 # What the first run directories have not, and did not do.
-LATER = ("track_sharpness", "keep_period_minima", "shards", "shard", "storage", "deterministic", "model_args")
+LATER = (
+    "track_sharpness", "keep_period_minima", "shards", "shard", "storage", "deterministic", "model_args", "optimizer",
+    *LATER_AXES,
+)  # fmt: skip
 # What a network of one's own has arguments of its own for.
 BUILT_IN = ("width", "depth", "init_scale", "storage")
 COUNTS = ("steps", "epochs", "eval_every", "track_sharpness", "keep", "keep_every")
@@ -152,6 +156,7 @@ def check(config: RunConfig) -> None:
     for name, accepted in CHOICES.items():
         if getattr(config, name) not in accepted:
             raise ConfigError(flag_of(name), getattr(config, name), "one of " + ", ".join(accepted))
+    check_hyperparameters(config.optimizer, {name: getattr(config, name) for name in RUN_AXES})
     if not math.isfinite(config.init_scale):
         raise ConfigError("--init-scale", config.init_scale, "a finite number")
     if not 0 <= config.checkpoint_seconds < math.inf:

@@ -34,10 +34,13 @@ class GridAxes:
     lr: tuple[float, ...] = axis((0.1,), "Learning rates, above 0.")
     weight_decay: tuple[float, ...] = axis(
         (1e-3,),
-        """Weight decays (coupled, L2), above 0, with lr x decay below 1; none for training without. Training is without
-        too where every --elr is above 0 and this is not given.""",
+        """Weight decays, above 0, with lr x decay below 1; none for training without. Training is without too where
+        every --elr is above 0 and this is not given. Coupled (L2) or decoupled: see --optimizer.""",
     )
-    momentum: tuple[float, ...] = axis((0.0,), "Momenta, from 0 to below 1.")
+    momentum: tuple[float, ...] = axis((0.0,), "Momenta of sgd, sgdw and nesterov, from 0 to below 1.")
+    beta1: tuple[float, ...] = axis((0.9,), "beta1 of adam, adamw and lion, from 0 to below 1.")
+    beta2: tuple[float, ...] = axis((0.999,), "beta2 of adam, adamw and lion (usual there: 0.99), from 0 to below 1.")
+    eps: tuple[float, ...] = axis((1e-8,), "epsilon of adam and adamw, above 0.")
     noninvariant_lr: tuple[float, ...] = axis(
         (0.0,),
         """Learning rates of the weights that are not scale-invariant: 0 freezes them, negative means the same as
@@ -147,6 +150,11 @@ class TrainingSettings:
         bits anyway.""",
     )
     loss: str = setting("cross_entropy", "cross_entropy or squared.")
+    optimizer: str = setting(
+        "sgd",
+        """sgd, nesterov or adam (weight decay coupled: added to the gradient); sgdw, adamw or lion (decoupled: lr x
+        decay x weights taken off in each step).""",
+    )
     schedule: str = setting(
         "constant",
         """Of the learning rate: constant, cosine, c (flat for a quarter, then linear to lr/p), d (divided by p at each

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from periodic_jax.core.errors import ConfigError, PeriodicJaxError, RunNotFoundError, as_corruption
-from periodic_jax.core.grid import AXES, HParams
+from periodic_jax.core.grid import AXES, LATER_AXES, HParams
 from periodic_jax.storage.checksums import SEAL
 from periodic_jax.storage.run_directory import TELEMETRY, first_step, lengths, reached, read_config
 from periodic_jax.storage.schema import describe
@@ -88,9 +88,11 @@ def _open_flat(path: Path) -> xr.Dataset:
         for described in (dataset, *dataset.variables.values()):
             described.attrs.pop(SEAL, None)
         dataset.attrs.pop(ARRAYS, None)
-        dataset = _named(dataset, path)
+        settings = config.get("config", {})
+        optimizer = str(settings.get("optimizer", "sgd"))
+        dataset = _named(dataset, path, optimizer)
         dataset.encoding["source"] = str(path)
-        dataset.attrs.update(name=path.resolve().name, model=str(config.get("config", {}).get("model", "")))
+        dataset.attrs.update(name=path.resolve().name, model=str(settings.get("model", "")), optimizer=optimizer)
         return dataset
 
 
@@ -159,8 +161,11 @@ def flattened(dataset: xr.Dataset) -> xr.Dataset:
     return dataset
 
 
-def _named(dataset: xr.Dataset, run: Path) -> xr.Dataset:
+def _named(dataset: xr.Dataset, run: Path, optimizer: str) -> xr.Dataset:
     """The flat Dataset of a run's store with all its coordinates, if it is one of ours."""
+    if optimizer == "sgd" and not set(LATER_AXES) & set(dataset.variables):  # as of runs from before they were recorded
+        defaults = {name: np.full(dataset.sizes["config"], getattr(HParams(), name)) for name in LATER_AXES}
+        dataset = dataset.assign({name: ("config", values) for name, values in defaults.items()})
     if missing := {"loss", "weight_norm", "step", *AXES} - set(dataset.variables):
         raise corrupted_telemetry(run, f"no {', '.join(sorted(missing))}")
     if "layer" in dataset.coords:

@@ -22,7 +22,7 @@ from xarray.core import indexing
 
 from periodic_jax.core.errors import ConfigError, CorruptedRunError, UnreadableError, failed_read, first_line
 from periodic_jax.core.files import PARTIAL, read_json
-from periodic_jax.core.grid import AXES, SweepGrid
+from periodic_jax.core.grid import AXES, LATER_AXES, HParams, SweepGrid
 from periodic_jax.storage.checksums import seal
 from periodic_jax.storage.run_directory import CONFIG_FILE, SHARDS, SHARDS_FILE, is_sharded, manifest_error
 from periodic_jax.storage.schema import FORMAT
@@ -66,7 +66,8 @@ def read_shards(path: str | os.PathLike[str]) -> Shards | None:
         content = read_json(file)
         if reason := manifest_error(content):
             raise ValueError(reason)
-        axes = {name: content["config"][name] for name in AXES if name != "schedule_every"}
+        recorded = {name: [getattr(HParams(), name)] for name in LATER_AXES} | content["config"]
+        axes = {name: recorded[name] for name in AXES if name != "schedule_every"}
         grid = SweepGrid.product(**axes, schedule_every=content["schedule_every"])
         count = content["config"]["shards"]
         if type(count) is not int or not 1 <= count <= len(grid):

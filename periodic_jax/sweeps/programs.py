@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from periodic_jax.core.grid import HParams
 from periodic_jax.landscape.sharpness import sphere_sharpness
-from periodic_jax.storage.schema import PER_LAYER, SCALARS, SHARPNESS
+from periodic_jax.storage.schema import PER_LAYER, SCALARS, SHARPNESS, UPDATES
 from periodic_jax.training import input_pipeline
 from periodic_jax.training.input_pipeline import DeviceData
 from periodic_jax.training.spec import TrainingSpec
@@ -28,7 +28,7 @@ DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 
 def recorded_names(spec: TrainingSpec) -> dict[str, tuple[str, ...]]:
     """Names of what is recorded of each step: a number, or a number of each layer."""
-    numbers = SCALARS + (SHARPNESS if spec.track_sharpness else ())
+    numbers = SCALARS + (UPDATES if spec.optimizer != "sgd" else ()) + (SHARPNESS if spec.track_sharpness else ())
     return {"numbers": numbers, "layers": PER_LAYER if spec.per_layer else ()}
 
 

@@ -293,7 +293,7 @@ class Sweep:
             key = input_pipeline.purpose_key(seed, input_pipeline.INITIALISATION)
             return create_train_state(
                 model, self._labels, key, jnp.zeros(self._batch_shape, dtype), loss=spec.loss,
-                schedule=spec.schedule, per_filter=spec.per_filter,
+                schedule=spec.schedule, per_filter=spec.per_filter, optimizer=spec.optimizer,
             )  # fmt: skip
 
         def initialise(seeds: Array) -> TrainState:

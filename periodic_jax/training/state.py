@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Int, Key, UInt32
 
-from periodic_jax.core.grid import HParams
 from periodic_jax.models.adapters import STATISTICS, Network, initialise, needs_key
 from periodic_jax.models.invariance import measure_labels
 from periodic_jax.models.labels import AUTO, Labels, leaf_labels
 from periodic_jax.training.losses import Loss, check_loss
-from periodic_jax.training.optimizers import sphere_sgd
+from periodic_jax.training.optimizers import MakeOptimizer, check_optimizer, initial_state
 from periodic_jax.training.schedules import check_schedule
 
 DRAWS = 1  # purpose of the key from which a network's random numbers are drawn
@@ -39,6 +38,7 @@ class Task:
         loss: a key of `LOSSES`, or a function of (outputs, targets).
         schedule: a key of `training.schedules.SCHEDULES`.
         per_filter: ``fixed_norm`` is the norm of each output filter.
+        optimizer: a key of `core.optimizers.OPTIMIZERS`, or a function ``HParams -> optax.GradientTransformation``.
     """
 
     network: Network
@@ -46,6 +46,7 @@ class Task:
     loss: Loss = "cross_entropy"
     schedule: str = "constant"
     per_filter: bool = False
+    optimizer: str | MakeOptimizer = "sgd"
 
 
 class TrainState(struct.PyTreeNode):
@@ -54,7 +55,7 @@ class TrainState(struct.PyTreeNode):
     step: Int[Array, ""]  # updates made
     params: Any
     batch_stats: Any  # running statistics of batch normalisation; {} where there are none
-    opt_state: Any  # of `sphere_sgd`, without the measurements, which no later step needs
+    opt_state: Any  # of the optimiser, without the measurements, which no later step needs
     diverged_at: Int[Array, ""]  # step whose loss or update was not finite; -1 while there was none
     task: Task = struct.field(pytree_node=False)
     other: Any = struct.field(default_factory=dict)  # collections besides the two that the network changes
@@ -82,6 +83,7 @@ def create_train_state(
     loss: Loss = "cross_entropy",
     schedule: str = "constant",
     per_filter: bool = False,
+    optimizer: str | MakeOptimizer = "sgd",
 ) -> TrainState:
     """A freshly initialised state.
 
@@ -100,13 +102,15 @@ def create_train_state(
             number for all.
         schedule: a key of `training.schedules.SCHEDULES`.
         per_filter: ``fixed_norm`` is the norm of each output filter, not of all scale-invariant weights together.
+        optimizer: a key of `core.optimizers.OPTIMIZERS`, or a function ``HParams -> optax.GradientTransformation``; see
+            `training.optimizers.build_optimizer`.
 
     Returns:
         The state at step 0.
 
     Raises:
         ConfigError: a network that is none or is called otherwise, labels that do not fit the parameters, or an unknown
-            loss or schedule.
+            loss, schedule or optimiser.
 
     Example:
         >>> from periodic_jax import models
@@ -117,6 +121,7 @@ def create_train_state(
     """
     check_loss(loss)
     check_schedule(schedule)
+    check_optimizer(optimizer)
     if isinstance(labels, str) and labels == AUTO:
         measured = measure_labels(model, images, key)
         print(measured)
@@ -125,7 +130,7 @@ def create_train_state(
     def create(key: Key[Array, ""]) -> TrainState:
         network, variables = initialise(model, key, images)
         marks = leaf_labels(variables["params"], labels)
-        state = state_of(Task(network, marks, loss, schedule, per_filter), variables)
+        state = state_of(Task(network, marks, loss, schedule, per_filter, optimizer), variables)
         if needs_key(network, variables, images):
             state = state.replace(key=jax.random.bits(jax.random.fold_in(key, DRAWS), (2,), jnp.uint32))
         return state
@@ -144,12 +149,11 @@ def state_of(task: Task, variables: Mapping[str, Any]) -> TrainState:
     Returns:
         The state, with a momentum of zero.
     """
-    tracked: Any = sphere_sgd(HParams(), task.labels, task.per_filter).init(variables["params"])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables.get(STATISTICS, {}),
-        opt_state=tracked.inner,
+        opt_state=initial_state(task.optimizer, variables["params"], task.labels, task.per_filter),
         diverged_at=jnp.full((), -1, jnp.int32),
         task=task,
         other={name: tree for name, tree in variables.items() if name not in ("params", STATISTICS)},

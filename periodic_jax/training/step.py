@@ -14,7 +14,7 @@ from periodic_jax.core.grid import HParams
 from periodic_jax.models.adapters import STATISTICS
 from periodic_jax.ops.reductions import global_norm
 from periodic_jax.training.losses import are_classes, losses
-from periodic_jax.training.optimizers import sphere_sgd
+from periodic_jax.training.optimizers import build_optimizer
 from periodic_jax.training.schedules import check_scalars, scheduled
 from periodic_jax.training.state import Batch, TrainState
 from periodic_jax.training.tracking import TrackDynamicsState
@@ -23,7 +23,7 @@ Metrics = dict[str, Array]
 
 
 def train_step(state: TrainState, hparams: HParams, batch: Batch) -> tuple[TrainState, Metrics]:
-    """One step of `sphere_sgd` on one mini-batch.
+    """One step of the optimiser on one mini-batch.
 
     The metrics describe the state before the update and the update itself, so that between neighbours of plain SGD
     ρ_{t+1}² = a²ρ_t² + η²g̃_t²/ρ_t². A configuration whose loss or new weights are not finite keeps its last state,
@@ -155,8 +155,8 @@ def update(state: TrainState, hparams: HParams, terms: Gradients) -> tuple[Train
     task, (loss, accuracy, grads, collections) = state.task, terms
     check_scalars(hparams)
     hparams = scheduled(HParams(*(jnp.asarray(h, loss.dtype) for h in hparams)), state.step, task.schedule)
-    chain: Any = sphere_sgd(hparams, task.labels, task.per_filter)
-    updates, tracked = chain.update(grads, TrackDynamicsState(state.opt_state, None), state.params)
+    chain: Any = build_optimizer(task.optimizer, hparams, task.labels, task.per_filter)
+    updates, tracked = chain.update(grads, TrackDynamicsState(state.opt_state, None), state.params, value=loss)
     metrics = {"loss": loss, "accuracy": accuracy, **tracked.dynamics._asdict()}
 
     # A sum of squares is finite exactly when all its terms are, short of an overflow, which is divergence too. Only the

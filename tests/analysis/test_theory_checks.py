@@ -2,19 +2,27 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from helpers.synthetic import cut, stack, trajectory
 
 from periodic_jax import dynamics
+from periodic_jax.analysis.hyperparameters import hyperparameters_of
 from periodic_jax.analysis.theory_checks import CHECKS, Theory, Trajectory, check_theory
+from periodic_jax.core.grid import HParams
 
 CURVES = ("weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
 
 
-def run(telemetry, decay=1e-3, momentum=0.0, free=True):
+def run(telemetry, decay=1e-3, momentum=0.0, free=True, optimizer="sgd"):
     configs = len(telemetry["loss"])
-    each = (np.broadcast_to(value, configs) for value in (decay, momentum, free))
+    grid = {"lr": 1.0, "weight_decay": decay, "momentum": momentum, "fixed_norm": np.where(free, 0.0, 1.0)}
+    numbers = HParams(*(grid.get(name, default) for name, default in HParams()._asdict().items()))._asdict() | {
+        "seed": 0
+    }
+    coords = {name: ("config", np.broadcast_to(value, configs)) for name, value in numbers.items()}
+    hyper = hyperparameters_of(xr.Dataset(coords, attrs={"optimizer": optimizer}))
     curves = {name: values.astype(np.float32) for name, values in telemetry.items()}
-    return check_theory(Trajectory(*(curves[name] for name in CURVES), *each, curves.get("radial_leak")))
+    return check_theory(Trajectory(*(curves[name] for name in CURVES), hyper, curves.get("radial_leak")))
 
 
 def noisy(steps=1500, **changes):
