@@ -76,7 +76,7 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
         >>> from periodic_jax.core.grid import SweepGrid
         >>> grid, steps = SweepGrid.product(lr=1.0, weight_decay=1e-3), np.arange(400)[None]
         >>> curves = {"loss": 1 / (1 + steps), "weight_norm": 0.999**steps, "effective_lr": 0.999 ** (-2.0 * steps)}
-        >>> curves |= {"effective_grad_norm": 1e-6 + 0 * steps, "angular_step": 1e-6 * curves["effective_lr"]}
+        >>> curves |= {"effective_grad_norm": 1e-3 + 0 * steps, "angular_step": 1e-3 / 0.999 * curves["effective_lr"]}
         >>> run = xr.Dataset({name: (("config", "step"), values) for name, values in curves.items()})
         >>> run = run.assign(diverged_at=("config", [np.nan])).assign_coords(
         ...     {name: ("config", values) for name, values in grid.coords.items()})

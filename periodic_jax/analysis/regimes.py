@@ -120,7 +120,7 @@ def classify_regimes(
         >>> curves = {"loss": loss, "weight_norm": norm, "effective_lr": norm**-2, "angular_step": angle}
         >>> regimes = classify_regimes(curves, 1.0, 1e-3)
         >>> print(regimes.regime, regimes.because)
-        converging rotation at 0.00 of the decay's pace, loss x 0.59 from the middle third to the last
+        converging rotation at 0.00 of the decay's pace, loss x 0.59 and falling from the middle third to the last
     """
     periods = detect_periods(telemetry) if periods is None else periods
     arrays = steps_last(telemetry, ("loss", "weight_norm", "effective_lr", "angular_step"))

@@ -215,16 +215,20 @@
       const grad = run.curves.findIndex((q) => q.name === "effective_grad_norm");
       if (elr < 0 || grad < 0 || first === last) return;
       const px = a.curves[elr], py = a.curves[grad];
-      const A = { x: [], y: [] }, B = { x: [], y: [] };
+      const before = { x: [], y: [] }, A = { x: [], y: [] }, B = { x: [], y: [] };
+      const begin = a.onsets.length ? a.onsets[0] : Infinity;  // what comes before is of no period
       let k = 0;
       thin(a.steps, [px, py], first, last).forEach((j) => {
         const step = a.steps[j];
         while (k < a.ends.length && a.ends[k] < step) k++;
         const burst = k < a.onsets.length && a.onsets[k] <= step;
         const border = burst && (step === a.onsets[k] || step === a.ends[k]);
-        A.x.push(px[j]); A.y.push(!burst || border ? py[j] : null);
+        before.x.push(px[j]); before.y.push(step <= begin ? py[j] : null);
+        A.x.push(px[j]); A.y.push(step >= begin && (!burst || border) ? py[j] : null);
         B.x.push(px[j]); B.y.push(burst ? py[j] : null);
       });
+      loops.push({ ...before, mode: "lines", opacity: 0.35, line: { color: tint, width: 0.8 },
+        hovertemplate: "before the first onset<extra></extra>" });
       loops.push({ ...A, mode: "lines", line: { color: tint, width: 0.8 }, hovertemplate: "phase A<extra></extra>" });
       loops.push({ ...B, mode: "lines", line: { color: colour("burst"), width: 1.3, dash: s ? "dot" : "solid" },
         hovertemplate: "phase B<extra></extra>" });
@@ -244,7 +248,7 @@
     const loop = {
       height: tall, margin: { l: 60, r: 10, t: 30, b: 50 },
       showlegend: false, hovermode: "closest", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { color: text, size: 11 }, title: { text: "ring: start; phase B (destabilisations) in orange", font: { size: 12 } },
+      font: { color: text, size: 11 }, title: { text: "ring: start; faint: before the first onset; phase B (destabilisations) in orange", font: { size: 12 } },
       xaxis: { ...axis, type: "log", title: { text: "effective learning rate" } },
       yaxis: { ...axis, type: "log", title: { text: "effective gradient norm" } },
     };
