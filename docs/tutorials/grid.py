@@ -69,8 +69,8 @@ print("configurations with periods:", int(np.isfinite(length).sum()), "of", leng
 
 # ![Mean period against the product of learning rate and decay, for two momenta](grid.png)
 #
-# Without momentum, the period is the shorter, the larger the product of learning rate and decay. At
-# 0.005 there are two points of each colour: 0.5 x 0.01 and 1 x 0.005. They nearly agree: see
+# Without momentum, a larger product of learning rate and decay means a shorter period. At 0.005
+# there are two points of each colour: 0.5 x 0.01 and 1 x 0.005. They nearly agree: see
 # [what sets the period](../theory/periods.md). With momentum the periods are longer here.
 #
 # NaN means "not reached": a configuration without two destabilisations has no mean period.
