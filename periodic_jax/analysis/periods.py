@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.signal import find_peaks
 
-from periodic_jax.analysis.blocks import configs_in_cache, map_blocks
 from periodic_jax.analysis.telemetry import steps_last
 from periodic_jax.core import segments
+from periodic_jax.core.blocks import configs_in_cache, map_blocks
 from periodic_jax.dynamics import rotation_spent
 
 LOSS_NOISE = 6.0  # standard deviations of ln loss that a rise must exceed: once in 10^9 steps by chance

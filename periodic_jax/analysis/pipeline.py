@@ -7,7 +7,6 @@ import numpy as np
 import xarray as xr
 
 from periodic_jax import dynamics
-from periodic_jax.analysis.blocks import map_blocks
 from periodic_jax.analysis.forecast import ForecastOrigin, forecast, forecast_origin, references
 from periodic_jax.analysis.hyperparameters import Hyperparameters, hyperparameters_of
 from periodic_jax.analysis.periods import Cycles, Periods, cycles, detect_periods
@@ -16,6 +15,7 @@ from periodic_jax.analysis.resampling import Interval, resampled_interval
 from periodic_jax.analysis.stability import before_onsets
 from periodic_jax.analysis.theory_checks import CHECKS, Theory, Trajectory, check_theory
 from periodic_jax.core import segments
+from periodic_jax.core.blocks import map_blocks
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import AXES
 from periodic_jax.storage.reader import flattened, read

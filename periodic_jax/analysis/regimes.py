@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from periodic_jax.analysis.blocks import configs_in_cache, map_blocks
 from periodic_jax.analysis.periods import LOSS_NOISE, Periods, detect_periods, rotation
 from periodic_jax.analysis.telemetry import aligned, broadcast, of_configurations, steps_last
 from periodic_jax.core import segments
+from periodic_jax.core.blocks import configs_in_cache, map_blocks
 from periodic_jax.core.formatting import counted
 
 REGIMES = ("converging", "periodic", "equilibrium", "diverged", "undecided")

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from periodic_jax import dynamics
-from periodic_jax.analysis.blocks import configs_in_cache, map_blocks
 from periodic_jax.analysis.hyperparameters import Hyperparameters
 from periodic_jax.analysis.periods import delta_jumps, rotation
 from periodic_jax.analysis.regimes import after_burn_in
 from periodic_jax.core import segments
+from periodic_jax.core.blocks import configs_in_cache, map_blocks
 
 ROUNDING = 1e-4  # relative; the median step agrees to 1e-7
 LEAST_BUDGET = 10  # rotation and decay that can be compared, over the half ulp of the norm that each step may round

@@ -39,8 +39,6 @@ LATER = (
 BUILT_IN = ("width", "depth", "init_scale", "storage")
 COUNTS = ("steps", "epochs", "eval_every", "track_sharpness", "keep", "keep_every")
 BOUNDS = {**dict.fromkeys(COUNTS, (1, MOST_STEPS)), "keep_period_minima": (10, 10**4)}
-IN_WORDS = {
-    int: "a whole number", float: "a number", str: "text", bool: "True or False", Path: "a path", type(None): "None",
 }  # fmt: skip
 CHOICES = {
     "precision": xla.PRECISIONS,
@@ -77,9 +75,9 @@ class RunConfig(
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(RunConfig).items():
             if name in RUN_AXES:
-                object.__setattr__(self, name, _axis(name, getattr(self, name)))
+                object.__setattr__(self, name, settings.as_axis(name, getattr(self, name)))
             elif name in self.__dataclass_fields__:
-                object.__setattr__(self, name, _converted(name, getattr(self, name), hint))
+                object.__setattr__(self, name, settings.as_setting(name, getattr(self, name), hint))
 
     @property
     def folder(self) -> Path:
@@ -281,7 +279,7 @@ def from_manifest(
             continue
         value = recorded.get(name)
         values[name] = tuple(value) if isinstance(value, list) else value
-        if name not in recorded or not _is(values[name], hints[name]):
+        if name not in recorded or not settings.is_of(values[name], hints[name]):
             given = repr(values[name])[:50] if name in recorded else "no value"
             raise CorruptedRunError(path / CONFIG_FILE, f"{given} for {name}", RESTORE)
     if dataset is not None:
@@ -321,37 +319,3 @@ def difference(config: RunConfig, manifest: Mapping[str, Any]) -> str:
 
 def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _axis(name: str, given: Any) -> tuple[Any, ...]:
-    """The numbers of an axis, whose values `core.grid` checks."""
-    try:
-        values = np.atleast_1d(np.asarray(given))
-    except (TypeError, ValueError, OverflowError):  # ragged
-        values = np.empty(0, object)
-    if values.ndim > 1 or values.dtype.kind not in "iuf":
-        raise ConfigError(flag_of(name), reprlib.repr(given), f"{axis_rule(name)[0]}, one or more")
-    return tuple(values.tolist())
-
-
-def _converted(name: str, value: Any, hint: Any) -> Any:
-    """A setting as its field has it: NumPy's numbers as Python's, whole ones as integers, paths as they are."""
-    kinds = typing.get_args(hint) or (hint,)
-    plain = value.item() if isinstance(value, np.generic) else value
-    if isinstance(plain, os.PathLike) and str in kinds:
-        plain = Path(plain) if Path in kinds else os.fspath(plain)
-    if isinstance(plain, float) and plain.is_integer() and int in kinds and float not in kinds:
-        plain = int(plain)
-    if not _is(plain, hint):
-        accepted = " or ".join(IN_WORDS[kind] for kind in kinds)
-        raise ConfigError(flag_of(name), reprlib.repr(value), accepted)
-    return plain
-
-
-def _is(value: Any, hint: Any) -> bool:
-    """Whether a value from JSON is of a field's type."""
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_is(item, typing.get_args(hint)[0]) for item in value)
-    kinds = typing.get_args(hint) or (hint,)
-    kinds = (*kinds, int) if float in kinds else kinds
-    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))

@@ -4,9 +4,21 @@
 """
 
 import dataclasses
+import os
+import reprlib
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.formatting import flag_of
+from periodic_jax.core.grid import axis_rule
+
+IN_WORDS = {
+    int: "a whole number", float: "a number", str: "text", bool: "True or False", Path: "a path", type(None): "None",
 
 
 def setting(default: Any, text: str, *, metavar: str | None = None, is_axis: bool = False) -> Any:
@@ -224,3 +236,37 @@ class OutputSettings:
         runs/sweep-2 ... if not given.""",
         metavar="DIR",
     )
+
+
+def as_axis(name: str, given: Any) -> tuple[Any, ...]:
+    """The numbers of an axis, whose values `core.grid` checks."""
+    try:
+        values = np.atleast_1d(np.asarray(given))
+    except (TypeError, ValueError, OverflowError):  # ragged
+        values = np.empty(0, object)
+    if values.ndim > 1 or values.dtype.kind not in "iuf":
+        raise ConfigError(flag_of(name), reprlib.repr(given), f"{axis_rule(name)[0]}, one or more")
+    return tuple(values.tolist())
+
+
+def as_setting(name: str, value: Any, hint: Any) -> Any:
+    """A setting as its field has it: NumPy's numbers as Python's, whole ones as integers, paths as they are."""
+    kinds = typing.get_args(hint) or (hint,)
+    plain = value.item() if isinstance(value, np.generic) else value
+    if isinstance(plain, os.PathLike) and str in kinds:
+        plain = Path(plain) if Path in kinds else os.fspath(plain)
+    if isinstance(plain, float) and plain.is_integer() and int in kinds and float not in kinds:
+        plain = int(plain)
+    if not is_of(plain, hint):
+        accepted = " or ".join(IN_WORDS[kind] for kind in kinds)
+        raise ConfigError(flag_of(name), reprlib.repr(value), accepted)
+    return plain
+
+
+def is_of(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON is of a field's type."""
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(is_of(item, typing.get_args(hint)[0]) for item in value)
+    kinds = typing.get_args(hint) or (hint,)
+    kinds = (*kinds, int) if float in kinds else kinds
+    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))

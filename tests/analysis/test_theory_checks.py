@@ -154,6 +154,6 @@ def test_what_is_missing_is_left_out():
 def test_as_one_at_a_time(monkeypatch):
     curves = stack([noisy(seed=i) for i in range(3)])
     together = run(curves)
-    monkeypatch.setattr("periodic_jax.analysis.blocks.MOST_AT_ONCE", 1500)
+    monkeypatch.setattr("periodic_jax.core.blocks.MOST_AT_ONCE", 1500)
     for name, one, other in zip(Theory._fields, together, run(curves), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, err_msg=name)

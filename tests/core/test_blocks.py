@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from periodic_jax.analysis import blocks
-from periodic_jax.analysis.blocks import configs_in_cache, map_blocks
+from periodic_jax.core import blocks
+from periodic_jax.core.blocks import configs_in_cache, map_blocks
 
 
 class Inner(NamedTuple):
