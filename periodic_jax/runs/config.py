@@ -4,19 +4,15 @@ import dataclasses
 import functools
 import json
 import math
-import os
-import reprlib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.core.formatting import flag_of
-from periodic_jax.core.grid import AXES, LATER_AXES, SweepGrid, axis_rule
+from periodic_jax.core.grid import AXES, LATER_AXES, SweepGrid
 from periodic_jax.core.limits import MOST_EVALUATIONS, MOST_STEPS
 from periodic_jax.core.optimizers import check_hyperparameters
 from periodic_jax.runs import settings
@@ -39,7 +35,6 @@ LATER = (
 BUILT_IN = ("width", "depth", "init_scale", "storage")
 COUNTS = ("steps", "epochs", "eval_every", "track_sharpness", "keep", "keep_every")
 BOUNDS = {**dict.fromkeys(COUNTS, (1, MOST_STEPS)), "keep_period_minima": (10, 10**4)}
-}  # fmt: skip
 CHOICES = {
     "precision": xla.PRECISIONS,
     "storage": ("float32", "bf16"),

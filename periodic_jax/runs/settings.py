@@ -19,6 +19,7 @@ from periodic_jax.core.grid import axis_rule
 
 IN_WORDS = {
     int: "a whole number", float: "a number", str: "text", bool: "True or False", Path: "a path", type(None): "None",
+}  # fmt: skip
 
 
 def setting(default: Any, text: str, *, metavar: str | None = None, is_axis: bool = False) -> Any:
