@@ -16,7 +16,7 @@ from periodic_jax.storage.reader import open_run
 
 DIMS = "dims"
 LEFT_OUT = (
-    "because", "confidence", "loss_ratio", "radial_leak", "backtest_origin", "backtest_next_jump",
+    "because", "loss_ratio", "radial_leak", "backtest_origin", "backtest_next_jump",
     "period_lowest_train_loss",
 )  # fmt: skip
 EVALUATED = ("train_loss", "train_error", "test_loss", "test_error")
