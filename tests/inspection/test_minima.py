@@ -92,3 +92,10 @@ def test_without_saved_minima_the_last_checkpoints_before_the_onsets_do(tmp_path
 def test_unusable_requests_are_refused(whole, options, named):
     with pytest.raises(ConfigError, match=named):
         minima.compare(whole, **options)
+
+
+def test_one_minimum_is_not_minima(compared):
+    one = compared.isel(config=[0]).copy(deep=True)
+    one["there"] = one.there * 0 + int(np.isfinite(one.step).sum()) + 1
+    assert "1 earlier minimum is left out" in tables.minima_as_text(one)
+    assert "2 earlier minima are left out" in tables.minima_as_text(one.assign(there=one.there + 1))

@@ -5,6 +5,7 @@ import xarray as xr
 
 from periodic_jax.cli.main import main
 from periodic_jax.plots import minima as draw
+from periodic_jax.plots.minima import MOST_SERIES
 from periodic_jax.storage import datasets
 from periodic_jax.storage.run_directory import COMPARISON
 
@@ -34,5 +35,5 @@ def test_the_figure_tells_all_configurations_apart(compared):
     assert len({line.get_color() for line in errors.lines}) == 4
     assert "seed" in paths.get_title()
     several: list[xr.Dataset] = [compared] * 3
-    many = draw(xr.concat(several, "config"))  # more than a legend has room for: a colour for each learning rate
-    assert [text.get_text() for text in many.legends[0].get_texts()] == ["0", "1e+30"]
+    many = draw(xr.concat(several, "config"))  # more than can be told apart: some of them
+    assert many.get_suptitle() == f"{MOST_SERIES} of 12 configurations"

@@ -143,3 +143,12 @@ def test_long_curves_keep_their_extremes(run):
         assert line.get_ydata().min() == loss.min()
         assert ax.get_xscale() == ("log" if "log_steps" in options else "linear")
         assert ax.get_xlabel() == ("epoch" if "steps_per_epoch" in options else "step")
+
+
+def test_errors_are_drawn_in_per_cent(run):
+    dataset = run("two axes")
+    ax = plots.curves(Figure().subplots(), dataset, "test_error")
+    assert ax.yaxis.get_major_formatter()(0.25, 0).endswith("%")
+    assert (
+        not plots.curves(Figure().subplots(), dataset, "train_loss").yaxis.get_major_formatter()(0.25, 0).endswith("%")
+    )
