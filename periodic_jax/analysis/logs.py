@@ -118,7 +118,7 @@ def read_log(path: str | Path, columns: Mapping[str, str] | None = None) -> Log:
     """
     try:
         with open(path, encoding="utf-8") as file:  # not by its name, which pandas might take for an address
-            table = pd.read_csv(file, skipinitialspace=True)
+            table: Any = pd.read_csv(file, skipinitialspace=True)
     except (OSError, ValueError, OverflowError) as error:  # also what pandas cannot parse
         raise DataFileError(path, first_line(error), "a csv file with a row for each step") from None
     names = dict.fromkeys((*CURVES, *NUMBERS))
@@ -131,7 +131,7 @@ def read_log(path: str | Path, columns: Mapping[str, str] | None = None) -> Log:
         if name not in names:
             raise ConfigError("--columns", f"{name}={column}", "optimizer, or names among " + ", ".join(names))
         if column in table:
-            values = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
+            values = np.asarray(pd.to_numeric(table[column], errors="coerce"), np.float64)
             if len(values) and np.isnan(values).all() and not table[column].isna().all():
                 raise ConfigError("--columns", f"{name}={column}", "a column of numbers")
             if name in CURVES or name == "lr":

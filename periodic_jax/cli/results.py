@@ -63,17 +63,12 @@ class Analyze:
         came.""",
     )
 
-    columns: Annotated[
-        dict[str, str] | None,
-        read_columns(),
-        IF_GIVEN,
-        arg(
-            "NAME=COLUMN ...",
-            """Of a csv file: which of its columns is loss, weight_norm, effective_lr, effective_grad_norm, grad_norm,
-            angular_step or lr, such as loss=train_loss weight_norm=norm; and numbers, such as weight_decay=1e-3 or
-            optimizer=adamw. Columns of these names, if not given.""",
-        ),
-    ] = None
+    columns: Annotated[dict[str, str] | None, read_columns(), IF_GIVEN, arg("NAME=COLUMN ...")] = setting(
+        None,
+        """Of a csv file: which of its columns is loss, weight_norm, effective_lr, effective_grad_norm, grad_norm,
+        angular_step or lr, such as loss=train_loss weight_norm=norm; and numbers, such as weight_decay=1e-3 or
+        optimizer=adamw. Columns of these names, if not given.""",
+    )
 
     def execute(self) -> None:
         """Print and write the analysis."""

@@ -53,7 +53,7 @@ def test_every_option_of_the_command_reaches_the_run():
         "batch_size": "64", "steps": "6", "epochs": "2", "eval_every": "3", "layout": "vmap", "keep": "3",
         "keep_every": "4", "checkpoint_seconds": "60", "precision": "float64", "storage": "bf16",
         "deterministic": "", "per_layer": "", "track_sharpness": "50", "keep_period_minima": "20", "out": "y",
-        "shards": "3", "shard": "1",
+        "shards": "3", "shard": "1", "optimizer": "adamw", "beta1": "0.5", "beta2": "0.9", "eps": "1e-6",
     }  # fmt: skip
     assert set(changes) == {field.name for field in dataclasses.fields(RunConfig)}
     for name, value in changes.items():

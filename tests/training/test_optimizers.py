@@ -131,8 +131,8 @@ def test_a_tiny_angle_keeps_its_digits_in_float32():
 
 @pytest.mark.parametrize("chain", [sphere_sgd, lambda h, labels: project_to_sphere(h.fixed_norm, labels)])
 def test_stacked_hyperparameters_equal_one_by_one(params, chain):
-    swept = ([0.1, 0.2], [0.0, 0.1], [0.0, 0.9], [0.0, 0.1], [0.0, 0.01], [0.0, 3.0], [1, 1], [1, 1], [1, 1])
-    stacked = HParams(*map(jnp.array, swept))
+    swept = HParams([0.1, 0.2], [0.0, 0.1], [0.0, 0.9], [0.0, 0.1], [0.0, 0.01], [0.0, 3.0])
+    stacked = HParams(*(jnp.broadcast_to(jnp.array(values), 2) for values in swept))
     grads = gradients(0, params)
 
     def update(hparams):
