@@ -202,13 +202,15 @@ def initialise(model: Any, key: Key[Array, ""], inputs: Any) -> tuple[Network, d
         (4, 2)
     """
     if isinstance(model, nn.Module):
-        variables: Any = model.init(key, inputs, **_mode(model, train=True))
+        mode: Any = _mode(model, train=True)
+        variables: Any = model.init(key, inputs, **mode)
         return LinenNetwork(model), _completed(variables)
     if isinstance(model, nnx.Module):
         _mode(model, train=True)
         return NnxNetwork.split(model)
     if isinstance(model, tuple) and len(model) == 2 and all(map(callable, model)):
-        init, apply = model
+        init: Any = model[0]
+        apply: Any = model[1]
         _check_takes(init, "init", (None,) * 2)
         _check_takes(apply, "apply", (None,) * 4)
         variables = init(key, inputs)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Key
 
 from periodic_jax.core.errors import ConfigError
@@ -62,7 +63,7 @@ def measure_labels(
           head/kernel   not
     """
     key = jax.random.key(0) if key is None else key
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, inputs))):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((key, inputs))):
         accepted = "the labels of models.measure_labels, called before jit or vmap"
         raise ConfigError("labels", "'auto' where values are not known", accepted)
     network, variables = initialise(model, key, inputs)

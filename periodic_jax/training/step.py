@@ -22,7 +22,7 @@ from periodic_jax.training.tracking import TrackDynamicsState
 Metrics = dict[str, Array]
 
 
-def train_step(state: TrainState, hparams: HParams, batch: Batch) -> tuple[TrainState, Metrics]:
+def train_step(state: TrainState, hparams: HParams, batch: Batch | tuple[Any, Any]) -> tuple[TrainState, Metrics]:
     """One step of the optimiser on one mini-batch.
 
     The metrics describe the state before the update and the update itself, so that between neighbours of plain SGD
@@ -54,7 +54,7 @@ def train_step(state: TrainState, hparams: HParams, batch: Batch) -> tuple[Train
         >>> metrics["loss"].shape
         (2,)
     """
-    return update(state, hparams, gradients(state, batch))
+    return update(state, hparams, gradients(state, as_batch(batch)))
 
 
 def full_batch_step(state: TrainState, hparams: HParams, batches: Batch) -> tuple[TrainState, Metrics]:
@@ -86,7 +86,7 @@ class Gradients(NamedTuple):
 def gradients(state: TrainState, batch: Batch) -> Gradients:
     """Mean loss, accuracy, gradients and new running statistics of one mini-batch."""
     check_single(state)
-    return _gradients(state, state.collections, as_batch(batch), state.step_key)
+    return _gradients(state, state.collections, batch, state.step_key)
 
 
 def full_batch_gradients(state: TrainState, batches: Batch) -> Gradients:
@@ -98,7 +98,7 @@ def full_batch_gradients(state: TrainState, batches: Batch) -> Gradients:
     def add(carry: Any, counted: tuple[Batch, Array | None]) -> tuple[Any, None]:
         collections, total = carry
         batch, i = counted
-        key = None if i is None else jax.random.fold_in(step_key, i)
+        key = None if step_key is None or i is None else jax.random.fold_in(step_key, i)
         *terms, collections = _gradients(state, collections, batch, key)
         return (collections, jax.tree.map(jnp.add, total, tuple(terms))), None
 
@@ -189,7 +189,7 @@ def _known(metrics: Metrics, alive: Array) -> Metrics:
 
 
 def eval_step(
-    state: TrainState, batch: Batch, train: bool = False
+    state: TrainState, batch: Batch | tuple[Any, Any], train: bool = False
 ) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
     """Loss and error of each example of one batch, without changing the state.
 
@@ -202,11 +202,11 @@ def eval_step(
         The losses, and the share of wrong answers of each example: 1 or 0 for one answer, NaN where the targets are no
         class labels. What a loss of your own returns is returned as it is.
     """
-    task, batch = state.task, as_batch(batch)
+    task, pair = state.task, as_batch(batch)
     variables = {"params": state.params, **state.collections}
-    outputs, _ = task.network.apply(variables, batch.images, train=train, key=state.step_key if train else None)
-    values = losses(task.loss, outputs, batch.labels)
-    if not are_classes(outputs, batch.labels):
+    outputs, _ = task.network.apply(variables, pair.images, train=train, key=state.step_key if train else None)
+    values = losses(task.loss, outputs, pair.labels)
+    if not are_classes(outputs, pair.labels):
         return values, jnp.full_like(values, jnp.nan)
-    wrong = (outputs.argmax(-1) != batch.labels).astype(outputs.dtype)
+    wrong = (outputs.argmax(-1) != pair.labels).astype(outputs.dtype)
     return values, wrong.mean(range(1, wrong.ndim)) if wrong.ndim > 1 else wrong

@@ -1,5 +1,7 @@
 """The same small network as a Linen module, an NNX module and a pair of functions; what is refused."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -164,7 +166,7 @@ def test_dropout_draws_from_the_key_and_the_step_alone(kind):
     batch = Batch(jnp.ones((40, 5, 5, 1)), jnp.arange(40) % 3)
     create = lambda seed: create_train_state(DRAWS[kind], "auto", jax.random.key(seed), batch.images)  # noqa: E731
     state, other = create(0), create(1)
-    assert (state.key.shape, state.key.dtype) == ((2,), jnp.uint32)
+    assert [(key.shape, key.dtype) for key in (state.key,) if key is not None] == [((2,), jnp.uint32)]
     step = jax.jit(lambda state: train_step(state, HParams(noninvariant_lr=0.0), batch))
     after, first = step(state)
     _, again = step(state)
@@ -251,7 +253,7 @@ def test_what_is_no_network_is_refused_in_a_line(model, words):
     assert "\n" not in str(refused.value)
 
 
-def linear_state(loss="cross_entropy"):
+def linear_state(loss: Any = "cross_entropy"):
     images = jnp.ones((4, 5, 5, 1))
     init = lambda key, x: {"params": {"kernel": 0.1 * jax.random.normal(key, (25, 3))}}  # noqa: E731
     apply = lambda v, x, train, rngs: (x.reshape(len(x), -1) @ v["params"]["kernel"], {})  # noqa: E731
@@ -297,8 +299,9 @@ def test_a_pair_is_a_batch_and_nothing_else_is():
     _, expected = train_step(state, HParams(), Batch(images, labels))
     _, metrics = train_step(state, HParams(), (images, labels))
     assert float(metrics["loss"]) == float(expected["loss"])
+    of_dictionary: Any = {"images": images, "labels": labels}
     with pytest.raises(ConfigError, match="batch: a dict is not accepted; expected a Batch, or a pair"):
-        train_step(state, HParams(), {"images": images, "labels": labels})
+        train_step(state, HParams(), of_dictionary)
 
 
 @pytest.mark.parametrize("reduced", [False, True])

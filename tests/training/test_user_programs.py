@@ -1,5 +1,7 @@
 """Small programs as a visitor would write them, each with a network of its own."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -74,7 +76,7 @@ def test_nnx_with_dropout_over_a_grid_and_seeds():
     )
     hparams = pj.SweepGrid.product(lr=[0.1, 0.3], noninvariant_lr=-1.0).hparams()
     step = jax.jit(jax.vmap(pj.train_step, in_axes=(0, 0, None)))
-    losses = []
+    losses, metrics = [], {}
     for _ in range(20):
         states, metrics = step(states, hparams, batch)
         losses.append(metrics["loss"])
@@ -175,7 +177,7 @@ def test_own_optimiser_with_a_decay_mask_and_clipping_around_the_measurements():
     @jax.jit
     def step(params, state):
         def loss_of(params):
-            logits = model.apply({"params": params}, batch.images, train=True)
+            logits: Any = model.apply({"params": params}, batch.images, train=True)
             return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
 
         loss, grads = jax.value_and_grad(loss_of)(params)
