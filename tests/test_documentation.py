@@ -120,7 +120,7 @@ def examples(text):
 @pytest.mark.parametrize("example", examples(README))
 def test_examples_of_readme_run(tmp_path, example):
     environment = {**os.environ, "MPLBACKEND": "Agg"}
-    environment.pop("XLA_FLAGS")  # of the other tests: with them thousands of steps take minutes
+    environment.pop("XLA_FLAGS", None)  # of the other tests: with them thousands of steps take minutes
     program = [sys.executable, "-W", "error", "-c", example]
     done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
