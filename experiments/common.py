@@ -171,8 +171,8 @@ def estimate(config: RunConfig) -> tuple[float, float, int]:
     from periodic_jax.sweeps.autotune import seconds_per_step
 
     check_config(config)
-    record = held(Path(config.out)) or {}
-    done = max(run_directory.checkpoint_steps(Path(config.out)), default=0) if record else 0
+    record = held(config.folder) or {}
+    done = max(run_directory.checkpoint_steps(config.folder), default=0) if record else 0
     left = 0 if "summary" in record else planned_steps(config) - done
     with xla.precision(config.precision):
         sweep = build_sweep(config)

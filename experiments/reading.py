@@ -12,7 +12,7 @@ from periodic_jax.core.grid import AXES
 def configurations(found: xr.Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each configuration's position, and what every page tells of it: hyperparameters, regime, periods, results."""
     for i in range(found.sizes["config"]):
-        one = {name: float(found[name].values[i]) for name in AXES}
+        one = {name: float(found[name].values[i]) for name in AXES if name in found}
         one |= {
             "product": one["lr"] * one["weight_decay"] / (1 - one["momentum"]),
             "regime": str(found.regime.values[i]),

@@ -15,10 +15,13 @@ import pytest
 from helpers import synthetic
 
 import periodic_jax
+from periodic_jax.analysis.regimes import LEAST_STEPS
 from periodic_jax.cli.commands import COMMANDS
 from periodic_jax.cli.launch_engines import ENGINES, parse_launch
 from periodic_jax.cli.main import parse_command
+from periodic_jax.plots.style import FAINT
 from periodic_jax.runs.config import RunConfig
+from periodic_jax.sweeps.chunks import FIRST_STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -84,6 +87,15 @@ def test_every_option_it_names_exists(page):
 def test_pages_name_options():
     assert "--weight-decay" in README
     assert any("--weight-decay" in page.read_text() for page in PAGES[1:])
+
+
+def test_what_pages_say_of_chunks_and_regimes_is_so():
+    signals = (ROOT / "docs" / "guides" / "resume_and_branch.md").read_text()
+    regimes = (ROOT / "docs" / "theory" / "periods.md").read_text()
+    assert f"A chunk has {FIRST_STEPS} steps at first" in signals
+    assert f"fewer than {LEAST_STEPS} steps" in regimes
+    assert f"faint where it is below {FAINT:g}" in regimes
+    assert not any("of about a second" in page.read_text() for page in PAGES)
 
 
 @pages("page", [*PAGES, *sorted((ROOT / "docs" / "tutorials").glob("*.py"))])

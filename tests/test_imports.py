@@ -16,13 +16,14 @@ HEAVY = {"jax", "jaxlib", "flax", "optax", "numpy", "scipy", "xarray", "zarr", "
 COMPUTE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 
-def in_fresh_python(code: str, **environment: str):
-    """What the code prints as JSON."""
+def in_fresh_python(code: str, said: str = "", **environment: str):
+    """What the code prints as JSON; ``said`` is on stderr, and nothing else."""
     clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-c", code], env={**clean, **environment}, capture_output=True, text=True, check=True
     )
-    assert done.stderr == ""
+    assert said in done.stderr
+    assert done.stderr.count("\n") == bool(said)
     return json.loads(done.stdout)
 
 
@@ -218,7 +219,7 @@ def test_a_flag_that_comes_too_late_is_told(version, given, refused):
         "xla.reductions_are_right = lambda: True\nsaid = None\n"
         "try: xla.check_reductions()\nexcept ConfigError as error: said = str(error)\nprint(json.dumps(said))"
     )
-    said = in_fresh_python(code, JAX_PLATFORMS="cpu", **given)
+    said = in_fresh_python(code, said="flag comes too late: under" if refused else "", JAX_PLATFORMS="cpu", **given)
     if refused:
         assert said.endswith(f"imported before JAX starts: jaxlib 0.11.0 needs {xla.SAFE_REDUCTIONS} from then on")
         assert "\n" not in said
@@ -258,5 +259,31 @@ def test_the_self_check_finds_the_defect(precision):
         "import json, jax; jax.numpy.zeros(1)\nfrom periodic_jax.training import xla\n"
         f"with xla.precision({precision!r}): print(json.dumps(xla.reductions_are_right()))"
     )
-    assert in_fresh_python(code, JAX_PLATFORMS="cpu") is False
+    assert in_fresh_python(code, said="flag comes too late", JAX_PLATFORMS="cpu") is False
     assert in_fresh_python(code, JAX_PLATFORMS="cpu", XLA_FLAGS=xla.SAFE_REDUCTIONS) is True
+
+
+def test_looking_at_results_needs_nothing_that_only_unix_has(tmp_path):
+    """As on Windows: without the modules, and without the functions of `os`."""
+    run = tmp_path / "run"
+    periodic_jax.run_sweep(periodic_jax.RunConfig(out=run, lr=(0.1, 0.2), width=2, depth=1, steps=5))
+    code = f"""
+import sys, os, json, warnings
+for name in ("fcntl", "resource", "termios", "pwd", "grp"):
+    sys.modules[name] = None
+for name in ("sysconf", "sched_getaffinity", "fork"):
+    if hasattr(os, name):
+        delattr(os, name)
+warnings.simplefilter("ignore")  # of filelock: no flock
+import periodic_jax as pj
+for name in pj.__all__:
+    getattr(pj, name)
+found = pj.analysis.analyze(pj.open_run({str(run)!r}))
+from periodic_jax.cli.main import main
+real, sys.stdout = sys.stdout, open(os.devnull, "w")
+for words in ("info --verify", "analyze", "plot", "report", "export --to csv"):
+    main([*words.split()[:1], {str(run)!r}, *words.split()[1:]])
+print(json.dumps(found.sizes["config"]), file=real)
+"""
+    assert in_fresh_python(code, JAX_PLATFORMS="cpu") == 2
+    assert (run / "report.html").exists()

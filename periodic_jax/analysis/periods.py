@@ -13,6 +13,7 @@ import numpy as np
 from scipy.signal import find_peaks
 
 from periodic_jax.analysis.blocks import configs_in_cache, map_blocks
+from periodic_jax.analysis.telemetry import steps_last
 from periodic_jax.core import segments
 from periodic_jax.dynamics import rotation_spent
 
@@ -32,7 +33,7 @@ class Periods(NamedTuple):
     onset_weight_norm: np.ndarray
     onset_effective_lr: np.ndarray
     peak_weight_norm: np.ndarray
-    loss_before: np.ndarray  # median loss over the steps before the onset
+    loss_before: np.ndarray  # median loss over the steps before the onset, or over the later half of a short fall
     peak_loss: np.ndarray  # highest loss between onset and end
     lowest_loss: np.ndarray  # lowest loss of the fall
     fall: np.ndarray  # step at which the fall that led to the onset began: the end before, or the norm's first maximum
@@ -57,21 +58,26 @@ def detect_periods(
     """Find the destabilisations of every configuration.
 
     An onset is a local minimum of ln ρ of prominence at least ln ``min_growth`` around which the loss rises: its
-    maximum while the norm grows is at least ``min_loss_ratio`` times its median over the ``window`` steps before. A
-    slow descent has no such minimum. Where the curves are noisy, the prominence must also be `NORM_NOISE` standard
+    maximum while the norm grows is at least ``min_loss_ratio`` times its median over the ``window`` steps before, or
+    over the later half of the fall if that is lower: of fast periods the window holds the bursts before. A slow descent
+    has no such minimum. Where the curves are noisy, the prominence must also be `NORM_NOISE` standard
     deviations of the noise of ln ρ, and the rise `LOSS_NOISE` of that of ln loss, both from differences of
     neighbours; and half of the norm's growth must come within `SLOWEST_RISE` of the steps that it fell before, so
     that an equilibrium's fluctuations are none. Steps that are not finite are left out, wherever they are.
 
     Args:
-        telemetry: a Dataset or mapping with ``loss``, ``weight_norm`` and ``effective_lr``, each ``(..., steps)``, and
+        telemetry: a Dataset in either form of `open_run`, with its dimension ``step`` in any place, or a mapping of
+            arrays ``(..., steps)``: ``loss``, ``weight_norm``, ``effective_lr`` (from ``lr`` where it is missing), and
             ``angular_step`` for the rotation; NaN where a value is missing.
         min_growth: least ratio of the norm after the jump to the norm before it, and of the norm's fall before.
         min_loss_ratio: least ratio of the loss at its peak to the loss before.
-        window: steps over which the loss before is taken.
+        window: steps over which the loss before is taken, or fewer of a short fall.
 
     Returns:
         The destabilisations, with the leading dimensions of the telemetry.
+
+    Raises:
+        ConfigError: what is missing, or shapes that differ.
 
     Example:
         >>> rho = np.concatenate([np.geomspace(4, 2, 100), np.geomspace(4, 2, 100)])
@@ -79,8 +85,7 @@ def detect_periods(
         >>> detect_periods({"loss": loss, "weight_norm": rho, "effective_lr": 0.1 / rho**2}).onset.tolist()
         [99.0]
     """
-    names = ("loss", "weight_norm", "effective_lr", "angular_step")
-    arrays = {name: np.asarray(telemetry[name]) for name in names if name in telemetry}
+    arrays = steps_last(telemetry, ("loss", "weight_norm", "effective_lr"), ("angular_step",))
     *lead, steps = arrays["weight_norm"].shape
     configs = math.prod(lead)
     flat = {name: array.reshape(configs, steps) for name, array in arrays.items()}
@@ -149,7 +154,10 @@ def _detect_block(block: Mapping[str, np.ndarray], min_growth: float, min_loss_r
     onset = _minima(log_norm, row, np.maximum(np.log(min_growth), NORM_NOISE * noise[1]))
     end, fall = _around(log_norm, firsts[row[onset]], lasts[row[onset]], onset)
     rise_needed = np.maximum(np.log(min_loss_ratio), LOSS_NOISE * noise[0][row[onset]])
-    before = segments.median_before(log_loss, firsts[row[onset]], onset, window)
+    # Of fast periods the window holds the bursts before. No burst comes before the first fall.
+    is_first = np.diff(row[onset], prepend=-1) > 0
+    starts = firsts[row[onset]], np.where(is_first, firsts[row[onset]], (fall + onset + 1) // 2)
+    before = np.fmin(*(segments.median_before(log_loss, start, onset, window) for start in starts))
     # Up to the first known loss from the end on: the one that is missing may have been the highest.
     known = np.append(np.flatnonzero(np.isfinite(log_loss)), len(log_loss))
     peak_end = np.minimum(known[np.searchsorted(known, end)] + 1, lasts[row[onset]])

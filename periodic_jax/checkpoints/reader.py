@@ -33,7 +33,7 @@ Tree = Mapping[str, np.ndarray]
 ORBAX_V1 = ("orbax.checkpoint.v1", "orbax.checkpoint.experimental.v1")  # where it is bound for, and where it is
 FRAMING = 2**24  # bytes, more than the files of a checkpoint take beside its arrays
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every file it writes
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs every file it writes, and errors that it raises
 
 
 @functools.cache
@@ -110,11 +110,12 @@ def _check_files(folder: Path, size: int) -> None:
     sealed = read_json(folder / CHECKSUMS)
     if not is_checksummed(sealed):
         raise ValueError(f"{CHECKSUMS} has another checksum")
-    for name, crc in file_checksums(folder).items():
-        if sealed.pop(name, None) != crc:
+    found = file_checksums(folder)  # also of what a file manager or a copy left there, which is not looked at
+    for name in sorted(set(sealed) - {SEAL}):
+        if name not in found:
+            raise ValueError(f"{name} is missing")
+        if sealed[name] != found[name]:
             raise ValueError(f"{name} has another checksum")
-    if missing := set(sealed) - {SEAL}:
-        raise ValueError(f"{min(missing)} is missing")
 
 
 def _check_declared(declared: Any, wanted: Any) -> None:

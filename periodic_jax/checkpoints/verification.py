@@ -60,7 +60,8 @@ def _missing_steps(path: Path, start_step: int, done: int) -> Iterator[str]:
     """Steps without a loss, of configurations that had not diverged by then."""
     dataset = open_run(path, flat=True)
     steps = dataset.step.values
-    ends = np.where(np.isnan(dataset.diverged_at.values), done, dataset.diverged_at.values)
+    diverged = read(dataset, "diverged_at")
+    ends = np.where(np.isnan(diverged), done, diverged)
     if not np.array_equal(steps, np.arange(start_step, start_step + len(steps))):
         yield f"{run_directory.TELEMETRY}/step: steps are missing or out of order"
     for first in range(0, done - start_step, BLOCK):

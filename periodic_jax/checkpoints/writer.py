@@ -75,7 +75,10 @@ class Checkpoints:
         folder = self._path / CHECKPOINTS / str(step)
         self._drop(step)
         try:
-            orbax().save(os.path.abspath(folder), content)
+            # Where making folders in the background fails, orbax's threads wait for them for 20 minutes, also at exit.
+            in_turn = orbax().options.AsyncOptions(create_directories_asynchronously=False)
+            with orbax().Context(async_options=in_turn):
+                orbax().save(os.path.abspath(folder), content)
         except Exception as error:  # tensorstore has its own errors for a full disk and its like
             raise OSError(None, first_line(error)) from error
         write_json(folder / CHECKSUMS, seal(file_checksums(folder)))

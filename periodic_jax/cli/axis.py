@@ -48,6 +48,21 @@ def read_selection() -> PrimitiveConstructorSpec[Any]:
     return _constructor("*", "AXIS=NUMBER ...", parse_selection)
 
 
+def read_columns() -> PrimitiveConstructorSpec[Any]:
+    """The constructor of the columns of a csv file, by the names that they are to have."""
+
+    def parse(texts: list[str]) -> dict[str, str]:
+        pairs = dict[str, str]()
+        for text in texts:
+            name, equals, column = text.partition("=")
+            if not (name and equals and column) or name in pairs:
+                raise ConfigError("--columns", text, "NAME=COLUMN or NAME=NUMBER, each name once")
+            pairs[name] = column
+        return pairs
+
+    return _constructor("*", "NAME=COLUMN ...", parse)
+
+
 def read_count(
     name: str, least: float = -math.inf, most: float = math.inf, *, metavar: str = "COUNT", or_all: bool = False
 ) -> PrimitiveConstructorSpec[Any]:

@@ -1,7 +1,5 @@
 """What the commands that train share: a free folder, the progress, the end."""
 
-import contextlib
-import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,18 +11,12 @@ from periodic_jax.training import xla
 
 if TYPE_CHECKING:
     from periodic_jax.runs.run import RunResult
-    from periodic_jax.sweeps.chunks import Chunk
 
 
 def log_line(line: str) -> None:
-    """Print a line on stderr, where it does not mix with results."""
-    print(f"periodic-jax: {line}", file=sys.stderr)
-
-
-def free_folder(name: str) -> str:
-    """runs/NAME, or the first of runs/NAME-2, runs/NAME-3 ... that does not exist."""
-    names = itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2)))
-    return next(f"runs/{free}" for free in names if not Path("runs", free).exists())
+    """Print a line on stderr, where it does not mix with results. A terminal that was closed ends nothing."""
+    with contextlib.suppress(OSError):
+        print(f"periodic-jax: {line}", file=sys.stderr)
 
 
 def train_and_report(start: Callable[..., "RunResult"], *arguments: Any, **options: Any) -> None:
@@ -36,31 +28,13 @@ def train_and_report(start: Callable[..., "RunResult"], *arguments: Any, **optio
 
 
 def train_with_progress(start: Callable[..., "RunResult"], *arguments: Any, **options: Any) -> "RunResult":
-    """Train with a bar in config-steps, from when all is accepted, moved once a chunk; in a log file, where each state
-    is a line, twice a minute.
-    """
-    from tqdm import tqdm
-
+    """Train with a progress bar, until a signal asks for an end."""
     from periodic_jax.runs.callbacks import Stop
 
     xla.use_cores_as_devices()
     xla.keep_compiled_programs()
-    bar: Any = None
-    with Stop() as stop, contextlib.ExitStack() as shown:
-
-        def show(configs: int, first_step: int, steps: int) -> None:
-            nonlocal bar
-            bar = shown.enter_context(tqdm(
-                total=steps * configs, initial=first_step * configs, unit="config-step", unit_scale=True,
-                desc="compiling", mininterval=0 if sys.stderr.isatty() else 30, dynamic_ncols=True,
-            ))  # fmt: skip
-
-        def move(chunk: "Chunk") -> None:
-            if chunk.steps:
-                bar.set_description("training", refresh=False)
-                bar.update(chunk.steps * len(chunk.diverged_at))
-
-        return start(*arguments, **options, callbacks=pj.RunCallbacks(show, move, stop, log_line))
+    with Stop(is_idle=True) as stop, pj.RunCallbacks(should_stop=stop, log=log_line).showing_progress() as callbacks:
+        return start(*arguments, **options, callbacks=callbacks)
 
 
 def draw_figures(run: "RunResult") -> list[Path]:
@@ -68,9 +42,15 @@ def draw_figures(run: "RunResult") -> list[Path]:
     return pj.plots.save_all(pj.open_run(run, flat=True), run.analysis, run / "figures")
 
 
+def complete_figures(path: Path) -> list[Path]:
+    """Draw those figures of a finished run that are missing; returns their files."""
+    dataset = pj.open_run(path, flat=True)
+    return pj.plots.save_missing(dataset, pj.analysis.analyze(dataset), path / "figures")
+
+
 def print_results(run: "RunResult") -> None:
     """Print the table and the summary."""
-    print(pj.tables.as_text(run.analysis), end="")
+    print(pj.tables.as_text(run.analysis) + pj.tables.leak_as_text(run.analysis), end="")
     summary = read_config(run.path)["summary"]
     pace = summary["ms_per_config_step"]  # None: not more than one chunk was trained
     steps, here = summary["config_steps"], summary["session_config_steps"]
@@ -78,5 +58,6 @@ def print_results(run: "RunResult") -> None:
         (f"{steps}" if here == steps else f"{here} of {steps}")
         + f" config-steps in {summary['seconds']:.1f} s with compilation, "
         + (f"{pace:.3g} ms each after it; " if pace else "")
-        + f"peak memory {summary['peak_rss_mb']:.0f} MB; in {run}"
+        + (f"peak memory {summary['peak_rss_mb']:.0f} MB; " if summary["peak_rss_mb"] else "")
+        + f"in {run}"
     )

@@ -24,9 +24,9 @@ ABOUT = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``periodic-jax``: exits with 0, 2 for unusable input, 143 or 130 when stopped by SIGTERM or
-    SIGINT, 1 when something could not be written; with one line on stderr. And as other programs do, with 141 and no
-    message, when the reader of its output has gone: all files are written by then.
+    """Entry point of ``periodic-jax``: exits with 0, 2 for unusable input, 128 and its number when stopped by a signal
+    (`runs.callbacks.Stop`), 1 when something could not be read or written; with one line on stderr. And as other
+    programs do, with 141 and no message, when the reader of its output has gone: all files are written by then.
     """
     try:
         try:

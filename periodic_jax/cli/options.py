@@ -20,12 +20,15 @@ def arg(metavar: str, text: str | None = None) -> Any:
 
 @dataclass(frozen=True)
 class DataFiles:
-    """Where the images of a run are: paths in its config.json are not followed."""
+    """What a run's config.json must not lead to: no path in it is followed, and nothing is imported."""
 
     dataset: Annotated[str | None, arg("FILE"), IF_GIVEN] = setting(
         None, "The .npz file, where the run's data set is one."
     )
     data_dir: Annotated[str | None, read_path("data_dir"), IF_GIVEN] = setting(None, "As for the sweep; give it again.")
+    model: Annotated[str | None, arg("MODULE:NAME"), IF_GIVEN] = setting(
+        None, "The import path of the run's network, where it is one of your own."
+    )
 
 
 Run = Positional[Annotated[Path, read_run(), arg("DIR", "Run directory.")]]

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from tyro.conf import Positional
+
 import periodic_jax as pj
-from periodic_jax.cli.axis import read_count
-from periodic_jax.cli.options import Folder, Run, arg
+from periodic_jax.cli.axis import read_columns, read_count, read_run
+from periodic_jax.cli.options import IF_GIVEN, Folder, Run, arg
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.runs.settings import setting
 from periodic_jax.storage.run_directory import steps_per_epoch
@@ -31,12 +33,15 @@ class Info:
     verify: bool = setting(
         False, "Read every telemetry chunk, checkpoint and saved minimum, and compare the checksums."
     )
+    model: Annotated[str | None, arg("MODULE:NAME"), IF_GIVEN] = setting(
+        None, "With --verify, the import path of the run's network, where it is one of your own."
+    )
 
     def execute(self) -> None:
         """Print the description; exits with 1 where something is corrupted."""
         from periodic_jax.inspection.info import describe_run
 
-        report = describe_run(self.run, verify=self.verify)
+        report = describe_run(self.run, verify=self.verify, model=self.model)
         for line in report.lines:
             print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
         if report.errors:
@@ -47,23 +52,44 @@ class Info:
 class Analyze:
     """Say what each configuration of a run did, how long its periods are, and whether the theory held.
 
-    Prints tables and writes summary.csv and analysis.nc into the run directory. The run may still be going on.
+    Prints tables and writes summary.csv and analysis.nc into the run directory. The run may still be going on. Of a csv
+    file with a row for each step, of a run that was recorded elsewhere, it prints the tables alone.
     """
 
-    run: Run
+    run: Positional[Annotated[Path, read_run(), arg("DIR|FILE.csv", "Run directory, or a csv file.")]]
     predict: bool = setting(
         False,
         """Also say when the next destabilisation can come and is to be expected, and test such forecasts on those that
         came.""",
     )
 
+    columns: Annotated[
+        dict[str, str] | None,
+        read_columns(),
+        IF_GIVEN,
+        arg(
+            "NAME=COLUMN ...",
+            """Of a csv file: which of its columns is loss, weight_norm, effective_lr, effective_grad_norm, grad_norm,
+            angular_step or lr, such as loss=train_loss weight_norm=norm; and numbers, such as weight_decay=1e-3 or
+            optimizer=adamw. Columns of these names, if not given.""",
+        ),
+    ] = None
+
     def execute(self) -> None:
         """Print and write the analysis."""
-        tables, analysis = pj.tables, pj.analysis.analyze(pj.open_run(self.run, flat=True), predict=self.predict)
+        is_log = self.run.suffix.lower() == ".csv"
+        if self.columns is not None and not is_log:
+            raise ConfigError("--columns", f"given for {self.run}", "a csv file with it")
+        log = pj.analysis.read_log(self.run, self.columns) if is_log else None
+        dataset = log.dataset if log else pj.open_run(self.run, flat=True)
+        tables, analysis = pj.tables, pj.analysis.analyze(dataset, predict=self.predict)
         columns = [tables.SHOWN, ("because",), ("mean_fall_steps", "mean_predicted_fall_steps", *tables.THEORY)]
         columns += [tables.FORECASTS] if self.predict else []
         text = "\n".join([*(tables.as_text(analysis, names) for names in columns), tables.findings(analysis)])
-        print_and_write(text, lambda: tables.save(analysis, self.run))
+        if log:
+            print(text, *log.left_out, sep="\n")
+        else:
+            print_and_write(text, lambda: tables.save(analysis, self.run))
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,19 @@ from tyro.conf import OmitArgPrefixes
 
 import periodic_jax as pj
 from periodic_jax.cli.axis import Axis, read_axis, read_count, read_flag_or_count, read_path
-from periodic_jax.cli.launch import free_folder, log_line, print_results, train_and_report, train_with_progress
+from periodic_jax.cli.launch import (
+    complete_figures,
+    log_line,
+    print_results,
+    train_and_report,
+    train_with_progress,
+)
 from periodic_jax.cli.options import IF_GIVEN, arg
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.runs import settings
 from periodic_jax.runs.config import RUN_AXES, RunConfig
 from periodic_jax.runs.settings import setting
+from periodic_jax.storage.run_directory import free_folder
 from periodic_jax.training import xla
 
 USUAL_WINDOW = 100  # steps between candidates for a minimum
@@ -41,6 +48,8 @@ def _annotated(field: dataclasses.Field[Any], hint: Any) -> Any:
         return Annotated[hint, read_flag_or_count(field.name, USUAL_WINDOW), IF_GIVEN]
     if hint is bool:
         return hint
+    if hint == tuple[str, ...]:
+        return Annotated[hint, arg(field.metadata["metavar"])]
     metavar, marks = field.metadata["metavar"], [] if field.default is not None else [IF_GIVEN]
     if hint in (int, int | None):
         return Annotated[hint, read_count(field.name, metavar=metavar or "COUNT"), *marks]
@@ -53,8 +62,7 @@ def _options_of(theme: type) -> type:
     """A theme of settings as options."""
     hints, fields = get_type_hints(theme), []
     for field in dataclasses.fields(theme):
-        default = None if field.default is dataclasses.MISSING else field.default
-        option = dataclasses.field(default=default, metadata=field.metadata)
+        option = dataclasses.field(default=field.default, metadata=field.metadata)
         fields.append((field.name, _annotated(field, hints[field.name]), option))
     return dataclasses.make_dataclass(theme.__name__, fields, namespace={"__doc__": theme.__doc__}, frozen=True)
 
@@ -95,6 +103,8 @@ class Sweep(SweepSettings):
             print_plan(config, self.target)
         elif finished := finished_run(config):
             log_line(FINISHED.format(finished))
+            if config.shards is None and (drawn := complete_figures(finished)):
+                print(f"figures: {', '.join(file.name for file in drawn)} in {drawn[0].parent}")
         elif config.shards is None:
             train_and_report(pj.run_sweep, config)
         else:

@@ -1,6 +1,9 @@
 """The errors that tell a user what to do next. Each is one printable line."""
 
 import contextlib
+import errno
+import os
+import re
 from collections.abc import Iterator
 
 
@@ -81,6 +84,21 @@ class CorruptedRunError(_FileError):
     template = "{}: corrupted ({}); {}"
 
 
+class UnreadableError(_FileError):
+    """A file of a run cannot be read now, which says nothing about what it holds: which, why, and what to do.
+
+    Example:
+        >>> str(UnreadableError("runs/a/config.json", "Stale file handle"))
+        'runs/a/config.json: cannot be read now (Stale file handle); try again when its file system answers'
+    """
+
+    status = 1
+    template = "{}: cannot be read now ({}); {}"
+
+    def __init__(self, file: object, reason: str, remedy: str = "try again when its file system answers") -> None:
+        super().__init__(file, reason, remedy)
+
+
 class UnwritableError(_FileError):
     """A result could not be written; what was there before is unchanged: where, why, and what to do."""
 
@@ -126,6 +144,23 @@ def first_line(error: BaseException) -> str:
     return text.partition("\n")[0][:200] or type(error).__name__
 
 
+# What the system says of a name that is wrong, and not of a disk or a network that fails.
+_OF_THE_NAME = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO}
+
+
+def failed_read(error: BaseException) -> str | None:
+    """What the system says where it could not read; None for any other error, also for a file that is not there.
+
+    Example:
+        >>> failed_read(OSError(5, "Input/output error")), failed_read(FileNotFoundError(2, "No such file"))
+        ('Input/output error', None)
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (told := re.search(r"\[OS error (\d+)", str(error))):  # so does tensorstore
+        number = int(told[1])
+    return None if number is None or number in _OF_THE_NAME else os.strerror(number)
+
+
 @contextlib.contextmanager
 def as_corruption(file: object, remedy: str) -> Iterator[None]:
     """Whatever a library raises within the block is corruption of a file, which may come from a stranger.
@@ -135,11 +170,14 @@ def as_corruption(file: object, remedy: str) -> Iterator[None]:
         remedy: what to do.
 
     Raises:
-        CorruptedRunError: another error than those of this module was raised.
+        UnreadableError: the system could not read.
+        CorruptedRunError: any other error than those of this module was raised.
     """
     try:
         yield
     except PeriodicJaxError:
         raise
     except Exception as error:
+        if reason := failed_read(error):
+            raise UnreadableError(file, reason) from None
         raise CorruptedRunError(file, first_line(error), remedy) from None

@@ -25,14 +25,17 @@ class HParams(NamedTuple):
     """
 
     lr: Any = 0.1  # η, learning rate of the scale-invariant weights
-    weight_decay: Any = 0.0  # λ, coupled (L2) decay: λx is added to the gradient before the momentum
-    momentum: Any = 0.0  # μ, heavy ball, in [0, 1)
+    weight_decay: Any = 0.0  # λ; coupled (L2): λx is added to the gradient, or decoupled: ηλx is taken off the weights
+    momentum: Any = 0.0  # μ of SGD, in [0, 1)
     noninvariant_lr: Any = 0.0  # learning rate of all other weights; 0 freezes them, negative: the same as the rest
     elr: Any = 0.0  # fixed effective learning rate: lr = elr ρ²; 0: off, lr holds
     fixed_norm: Any = 0.0  # ρ after each step; 0: free, negative: the initial norm
     schedule_end: Any = 0.0  # updates after which a learning-rate schedule is done
     schedule_factor: Any = 10.0  # p, divisor of the schedules c and d
     schedule_every: Any = 1.0  # updates between changes of a schedule: 1, or those of an epoch
+    beta1: Any = 0.9  # β1 of Adam and Lion: how much of the average of gradients stays, in [0, 1)
+    beta2: Any = 0.999  # β2: of Adam's average of squared gradients, of Lion's average of gradients, in [0, 1)
+    eps: Any = 1e-8  # ε of Adam, added to the root of the averaged squares
 
     @property
     def shrink(self) -> Any:
@@ -51,9 +54,13 @@ _ACCEPTED: dict[str, tuple[str, Any]] = {
     "schedule_end": ("numbers of updates from 0 (0: the end of the run)", lambda v: v >= 0),
     "schedule_factor": ("finite numbers above 0", lambda v: v > 0),
     "schedule_every": ("numbers of updates from 1", lambda v: v >= 1),
+    "beta1": ("numbers from 0 to below 1", lambda v: 0 <= v < 1),
+    "beta2": ("numbers from 0 to below 1", lambda v: 0 <= v < 1),
+    "eps": ("finite numbers above 0", lambda v: v > 0),
     "seed": ("whole numbers from 0 to 4294967295", lambda v: 0 <= v < 2**32 and v == int(v)),
 }
 AXES = tuple(_ACCEPTED)
+LATER_AXES = ("beta1", "beta2", "eps")  # which the first run directories lack; they trained by SGD
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ Derived from ⟨∇f(x), x⟩ = 0 and ∇f(cx) = ∇f(x)/c; the phenomenon is th
 2106.15739, training on the sphere that of Kodryan et al., NeurIPS 2022, arXiv 2209.03695.
 
 `steps` has what holds exactly in each step, `equilibrium` what follows if the gradient norm stays, `bounds` what
-follows if it stays between ℓ and L, `sphere` which other trainings walk the same path.
+follows if it stays between ℓ and L, `equivalences` which other trainings walk the same path, and
+`rotational_equilibrium` what momentum, Nesterov's momentum, AdamW and Lion come to.
 """
 
 from periodic_jax.dynamics.bounds import (
@@ -30,6 +31,16 @@ from periodic_jax.dynamics.equilibrium import (
     sharpness_limit,
 )
 from periodic_jax.dynamics.equivalences import rescaled, sphere_effective_lr, sphere_lr, undecayed_lr
+from periodic_jax.dynamics.rotational_equilibrium import (
+    RotationalEquilibrium,
+    adamw_equilibrium,
+    equivalent_momentum,
+    lion_equilibrium,
+    nesterov_equilibrium,
+    rotational_equilibrium,
+    sgd_equilibrium,
+    sgdw_equilibrium,
+)
 from periodic_jax.dynamics.steps import (
     angular_step,
     coasting_factor,
@@ -50,6 +61,8 @@ __all__ = [  # noqa: RUF022 (in the order of the theory)
     "jump_tangent", "jump_distance", "delta_jump", "growth_tangent", "rotation_spent", "rotation_budget",
     "equilibrium_weight_norm", "equilibrium_effective_lr", "equilibrium_angular_step", "equilibrium_contraction",
     "approach_weight_norm", "falling_edge_steps", "sharpness_limit",
+    "RotationalEquilibrium", "rotational_equilibrium", "sgd_equilibrium", "sgdw_equilibrium", "nesterov_equilibrium",
+    "adamw_equilibrium", "lion_equilibrium", "equivalent_momentum",
     "attracting_interval", "highest_effective_lr", "largest_tangent", "smallest_tangent", "t_min", "t_max",
     "sphere_lr", "sphere_effective_lr", "undecayed_lr", "rescaled",
 ]  # fmt: skip

@@ -1,13 +1,14 @@
 """What a run directory holds: what ran, how far it came, what diverged, its size, and whether it is as written."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from periodic_jax.checkpoints.verification import corruptions
-from periodic_jax.core.errors import CorruptedRunError, PeriodicJaxError, RunNotFoundError
+from periodic_jax.core.errors import CorruptedRunError, PeriodicJaxError, RunNotFoundError, UnreadableError
 from periodic_jax.core.files import used_bytes
 from periodic_jax.core.formatting import counted, format_bytes
 from periodic_jax.core.grid import AXES
@@ -15,10 +16,10 @@ from periodic_jax.runs.build import recorded_states
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.locks import is_locked
 from periodic_jax.storage.minima_files import saved_minima
-from periodic_jax.storage.reader import open_run
+from periodic_jax.storage.reader import open_run, read
 from periodic_jax.storage.run_directory import CHECKPOINTS, MINIMA, TELEMETRY
 from periodic_jax.storage.shards import Shards, read_shards
-from periodic_jax.storage.verified_store import MISSING
+from periodic_jax.storage.verified_store import MISSING, is_rebuildable
 
 REMEDY = "to mend it: "
 CONSISTENT = {True: "consistent", False: "consistent as far as seen; --verify reads everything"}
@@ -31,12 +32,13 @@ class RunDescription(NamedTuple):
     errors: list[str]  # what is corrupted or missing; empty for a verified run
 
 
-def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDescription:
+def describe_run(path: str | os.PathLike[str], *, verify: bool = False, model: str | None = None) -> RunDescription:
     """Describe a run directory, without changing anything in it.
 
     Args:
         path: the run directory, or the folder of a grid in shards.
         verify: read every telemetry chunk, checkpoint and saved minimum, and compare their checksums.
+        model: with ``verify``, as for `resume_run`.
 
     Returns:
         Lines for the reader, and the errors among them.
@@ -44,10 +46,11 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDe
     Raises:
         RunNotFoundError: there is no run.
         CorruptedRunError: its config.json is corrupted.
+        UnreadableError: a file cannot be read now, which says nothing about what it holds.
     """
     path, shards = Path(path), read_shards(path)
     if shards is not None:
-        return _describe_shards(shards, verify=verify)
+        return _describe_shards(shards, verify=verify, model=model)
     manifest = run_directory.read_config(path)
     config, start_step = manifest.get("config", {}), run_directory.first_step(manifest)
     steps = config.get("steps")
@@ -63,6 +66,8 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDe
     errors = _describe_telemetry(path, lines, done - start_step)
     whole, telemetry, states = (format_bytes(used_bytes(path / name)) for name in ("", TELEMETRY, CHECKPOINTS))
     at = ", ".join(map(str, checkpoints)) or "none"
+    if "summary" in manifest and steps not in checkpoints:
+        at += f"; none at {steps}, its end, from which it could be extended"
     lines.append(f"size: {whole}, of which telemetry {telemetry} and checkpoints {states} (at {at})")
     minima = saved_minima(path)
     if minima:
@@ -72,7 +77,7 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDe
             f"minima of periods: {len(minima)}, of which {unfinished} unfinished, of {configs} configurations, {size}"
         )
     if verify:
-        verified = list(corruptions(path, manifest, recorded_states))
+        verified = list(corruptions(path, manifest, partial(recorded_states, model=model)))
         # What was seen at first sight has its file and its reason here.
         errors = verified if any(line.startswith(TELEMETRY) for line in verified) else verified + errors
         if not errors:
@@ -80,14 +85,15 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False) -> RunDe
             checked += f", and {counted(len(minima), 'minimum', 'minima')}" if minima else ""
             lines.append(f"verified: {checked}")
     lines += [f"corrupted: {error}" for error in errors]
-    if any(TELEMETRY in error or MINIMA in error for error in errors):
-        lines.append(f"{REMEDY}periodic-jax resume {path} --truncate")
+    if telemetry := [error for error in errors if error.startswith((TELEMETRY, MINIMA))]:
+        files = (error.partition(":")[0].removeprefix(f"{TELEMETRY}/") for error in telemetry)
+        lines.append(f"{REMEDY}periodic-jax resume {path}" + ("" if all(map(is_rebuildable, files)) else " --truncate"))
     if not errors:
         lines.append(CONSISTENT[verify])
     return RunDescription(lines, errors)
 
 
-def _describe_shards(shards: Shards, *, verify: bool) -> RunDescription:
+def _describe_shards(shards: Shards, *, verify: bool, model: str | None) -> RunDescription:
     """How far each shard of a grid is, and what is wrong with it."""
     config, errors, remedies, finished = shards.manifest["config"], list[str](), list[str](), 0
     number, configs = counted(shards.number, "shard"), counted(len(shards.grid), "configuration")
@@ -96,7 +102,7 @@ def _describe_shards(shards: Shards, *, verify: bool) -> RunDescription:
         path, head = shards.folder(index), f"shard {index}, {counted(len(members), 'configuration')}: "
         try:
             manifest = run_directory.read_config(path)
-            described = describe_run(path, verify=verify)
+            described = describe_run(path, verify=verify, model=model)
             here = described.errors
             remedies += [line for line in described.lines if line.startswith(REMEDY)]
             done, steps = run_directory.reached(path, manifest), manifest["config"]["steps"]
@@ -132,9 +138,13 @@ def _describe_telemetry(path: Path, lines: list[str], recorded: int) -> list[str
         return [f"{TELEMETRY}: {MISSING}"] if recorded else []
     try:
         dataset = open_run(path, flat=True)
-        diverged = dataset.diverged_at.values
+        diverged = read(dataset, "diverged_at")
+    except UnreadableError:
+        raise
     except (PeriodicJaxError, ValueError) as error:
-        return [f"{error.file}: {error.reason}" if isinstance(error, CorruptedRunError) else str(error)]
+        if isinstance(error, CorruptedRunError):
+            return [f"{os.path.relpath(str(error.file), path)}: {error.reason}"]
+        return [str(error)]
     swept = [name for name in AXES if len(np.unique(dataset[name])) > 1]
     lines.append(counted(dataset.sizes["config"], "configuration") + (f" over {', '.join(swept)}" if swept else ""))
     diverging = np.flatnonzero(np.isfinite(diverged))

@@ -46,6 +46,7 @@ def measure_landscape(
     budget: Budget = USUAL,
     dataset: str | None = None,
     data_dir: str | None = None,
+    model: str | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> xr.Dataset:
     """Measure the landscape around checkpoints of a run, on the same mini-batches in train mode for all.
@@ -56,7 +57,7 @@ def measure_landscape(
         select: for each axis named, the values of the configurations to take.
         weights: ``invariant``: the scale-invariant ones, raw and as seen on the unit sphere; or ``all``.
         budget: how much to compute.
-        dataset, data_dir: as for `resume_run`.
+        dataset, data_dir, model: as for `resume_run`.
         progress: called with a line about what is done.
 
     Returns:
@@ -67,7 +68,7 @@ def measure_landscape(
     Raises:
         ConfigError: no such run, checkpoint, configuration, or weights.
     """
-    run = load.load_run(path, dataset=dataset, data_dir=data_dir)
+    run = load.load_run(path, dataset=dataset, data_dir=data_dir, model=model)
     steps, configs = load.select_checkpoints(run, checkpoints), load.select_configurations(run, select or {})
     check_budget(budget)
     if weights not in WEIGHTS:

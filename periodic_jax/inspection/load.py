@@ -45,7 +45,7 @@ class LoadedRun(NamedTuple):
             yield self, np.arange(len(self.grid))
             return
         for config, members in run_parts(self.config):
-            path = Path(config.out)
+            path = config.folder
             try:
                 is_finished = "summary" in run_directory.read_config(path)
             except CorruptedRunError as error:
@@ -58,20 +58,23 @@ class LoadedRun(NamedTuple):
         return sorted({step for part, _ in self.parts() for step in run_directory.checkpoint_steps(part.path)})
 
 
-def load_run(path: str | os.PathLike[str], *, dataset: str | None = None, data_dir: str | None = None) -> LoadedRun:
+def load_run(
+    path: str | os.PathLike[str], *, dataset: str | None = None, data_dir: str | None = None, model: str | None = None
+) -> LoadedRun:
     """Open a run for a look at its checkpoints. Writes nothing.
 
     Args:
         path: the run directory, or the folder of a grid in shards.
         dataset: the npz file, where the data set is one: paths in config.json are not followed.
         data_dir: as for `RunConfig`.
+        model: as for `resume_run`.
 
     Raises:
         ConfigError: no run, or other images than it was trained on.
     """
     path, shards = Path(path), read_shards(path)
     manifest = run_directory.read_config(path) if shards is None else shards.manifest
-    config = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir)
+    config = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir, model=model)
     check_images(config, manifest)
     start_step, is_finished = run_directory.first_step(manifest), "summary" in manifest
     return LoadedRun(path, config, config.grid(), start_step, is_finished, shards)

@@ -14,12 +14,12 @@ import numpy as np
 import xarray as xr
 
 from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.formatting import counted
 from periodic_jax.core.grid import AXES
 from periodic_jax.inspection import load
 from periodic_jax.inspection.minima_sources import SavedState, minima_of, start_of
 from periodic_jax.landscape.connectivity import PATHS, Params, average, barrier, cosine, disagreement, on_sphere
 from periodic_jax.landscape.networks import Networks, Quality
-from periodic_jax.models import has_scale_invariant
 from periodic_jax.training import xla
 
 NUMBERS = ("step", "ended", "weight_norm", "cosine_to_start", *Quality._fields[:4])  # of each minimum
@@ -46,6 +46,7 @@ def compare(
     points: int = 11,
     dataset: str | None = None,
     data_dir: str | None = None,
+    model: str | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> xr.Dataset:
     """Compare the minima of each configuration, and of configurations that differ in the seed alone.
@@ -57,7 +58,7 @@ def compare(
         images: training images from which statistics and training losses are taken, random but always the same; None:
             all.
         points: of each path, ends included; at least 3.
-        dataset, data_dir: as for `resume_run`.
+        dataset, data_dir, model: as for `resume_run`.
         progress: called with a line about what is done.
 
     Returns:
@@ -72,21 +73,24 @@ def compare(
     Raises:
         ConfigError: no such run or configuration, no minima, or a network without scale-invariant weights.
     """
-    run = load.load_run(path, dataset=dataset, data_dir=data_dir)
+    run = load.load_run(path, dataset=dataset, data_dir=data_dir, model=model)
     configs = load.select_configurations(run, select or {})
     for name, value, least in (("last", last, 1), ("images", images, 2), ("points", points, 3)):
         load.check_least(name, value, least)
     with xla.precision(run.config.precision):
         xla.check_reductions()
         abstract = load.abstract_state(run)
-        if not has_scale_invariant(abstract.task.model):
+        if not any(abstract.task.labels):
             raise ConfigError("run directory", path, "a network with scale-invariant weights")
+        if abstract.key is not None or abstract.other:
+            accepted = "a network that draws no random numbers and changes nothing but running statistics"
+            raise ConfigError("run directory", path, accepted)
         source, saved = minima_of(run, configs, abstract)
         networks = Networks(abstract.task, run.config.data, images=images)
         limit = "" if last is None else f", the last {last} at most"
         measured: list[list[Measured]] = []
         for i, minima in zip(configs, saved, strict=True):
-            progress(f"{run.grid.label(i)}: {len(minima)} minima{limit}")
+            progress(f"{run.grid.label(i)}: {counted(len(minima), 'minimum', 'minima')}{limit}")
             measured.append([_measured(networks, minimum) for minimum in minima[-(last or len(minima) or 1) :]])
         starts = [start_of(run, i, abstract) for i in configs]
         alone = [_of_config(networks, *each, points) for each in zip(measured, starts, strict=True)]

@@ -11,6 +11,8 @@ from periodic_jax import analysis
 from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.inspection.load import LoadedRun, load_arrays, load_states
 from periodic_jax.landscape.connectivity import Params
+from periodic_jax.models.adapters import input_dtype
+from periodic_jax.runs import build
 from periodic_jax.storage.minima_files import find_missing_minima, read_minimum, saved_minima
 from periodic_jax.storage.reader import open_run
 from periodic_jax.storage.run_directory import MINIMA, checkpoint_steps
@@ -109,10 +111,11 @@ def start_of(run: LoadedRun, i: int, abstract: TrainState) -> Params | None:
     task, step = abstract.task, run.first_step
     if step:
         return _of_config(load_states(run, step, [i]).params, 0) if step in checkpoint_steps(run.path) else None
-    config, dtype = run.config, getattr(task.model, "param_dtype", jnp.float32)
+    config, dtype = run.config, input_dtype(task.network)
     key = purpose_key(jnp.uint32(run.grid.seeds[i]), INITIALISATION)
     images = jnp.zeros((config.batch_size, *config.data.image_shape), dtype)
-    return jax.tree.map(np.asarray, create_train_state(task.model, task.labels, key, images).params)
+    model = build.network(config, config.data.num_classes)
+    return jax.tree.map(np.asarray, create_train_state(model, task.labels, key, images).params)
 
 
 def _of_config(stacked: Any, k: int) -> Any:

@@ -64,6 +64,7 @@ def replay(
     from periodic_jax import models
     from periodic_jax.core.grid import HParams
     from periodic_jax.models import forms
+    from periodic_jax.models.adapters import LinenNetwork
     from periodic_jax.sweeps import autotune
     from periodic_jax.training.state import Batch, Task, state_of
     from periodic_jax.training.step import full_batch_step, train_step
@@ -83,7 +84,7 @@ def replay(
     )  # fmt: skip
     initial = {name.removeprefix("init/"): recording[name] for name in recording if name.startswith("init/")}
     variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), models.from_torch(model, initial))
-    task = Task(model, models.leaf_labels(variables["params"], model.labels()), config["loss"])
+    task = Task(LinenNetwork(model), models.leaf_labels(variables["params"], model.labels()), config["loss"])
     state = state_of(task, variables)
     hparams = HParams(
         lr=config["lr"], weight_decay=config["wd"], momentum=config["momentum"],

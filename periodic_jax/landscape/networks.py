@@ -4,7 +4,7 @@ Running statistics of batch normalisation follow the training with a delay, and 
 their average. So all are re-estimated here, over the training set, before anything is measured.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +15,10 @@ from jaxtyping import Array
 
 from periodic_jax.data import Dataset
 from periodic_jax.landscape.connectivity import Params, combined
+from periodic_jax.models.adapters import input_dtype, is_built_in
 from periodic_jax.models.layers import BN_MOMENTUM
 from periodic_jax.training.input_pipeline import normalise
-from periodic_jax.training.losses import LOSSES
+from periodic_jax.training.losses import losses
 from periodic_jax.training.state import Task
 
 MOST_PIXELS = 2**19  # of the images that are normalised together: 8,192 of 8x8, 512 of 32x32
@@ -60,7 +61,7 @@ class Networks:
     def __init__(
         self, task: Task, dataset: Dataset, *, images: int | None = None, most_pixels: int = MOST_PIXELS
     ) -> None:
-        self.task, dtype = task, getattr(task.model, "param_dtype", jnp.float32)
+        self.task, dtype = task, input_dtype(task.network)
         self._constants = [jnp.asarray(values, dtype) for values in (dataset.mean, dataset.std)]
         most = max(most_pixels // int(np.prod(dataset.image_shape[:2])), 2)
         chosen = np.sort(np.random.default_rng(0).permutation(len(dataset.labels))[:images])
@@ -70,15 +71,23 @@ class Networks:
         self.test_labels = np.asarray(dataset.test_labels)
 
         def train(params: Any, statistics: Any, images: Array, constants: list[Array]) -> tuple[Array, Any]:
-            variables = {"params": params, "batch_stats": jax.tree.map(jnp.zeros_like, statistics)}
             images = normalise(images, *constants)
-            logits, updated = task.model.apply(variables, images, train=True, mutable=["batch_stats"])
-            # From zero, one update of the running statistics gives a known share of those of this one part.
-            return logits, jax.tree.map(lambda s: s / (1 - BN_MOMENTUM), updated["batch_stats"])
+
+            def updated(start: Callable[[Any], Array]) -> tuple[Array, Any]:
+                variables = {"params": params, "batch_stats": jax.tree.map(start, statistics)}
+                logits, collections = task.network.apply(variables, images, train=True)
+                return logits, collections.get("batch_stats", {})
+
+            # From zero, one update of the running statistics gives a share of those of this one part: 1 - momentum.
+            logits, shares = updated(jnp.zeros_like)
+            if is_built_in(task.network):
+                return logits, jax.tree.map(lambda s: s / (1 - BN_MOMENTUM), shares)
+            _, from_one = updated(jnp.ones_like)  # the momentum more
+            return logits, jax.tree.map(lambda s, one: s / (1 - (one - s)), shares, from_one)
 
         def test(params: Any, statistics: Any, images: Array, constants: list[Array]) -> Any:
             variables = {"params": params, "batch_stats": statistics}
-            return task.model.apply(variables, normalise(images, *constants), train=False)
+            return task.network.apply(variables, normalise(images, *constants), train=False)[0]
 
         self._in_training, self._at_test = jax.jit(train), jax.jit(test)
 
@@ -115,8 +124,8 @@ class Networks:
     def _scores(self, outputs: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
         if not np.isfinite(outputs).all():
             return float("nan"), float("nan")
-        losses = LOSSES[self.task.loss](jnp.asarray(outputs), jnp.asarray(labels))
-        return float(np.asarray(losses, np.float64).mean()), float((outputs.argmax(1) != labels).mean())
+        each = losses(self.task.loss, jnp.asarray(outputs), jnp.asarray(labels))
+        return float(np.asarray(each, np.float64).mean()), float((outputs.argmax(1) != labels).mean())
 
     def _outputs(self, params: Params, statistics: Any, parts: Sequence[tuple[Array, np.ndarray]]) -> np.ndarray:
         outputs = [self._at_test(params, statistics, images, self._constants) for images, _ in parts]

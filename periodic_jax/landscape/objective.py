@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.data import Dataset
 from periodic_jax.models.labels import Labels
-from periodic_jax.training.losses import LOSSES
+from periodic_jax.training.losses import losses
 from periodic_jax.training.state import TrainState
 
 PARTS = ("all", "corrupted", "clean")
@@ -113,12 +113,12 @@ def scores(
         vector: their values.
         images: normalised, or prepared by the network.
     """
-    variables = {"params": with_vector(state.params, chosen, vector), "batch_stats": state.batch_stats}
-    return state.task.model.apply(variables, images, train=True, mutable=["batch_stats"])[0]
+    variables = {"params": with_vector(state.params, chosen, vector), **state.collections}
+    return state.task.network.apply(variables, images, train=True, key=state.step_key)[0]
 
 
 def weighted_loss(
     task: Any, logits: Float[Array, "batch classes"], labels: Int[Array, "batch"], shares: Float[Array, "batch"]
 ) -> Float[Array, ""]:
     """Σ_i shares_i · loss_i of one mini-batch, with the loss that the network is trained on."""
-    return jnp.vdot(shares, LOSSES[task.loss](logits, labels))
+    return jnp.vdot(shares, losses(task.loss, logits, labels))

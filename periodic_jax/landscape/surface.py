@@ -106,11 +106,9 @@ def _program(name: str, chosen: Labels, layout: str, mesh: Mesh) -> Callable[...
         return PRODUCTS[name](state, vector, batch, chosen)
 
     def local(states: TrainState, vectors: Array, batches: Any, constants: Any) -> Any:
-        prepare = getattr(states.task.model, "prepare", lambda images: images)
-
         def add(total: Any, batch: Any) -> tuple[Any, None]:
             images, labels, shares = batch
-            prepared = prepare(normalise(images, *constants))
+            prepared = states.task.network.prepare(normalise(images, *constants))
             new = lay_out(lambda s, v: of_config(s, v, (prepared, labels, shares)), layout)(states, vectors)
             return jax.vmap(with_gradient)(total, *new) if name == "gradient" else total + new, None
 

@@ -14,33 +14,41 @@ import jax.numpy as jnp
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.models import forms
 from periodic_jax.models.convnet import ConvNet
-from periodic_jax.models.invariance import verify_labels
+from periodic_jax.models.dense import MLP, ViT
+from periodic_jax.models.invariance import MeasuredLabels, measure_labels, verify_labels
 from periodic_jax.models.labels import OTHER, SCALE_INVARIANT, leaf_labels
+from periodic_jax.models.layers import ImageNetwork
 from periodic_jax.models.resnet import ResNet18
 from periodic_jax.models.torch_weights import from_torch, to_torch
 
 __all__ = [
+    "MLP",
     "MODELS",
     "OTHER",
     "SCALE_INVARIANT",
     "ConvNet",
+    "MeasuredLabels",
     "ResNet18",
+    "ViT",
     "build",
     "from_torch",
     "has_scale_invariant",
     "leaf_labels",
+    "measure_labels",
     "to_torch",
     "verify_labels",
 ]
 
-# the reference's name -> module and options
-MODELS: dict[str, tuple[type[ConvNet] | type[ResNet18], dict[str, Any]]] = {
+# The name, of the reference for the first six -> module and options.
+MODELS: dict[str, tuple[type[ConvNet] | type[ResNet18] | type[MLP] | type[ViT], dict[str, Any]]] = {
     "ConvNetSI": (ConvNet, {}),
     "ConvNetSIAf": (ConvNet, {"affine": True}),
     "ConvNet": (ConvNet, {"affine": True, "conv_bias": True}),
     "ResNet18SI": (ResNet18, {}),
     "ResNet18SIAf": (ResNet18, {"affine": True}),
     "ResNet18": (ResNet18, {"affine": True, "full_norm": False, "head_bias": True}),
+    "MLPSI": (MLP, {}),
+    "ViTSI": (ViT, {}),
 }
 
 
@@ -59,8 +67,9 @@ def build(
 
     Args:
         name: a key of `MODELS`.
-        width: channels of the first layer, at least 1.
-        depth: of a ConvNet, convolutions after the first, at least 1; a ResNet18 has one depth and takes the default.
+        width: channels of the first layer, at least 1; of all layers of MLPSI and ViTSI.
+        depth: of a ConvNet, convolutions after the first, at least 1; hidden layers of MLPSI, blocks of ViTSI; a
+            ResNet18 has one depth and takes the default.
         num_classes: outputs.
         init_scale: Frobenius norm of the head's weight at the start; not positive: PyTorch's default.
         param_dtype: of the parameters.
@@ -84,15 +93,16 @@ def build(
         if not 1 <= value <= most:
             raise ConfigError(flag, value, f"a whole number from 1 to {most}")
     module, options = MODELS[name]
-    if issubclass(module, ConvNet):
+    if not issubclass(module, ResNet18):
         options = {**options, "depth": depth}
     elif depth != 3:
         raise ConfigError("--depth", depth, f"no depth for {name}, which has 18 layers")
     forms.form_of(forms.check_platform(platform), storage)
-    return module(
-        width=width, num_classes=num_classes, init_scale=init_scale, param_dtype=param_dtype, platform=platform,
-        storage=storage, **options,
-    )  # fmt: skip
+    if issubclass(module, ImageNetwork):
+        options = {**options, "platform": platform, "storage": storage}
+    elif storage != "float32":
+        raise ConfigError("--storage", storage, f"float32 for {name}")
+    return module(width=width, num_classes=num_classes, init_scale=init_scale, param_dtype=param_dtype, **options)
 
 
 def has_scale_invariant(model: Any) -> bool:

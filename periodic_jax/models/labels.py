@@ -11,6 +11,7 @@ from periodic_jax.core.errors import ConfigError
 
 SCALE_INVARIANT = "scale_invariant"
 OTHER = "other"
+AUTO = "auto"  # in the place of a tree: to be measured, see `models.measure_labels`
 
 # For each leaf of the parameters, in `jax.tree.leaves` order: is it in the scale-invariant group?
 Labels = tuple[bool, ...]
@@ -37,6 +38,8 @@ def leaf_labels(params: Any, labels: Any) -> Labels:
         (True, False, False)
     """
     if isinstance(labels, tuple) and all(isinstance(is_marked, bool) for is_marked in labels):
+        if len(labels) != (count := len(jax.tree.leaves(params))):
+            raise ConfigError("labels", f"{len(labels)} of them", f"one for each of {count} parameters")
         return labels
     if isinstance(labels, Mapping) and isinstance(params, Mapping) and set(labels) != set(params):
         raise ConfigError("labels", f"keys {sorted(labels)}", f"the keys of the parameters, {sorted(params)}")

@@ -58,7 +58,7 @@ def from_torch(model: Any, state_dict: Mapping[str, Any] | str | os.PathLike[str
     """
     if not isinstance(state_dict, Mapping):
         state_dict = _load(state_dict)
-    names = model.torch_names()
+    names = _torch_names(model)
     arrays = {key: _as_numpy(key, value) for key, value in state_dict.items()}
     counts = {key.rpartition(".")[0] + "." + STEP_COUNT for key in names if key.endswith(".running_mean")}
     _check_names("state dict", "one", arrays, names, counts)
@@ -96,7 +96,7 @@ def to_torch(model: Any, variables: Mapping[str, Any], num_batches_tracked: int 
         ['conv_layers.0.weight', 'conv_layers.3.weight', 'linear_layers.2.weight']
     """
     leaves = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(dict(variables), sep="/").items()}
-    names = model.torch_names()
+    names = _torch_names(model)
     _check_names("variables", "a tree", leaves, names.values())
     shapes = _shapes(model, leaves[next(iter(names.values()))])
     state_dict = {}
@@ -107,6 +107,12 @@ def to_torch(model: Any, variables: Mapping[str, Any], num_batches_tracked: int 
         if key.endswith(".running_var"):
             state_dict[key.removesuffix("running_var") + STEP_COUNT] = np.asarray(num_batches_tracked, np.int64)
     return state_dict
+
+
+def _torch_names(model: Any) -> dict[str, str]:
+    if not hasattr(model, "torch_names"):
+        raise ConfigError("model", type(model).__name__, "a network of the reference, which PyTorch's weights are of")
+    return model.torch_names()
 
 
 def _check_names(

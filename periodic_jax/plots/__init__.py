@@ -1,12 +1,14 @@
-"""Figures of a run: functions from a flat Dataset (one ``config`` dimension), or from its analysis, to matplotlib Axes.
+"""Figures of a run: functions from a Dataset in either form of `open_run`, or from its analysis, to matplotlib Axes.
 They draw and compute nothing.
 
 Colour shows the learning rate (or the largest swept axis), panels the weight decay (or the next), line styles a third.
 """
 
-import functools
-from collections.abc import Iterable, Iterator
+import io
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -24,9 +26,17 @@ from periodic_jax.plots.curvature import (
     thresholds,
 )
 from periodic_jax.plots.minima import barriers, ensembles, minima, minima_errors, paths
-from periodic_jax.plots.regime_maps import equilibria, equilibrium, period_lengths, periods, regime_map, regimes
+from periodic_jax.plots.regime_maps import (
+    equilibria,
+    equilibrium,
+    in_equilibrium,
+    period_lengths,
+    periods,
+    regime_map,
+    regimes,
+)
 from periodic_jax.plots.single_period import one_period, phases, phases_of_clearest
-from periodic_jax.plots.style import REGIME_COLOURS, STYLE, STYLE_FILE, axis_roles, colours, fit_scale
+from periodic_jax.plots.style import REGIME_COLOURS, STYLE, STYLE_FILE, axis_roles, colours, fit_scale, matched
 from periodic_jax.plots.trajectories import curves, in_panels, layer_norms, layers, phase_diagram
 from periodic_jax.storage.schema import EVALUATION, STEP, describe, used_by
 
@@ -64,6 +74,7 @@ __all__ = [
     "save_all",
     "save_landscape",
     "save_minima",
+    "save_missing",
     "spectra",
     "thresholds",
 ]  # fmt: skip
@@ -84,7 +95,7 @@ def save_all(
     """Draw every figure that applies to the run and write it, the same bytes for the same run.
 
     Args:
-        dataset: a flat run.
+        dataset: a run, in either form of `open_run`.
         found: its analysis.
         folder: created if missing.
         formats: ``png``, ``pdf`` or both.
@@ -100,6 +111,12 @@ def save_all(
     return save(figures(dataset, found, steps_per_epoch=steps_per_epoch, log_steps=log_steps), folder, formats)
 
 
+def save_missing(dataset: xr.Dataset, found: xr.Dataset, folder: Path) -> list[Path]:
+    """Draw, as png, the figures that apply to the run and are not there; arguments as of `save_all`."""
+    wanted = ((name, draw) for name, draw in _applicable(dataset, found) if not (folder / f"{name}.png").exists())
+    return save(_drawn(wanted), folder, ("png",))
+
+
 def save_landscape(found: xr.Dataset, folder: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
     """Draw a landscape that `measure_landscape` measured, and write it; arguments as of `save_all`."""
     return save([("landscape", landscape(found))], folder, formats)
@@ -111,49 +128,62 @@ def save_minima(found: xr.Dataset, folder: Path, formats: tuple[str, ...] = ("pn
 
 
 def save(drawn: Iterable[tuple[str, Figure]], folder: Path, formats: tuple[str, ...]) -> list[Path]:
-    """Write figures under their names.
+    """Write figures under their names: all of them, or none where one cannot be drawn.
 
     Raises:
         UnwritableError: the folder cannot be written.
     """
-    written = []
+    files = dict[Path, bytes]()
+    for name, figure in drawn:
+        with mpl.rc_context(STYLE):
+            for kind in formats:
+                image = io.BytesIO()
+                figure.savefig(image, format=kind, metadata=METADATA[kind])
+                files[folder / f"{name}.{kind}"] = image.getvalue()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in drawn:
-            with mpl.rc_context(STYLE):
-                for kind in formats:
-                    written.append(folder / f"{name}.{kind}")
-                    draw = functools.partial(figure.savefig, format=kind, metadata=METADATA[kind])
-                    write_atomically(written[-1], draw)
+        for file, content in files.items():
+            write_atomically(file, content)
     except OSError as error:
         raise UnwritableError(folder, error.strerror) from None
-    return written
+    return list(files)
 
 
 def figures(
     dataset: xr.Dataset, found: xr.Dataset, *, steps_per_epoch: int | None = None, log_steps: bool = False
 ) -> Iterator[tuple[str, Figure]]:
     """Names and figures of all that applies to the run, one after the other; arguments as of `save_all`."""
+    options = {"steps_per_epoch": steps_per_epoch, "log_steps": log_steps}
+    return _drawn(_applicable(dataset, found, **options))
+
+
+def _drawn(applicable: Iterable[tuple[str, Callable[[], Figure | None]]]) -> Iterator[tuple[str, Figure]]:
+    """The figures, each drawn when it is asked for; without those that there is nothing to draw of."""
+    return ((name, figure) for name, draw in applicable if (figure := draw()))
+
+
+def _applicable(
+    dataset: xr.Dataset, found: xr.Dataset, **options: Any
+) -> Iterator[tuple[str, Callable[[], Figure | None]]]:
+    """Names of all figures that may apply to the run, and what draws each."""
+    dataset = matched(dataset, found)
     if not dataset.sizes["config"]:
         return
-    options = {"steps_per_epoch": steps_per_epoch, "log_steps": log_steps}
     for name in CURVES:
         if name in dataset and (describe(name).dims == STEP or np.isfinite(dataset[name].values).any()):
-            yield name, in_panels(dataset, curves, name, **options)
+            yield name, partial(in_panels, dataset, curves, name, **options)
     if "train_loss" not in dataset or not np.isfinite(dataset.train_loss.values).any():
-        yield "loss", in_panels(dataset, curves, "loss", **options)  # of the mini-batches: all there is
-    yield "phase_diagram", in_panels(dataset, phase_diagram)
-    yield "regimes", regimes(found)
+        yield "loss", partial(in_panels, dataset, curves, "loss", **options)  # of the mini-batches: all there is
+    yield "phase_diagram", partial(in_panels, dataset, phase_diagram)
+    yield "regimes", partial(regimes, found)
     if np.isfinite(found.period_length.values).any():
-        yield "period_length", periods(found)
-    if (np.isfinite(found.equilibrium_weight_norm) & np.isfinite(found.measured_weight_norm)).any():
-        yield "equilibrium", equilibria(found)
+        yield "period_length", partial(periods, found)
+    if in_equilibrium(found).any():
+        yield "equilibrium", partial(equilibria, found)
     for name, close in (("one_period", one_period), ("phases", phases_of_clearest)):
-        if figure := close(dataset, found):
-            yield name, figure
+        yield name, partial(close, dataset, found)
     if "elr_times_sharpness" in dataset:
-        yield "sharpness", in_panels(dataset, against_threshold, "elr_times_sharpness", **options)
-        if figure := at_onsets(found):
-            yield "sharpness_at_onset", figure
+        yield "sharpness", partial(in_panels, dataset, against_threshold, "elr_times_sharpness", **options)
+        yield "sharpness_at_onset", partial(at_onsets, found)
     if "layer_weight_norm" in dataset:
-        yield "layer_weight_norm", layers(dataset)
+        yield "layer_weight_norm", partial(layers, dataset)

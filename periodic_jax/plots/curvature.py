@@ -9,9 +9,12 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from periodic_jax.core.formatting import counted
 from periodic_jax.plots import style
 from periodic_jax.plots.style import PHASE_A, PHASE_B, STYLE, colours, named
 from periodic_jax.plots.trajectories import curves
+
+LEAST_FOR_HISTOGRAM = 20  # measurements; fewer are drawn one by one
 
 
 def against_checkpoints(ax: Axes, found: xr.Dataset, name: str, colour_by: str, dash_by: str | None = None) -> Axes:
@@ -81,7 +84,7 @@ def against_threshold(ax: Axes, dataset: xr.Dataset, name: str, *arguments: Any,
 
 def at_onsets(found: xr.Dataset) -> Figure | None:
     """How effective learning rate x sharpness is distributed before destabilisations and in the falls that lead there,
-    over its threshold; None where none was measured.
+    over its threshold, as points where there are fewer than `LEAST_FOR_HISTOGRAM`; None where none was measured.
 
     Args:
         found: the analysis of a run that recorded it.
@@ -95,17 +98,24 @@ def at_onsets(found: xr.Dataset) -> Figure | None:
         figure = Figure(figsize=(6, 4))
         ax = figure.subplots()
         both = np.concatenate(known)
-        number = np.clip(int(2 * np.sqrt(len(known[1]))), 8, 30)
-        bins = np.geomspace(both.min(), both.max() * (1 + 1e-9), number + 1)
         labels = [
             f"{where}: median {np.median(values):.2f}"
             for where, values in zip(("first half of the fall", "before the onset"), known, strict=True)
         ]
-        ax.hist(known, bins, color=[PHASE_A, PHASE_B], label=labels)  # side by side
+        if min(map(len, known)) < LEAST_FOR_HISTOGRAM:
+            for place, (values, colour, words) in enumerate(zip(known, (PHASE_A, PHASE_B), labels, strict=True)):
+                ax.plot(values, np.full(len(values), 1 - place), "o", color=colour, ms=7, alpha=0.6, mew=0, label=words)
+            ax.set_yticks((1, 0), [counted(len(known[0]), "fall"), counted(len(known[1]), "onset")])
+            ax.set_ylim(-0.6, 1.6)
+        else:
+            number = np.clip(int(2 * np.sqrt(len(known[1]))), 8, 30)
+            bins = np.geomspace(both.min(), both.max() * (1 + 1e-9), number + 1)
+            ax.hist(known, bins, color=[PHASE_A, PHASE_B], label=labels)  # side by side
+            ax.set_ylabel("destabilisations")
+            ax.locator_params("y", integer=True)
         ax.axvline(1, color="black", lw=1, ls="--", label="threshold")
         style.fit_scale(ax, True, x=both)
-        ax.set(xlabel="effective learning rate x sharpness / threshold", ylabel="destabilisations")
-        ax.locator_params("y", integer=True)
+        ax.set_xlabel("effective learning rate x sharpness / threshold")
         figure.legend(loc="outside upper center", ncols=3)  # over the bars it would hide some
         return figure
 

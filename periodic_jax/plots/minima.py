@@ -1,5 +1,6 @@
 """The minima of a run's periods: how good they are, how far apart, what lies between, and their ensembles."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ from matplotlib.lines import Line2D
 
 from periodic_jax.core.formatting import short_numbers
 from periodic_jax.plots import style
-from periodic_jax.plots.style import MOST_IN_LEGEND, STYLE, colours, named
+from periodic_jax.plots.style import STYLE, colours, named
 
+MOST_SERIES = 6  # configurations whose curves of four kinds a panel has room for
 PATHS = {"straight": ("o", "-", "straight"), "layers": ("x", ":", "layer by layer")}  # marker, line style, label
 KINDS = {  # what is drawn against the number of members -> line style and label
     "ensemble_error": ("-", "last minima: ensemble"),
@@ -75,7 +77,8 @@ def paths(ax: Axes, found: xr.Dataset, palette: Sequence[Any]) -> Axes:
     style.fit_scale(ax, True, y=known)
     style.note_if_empty(ax, known)
     of = ", ".join(f"{named(name)} {found[name].values[i]:.6g}" for name in _series_of(found))
-    ax.set(xlabel="minimum", ylabel="training loss [nats]", title="from one to the next" + (f": {of}" if of else ""))
+    title = "from one to the next" + (f": {of}" if of else "")
+    ax.set(xlabel="minimum", ylabel="training loss [nats]", title=textwrap.fill(title, 48))
     ax.locator_params("x", integer=True)
     _legend_below(ax, {label: {"ls": line, "lw": 1} for _, line, label in PATHS.values()})
     return ax
@@ -93,30 +96,33 @@ def ensembles(ax: Axes, found: xr.Dataset, palette: Sequence[Any]) -> Axes:
     style.note_if_empty(ax, found.ensemble_error.values)
     ax.set(xlabel="members", ylabel="test error [%]", title="together")
     ax.locator_params("x", integer=True)
-    ax.set_yscale("symlog", linthresh=1)  # averages may be worse by far
-    ax.set_ylim(bottom=0)
-    ax.yaxis.set_major_formatter("{x:g}")
+    errors = 100 * np.concatenate([found[name].values.ravel() for name in KINDS])
+    if np.nanmin(errors, initial=np.inf) >= 1:
+        style.fit_scale(ax, True, y=errors)
+    else:
+        ax.set_yscale("symlog", linthresh=1)  # averages may be worse by far
+        ax.set_ylim(bottom=0)
+        ax.yaxis.set_major_formatter("{x:g}")
     return ax
 
 
 def minima(found: xr.Dataset) -> Figure:
-    """All four of these, of all configurations: a colour each, or where they are many, one for each learning rate."""
+    """All four of these, of up to `MOST_SERIES` configurations, evenly over them, in a colour each."""
     with mpl.rc_context(STYLE):
+        shown = style.spread(np.arange(found.sizes["config"]), MOST_SERIES)
         axes, configs = _series_of(found) or ["lr"], found.sizes["config"]
-        has_own_colours = configs <= MOST_IN_LEGEND
-        values = np.arange(configs) if has_own_colours else found[axes[0]].values
-        scale = colours(values)
-        palette = [scale[float(value)] for value in values]
-        figure = Figure(figsize=(9.6, 7.2))
+        found = found.isel(config=shown)
+        scale = colours(np.arange(len(shown)))
+        palette = list(scale.values())
+        figure = Figure(figsize=(9.6, 7.6))
         panels = (minima_errors, barriers, paths, ensembles)
         for ax, draw in zip(figure.subplots(2, 2).ravel(), panels, strict=True):
             draw(ax, found, palette)
-        if has_own_colours:
-            labels = [", ".join(of) for of in zip(*(short_numbers(found[name].values) for name in axes), strict=True)]
-            handles = [Line2D([], [], color=colour, lw=2) for colour in palette]
-            figure.legend(handles, labels, title=",\n".join(map(named, axes)), loc="outside right upper")
-        else:
-            style.legend(figure, scale, named(axes[0]))
+        if len(shown) < configs:
+            figure.suptitle(f"{len(shown)} of {configs} configurations", fontsize=9)
+        labels = [", ".join(of) for of in zip(*(short_numbers(found[name].values) for name in axes), strict=True)]
+        handles = [Line2D([], [], color=colour, lw=2) for colour in palette]
+        figure.legend(handles, labels, title=",\n".join(map(named, axes)), loc="outside right upper")
         return figure
 
 

@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 
 from periodic_jax.core.formatting import short_numbers
 from periodic_jax.plots import style
-from periodic_jax.plots.style import REGIME_COLOURS, STYLE, named
+from periodic_jax.plots.style import FAINT, REGIME_COLOURS, STYLE, named
 
 MOST_WRITTEN = 16  # cells in a row of the regime map that have room for text
 MOST_TICKS = 12
@@ -25,7 +25,8 @@ def map_axes(found: xr.Dataset) -> tuple[str, str]:
 
 
 def regime_map(ax: Axes, found: xr.Dataset, across: str = "lr", up: str = "weight_decay") -> Axes:
-    """Regimes over two axes of the grid: colour and letter show the regime, the number its destabilisations.
+    """Regimes over two axes of the grid: colour and letter show the regime, faint where the confidence in it is below
+    `style.FAINT`, the number its destabilisations.
 
     A cell of several configurations is parted into stripes, one for each, with their numbers one above the other where
     there is room.
@@ -36,14 +37,16 @@ def regime_map(ax: Axes, found: xr.Dataset, across: str = "lr", up: str = "weigh
         across, up: names of axes.
     """
     columns, rows = np.unique(found[across]), np.unique(found[up])
+    faint = _is_faint(found)
     for i, j in np.ndindex(len(columns), len(rows)):
         here = np.flatnonzero((found[across].values == columns[i]) & (found[up].values == rows[j]))
         has_text = len(columns) <= MOST_WRITTEN and len(here) * len(columns) <= 2 * MOST_WRITTEN
         for k, config in enumerate(here):
             regime, count = str(found.regime.values[config]), int(found.destabilisations.values[config])
+            alpha = 0.4 if faint[config] else 1
             width = 1 / len(here)
             left = i - 0.5 + k * width
-            ax.bar(left, 1, width, j - 0.5, align="edge", color=REGIME_COLOURS[regime], ec="white", lw=0.5)
+            ax.bar(left, 1, width, j - 0.5, align="edge", fc=(REGIME_COLOURS[regime], alpha), ec="white", lw=0.5)
             if has_text:
                 text = regime[0].upper() + (f"\n{count}" if count else "")
                 colour = "white" if regime == "diverged" else "black"
@@ -59,6 +62,13 @@ def regime_map(ax: Axes, found: xr.Dataset, across: str = "lr", up: str = "weigh
     return ax
 
 
+def _is_faint(found: xr.Dataset) -> np.ndarray:
+    """Which configurations have a regime that is not sure, ``(configs,)``; none where confidence was not kept."""
+    if "confidence" not in found:
+        return np.zeros(found.sizes["config"], bool)
+    return (found.confidence.values < FAINT) & (found.regime.values != "undecided")
+
+
 def regimes(found: xr.Dataset) -> Figure:
     """The regime map over the two largest axes, a panel for each value of the third, with a legend."""
     with mpl.rc_context(STYLE):
@@ -72,7 +82,10 @@ def regimes(found: xr.Dataset) -> Figure:
             regime_map(ax, part, across, up)
         present = [name for name in REGIME_COLOURS if (found.regime == name).any()]
         handles = [Patch(fc=REGIME_COLOURS[name], ec="grey", label=f"{name[0].upper()}: {name}") for name in present]
-        figure.legend(handles=handles, title="regime; number:\ndestabilisations", loc="outside right upper")
+        title = "regime; number:\ndestabilisations" + (
+            f"\nfaint: confidence\nbelow {FAINT:g}" if _is_faint(found).any() else ""
+        )
+        figure.legend(handles=handles, title=title, loc="outside right upper")
         if striped := [named(name) for name in others if name != panel_by]:
             notes.append(f"stripes in a cell: {' and '.join(striped)}")
         if notes:
@@ -83,6 +96,8 @@ def regimes(found: xr.Dataset) -> Figure:
 def period_lengths(ax: Axes, found: xr.Dataset) -> Axes:
     """Length of every period against ηλ/(1-μ), the fitted line, and the falls that decay alone would make.
 
+    Configurations of one product stand side by side, in the order of their learning rates.
+
     Args:
         ax: where to draw.
         found: the analysis of a run.
@@ -90,18 +105,21 @@ def period_lengths(ax: Axes, found: xr.Dataset) -> Axes:
     rate, length = found.decay_rate.values[:, 1:], found.period_length.values
     predicted = found.predicted_fall_steps.values[:, 1:]
     good = np.isfinite(rate) & np.isfinite(length)
+    aside = _aside(found)
     for i, line in enumerate(style.line_styles(found, "lr")):
-        ax.plot(rate[i, good[i]], length[i, good[i]], "o", color=line["color"], ms=3.5, alpha=0.6, mew=0)
-        # Beside what was measured, not on it.
-        ax.plot(1.04 * rate[i, good[i]], predicted[i, good[i]], "_", color="black", ms=7, mew=0.6, alpha=0.6)
+        at, expected = aside[i] * rate[i, good[i]], predicted[i, good[i]]
+        ax.plot(at, length[i, good[i]], "o", color=line["color"], ms=3, alpha=0.5, mew=0)
+        if np.isfinite(expected).any():  # one for all: a mark for each would hide what was measured
+            ax.plot(np.median(at), np.nanmedian(expected), "_", color="black", ms=6, mew=1.5)
     handles = [
         Line2D([], [], marker="o", ls="", color="grey", ms=4, label="period (colour: learning rate)"),
-        Line2D([], [], marker="_", ls="", color="black", ms=7, label="predicted: its fall by decay alone"),
+        Line2D([], [], marker="_", ls="", color="black", ms=7, label="predicted: median fall by decay alone"),
     ]
     fit = found.sel(fit="period_length")
     if np.isfinite(slope := float(fit.slope)):
         ends = np.array([rate[good].min(), rate[good].max()])
-        label = f"fit: slope {slope:.2f} [{float(fit.slope_low):.2f}, {float(fit.slope_high):.2f}]"
+        ends_of_slope = f" [{float(fit.slope_low):.2f}, {float(fit.slope_high):.2f}]"
+        label = f"fit: slope {slope:.2f}" + (ends_of_slope if np.isfinite(fit.slope_low) else "")
         handles += ax.plot(ends, np.exp(float(fit.slope_intercept)) * ends**slope, color="black", lw=1, label=label)
     style.fit_scale(ax, True, x=rate[good], y=np.concatenate([length[good], predicted[good]]))
     ax.set(xlabel="learning rate x weight decay / (1 - momentum)", ylabel="period length [steps]")
@@ -109,8 +127,19 @@ def period_lengths(ax: Axes, found: xr.Dataset) -> Axes:
     return ax
 
 
+def _aside(found: xr.Dataset) -> np.ndarray:
+    """Factors ``(configs,)`` on the product of learning rate and decay that part configurations of one product."""
+    rate = (found.lr * found.weight_decay / (1 - found.momentum)).values
+    factors = np.ones(len(rate))
+    for text in set(texts := np.array([f"{value:.6g}" for value in rate])):
+        alike = np.flatnonzero(texts == text)
+        order = np.argsort(np.argsort(found.lr.values[alike], kind="stable"))
+        factors[alike] = np.exp(min(0.05, 0.2 / len(alike)) * (order - (len(alike) - 1) / 2))
+    return factors
+
+
 def equilibrium(ax: Axes, found: xr.Dataset, name: str = "weight_norm") -> Axes:
-    """Measured against predicted equilibrium of each configuration, with the line of equality.
+    """Measured against predicted equilibrium of each configuration that is in one, with the line of equality.
 
     Args:
         ax: where to draw.
@@ -118,20 +147,23 @@ def equilibrium(ax: Axes, found: xr.Dataset, name: str = "weight_norm") -> Axes:
         name: ``weight_norm`` or ``effective_lr``.
     """
     predicted, measured = found[f"equilibrium_{name}"].values, found[f"measured_{name}"].values
-    good = np.isfinite(predicted) & np.isfinite(measured) & (predicted > 0)
-    for regime, marker in MARKERS.items():
-        chosen = good & (found.regime.values == regime)
-        if chosen.any():
-            ax.plot(
-                predicted[chosen], measured[chosen], marker, color=REGIME_COLOURS[regime], mec="black", mew=0.5, ms=6,
-                label=regime,
-            )  # fmt: skip
+    good = in_equilibrium(found) & np.isfinite(predicted) & np.isfinite(measured) & (predicted > 0)
     if good.any():
+        ax.plot(
+            predicted[good], measured[good], MARKERS["equilibrium"], color=REGIME_COLOURS["equilibrium"], mec="black",
+            mew=0.5, ms=6, label="equilibrium",
+        )  # fmt: skip
         ends = [min(predicted[good].min(), measured[good].min()), max(predicted[good].max(), measured[good].max())]
         ax.plot(ends, ends, color="grey", lw=0.8, ls="--", zorder=1, label="equal")
         style.fit_scale(ax, True, x=ends, y=ends)
+    style.note_if_empty(ax, np.where(good, measured, np.nan))
     ax.set(xlabel=f"predicted {style.label(name)}", ylabel=f"measured {style.label(name)}")
     return ax
+
+
+def in_equilibrium(found: xr.Dataset) -> np.ndarray:
+    """Which configurations are in an equilibrium that the decay sets, ``(configs,)``."""
+    return (found.regime.values == "equilibrium") & np.isfinite(found.equilibrium_weight_norm.values)
 
 
 def equilibria(found: xr.Dataset) -> Figure:
@@ -143,8 +175,6 @@ def equilibria(found: xr.Dataset) -> Figure:
             equilibrium(ax, found, name)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper")
-        if (found.regime.values == "converging").any():
-            figure.suptitle("converging configurations have not come to their equilibrium yet", fontsize=9)
         return figure
 
 

@@ -12,6 +12,7 @@ from periodic_jax.plots.trajectories import configuration
 
 SPIKE = 7.0  # that mini-batches alone make of the loss within a fall
 LABEL_A, LABEL_B = "phase A: norm falls, ELR rises", "phase B: destabilisation"
+LABEL_BEFORE = "before the first onset"
 
 
 def one_period(dataset: xr.Dataset, found: xr.Dataset) -> Figure | None:
@@ -19,7 +20,7 @@ def one_period(dataset: xr.Dataset, found: xr.Dataset) -> Figure | None:
     destabilisation to the next, the onsets marked.
 
     Args:
-        dataset: a flat run.
+        dataset: a run, in either form of `open_run`.
         found: its analysis.
 
     Returns:
@@ -28,7 +29,7 @@ def one_period(dataset: xr.Dataset, found: xr.Dataset) -> Figure | None:
     choice = clearest(found)
     if choice is None:
         return None
-    config, k = choice
+    dataset, (config, k) = style.matched(dataset, found), choice
     first, last = found.onset_step.values[config, k : k + 2].astype(int).tolist()
     fall, end = found.end_step.values[config, k : k + 2].astype(int).tolist()
     margin = max((last - first) // 12, 5)
@@ -56,22 +57,27 @@ def one_period(dataset: xr.Dataset, found: xr.Dataset) -> Figure | None:
 def phases(ax: Axes, dataset: xr.Dataset, found: xr.Dataset, config: int) -> Axes:
     """The phase diagram of one configuration, phases A and B in colours, with a ring at the start.
 
+    What comes before the first onset is of no period, and grey.
+
     Args:
         ax: where to draw.
-        dataset: a flat run.
+        dataset: a run, in either form of `open_run`.
         found: its analysis.
         config: position of the configuration.
     """
-    part = dataset[["effective_lr", "effective_grad_norm"]].isel(config=config).load()
+    part = style.matched(dataset, found)[["effective_lr", "effective_grad_norm"]].isel(config=config).load()
     x, y = part.effective_lr.values, part.effective_grad_norm.values
     onsets, ends = (found[name].values[config] for name in ("onset_step", "end_step"))
     onsets, ends = onsets[np.isfinite(onsets)].astype(int), ends[np.isfinite(onsets)].astype(int)
     # Both phases have the steps at their borders, so that no gap is left between them.
-    fall, burst = np.ones(len(x), bool), np.zeros(len(x), bool)
+    first = onsets[0] if len(onsets) else len(x) - 1
+    before, fall = np.arange(len(x)) <= first, np.arange(len(x)) >= first
+    burst = np.zeros(len(x), bool)
     for onset, end in zip(onsets, ends, strict=True):
         fall[onset + 1 : end] = False
         burst[onset : end + 1] = True
-    for phase, colour, width, label in ((fall, PHASE_A, 0.5, LABEL_A), (burst, PHASE_B, 0.9, LABEL_B)):
+    drawn = ((before, "0.7", 0.5, LABEL_BEFORE), (fall, PHASE_A, 0.5, LABEL_A), (burst, PHASE_B, 0.9, LABEL_B))
+    for phase, colour, width, label in drawn:
         ax.plot(np.where(phase, x, np.nan), np.where(phase, y, np.nan), color=colour, lw=width, label=label)
     ax.plot(x[:1], y[:1], "o", mfc="white", mec="black", ms=6, ls="", zorder=3, label="start")
     ax.plot(x[onsets], y[onsets], "v", color="black", ms=3, ls="", zorder=2.5, label="onset")
@@ -85,11 +91,12 @@ def phases_of_clearest(dataset: xr.Dataset, found: xr.Dataset) -> Figure | None:
     choice = clearest(found)
     if choice is None:
         return None
+    dataset = style.matched(dataset, found)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6, 5))
         ax = phases(figure.subplots(), dataset, found, choice[0])
         ax.set_title(configuration(dataset, choice[0]))
-        figure.legend(loc="outside lower center", ncols=2)
+        figure.legend(loc="outside lower center", ncols=3)
         return figure
 
 

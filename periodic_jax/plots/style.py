@@ -18,8 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.formatting import short_numbers
 from periodic_jax.core.grid import AXES
+from periodic_jax.storage.reader import flattened
 from periodic_jax.storage.schema import describe
 
 STYLE_FILE = Path(__file__).with_name("periodic_jax.mplstyle")
@@ -30,11 +32,28 @@ REGIME_COLOURS = {  # in order of lightness in grey: 0.79, 0.66, 0.47, 0.2, 0.95
     "#F0F0F0",
 }  # fmt: skip
 PHASE_A, PHASE_B = "#56B4E9", "#D55E00"
+FAINT = 0.7  # confidence in a regime below which its cell is drawn faint
 DASHES = ("-", "--", ":", "-.")
 MOST_IN_LEGEND = 10
 MOST_PANELS = 6
 NARROW = 1.5  # ratio of the largest to the smallest number from which a logarithmic axis says more than a linear one
 CONSTANT = 1e-3  # relative range below which a quantity counts as constant
+
+
+def matched(dataset: xr.Dataset, found: xr.Dataset) -> xr.Dataset:
+    """A run in either form of `open_run` as a flat one, with the configurations in the order of its analysis.
+
+    Raises:
+        ConfigError: the analysis is of other configurations.
+    """
+    dataset = flattened(dataset)
+    shown, wanted = (np.stack([of[name].values for name in AXES]) for of in (dataset, found))
+    if np.array_equal(shown, wanted):
+        return dataset
+    places = [np.lexsort(columns) for columns in (shown, wanted)]
+    if not np.array_equal(shown[:, places[0]], wanted[:, places[1]]):
+        raise ConfigError("found", "an analysis of other configurations", "pj.analysis.analyze of the same run")
+    return dataset.isel(config=places[0][np.argsort(places[1])])
 
 
 def swept_axes(dataset: xr.Dataset) -> list[str]:

@@ -10,12 +10,13 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from periodic_jax.core.grid import AXES
 from periodic_jax.core.segments import extremes
 from periodic_jax.plots import style
 from periodic_jax.plots.style import MOST_PANELS, STYLE, axis_roles, colours, named
+from periodic_jax.storage.reader import flattened
 from periodic_jax.storage.schema import describe
 
 BUCKETS = 1500  # of a curve that is drawn: more than a figure has pixels across
@@ -36,7 +37,7 @@ def curves(
 
     Args:
         ax: where to draw.
-        dataset: a flat run, or a part of one.
+        dataset: a run, or a part of one, in either form of `open_run`.
         name: a per-step or an evaluated quantity.
         colour_by: the coordinate that the colour shows.
         scale: a colour for each of its values; made from the dataset if None.
@@ -47,6 +48,7 @@ def curves(
     Returns:
         ``ax``.
     """
+    dataset = flattened(dataset)
     values = dataset[name].values
     x = dataset[dataset[name].dims[-1]].values
     known = np.isfinite(values).any(0)
@@ -61,6 +63,8 @@ def curves(
         ax.plot(x[drawn], row[drawn], lw=0.8, **line)
     style.fit_scale(ax, describe(name).log, y=values)
     style.note_if_empty(ax, values)
+    if describe(name).number == "percent":
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
     if log_steps:
         ax.set_xscale("log")
     elif not steps_per_epoch:
@@ -84,10 +88,11 @@ def phase_diagram(
 
     Args:
         ax: where to draw.
-        dataset: a flat run, or a part of one.
+        dataset: a run, or a part of one, in either form of `open_run`.
         colour_by, scale: as in `curves`.
         dash_by: taken for the sake of `in_panels`; dashes would hide the jumps.
     """
+    dataset = flattened(dataset)
     elr, gradient = dataset.effective_lr.values, dataset.effective_grad_norm.values
     for x, y, line in zip(elr, gradient, style.line_styles(dataset, colour_by, None, scale), strict=True):
         both = np.stack([x, y])
@@ -107,13 +112,13 @@ def in_panels(dataset: xr.Dataset, draw: Callable[..., Axes], *args: Any, **opti
     Line styles show a third axis; the title notes that the curves of a fourth are drawn alike.
 
     Args:
-        dataset: a flat run.
+        dataset: a run, in either form of `open_run`.
         draw: `curves` or `phase_diagram`, called as ``draw(ax, part, *args, colour_by, scale, dash_by=, **options)``.
         *args: for ``draw``, e.g. the quantity.
         **options: for ``draw``.
     """
     quantities = list(args) or ["effective_lr", "effective_grad_norm"]
-    dataset = dataset[quantities].load()  # once, not for every panel
+    dataset = flattened(dataset)[quantities].load()  # once, not for every panel
     with mpl.rc_context(STYLE):
         colour_by, panel_by = axis_roles(dataset)
         others = [name for name in style.swept_axes(dataset) if name not in (colour_by, panel_by)]
@@ -145,10 +150,10 @@ def layer_norms(ax: Axes, dataset: xr.Dataset, scale: dict[float, Any] | None = 
 
     Args:
         ax: where to draw.
-        dataset: one configuration of a flat run that was recorded with ``--per-layer``: ``isel(config=i)``.
+        dataset: one configuration of a run that was recorded with ``--per-layer``: ``isel(config=i)``.
         scale: a colour for each place of a layer.
     """
-    values = dataset.layer_weight_norm.values
+    values = dataset.layer_weight_norm.transpose("step", "layer").values
     scale = scale or colours(np.arange(values.shape[1]))
     for k, row in enumerate(values.T):
         drawn = extremes(row[None], BUCKETS)
@@ -161,6 +166,7 @@ def layer_norms(ax: Axes, dataset: xr.Dataset, scale: dict[float, Any] | None = 
 def layers(dataset: xr.Dataset) -> Figure:
     """The norms of all layers, a panel for each of up to `MOST_PANELS` configurations."""
     with mpl.rc_context(STYLE):
+        dataset = flattened(dataset)
         configs = dataset.sizes["config"]
         chosen = style.spread(np.arange(configs), MOST_PANELS)
         scale = colours(np.arange(dataset.sizes["layer"]))

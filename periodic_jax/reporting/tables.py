@@ -12,7 +12,7 @@ from periodic_jax.analysis.theory_checks import CHECKS
 from periodic_jax.core import segments
 from periodic_jax.core.errors import UnwritableError
 from periodic_jax.core.files import write_atomically
-from periodic_jax.core.formatting import short_numbers
+from periodic_jax.core.formatting import counted, short_numbers
 from periodic_jax.core.grid import AXES
 from periodic_jax.storage.datasets import open_analysis as open_analysis  # pj.tables.open_analysis is public
 from periodic_jax.storage.datasets import read_store as read_store  # likewise
@@ -26,12 +26,13 @@ SHOWN = (
 )  # fmt: skip
 THEORY = (
     "equilibrium_weight_norm", "measured_weight_norm", "equilibrium_effective_lr", "measured_effective_lr",
-    "budget_residual", "radial_leak", "violations",
+    "equilibrium_angular_step", "measured_angular_step", "budget_residual", "radial_leak", "violations",
 )  # fmt: skip
 FORECASTS = ("forecast_origin", "forecast_soonest", "forecast_latest", "forecast_expected")
 COLUMNS = (*SHOWN, "because", "steps", "mean_fall_steps", "mean_predicted_fall_steps", *THEORY)
 
 
+LEAK = 0.05  # above what ε of a normalisation and rounding give: at most 0.014 in the runs of docs/experiments
 FARTHEST = 1e9  # steps that are written out: a network that hardly moves has forecasts beyond any run
 
 
@@ -39,20 +40,36 @@ def rows(analysis: xr.Dataset, columns: Sequence[str] = SHOWN) -> list[dict[str,
     """The analysis as plain rows: lr and weight decay, the hyperparameters that differ or are in force, then the
     columns.
     """
+    table = _table(analysis, columns)
+    return [{name: values[i] for name, values in table.items()} for i in range(analysis.sizes["config"])]
+
+
+def _table(analysis: xr.Dataset, columns: Sequence[str]) -> dict[str, list[Any]]:
     in_force = [name for name in ("momentum", "elr", "fixed_norm") if (analysis[name] != 0).any()]
     differing = [name for name in AXES if len(np.unique(analysis[name])) > 1 or name in in_force]
     names = list(dict.fromkeys(["lr", "weight_decay", *differing]))
-    table = {name: column(analysis, name).tolist() for name in (*names, *columns)}
-    return [{name: values[i] for name, values in table.items()} for i in range(analysis.sizes["config"])]
+    return {name: column(analysis, name).tolist() for name in (*names, *columns)}
 
 
 def as_text(analysis: xr.Dataset, columns: Sequence[str] = SHOWN) -> str:
     """The analysis as a table for the terminal."""
-    table = rows(analysis, columns)
-    shown = [name for name in table[0] if name != "diverged_at" or np.isfinite(analysis.diverged_at).any()]
-    cells = [[describe(name).heading or name, *_cells(name, [row[name] for row in table])] for name in shown]
+    table = _table(analysis, columns)
+    shown = [name for name in table if name != "diverged_at" or np.isfinite(analysis.diverged_at).any()]
+    cells = [[describe(name).heading or name, *_cells(name, table[name])] for name in shown]
     widths = [max(map(len, column)) for column in cells]
     return "".join("  ".join(map(str.rjust, row, widths)) + "\n" for row in zip(*cells, strict=True))
+
+
+def leak_as_text(analysis: xr.Dataset) -> str:
+    """A warning, where gradients are not orthogonal to the weights that are marked scale-invariant; else nothing."""
+    leak = column(analysis, "radial_leak")
+    if not (leak > LEAK).any():
+        return ""
+    i = int(np.nanargmax(leak))
+    return (
+        f"warning: the radial leak of configuration {i} is {leak[i]:.2g}, and near 0 where labels are right: some"
+        " weights are marked scale-invariant that are not (see models.measure_labels), or products are too coarse\n"
+    )
 
 
 LANDSCAPE_COLUMNS = (
@@ -93,7 +110,8 @@ def minima_as_text(found: xr.Dataset) -> str:
     text = f"minima: {found.source}; statistics {found.statistics}\n"
     compared = np.isfinite(found.step.values).sum(1)
     if left := int((found.there.values - compared).sum()):
-        text += f"{left} earlier minima are left out: --last all takes them\n"
+        of, are = counted(left, "earlier minimum", "earlier minima"), "is" if left == 1 else "are"
+        text += f"{of} {are} left out; --last all takes every one\n"
     row, k = np.nonzero(np.isfinite(found.step.values))
     names = ("step", "ended", "train_loss", "train_error", "test_loss", "test_error", "cosine_to_start", "reason")
     each = {name: found[name].values[row, k] for name in names}
@@ -133,10 +151,8 @@ def findings(analysis: xr.Dataset) -> str:
     }
     for name, title in titles.items():
         fit = analysis.sel(fit=name)
-        slope, low, high = (float(fit[column]) for column in ("slope", "slope_low", "slope_high"))
-        if np.isfinite(slope):
-            numbers = f"{slope:.3f} [{low:.3f}, {high:.3f}], {int(fit.slope_points)} of them"
-            lines.append(f"slope of log {title} against log lr x decay: {numbers}")
+        if np.isfinite(fit.slope):
+            lines.append(f"slope of log {title} against log lr x decay: {_slope(fit)}")
     violations = analysis.check_violations
     for name in CHECKS:
         count = violations.sel(check=name)
@@ -146,13 +162,25 @@ def findings(analysis: xr.Dataset) -> str:
     applies, bad = int(np.isfinite(violations).sum()), int(np.nansum(violations))
     lines.append(f"bounds and exact relations: {applies} checks apply, {bad} violations")
     residuals = np.abs(analysis.budget_residual.values)
-    if np.isfinite(residuals).any():
-        lines.append(f"rotation budget: off by at most {np.nanmax(residuals):.1e} of the rotation (plain SGD)")
+    is_known, has_one = np.isfinite(residuals), np.isfinite(analysis.rotation_budget.values)
+    if has_one.any():
+        left = counted(int((has_one & ~is_known).sum()), "configuration")
+        within = f"{left} turned by no more than rounding" if (has_one & ~is_known).any() else ""
+        most = f"off by at most {np.max(residuals[is_known]):.1e} of the rotation (plain SGD)" if is_known.any() else ""
+        lines.append("rotation budget: " + "; ".join(filter(None, (most, within))))
     if "onset_elr_times_sharpness" in analysis:
         lines += _stability(analysis)
     if "backtest_expected" in analysis:
         lines.append(_backtest(analysis))
     return "".join(line + "\n" for line in lines)
+
+
+def _slope(fit: xr.Dataset) -> str:
+    """A slope, its interval over configurations if there is one, and what it is of."""
+    slope, low, high = (float(fit[column]) for column in ("slope", "slope_low", "slope_high"))
+    configs, products = counted(int(fit.slope_configs), "configuration"), counted(int(fit.slope_products), "product")
+    interval = f" [{low:.3f}, {high:.3f}]" if np.isfinite(low) else ", too few products for an interval"
+    return f"{slope:.3f}{interval}, {int(fit.slope_points)} of them in {configs} at {products}"
 
 
 def _stability(analysis: xr.Dataset) -> list[str]:
@@ -162,6 +190,7 @@ def _stability(analysis: xr.Dataset) -> list[str]:
         ratios = analysis[f"{name}_elr_times_sharpness"].values / limit
         if (known := ratios[np.isfinite(ratios)]).size:
             low, middle, high = np.quantile(known, (0.25, 0.5, 0.75))
+            where += f" of {counted(int(np.isfinite(ratios).any(1).sum()), 'configuration')}"
             numbers = f"{middle:.2f} (median), quartiles {low:.2f} and {high:.2f}, {known.size} of them"
             below = f"{np.mean(known < 1):.0%} below 1"
             lines.append(f"ELR x sharpness over its threshold, {where}: {numbers}, {below}")

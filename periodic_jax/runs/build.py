@@ -1,6 +1,7 @@
 """Builds what a `RunConfig` describes: the network, abstract states (shapes and dtypes), the sweep, the session."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,6 @@ from periodic_jax.storage.minima_files import with_rule_state
 from periodic_jax.training import xla
 
 if TYPE_CHECKING:
-    import flax.linen as nn
-
     from periodic_jax.runs.session import SessionPlan
     from periodic_jax.sweeps.sweep import Sweep
     from periodic_jax.training.state import TrainState
@@ -26,16 +25,28 @@ if TYPE_CHECKING:
 MOST_PIXELS = 2**16  # along a side, and classes
 
 
-def network(config: RunConfig, num_classes: int) -> "nn.Module":
+def network(config: RunConfig, num_classes: int) -> Any:
     """The network of a configuration."""
     import jax.numpy as jnp
 
     from periodic_jax import models
+    from periodic_jax.models import imported
 
+    if imported.is_import_path(config.model):
+        return imported.import_model(config.model, config.model_args)
     return models.build(
         config.model, width=config.width, depth=config.depth, num_classes=num_classes, init_scale=config.init_scale,
         param_dtype=jnp.float64 if config.precision == "float64" else jnp.float32, storage=config.storage,
     )  # fmt: skip
+
+
+def labels_of(config: RunConfig, image_shape: Sequence[int], num_classes: int) -> Any:
+    """The scale-invariance labels of a configuration's network. Within the run's `training.xla.precision`."""
+    from periodic_jax.models import imported
+
+    if imported.is_import_path(config.model):
+        return imported.imported_labels(config.model, config.model_args, tuple(image_shape), config.precision)
+    return network(config, num_classes).labels()
 
 
 def abstract_state(config: RunConfig, image_shape: Sequence[int], num_classes: int) -> "TrainState":
@@ -48,17 +59,18 @@ def abstract_state(config: RunConfig, image_shape: Sequence[int], num_classes: i
     """
     import jax
 
+    from periodic_jax.models.adapters import input_dtype
     from periodic_jax.training.state import create_train_state
 
-    model: Any = network(config, num_classes)
+    model, labels = network(config, num_classes), labels_of(config, image_shape, num_classes)
 
     def create(images: jax.Array) -> Any:
         return create_train_state(
-            model, model.labels(), jax.random.key(0), images, loss=config.loss, schedule=config.schedule,
-            per_filter=config.norm_per == "filter",
+            model, labels, jax.random.key(0), images, loss=config.loss, schedule=config.schedule,
+            per_filter=config.norm_per == "filter", optimizer=config.optimizer,
         )  # fmt: skip
 
-    return jax.eval_shape(create, jax.ShapeDtypeStruct((2, *image_shape), model.param_dtype))
+    return jax.eval_shape(create, jax.ShapeDtypeStruct((2, *image_shape), input_dtype(model)))
 
 
 def abstract_states(config: RunConfig, image_shape: Sequence[int], num_classes: int) -> dict[str, np.ndarray]:
@@ -97,17 +109,19 @@ def abstract_states(config: RunConfig, image_shape: Sequence[int], num_classes: 
     return states
 
 
-def recorded_states(path: Path, manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def recorded_states(path: Path, manifest: Mapping[str, Any], *, model: str | None = None) -> dict[str, np.ndarray]:
     """What a checkpoint of a run must hold, according to its config.json alone: the data set is not read.
 
     Args:
         path: the run directory.
         manifest: the content of its config.json.
+        model: as for `resume_run`.
 
     Raises:
         CorruptedRunError: it is not known from there.
+        ConfigError: a network of one's own, and ``model`` is not given.
     """
-    config = from_manifest(manifest, path, dataset="any")
+    config = from_manifest(manifest, path, dataset="any", model=model)
     shape, classes = (manifest.get("data", {}).get(name) for name in ("image_shape", "classes"))
     sizes = [*shape, classes] if isinstance(shape, list) else []
     if len(sizes) != 4 or not all(type(size) is int and 1 <= size <= MOST_PIXELS for size in sizes):
@@ -124,11 +138,14 @@ def initial_minima(states: Mapping[str, np.ndarray], every: int) -> dict[str, np
         states: what it holds of the states, or arrays of the same names, shapes and dtypes.
         every: steps between candidates.
     """
-    return with_rule_state(states, initial_rule(len(states["step"]), every, states["params.head.kernel"].dtype))
+    dtype = next(array.dtype for name, array in states.items() if name.startswith("params."))
+    return with_rule_state(states, initial_rule(len(states["step"]), every, dtype))
 
 
 def memory_bytes() -> int:
-    """All of this machine's memory."""
+    """All of this machine's memory; without bound where it is not known."""
+    if not hasattr(os, "sysconf"):  # on Windows
+        return sys.maxsize
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -142,14 +159,19 @@ def build_sweep(config: RunConfig) -> "Sweep":
     from periodic_jax.training.spec import TrainingSpec
 
     abstract_states(config, config.data.image_shape, config.data.num_classes)  # refused here, where they do not fit
+    marks = abstract_state(config, config.data.image_shape, config.data.num_classes).task.labels
+    if config.track_sharpness and not any(marks):
+        accepted = f"no measurements of {config.model}: it has no scale-invariant weights"
+        raise ConfigError("--track-sharpness", config.track_sharpness, accepted)
     spec = TrainingSpec(
         batch_size=config.batch_size, loss=config.loss, schedule=config.schedule,
         per_filter=config.norm_per == "filter", full_batch=config.full_batch, augment=config.augment,
-        track_sharpness=config.track_sharpness, per_layer=config.per_layer,
+        track_sharpness=config.track_sharpness, per_layer=config.per_layer, optimizer=config.optimizer,
     )  # fmt: skip
+    shape, classes = config.data.image_shape, config.data.num_classes
     return Sweep(
-        network(config, config.data.num_classes), config.data, config.grid(), spec, layout=config.layout,
-        capacity=min(1000, planned_steps(config)), deterministic=config.deterministic,
+        network(config, classes), config.data, config.grid(), spec, labels=labels_of(config, shape, classes),
+        layout=config.layout, deterministic=config.deterministic,
     )  # fmt: skip
 
 
@@ -163,8 +185,8 @@ def plan_session(config: RunConfig, manifest: Mapping[str, Any]) -> "SessionPlan
     from periodic_jax.runs.session import SessionPlan
 
     return SessionPlan(
-        Path(config.out), planned_steps(config), evaluated_every(config),
+        Path(config.out or "."), planned_steps(config), evaluated_every(config),
         first_step=run_directory.first_step(manifest), ends=tuple(former_ends(config, manifest)), keep=config.keep,
         keep_every=config.keep_every, seconds=config.checkpoint_seconds,
-        keep_period_minima=config.keep_period_minima,
+        keep_period_minima=config.keep_period_minima, is_finished="summary" in manifest,
     )  # fmt: skip

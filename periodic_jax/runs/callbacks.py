@@ -1,16 +1,21 @@
 """What a run calls while it trains, and the callback that ends one in good order on a signal."""
 
+import contextlib
+import dataclasses
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from periodic_jax.sweeps.chunks import Chunk
 
-WATCHED = (signal.SIGTERM, signal.SIGINT)
+# HUP: the terminal was closed; USR1 and USR2: what a scheduler sends before the time is up. Windows has none of them.
+WARNINGS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+ENDS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class RunCallbacks:
         should_stop: asked once a chunk. Anything but 0 stops the run after a checkpoint, and is the `RunInterrupted`'s
             status.
         log: called with what the user should know, a line at a time.
+        progress: show a progress bar, in a notebook as in a terminal.
 
     Example:
         >>> import tempfile, periodic_jax as pj
@@ -39,23 +45,64 @@ class RunCallbacks:
     on_chunk: Callable[["Chunk"], None] = lambda chunk: None
     should_stop: Callable[[], int] = lambda: 0
     log: Callable[[str], None] = print
+    progress: bool = True
+
+    @contextlib.contextmanager
+    def showing_progress(self) -> Iterator["RunCallbacks"]:
+        """Within a ``with`` block, the same with a bar in config-steps, if ``progress`` is set, that is moved once a
+        chunk; in a log file, where each state is a line, twice a minute.
+        """
+        if not self.progress:
+            yield self
+            return
+        from tqdm.auto import tqdm
+
+        rarely = not (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        bar: Any = None
+        with contextlib.ExitStack() as shown:
+
+            def start(configs: int, first_step: int, steps: int) -> None:
+                nonlocal bar
+                bar = shown.enter_context(tqdm(
+                    total=steps * configs, initial=first_step * configs, unit="config-step", unit_scale=True,
+                    desc="compiling", mininterval=30 if rarely else 0, dynamic_ncols=True,
+                ))  # fmt: skip
+                self.on_start(configs, first_step, steps)
+
+            def move(chunk: "Chunk") -> None:
+                if chunk.steps:
+                    bar.set_description("training", refresh=False)
+                    bar.update(chunk.steps * len(chunk.diverged_at))
+                self.on_chunk(chunk)
+
+            yield dataclasses.replace(self, on_start=start, on_chunk=move, progress=False)
+
+    def checking(self, check: Callable[[], None]) -> "RunCallbacks":
+        """The same, with ``check``, which may raise, called once a chunk."""
+        return dataclasses.replace(self, should_stop=lambda: check() or self.should_stop())
 
 
 class Stop:
-    """Within a ``with`` block, SIGTERM and SIGINT only set a mark; a second one ends the process at once.
+    """Within a ``with`` block, SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 only set a mark.
 
-    Called, it returns the exit status that the signal asks for, 143 or 130, or 0 while there was none. A thread of its
-    own hears of the signals, since Python runs handlers in the main thread only, which may be compiling for minutes.
-    Outside of the main thread, where Python allows no handlers, the block does nothing.
+    Called, it returns the exit status that the signal asks for, 128 and its number, or 0 while there was none. A second
+    SIGTERM or SIGINT ends the process at once, and so does the first signal while there is nothing to save. A signal
+    that was ignored, as ``nohup`` does, stays so. A thread of its own hears of the signals, since Python runs
+    handlers in the main thread only, which may be compiling for minutes. Outside of the main thread, where Python
+    allows no handlers, the block does nothing.
+
+    Args:
+        is_idle: there is nothing to save until the mark was looked at twice, hence until a first chunk is under way.
     """
 
-    def __init__(self) -> None:
-        self._status = 0
+    def __init__(self, *, is_idle: bool = False) -> None:
+        self._status, self._ends, self._looks_left = 0, 0, 2 if is_idle else 0
         self._before: dict[int, Any] = {}
         self._pipe, self._heard_before = (-1, -1), -1
 
     def __call__(self) -> int:
         """The exit status asked for, or 0."""
+        self._looks_left = max(self._looks_left - 1, 0)
         return self._status
 
     def __enter__(self) -> "Stop":
@@ -63,7 +110,8 @@ class Stop:
             self._pipe = os.pipe()
             os.set_blocking(self._pipe[1], False)
             self._heard_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-            self._before = {number: signal.signal(number, lambda *_: None) for number in WATCHED}
+            heard = (number for number in (*ENDS, *WARNINGS) if signal.getsignal(number) is not signal.SIG_IGN)
+            self._before = {number: signal.signal(number, lambda *_: None) for number in heard}
             threading.Thread(target=self._listen, args=(self._pipe[0],), daemon=True).start()
         return self
 
@@ -77,11 +125,20 @@ class Stop:
     def _listen(self, heard: int) -> None:
         """Read the numbers of signals until the block ends."""
         while numbers := os.read(heard, 64):
-            for number in numbers:
-                if number in WATCHED and self._status:
+            for number in filter(self._before.__contains__, numbers):
+                self._ends += number in ENDS
+                if self._ends > 1:
                     os._exit(128 + number)
-                if number in WATCHED:
+                if self._looks_left:
+                    _say(b"stopped before the first step: there is nothing to save")
+                    os._exit(128 + number)
+                if not self._status:
                     self._status = 128 + number
-                    # Not through sys.stderr, which the main thread may be writing to.
-                    os.write(2, b"\nfinishing the current chunk; again to stop at once\n")
+                    _say(b"finishing the current chunk; again to stop at once")
         os.close(heard)
+
+
+def _say(line: bytes) -> None:
+    """Print a line on stderr, though the main thread may be writing to it, or the terminal is closed."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"\n" + line + b"\n")

@@ -4,16 +4,21 @@ import dataclasses
 import functools
 import json
 import math
+import os
+import reprlib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.core.formatting import flag_of
-from periodic_jax.core.grid import AXES, SweepGrid
+from periodic_jax.core.grid import AXES, LATER_AXES, SweepGrid, axis_rule
 from periodic_jax.core.limits import MOST_EVALUATIONS, MOST_STEPS
+from periodic_jax.core.optimizers import check_hyperparameters
 from periodic_jax.runs import settings
 from periodic_jax.storage.run_directory import CONFIG_FILE, RESTORE
 from periodic_jax.training import xla
@@ -26,9 +31,17 @@ RUN_AXES = tuple(name for name in AXES if name != "schedule_every")
 NOT_FOLLOWED = ("out", "data_dir", "download")  # of config.json: what leads out of the run directory
 FREE = ("keep", "keep_every", "checkpoint_seconds")  # what may change while a run is under way
 # What the first run directories have not, and did not do.
-LATER = ("track_sharpness", "keep_period_minima", "shards", "shard", "storage", "deterministic")
+LATER = (
+    "track_sharpness", "keep_period_minima", "shards", "shard", "storage", "deterministic", "model_args", "optimizer",
+    *LATER_AXES,
+)  # fmt: skip
+# What a network of one's own has arguments of its own for.
+BUILT_IN = ("width", "depth", "init_scale", "storage")
 COUNTS = ("steps", "epochs", "eval_every", "track_sharpness", "keep", "keep_every")
 BOUNDS = {**dict.fromkeys(COUNTS, (1, MOST_STEPS)), "keep_period_minima": (10, 10**4)}
+IN_WORDS = {
+    int: "a whole number", float: "a number", str: "text", bool: "True or False", Path: "a path", type(None): "None",
+}  # fmt: skip
 CHOICES = {
     "precision": xla.PRECISIONS,
     "storage": ("float32", "bf16"),
@@ -50,12 +63,34 @@ class RunConfig(
 ):
     """Everything that determines a run: all settings of `runs.settings`, as ``periodic-jax sweep --help`` lists them.
 
-    The axes of the grid are tuples, all combinations of whose values are trained.
+    The axes of the grid are numbers, or sequences, arrays or ranges of them, all combinations of which are trained.
+    They are kept as tuples. Without ``out``, `run_sweep` takes the folder of this very run under runs/, or a new one.
+
+    Raises:
+        ConfigError: a value of another type.
 
     Example:
-        >>> RunConfig(out="runs/x", lr=(0.1, 1.0), steps=100).grid().swept
-        ('lr',)
+        >>> RunConfig(lr=[0.1, 1.0], weight_decay=1e-3, seed=range(2), steps=100).grid().swept
+        ('lr', 'seed')
     """
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(RunConfig).items():
+            if name in RUN_AXES:
+                object.__setattr__(self, name, _axis(name, getattr(self, name)))
+            elif name in self.__dataclass_fields__:
+                object.__setattr__(self, name, _converted(name, getattr(self, name), hint))
+
+    @property
+    def folder(self) -> Path:
+        """The run directory.
+
+        Raises:
+            ConfigError: none was given.
+        """
+        if self.out is None:
+            raise ConfigError("--out", "none given", "a run directory")
+        return Path(self.out)
 
     @functools.cached_property
     def data(self) -> "Dataset":
@@ -121,6 +156,7 @@ def check(config: RunConfig) -> None:
     for name, accepted in CHOICES.items():
         if getattr(config, name) not in accepted:
             raise ConfigError(flag_of(name), getattr(config, name), "one of " + ", ".join(accepted))
+    check_hyperparameters(config.optimizer, {name: getattr(config, name) for name in RUN_AXES})
     if not math.isfinite(config.init_scale):
         raise ConfigError("--init-scale", config.init_scale, "a finite number")
     if not 0 <= config.checkpoint_seconds < math.inf:
@@ -140,8 +176,8 @@ def check(config: RunConfig) -> None:
     check_layout(config.layout)
     schedules.check_schedule(config.schedule)
     losses.check_loss(config.loss)
-    model = models.build(config.model, width=config.width, depth=config.depth, platform="cpu")  # JAX need not start
-    if config.track_sharpness and not models.has_scale_invariant(model):
+    model = _network(config)
+    if config.track_sharpness and hasattr(model, "labels") and not models.has_scale_invariant(model):
         accepted = f"no measurements of {config.model}: it has no scale-invariant weights"
         raise ConfigError("--track-sharpness", config.track_sharpness, accepted)
     # From here on data are read, and downloaded if that was asked for.
@@ -151,7 +187,23 @@ def check(config: RunConfig) -> None:
     if steps > MOST_EVALUATIONS * (every := evaluated_every(config)):
         raise ConfigError("--eval-every", every, f"at least {-(-steps // MOST_EVALUATIONS)} for {steps} steps")
     check_batch_size(config.batch_size, config.data)
-    model.check_input(*config.data.image_shape[:2])
+    if hasattr(model, "check_input"):
+        model.check_input(*config.data.image_shape[:2])
+
+
+def _network(config: RunConfig) -> Any:
+    """The network, for a look at it."""
+    from periodic_jax import models
+    from periodic_jax.models import imported
+
+    if not imported.is_import_path(config.model):
+        if config.model_args:
+            raise ConfigError("--model-args", " ".join(config.model_args), f"none for {config.model}")
+        return models.build(config.model, width=config.width, depth=config.depth, platform="cpu")  # JAX need not start
+    for field in dataclasses.fields(config):
+        if field.name in BUILT_IN and (value := getattr(config, field.name)) != field.default:
+            raise ConfigError(flag_of(field.name), value, f"--model-args for what {config.model} takes")
+    return imported.import_model(config.model, config.model_args)
 
 
 def planned_steps(config: RunConfig) -> int:
@@ -196,21 +248,28 @@ def to_manifest(config: RunConfig, layout: str) -> dict[str, Any]:
 
 
 def from_manifest(
-    manifest: Mapping[str, Any], path: Path, *, dataset: str | None = None, data_dir: str | None = None
+    manifest: Mapping[str, Any],
+    path: Path,
+    *,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    model: str | None = None,
 ) -> RunConfig:
     """The configuration that config.json holds.
 
-    A run directory may be a stranger's: no path in it is followed, and nothing is downloaded because of it.
+    A run directory may be a stranger's: no path in it is followed, nothing is imported and nothing is downloaded
+    because of it.
 
     Args:
         manifest: the content of config.json.
         path: the run directory.
         dataset: the npz file, where the run's data set is one.
         data_dir: where the data set's files are, before the usual folders.
+        model: the import path of the network, where the run has one of the user's own.
 
     Raises:
         CorruptedRunError: it is not a complete configuration.
-        ConfigError: it names a file as its data set and ``dataset`` is None.
+        ConfigError: it names a file as its data set and ``dataset`` is None, or the same of a network to import.
     """
     from periodic_jax.data import DATASETS
 
@@ -230,6 +289,11 @@ def from_manifest(
     elif values["dataset"] not in DATASETS:
         wanted = "the npz file of this run: paths in config.json are not followed"
         raise ConfigError("--dataset", f"none given for {values['dataset']}", wanted)
+    if model is not None and model != values["model"]:
+        raise ConfigError("--model", model, f"{values['model']}, as before")
+    if model is None and ":" in values["model"]:
+        wanted = "the import path of this run's network: nothing that config.json names is imported"
+        raise ConfigError("--model", f"none given for {values['model']}", wanted)
     return RunConfig(out=path, data_dir=data_dir, **values)
 
 
@@ -248,7 +312,7 @@ def check_images(config: RunConfig, manifest: Mapping[str, Any]) -> None:
 def difference(config: RunConfig, manifest: Mapping[str, Any]) -> str:
     """What a configuration wants otherwise than a run has it, in one line; empty where they are the same."""
     later = {field.name: field.default for field in dataclasses.fields(RunConfig) if field.name in LATER}
-    recorded = {**later, **manifest.get("config", {})}
+    recorded = {**json.loads(json.dumps(later)), **manifest.get("config", {})}
     layout = str(recorded.get("layout")) if config.layout == "auto" else config.layout
     wanted = json.loads(json.dumps(to_manifest(config, layout)))
     names = [n for n in wanted if n not in (*FREE, *NOT_FOLLOWED) and wanted[n] != recorded.get(n)]
@@ -257,6 +321,31 @@ def difference(config: RunConfig, manifest: Mapping[str, Any]) -> str:
 
 def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _axis(name: str, given: Any) -> tuple[Any, ...]:
+    """The numbers of an axis, whose values `core.grid` checks."""
+    try:
+        values = np.atleast_1d(np.asarray(given))
+    except (TypeError, ValueError, OverflowError):  # ragged
+        values = np.empty(0, object)
+    if values.ndim > 1 or values.dtype.kind not in "iuf":
+        raise ConfigError(flag_of(name), reprlib.repr(given), f"{axis_rule(name)[0]}, one or more")
+    return tuple(values.tolist())
+
+
+def _converted(name: str, value: Any, hint: Any) -> Any:
+    """A setting as its field has it: NumPy's numbers as Python's, whole ones as integers, paths as they are."""
+    kinds = typing.get_args(hint) or (hint,)
+    plain = value.item() if isinstance(value, np.generic) else value
+    if isinstance(plain, os.PathLike) and str in kinds:
+        plain = Path(plain) if Path in kinds else os.fspath(plain)
+    if isinstance(plain, float) and plain.is_integer() and int in kinds and float not in kinds:
+        plain = int(plain)
+    if not _is(plain, hint):
+        accepted = " or ".join(IN_WORDS[kind] for kind in kinds)
+        raise ConfigError(flag_of(name), reprlib.repr(value), accepted)
+    return plain
 
 
 def _is(value: Any, hint: Any) -> bool:

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -15,6 +14,11 @@ from typing import TYPE_CHECKING, Any
 from periodic_jax._version import __version__
 from periodic_jax.runs.config import RunConfig, check_images, planned_steps, to_manifest
 from periodic_jax.storage import run_directory, schema
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 if TYPE_CHECKING:
     from periodic_jax.runs.session import SessionResult
@@ -45,10 +49,12 @@ def provenance(sweep: "Sweep") -> dict[str, Any]:
     }
 
 
-def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, in MB."""
+def peak_rss_mb() -> float | None:
+    """Largest resident memory of this process so far, in MB; None where the system does not tell, as Windows."""
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
 
 
 def _git_commit() -> str | None:
@@ -117,6 +123,6 @@ def finished_manifest(
         # All that follows is of this session alone.
         "session_config_steps": (outcome.step - outcome.start_step) * configs, "ms_per_config_step": pace,
         "compilations": sweep.compilations, "seconds": round(time.perf_counter() - started, 3),
-        "peak_rss_mb": round(peak_rss_mb(), 1),
+        "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
     return {**manifest, "summary": summary}

@@ -76,6 +76,7 @@ class SweepPlan(NamedTuple):
     seconds_per_config_step: float  # of one device
     estimate: ResourceEstimate
     compiled: "CompiledChunk | None" = None  # of a device that is not here, from which the time follows
+    idle: int = 0  # devices without a configuration
 
 
 def estimate_resources(sweep: "Sweep", grid: SweepGrid, plan: "SessionPlan") -> ResourceEstimate:
@@ -147,6 +148,8 @@ def plan(config: RunConfig) -> SweepPlan:
     Args:
         config: what to run, checked.
     """
+    import jax
+
     grid, session = config.grid(), build.plan_session(config, {})
     with xla.precision(config.precision):
         sweep = build.build_sweep(dataclasses.replace(config, **_few(config, len(grid))))
@@ -160,7 +163,8 @@ def plan(config: RunConfig) -> SweepPlan:
     estimate = dataclasses.replace(
         estimate_resources(sweep, grid, session), temporary_bytes=temporary * at_once, seconds=seconds
     )
-    return SweepPlan(len(grid), session.steps, devices, groups, per_seed, sweep.layout, pace, estimate)
+    idle = max(jax.local_device_count() - devices, 0)
+    return SweepPlan(len(grid), session.steps, devices, groups, per_seed, sweep.layout, pace, estimate, idle=idle)
 
 
 def plan_for(config: RunConfig, target: "Target") -> SweepPlan:
@@ -175,8 +179,11 @@ def plan_for(config: RunConfig, target: "Target") -> SweepPlan:
     Raises:
         ConfigError: its compiler does not start, or no program fits its memory.
     """
+    from periodic_jax.models.imported import is_import_path
     from periodic_jax.sweeps import autotune, compilation
 
+    if is_import_path(config.model):
+        raise ConfigError("--for", target.name, f"a built-in network, not {config.model}")
     target.check_precision(config.precision)
     grid, session, data = config.grid(), build.plan_session(config, {}), config.data
     groups, per_seed = device_shape(grid.seeds, 1)
@@ -244,6 +251,9 @@ def describe_plan(plan: SweepPlan, config: RunConfig, device_memory: int | None 
         + (f", minima of periods at most {format_bytes(takes.minima_bytes)}" if takes.minima_bytes else ""),
         f"time: {format_duration(takes.seconds)} with evaluations; {pace} with layout {plan.layout}",
     ]
+    if plan.idle:
+        there = plan.devices + plan.idle
+        lines.insert(2, f"idle: {plan.idle} of {there} devices; {there} configurations would take as long")
     if plan.compiled:
         lines = _as_compiled(lines, plan, plan.compiled)
     number = shard_count(plan, device_memory)

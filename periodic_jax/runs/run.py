@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,21 +14,22 @@ import xarray as xr
 
 from periodic_jax import analysis
 from periodic_jax.checkpoints.verification import corruptions
-from periodic_jax.core.errors import ConfigError, PeriodicJaxError, RunInterrupted, RunNotFoundError
+from periodic_jax.core.errors import ConfigError, CorruptedRunError, PeriodicJaxError, RunInterrupted, RunNotFoundError
 from periodic_jax.core.formatting import counted
 from periodic_jax.reporting import tables
 from periodic_jax.runs import build
 from periodic_jax.runs.callbacks import RunCallbacks
-from periodic_jax.runs.config import RunConfig, check, difference, from_manifest, planned_steps
+from periodic_jax.runs.config import RunConfig, check, check_images, difference, from_manifest, planned_steps
 from periodic_jax.runs.manifest import finished_manifest, next_manifest
 from periodic_jax.runs.shards import enter_shard
 from periodic_jax.storage import run_directory
-from periodic_jax.storage.locks import LOCK_FILE, locked
+from periodic_jax.storage.locks import LEASE_FILE, LOCK_FILE, locked
 from periodic_jax.storage.reader import open_run
 from periodic_jax.storage.writer import finalize_store
 from periodic_jax.training import xla
 
 if TYPE_CHECKING:
+    from periodic_jax.runs.session import SessionPlan
     from periodic_jax.sweeps.sweep import Sweep
 
 FINISHED = "{} holds this run, finished: nothing is left to train"
@@ -59,11 +61,13 @@ def run_sweep(config: RunConfig, *, callbacks: RunCallbacks | None = None) -> Ru
     """Train all configurations and record every step in a run directory.
 
     Everything that can be wrong with the configuration is refused before anything is compiled or written. A directory
-    that holds this very run is continued, or read where the run is finished.
+    that holds this very run is continued, or read where the run is finished: a cell of a notebook can be run again.
+    Without ``out`` that is looked for in runs/sweep, runs/sweep-2 ..., and a new one of these is taken where there is
+    none.
 
     Args:
         config: what to run.
-        callbacks: for progress, an early stop and messages, which are printed otherwise.
+        callbacks: for an early stop, and for progress and messages other than a bar and prints.
 
     Returns:
         The run directory, for `open_run`, and its analysis.
@@ -80,17 +84,38 @@ def run_sweep(config: RunConfig, *, callbacks: RunCallbacks | None = None) -> Ru
         ((2, 3), True, 'undecided')
     """
     callbacks = callbacks or RunCallbacks()
+    if config.out is None:
+        config = dataclasses.replace(config, out=_default_folder(config, callbacks.log))
     config = claim_run(config, callbacks.log)
-    path = Path(config.out)
-    with locked(path):
+    path = config.folder
+    with locked(path) as check_held:
+        callbacks = callbacks.checking(check_held)
         manifest = resumable_manifest(config) or {}
         if "summary" in manifest:
-            callbacks.log(FINISHED.format(path))
-            return RunResult(path, analysis.analyze(open_run(path, flat=True)))
+            check_images(config, manifest)
+            return finished_result(path, callbacks.log)
         if manifest:
             callbacks.log(f"{path} holds this run, unfinished: going on with it")
-            config = dataclasses.replace(config, layout=from_manifest(manifest, path, dataset=config.dataset).layout)
+            recorded = from_manifest(manifest, path, dataset=config.dataset, model=config.model)
+            config = dataclasses.replace(config, layout=recorded.layout)
         return run_session(config, manifest, callbacks)
+
+
+def _default_folder(config: RunConfig, log: Callable[[str], None]) -> Path:
+    """Where this very run is, of the folders that runs without ``out`` have, or a new one of them."""
+    if config.shards is not None:
+        raise ConfigError("--out", "none given", "with --shards, the folder of the grid, the same for all shards")
+    check(config)
+    for folder in run_directory.default_folders("sweep"):
+        if not folder.exists():
+            log(f"run directory: {folder}")
+            return folder
+        with contextlib.suppress(PeriodicJaxError):  # it holds no run, or another one
+            manifest = run_directory.read_config(folder)
+            check_images(config, manifest)
+            if not difference(config, manifest):
+                return folder
+    raise AssertionError("there is always a next folder")
 
 
 def claim_run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> RunConfig:
@@ -105,8 +130,14 @@ def claim_run(config: RunConfig, log: Callable[[str], None] = lambda line: None)
     config = enter_shard(config, log)
     check(config)
     if resumable_manifest(config) is None:
-        run_directory.claim_directory(Path(config.out))
+        run_directory.claim_directory(config.folder)
     return config
+
+
+def finished_result(path: Path, log: Callable[[str], None]) -> RunResult:
+    """A run in which nothing is left to train, and a line that says so."""
+    log(FINISHED.format(path))
+    return RunResult(path, analysis.analyze(open_run(path, flat=True)))
 
 
 def finished_run(config: RunConfig) -> Path | None:
@@ -117,7 +148,7 @@ def finished_run(config: RunConfig) -> Path | None:
     """
     config = enter_shard(config)
     check(config)
-    return Path(config.out) if "summary" in (resumable_manifest(config) or {}) else None
+    return config.folder if "summary" in (resumable_manifest(config) or {}) else None
 
 
 def resume_run(
@@ -128,9 +159,11 @@ def resume_run(
     epochs: int | None = None,
     dataset: str | None = None,
     data_dir: str | None = None,
+    model: str | None = None,
     truncate: bool = False,
 ) -> RunResult:
-    """Continue an unfinished run, on a CPU to the bits it would have had undisturbed, or extend a finished one.
+    """Continue an unfinished run, on a CPU to the bits it would have had undisturbed, or extend a finished one. A run
+    that has the steps already is read.
 
     Args:
         path: the run directory.
@@ -139,6 +172,7 @@ def resume_run(
         epochs: the same in epochs.
         dataset: the npz file, where the data set is one: paths in config.json are not followed.
         data_dir: as for `RunConfig`.
+        model: the import path of the run's network, where it is one of your own: none in config.json is imported.
         truncate: where telemetry is corrupted, go back to the checkpoint before it, and compute it again. Refused of a
             finished run that is verified.
 
@@ -146,29 +180,51 @@ def resume_run(
         As `run_sweep`.
 
     Raises:
-        ConfigError: a finished run without a new end.
+        ConfigError: fewer steps than the run has.
         RunNotFoundError: there is no run.
         CorruptedRunError: the run is corrupted.
         RunInterrupted: as `run_sweep`.
     """
     path = Path(path)
     run_directory.read_config(path)  # before a lock is put where there is no run
-    with locked(path):
+    with locked(path) as check_held:
+        callbacks = (callbacks or RunCallbacks()).checking(check_held)
         manifest = run_directory.read_config(path)
-        config = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir)
+        config = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir, model=model)
         before = planned_steps(config)
         if steps is not None or epochs is not None:
             config = dataclasses.replace(config, steps=steps, epochs=epochs)
             check(config)
         if (after := planned_steps(config)) < before:
             raise ConfigError("--steps", after, f"at least the {before} steps of the run")
-        if after == before and "summary" in manifest:
-            if not truncate:
-                raise ConfigError("run directory", path, f"an unfinished run, or --steps above {before} to extend it")
-            if not any(corruptions(path, manifest, build.recorded_states)):
-                raise ConfigError("--truncate", path, "a corrupted run; this one is finished and verified")
         check(config)
-        return run_session(config, manifest, callbacks or RunCallbacks(), truncate=truncate)
+        if after == before and "summary" in manifest:
+            states = partial(build.recorded_states, model=model)
+            found = list(corruptions(path, manifest, states))
+            log, remedy = callbacks.log, f"periodic-jax resume {path} --truncate computes it again"
+            if rebuilt := _rebuild_finished(config, manifest) if found else []:
+                log(f"{path}: rebuilt from config.json: {', '.join(rebuilt)}")
+                found = list(corruptions(path, manifest, states))
+                if found and not truncate:
+                    log(f"{path}: still corrupted: {found[0]}; {remedy}")
+                if not found or not truncate:
+                    return RunResult(path, analysis.analyze(open_run(path, flat=True)))
+            if not truncate and found:
+                file, _, reason = found[0].partition(": ")
+                raise CorruptedRunError(path / file, reason, remedy)
+            if not truncate:
+                return finished_result(path, callbacks.log)
+            if not found:
+                raise ConfigError("--truncate", path, "a corrupted run; this one is finished and verified")
+        return run_session(config, manifest, callbacks, truncate=truncate)
+
+
+def _rebuild_finished(config: RunConfig, manifest: dict[str, Any]) -> list[str]:
+    """As `runs.session.rebuild_finished`, of a run that ended."""
+    from periodic_jax.runs.session import rebuild_finished
+
+    with xla.precision(config.precision):
+        return rebuild_finished(build.build_sweep(config), build.plan_session(config, manifest))
 
 
 def resumable_manifest(config: RunConfig) -> dict[str, Any] | None:
@@ -177,7 +233,7 @@ def resumable_manifest(config: RunConfig) -> dict[str, Any] | None:
     Raises:
         ConfigError: it holds another run.
     """
-    path = Path(config.out)
+    path = config.folder
     try:
         manifest = run_directory.read_config(path)
     except RunNotFoundError:
@@ -186,7 +242,8 @@ def resumable_manifest(config: RunConfig) -> dict[str, Any] | None:
     except PeriodicJaxError as error:
         raise ConfigError("--out", path, f"a folder that holds no run yet ({error})") from None
     if differing := difference(config, manifest):
-        raise ConfigError("--out", path, f"a folder that holds no run yet, or this one ({differing})")
+        more = f"{differing}; open_run({os.fspath(path)!r}) reads the one there"
+        raise ConfigError("--out", path, f"a folder that holds no run yet, or this one ({more})")
     return manifest
 
 
@@ -213,21 +270,28 @@ def run_session(
     """
     from periodic_jax.checkpoints.writer import finalize_first
     from periodic_jax.runs.planning import check_room, estimate_resources
-    from periodic_jax.runs.session import train_session
+    from periodic_jax.runs.session import find_resume_point, train_session
 
-    started, path, is_new = time.perf_counter(), Path(config.out), "config" not in manifest
+    started, path, is_new = time.perf_counter(), config.folder, "config" not in manifest
     with xla.precision(config.precision), _without_a_trace(path):
         xla.check_reductions()
+        xla.say_if_cores_share_a_device()
         finalize_store(path)
         sweep, plan = build.build_sweep(config), build.plan_session(config, manifest)
         check_room(estimate_resources(sweep, sweep.grid, plan), path)
+        start = None
+        if not is_new:  # verified before anything is compiled or written
+            finalize_first(path, forget=False)
+            start = find_resume_point(sweep, plan, truncate, callbacks.log)
         manifest = next_manifest(config, manifest, sweep.compile())
         try:
-            finalize_first(path, forget=is_new)
+            if is_new:
+                finalize_first(path, forget=True)
             prepare(sweep)
             run_directory.write_config(path, manifest)
             finalize_first(path, forget=False)
-            outcome = train_session(sweep, plan, callbacks, truncate=truncate)
+            with callbacks.showing_progress() as shown, _saying_how_to_go_on(plan, callbacks.log):
+                outcome = train_session(sweep, plan, shown, start)
             if outcome.step < plan.steps:
                 done = f"{outcome.step} of {counted(plan.steps, 'step')}"
                 raise RunInterrupted(f"stopped after {done}; to go on: periodic-jax resume {path}", sweep.stopped)
@@ -235,11 +299,30 @@ def run_session(
             tables.to_csv(analyzed, path / run_directory.SUMMARY_FILE)
             run_directory.write_config(path, finished_manifest(manifest, sweep, outcome, started))
         except OSError as error:
-            step = max(run_directory.checkpoint_steps(path), default=plan.first_step)
-            reason = error.strerror or str(error)
-            message = f"{path}: {reason}; all up to step {step} is kept: periodic-jax resume {path} goes on from there"
-            raise RunInterrupted(message, 1) from error
+            raise RunInterrupted(_kept(path, plan, error), 1) from error
     return RunResult(path, analyzed)
+
+
+def _kept(path: Path, plan: "SessionPlan", error: OSError) -> str:
+    """Why a run ended that could not write, and what is kept of it."""
+    reason = error.strerror or str(error)
+    if not (path / run_directory.CONFIG_FILE).exists():
+        return f"{path}: {reason}; nothing is recorded yet: the same command begins again"
+    step = max(run_directory.checkpoint_steps(path), default=plan.first_step)
+    return f"{path}: {reason}; all up to step {step} is kept: periodic-jax resume {path} goes on from there"
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on(plan: "SessionPlan", log: Callable[[str], None]) -> Iterator[None]:
+    """Log, where a cell of a notebook is interrupted, what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = max(run_directory.checkpoint_steps(plan.path), default=plan.first_step)
+        log(
+            f"{plan.path}: interrupted; all up to step {kept} is kept: the same call, or resume_run, goes on from there"
+        )
+        raise
 
 
 @contextlib.contextmanager
@@ -247,9 +330,10 @@ def _without_a_trace(path: Path) -> Iterator[None]:
     """Leave no folder behind where a new run is refused."""
     try:
         yield
-    except PeriodicJaxError:
+    except (PeriodicJaxError, KeyboardInterrupt):
         if not (path / run_directory.CONFIG_FILE).exists():
             with contextlib.suppress(OSError):  # there is something else in it
-                (path / LOCK_FILE).unlink()
+                for name in (LOCK_FILE, LEASE_FILE):
+                    (path / name).unlink(missing_ok=True)
                 path.rmdir()
         raise

@@ -5,11 +5,11 @@ at the newest verified checkpoint, forgets what was recorded after it, and goes 
 give the same bits again.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +21,10 @@ from periodic_jax.runs.build import initial_minima
 from periodic_jax.runs.callbacks import RunCallbacks
 from periodic_jax.runs.minima_recorder import MinimaRecorder
 from periodic_jax.storage import verification
-from periodic_jax.storage.minima_files import WEIGHTS, discard_after, discard_corrupted, find_missing_minima
-from periodic_jax.storage.run_directory import CHECKPOINTS, TELEMETRY, checkpoint_steps
-from periodic_jax.storage.writer import TelemetryLayout, TelemetryWriter
+from periodic_jax.storage.minima_files import WEIGHTS, discard_after, find_corrupted, find_missing_minima
+from periodic_jax.storage.run_directory import CHECKPOINTS, CONFIG_FILE, TELEMETRY, checkpoint_steps
+from periodic_jax.storage.verified_store import MISSING
+from periodic_jax.storage.writer import Rebuilt, TelemetryLayout, TelemetryWriter, rebuild
 from periodic_jax.sweeps.chunks import ChunkEnds
 from periodic_jax.sweeps.sweep import Sweep
 
@@ -40,6 +41,7 @@ class SessionPlan:
         ends: the ends of former plans, after which evaluations were made.
         keep, keep_every, seconds: of the checkpoints; see `Checkpoints`.
         keep_period_minima: steps between the candidates for the lowest point of each period; None: none are saved.
+        is_finished: whether the run had ended before.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class SessionPlan:
     keep_every: int | None = None
     seconds: float = 10.0
     keep_period_minima: int | None = None
+    is_finished: bool = False
 
     @property
     def eval_steps(self) -> list[int]:
@@ -65,6 +68,8 @@ class ResumePoint(NamedTuple):
 
     step: int
     states: Mapping[str, np.ndarray] | None  # None: the initial ones
+    rebuilt: Rebuilt = Rebuilt({}, [])  # what is to be written into the store first
+    lost: Mapping[Path, str] = MappingProxyType({})  # minima that are to be found again, and why
 
 
 class SessionResult(NamedTuple):
@@ -76,32 +81,37 @@ class SessionResult(NamedTuple):
     timed_steps: int  # made in that time
 
 
-def train_session(sweep: Sweep, plan: SessionPlan, callbacks: RunCallbacks, *, truncate: bool = False) -> SessionResult:
+def train_session(
+    sweep: Sweep, plan: SessionPlan, callbacks: RunCallbacks, start: ResumePoint | None = None
+) -> SessionResult:
     """Train to the planned end, recording every step.
 
     Args:
         sweep: at no step yet.
         plan: what to do.
         callbacks: what to call meanwhile.
-        truncate: go back to before corrupted telemetry, and before saved minima that are corrupted or missing.
+        start: from `find_resume_point`, which is asked if it is not given.
 
     Returns:
         Where the run stands now.
 
     Raises:
-        CorruptedRunError: corrupted telemetry, and ``truncate`` is not set.
+        CorruptedRunError: corrupted telemetry, and ``start`` is not given.
         OSError: something could not be written; all up to the last checkpoint is kept.
     """
     minima = MinimaRecorder(sweep, plan.path, plan.keep_period_minima) if plan.keep_period_minima else None
-    start = find_resume_point(sweep, plan, truncate, callbacks.log)
+    start = start or find_resume_point(sweep, plan, False, callbacks.log)
     checkpoints = Checkpoints(
         plan.path, keep=plan.keep, keep_every=plan.keep_every, seconds=plan.seconds, first_step=plan.first_step,
     )  # fmt: skip
-    layout = TelemetryLayout(
-        sweep.grid, plan.steps, plan.eval_steps, sweep.empty_telemetry(), sweep.evaluations, sweep.layer_names(),
-        plan.first_step,
-    )  # fmt: skip
-    writer = TelemetryWriter(plan.path, layout)
+    for file, reason in start.lost.items():
+        file.unlink(missing_ok=True)
+        callbacks.log(f"removed, to be found again: {file}: {reason}")
+    is_anew = start.step == plan.first_step  # nothing that is recorded counts, nor what a killed process left of it
+    if start.rebuilt.files and not is_anew:
+        start.rebuilt.write(plan.path)
+        callbacks.log(f"rebuilt from {CONFIG_FILE}: {', '.join(sorted(start.rebuilt.files))}")
+    writer = TelemetryWriter(plan.path, telemetry_layout(sweep, plan), anew=is_anew)
     writer.truncate(start.step)
     checkpoints.discard_after(start.step)
     discard_after(plan.path, start.step)
@@ -146,44 +156,54 @@ def train_session(sweep: Sweep, plan: SessionPlan, callbacks: RunCallbacks, *, t
 def find_resume_point(sweep: Sweep, plan: SessionPlan, truncate: bool, log: Callable[[str], None]) -> ResumePoint:
     """The newest verified checkpoint before which all telemetry is there; the first step, where there is none.
 
-    Without ``truncate``, saved minima are not looked at: nothing that is still to come depends on them.
+    Reads only, and compiles nothing. Without ``truncate``, saved minima are not looked at: nothing that is still to
+    come depends on them.
 
     Raises:
-        CorruptedRunError: corrupted telemetry, and ``truncate`` is not set.
+        CorruptedRunError: corrupted telemetry or no verified checkpoint, and ``truncate`` is not set.
+        UnreadableError: a file cannot be read now.
     """
-    store = plan.path / TELEMETRY
+    store, lost = plan.path / TELEMETRY, dict[Path, str]()
     if truncate and plan.keep_period_minima:
-        states = sweep.placement.fetch(sweep.states)
-        like = {name: array[0] for name, array in states.items() if name.startswith(WEIGHTS)}  # of one minimum
-        for error in discard_corrupted(plan.path, like):
-            log(f"removed, to be found again: {error}")
-    start = newest_checkpoint(sweep, plan, plan.steps, log, with_minima=truncate)
-    corruptions: list[verification.Corruption] = []
+        weights = {name: array[0] for name, array in sweep.abstract_states().items() if name.startswith(WEIGHTS)}
+        lost = find_corrupted(plan.path, weights)
+    start = newest_checkpoint(sweep, plan, plan.steps, log, truncate=truncate, lost=lost)
+    if start.step == plan.first_step:
+        return start
     if store.exists():
-        lengths = {
-            "config": len(sweep.grid), "step": plan.steps - plan.first_step, "eval_step": len(plan.eval_steps),
-            "layer": len(sweep.layer_names()),
-        }  # fmt: skip
-        corruptions += verification.find_corruptions(store, plan.first_step, start.step, lengths)
-    elif start.step != plan.first_step:
-        corruptions.append(verification.Corruption("", None, "missing"))
-    if corruptions:
-        last_good = min(plan.first_step if c.first_step is None else c.first_step for c in corruptions)
+        rebuilt = rebuild(plan.path, telemetry_layout(sweep, plan), start.step, store_lengths(sweep, plan))
+    else:
+        rebuilt = Rebuilt({}, [verification.Corruption("", None, MISSING)])
+    # When each configuration diverged is in the checkpoint.
+    left = [corruption for corruption in rebuilt.left if not corruption.file.startswith("diverged_at/c/")]
+    if left:
+        last_good = min(plan.first_step if c.first_step is None else c.first_step for c in left)
         if not truncate:
-            raise _corrupted_telemetry(plan, corruptions, last_good)
-        start = newest_checkpoint(sweep, plan, last_good, log, with_minima=True)
-        if start.step == plan.first_step:
-            shutil.rmtree(store, ignore_errors=True)
+            raise _corrupted_telemetry(plan, left, last_good)
+        start = newest_checkpoint(sweep, plan, last_good, log, truncate=True, lost=lost)
     if truncate:
-        log(f"corrupted files of telemetry: {len(corruptions)}; going on from step {start.step}")
-    return start
+        log(f"corrupted files of telemetry: {len(rebuilt.left)}; going on from step {start.step}")
+    return start._replace(rebuilt=rebuilt)
 
 
 def newest_checkpoint(
-    sweep: Sweep, plan: SessionPlan, most: int, log: Callable[[str], None], *, with_minima: bool = False
-) -> ResumePoint:  # fmt: skip
-    """The newest verified checkpoint of at most ``most`` steps; ``with_minima``: with all minima found by then."""
-    like = sweep.placement.fetch(sweep.states)
+    sweep: Sweep,
+    plan: SessionPlan,
+    most: int,
+    log: Callable[[str], None],
+    *,
+    truncate: bool = False,
+    lost: Mapping[Path, str] = MappingProxyType({}),
+) -> ResumePoint:
+    """The newest verified checkpoint of at most ``most`` steps.
+
+    Args:
+        sweep, plan, log: as for `find_resume_point`.
+        most: the most steps.
+        truncate: one with all minima found by then; the first step, where no checkpoint is verified.
+        lost: the minima that are not verified.
+    """
+    like, reason = sweep.abstract_states(), ""
     if plan.keep_period_minima:
         like |= initial_minima(like, plan.keep_period_minima)
     for step in reversed(checkpoint_steps(plan.path)):
@@ -191,18 +211,51 @@ def newest_checkpoint(
             continue
         try:
             states = load_checkpoint(plan.path, step, like)
-            if with_minima and plan.keep_period_minima:
-                for reason in find_missing_minima(plan.path, states, step).values():
-                    raise CorruptedRunError(plan.path / CHECKPOINTS / str(step), reason, "use an earlier checkpoint")
-            return ResumePoint(step, states)
+            if truncate and plan.keep_period_minima:
+                for missing in find_missing_minima(plan.path, states, step, without=lost).values():
+                    raise CorruptedRunError(plan.path / CHECKPOINTS / str(step), missing, "use an earlier checkpoint")
+            return ResumePoint(step, states, lost=lost)
         except CorruptedRunError as error:
+            reason = reason or f"{step}: {error.reason}"
             log(f"checkpoint {step} cannot be gone on from ({error.reason}): falling back to the one before it")
     if plan.first_step:
         first = plan.path / CHECKPOINTS / str(plan.first_step)
         raise CorruptedRunError(
             first, "missing or not verified, where this run was branched", "branch again from its parent"
         )
-    return ResumePoint(0, None)
+    if (reason or plan.is_finished) and not truncate:
+        remedy = f"periodic-jax resume {plan.path} --truncate computes all of the run again"
+        raise CorruptedRunError(plan.path / CHECKPOINTS, reason or MISSING, remedy)
+    return ResumePoint(0, None, lost=lost)
+
+
+def rebuild_finished(sweep: Sweep, plan: SessionPlan) -> list[str]:
+    """Make anew what config.json determines of a finished run's telemetry, where nothing else of it is corrupted.
+
+    Returns:
+        The files that were written.
+    """
+    rebuilt = rebuild(plan.path, telemetry_layout(sweep, plan), plan.steps, store_lengths(sweep, plan))
+    if rebuilt.left:
+        return []
+    rebuilt.write(plan.path)
+    return sorted(rebuilt.files)
+
+
+def telemetry_layout(sweep: Sweep, plan: SessionPlan) -> TelemetryLayout:
+    """What the telemetry has room for."""
+    return TelemetryLayout(
+        sweep.grid, plan.steps, plan.eval_steps, sweep.empty_telemetry(), sweep.evaluations, sweep.layer_names(),
+        plan.first_step,
+    )  # fmt: skip
+
+
+def store_lengths(sweep: Sweep, plan: SessionPlan) -> dict[str, int]:
+    """The most entries along each dimension, as `storage.verification` takes them."""
+    return {
+        "config": len(sweep.grid), "step": plan.steps - plan.first_step, "eval_step": len(plan.eval_steps),
+        "layer": len(sweep.layer_names()),
+    }  # fmt: skip
 
 
 def _corrupted_telemetry(

@@ -13,7 +13,7 @@ def setting(default: Any, text: str, *, metavar: str | None = None, is_axis: boo
     """A field of a theme.
 
     Args:
-        default: its default; ``dataclasses.MISSING``, if it must be given.
+        default: its default.
         text: its help.
         metavar: how its value is called in the help; by its type, if None.
         is_axis: it takes several values, of which the grid has all combinations.
@@ -34,10 +34,13 @@ class GridAxes:
     lr: tuple[float, ...] = axis((0.1,), "Learning rates, above 0.")
     weight_decay: tuple[float, ...] = axis(
         (1e-3,),
-        """Weight decays (coupled, L2), above 0, with lr x decay below 1; none for training without. Training is without
-        too where every --elr is above 0 and this is not given.""",
+        """Weight decays, above 0, with lr x decay below 1; none for training without. Training is without too where
+        every --elr is above 0 and this is not given. Coupled (L2) or decoupled: see --optimizer.""",
     )
-    momentum: tuple[float, ...] = axis((0.0,), "Momenta, from 0 to below 1.")
+    momentum: tuple[float, ...] = axis((0.0,), "Momenta of sgd, sgdw and nesterov, from 0 to below 1.")
+    beta1: tuple[float, ...] = axis((0.9,), "beta1 of adam, adamw and lion, from 0 to below 1.")
+    beta2: tuple[float, ...] = axis((0.999,), "beta2 of adam, adamw and lion (usual there: 0.99), from 0 to below 1.")
+    eps: tuple[float, ...] = axis((1e-8,), "epsilon of adam and adamw, above 0.")
     noninvariant_lr: tuple[float, ...] = axis(
         (0.0,),
         """Learning rates of the weights that are not scale-invariant: 0 freezes them, negative means the same as
@@ -103,11 +106,15 @@ class NetworkSettings:
 
     model: str = setting(
         "ConvNetSI",
-        """ConvNetSI, ConvNetSIAf, ConvNet, ResNet18SI, ResNet18SIAf or ResNet18; SI: all but the head scale-invariant;
-        Af: with affine batch normalisation.""",
+        """ConvNetSI, ConvNetSIAf, ConvNet, ResNet18SI, ResNet18SIAf, ResNet18, MLPSI or ViTSI; SI: all but the head
+        scale-invariant; Af: with affine batch normalisation. Or the import path of your own, such as
+        my_package.nets:Net; see docs/guides/own_network.md.""",
     )
-    width: int = setting(4, "Channels of the first layer.")
-    depth: int = setting(3, "Convolutions after the first.")
+    model_args: tuple[str, ...] = setting(
+        (), "Arguments of your own network, such as width=8 norm=false.", metavar="NAME=VALUE ..."
+    )
+    width: int = setting(4, "Channels of the first layer; of all layers of MLPSI and ViTSI.")
+    depth: int = setting(3, "Convolutions after the first; hidden layers of MLPSI, blocks of ViTSI.")
     init_scale: float = setting(
         10.0, "Norm of the head's weight at the start; not positive: PyTorch's default initialisation."
     )
@@ -143,6 +150,11 @@ class TrainingSettings:
         bits anyway.""",
     )
     loss: str = setting("cross_entropy", "cross_entropy or squared.")
+    optimizer: str = setting(
+        "sgd",
+        """sgd, nesterov or adam (weight decay coupled: added to the gradient); sgdw, adamw or lion (decoupled: lr x
+        decay x weights taken off in each step).""",
+    )
     schedule: str = setting(
         "constant",
         """Of the learning rate: constant, cosine, c (flat for a quarter, then linear to lr/p), d (divided by p at each
@@ -206,8 +218,8 @@ class ShardSettings:
 class OutputSettings:
     """The run directory."""
 
-    out: str | Path = setting(
-        dataclasses.MISSING,
+    out: str | Path | None = setting(
+        None,
         """Run directory: a new one, or that of this very run, which then goes on; runs/sweep,
         runs/sweep-2 ... if not given.""",
         metavar="DIR",

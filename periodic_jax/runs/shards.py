@@ -4,7 +4,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,7 +87,7 @@ def enter_shard(config: RunConfig, log: Callable[[str], None] = lambda line: Non
     if config.shards is None:
         return config
     check(config)
-    path, whole = Path(config.out), dataclasses.replace(config, shard=None)
+    path, whole = config.folder, dataclasses.replace(config, shard=None)
     shards = read_shards(path)
     if shards is None:
         claim_directory(path, taken_by=(CONFIG_FILE,) if (path / SHARDS).is_dir() else OWN_FILES)
@@ -117,7 +116,7 @@ def run_parts(config: RunConfig) -> Iterator[tuple[RunConfig, np.ndarray]]:
     Yields:
         The configuration of each, and its configurations as ascending places in the whole grid.
     """
-    shards = read_shards(config.out)
+    shards = read_shards(config.folder)
     if shards is None:
         grid = config.whole_grid()
         yield config, np.arange(len(grid)) if config.shard is None else grid.members(config.shards or 1)[config.shard]

@@ -13,7 +13,7 @@ import contextlib
 import io
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,28 +119,29 @@ def discard_after(path: Path, step: int) -> None:
             folder.rmdir()
 
 
-def discard_corrupted(path: Path, like: Mapping[str, np.ndarray]) -> list[str]:
-    """Remove what is not as it was written.
+def find_corrupted(path: Path, like: Mapping[str, np.ndarray]) -> dict[Path, str]:
+    """What is not as it was written, and what is wrong with it.
 
     Args:
         path: the run directory.
         like: as for `read_minimum`.
-
-    Returns:
-        The file and what was wrong, of each.
     """
-    errors = []
+    errors = {}
     for minimum in saved_minima(path):
         try:
             read_minimum(minimum, like)
         except CorruptedRunError as error:
-            minimum.file.unlink()
-            errors.append(f"{error.file}: {error.reason}")
+            errors[minimum.file] = error.reason
     return errors
 
 
 def find_missing_minima(
-    path: Path, checkpoint: Mapping[str, np.ndarray], step: int, *, finished: bool = False
+    path: Path,
+    checkpoint: Mapping[str, np.ndarray],
+    step: int,
+    *,
+    finished: bool = False,
+    without: Collection[Path] = (),
 ) -> dict[int, str]:
     """The configurations that have not the minima that a checkpoint counts, and how many there are, in words.
 
@@ -149,13 +150,15 @@ def find_missing_minima(
         checkpoint: what it holds.
         step: its step. Later minima are not counted.
         finished: whether the run ended there, so that there must be unfinished ones too.
+        without: files that do not count.
     """
     ended, last = checkpoint[f"{PREFIX}found"], checkpoint[f"{PREFIX}step"]
     wanted = ended + (last >= 0 if finished else 0)
-    counted = [m.config for m in saved_minima(path) if (finished if m.ended is None else m.ended <= step)]
-    there = np.bincount([config for config in counted if config < len(wanted)], minlength=len(wanted))
+    there = [minimum for minimum in saved_minima(path) if minimum.file not in without]
+    counted = [m.config for m in there if (finished if m.ended is None else m.ended <= step)]
+    found = np.bincount([config for config in counted if config < len(wanted)], minlength=len(wanted))
     return {
-        i: f"{MINIMA}/{i}: {there[i]} of {wanted[i]} minima are there" for i in np.flatnonzero(there != wanted).tolist()
+        i: f"{MINIMA}/{i}: {found[i]} of {wanted[i]} minima are there" for i in np.flatnonzero(found != wanted).tolist()
     }
 
 

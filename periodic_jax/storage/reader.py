@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from periodic_jax.core.errors import PeriodicJaxError, RunNotFoundError, as_corruption
-from periodic_jax.core.grid import AXES
+from periodic_jax.core.errors import ConfigError, PeriodicJaxError, RunNotFoundError, as_corruption
+from periodic_jax.core.grid import AXES, LATER_AXES, HParams
 from periodic_jax.storage.checksums import SEAL
 from periodic_jax.storage.run_directory import TELEMETRY, first_step, lengths, reached, read_config
 from periodic_jax.storage.schema import describe
 from periodic_jax.storage.shards import LOG, Shards, check_members, join_shards, read_shards
 from periodic_jax.storage.verification import metadata_corruptions
-from periodic_jax.storage.verified_store import MISSING, corrupted_telemetry, open_verified, telemetry_remedy
+from periodic_jax.storage.verified_store import ARRAYS, MISSING, corrupted_telemetry, open_verified, telemetry_remedy
 
 
 def open_run(path: str | os.PathLike[str], *, flat: bool = False) -> xr.Dataset:
@@ -87,9 +87,12 @@ def _open_flat(path: Path) -> xr.Dataset:
         dataset = xr.open_zarr(verified, consolidated=False, zarr_format=3, chunks=None)
         for described in (dataset, *dataset.variables.values()):
             described.attrs.pop(SEAL, None)
-        dataset = _named(dataset, path)
+        dataset.attrs.pop(ARRAYS, None)
+        settings = config.get("config", {})
+        optimizer = str(settings.get("optimizer", "sgd"))
+        dataset = _named(dataset, path, optimizer)
         dataset.encoding["source"] = str(path)
-        dataset.attrs.update(name=path.resolve().name, model=str(config.get("config", {}).get("model", "")))
+        dataset.attrs.update(name=path.resolve().name, model=str(settings.get("model", "")), optimizer=optimizer)
         return dataset
 
 
@@ -111,8 +114,58 @@ def read(dataset: xr.Dataset, name: str, **chosen: slice) -> np.ndarray:
         return np.asarray(dataset[name].isel(chosen).values)
 
 
-def _named(dataset: xr.Dataset, run: Path) -> xr.Dataset:
+def flattened(dataset: xr.Dataset) -> xr.Dataset:
+    """A run with the one dimension ``config`` first, from either form of `open_run`, or from your own Dataset.
+
+    All dimensions but ``step``, ``eval_step`` and ``layer`` are those of configurations, in any order. A hyperparameter
+    that is no coordinate has the default of `HParams`; ``lr`` and ``weight_decay`` must be there. An
+    ``effective_lr`` that is missing is lr/ρ², which is right at a constant rate, and 0 for ``elr``.
+
+    Args:
+        dataset: the run, or a part of it. One that is flat is returned as it is, and nothing of it is read.
+
+    Raises:
+        ConfigError: no Dataset, or what is missing in it.
+
+    Example:
+        >>> norm = {"weight_norm": (("step", "lr"), np.ones((5, 2)))}
+        >>> flattened(xr.Dataset(norm, {"lr": [0.1, 1.0], "weight_decay": 0.0})).effective_lr.dims
+        ('config', 'step')
+    """
+    if not isinstance(dataset, xr.Dataset):
+        raise ConfigError("run", type(dataset).__name__, "an xarray Dataset, as open_run gives")
+    shared = ("step", "eval_step", "layer")
+    lead = list(dict.fromkeys(dim for array in dataset.data_vars.values() for dim in array.dims if dim not in shared))
+    source = dict(dataset.encoding)
+    if not lead:
+        dataset = dataset.expand_dims("config")
+    elif lead != ["config"]:
+        dataset = dataset.drop_vars("config", errors="ignore").stack(config=lead, create_index=False)
+    order = ("config", *shared)
+    if any(sorted(array.dims, key=order.index) != list(array.dims) for array in dataset.variables.values()):
+        dataset = dataset.transpose(*order, missing_dims="ignore")
+    defaults, configs = {**HParams()._asdict(), "seed": 0}, dataset.sizes["config"]
+    for name in AXES:
+        if name not in dataset.coords and name in ("lr", "weight_decay"):
+            raise ConfigError("run", f"no coordinate {name}", "a Dataset with the coordinates lr and weight_decay")
+        if name not in dataset.coords or dataset[name].dims != ("config",):
+            values = dataset[name].values if name in dataset.coords else defaults[name]
+            dataset = dataset.assign_coords({name: ("config", np.broadcast_to(values, configs))})
+    if "effective_lr" not in dataset and "weight_norm" in dataset and not source.get("source"):
+        norm = dataset["weight_norm"]
+        derived = xr.where(dataset["elr"] > 0, dataset["elr"], dataset["lr"] / norm**2)
+        dataset = dataset.assign(effective_lr=derived.transpose(*norm.dims).astype(norm.dtype))
+    if "diverged_at" not in dataset and not source.get("source"):
+        dataset = dataset.assign(diverged_at=("config", np.full(configs, np.nan)))
+    dataset.encoding = source
+    return dataset
+
+
+def _named(dataset: xr.Dataset, run: Path, optimizer: str) -> xr.Dataset:
     """The flat Dataset of a run's store with all its coordinates, if it is one of ours."""
+    if optimizer == "sgd" and not set(LATER_AXES) & set(dataset.variables):  # as of runs from before they were recorded
+        defaults = {name: np.full(dataset.sizes["config"], getattr(HParams(), name)) for name in LATER_AXES}
+        dataset = dataset.assign({name: ("config", values) for name, values in defaults.items()})
     if missing := {"loss", "weight_norm", "step", *AXES} - set(dataset.variables):
         raise corrupted_telemetry(run, f"no {', '.join(sorted(missing))}")
     if "layer" in dataset.coords:

@@ -10,17 +10,25 @@ No pickle and no code is ever read from a run directory.
 """
 
 import errno
+import itertools
 import math
 import os
 import reprlib
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from periodic_jax.core.errors import ConfigError, CorruptedRunError, RunNotFoundError, first_line
+from periodic_jax.core.errors import (
+    ConfigError,
+    CorruptedRunError,
+    RunNotFoundError,
+    UnreadableError,
+    failed_read,
+    first_line,
+)
 from periodic_jax.core.files import find_foreign_file, read_json, write_json
-from periodic_jax.core.grid import AXES
+from periodic_jax.core.grid import AXES, LATER_AXES
 from periodic_jax.core.limits import MOST_CONFIGS, MOST_LAYERS, MOST_STEPS
 from periodic_jax.storage.checksums import SEAL, is_checksummed, seal
 from periodic_jax.storage.schema import FORMAT
@@ -44,6 +52,16 @@ GIVE = "give the folder of a run"
 RESTORE = "restore it from a copy, or remove the run's folder and train it again"
 # What config.json holds beside its format, where it holds it.
 KINDS = {"config": dict, "data": dict, "parent": dict, "summary": dict, "sessions": list, "ends": list, "command": list}
+
+
+def default_folders(name: str) -> Iterator[Path]:
+    """runs/NAME, runs/NAME-2, runs/NAME-3 ..., the folders of runs that were given none."""
+    return (Path("runs", name if k == 1 else f"{name}-{k}") for k in itertools.count(1))
+
+
+def free_folder(name: str) -> str:
+    """The first of `default_folders` that does not exist."""
+    return next(str(folder) for folder in default_folders(name) if not folder.exists())
 
 
 def is_sharded(path: str | os.PathLike[str]) -> bool:
@@ -105,6 +123,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises:
         RunNotFoundError: there is no run.
         CorruptedRunError: its config.json is corrupted, or there are links among its files, which could lead out of it.
+        UnreadableError: it cannot be read now.
     """
     file = Path(path) / CONFIG_FILE
     if strange := find_foreign_file(Path(path), (n + ending for n in OWN_FILES for ending in ("", ".partial"))):
@@ -113,6 +132,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     try:
         content = read_json(file)
     except OSError as error:
+        if failed := failed_read(error):
+            raise UnreadableError(file, failed) from None
         if is_sharded(path):
             remedy = f"the sweep's command goes on with it; or give a shard, such as {path}/{SHARDS}/0"
             raise RunNotFoundError(path, "it holds a grid in shards", remedy) from None
@@ -142,6 +163,7 @@ def lengths(record: Mapping[str, Any]) -> dict[str, int]:
         8
     """
     config = record.get("config", {})
+    config = {name: [None] for name in LATER_AXES} | config  # one value in runs from before they were recorded
     axes = [config.get(name) for name in AXES if name != "schedule_every"]
     configs = math.prod(len(axis) if isinstance(axis, list) else MOST_CONFIGS for axis in axes)
     if type(shards := config.get("shards")) is int and shards > 0:
@@ -174,9 +196,17 @@ def manifest_error(content: Any) -> str | None:
 
 
 def checkpoint_steps(path: Path) -> list[int]:
-    """The steps of a run's complete checkpoints, ascending."""
-    checksums = (path / CHECKPOINTS).glob(f"*/{CHECKSUMS}")
-    return sorted(int(file.parent.name) for file in checksums if file.parent.name.isdecimal())
+    """The steps of a run's complete checkpoints, ascending.
+
+    Raises:
+        UnreadableError: the folder cannot be read now, which must not be taken for a run without checkpoints.
+    """
+    folder = path / CHECKPOINTS
+    try:
+        names = [name for name in os.listdir(folder) if name.isdecimal()] if folder.is_dir() else []
+        return sorted(int(name) for name in names if (folder / name / CHECKSUMS).exists())
+    except OSError as error:
+        raise UnreadableError(folder, first_line(error)) from None
 
 
 def reached(path: Path, record: Mapping[str, Any]) -> int:

@@ -75,6 +75,10 @@ QUANTITIES = {
         _Q("radial_leak", dims=STEP, uses=("analysis",), heading="leak"),
         _Q("noninvariant_weight_norm", "norm of the other weights", dims=STEP),
         _Q("noninvariant_grad_norm", "gradient norm over the other weights", dims=STEP),
+        _Q("radial_update", "radial part of the update", dims=STEP, only="updates", uses=("analysis",)),
+        _Q("tangential_update", "norm of the tangential part of the update", dims=STEP, only="updates", log=True,
+           uses=("analysis",)),
+        _Q("step_lr", "learning rate of the step", dims=STEP, only="updates", log=True, uses=("analysis",)),
         _Q("sphere_sharpness", "sharpness on the unit sphere", dims=STEP, only="sharpness", log=True,
            heading="sharpness"),
         _Q("elr_times_sharpness", "effective learning rate x sharpness", dims=STEP, only="sharpness", log=True,
@@ -109,6 +113,9 @@ QUANTITIES = {
         _Q("schedule_end", "end of the learning-rate schedule", "step", CONFIG, short="end of the schedule"),
         _Q("schedule_factor", "divisor of the learning-rate schedule", dims=CONFIG, short="divisor of the schedule"),
         _Q("schedule_every", "updates between changes of the schedule", "step", CONFIG),
+        _Q("beta1", dims=CONFIG),
+        _Q("beta2", dims=CONFIG),
+        _Q("eps", "epsilon", dims=CONFIG),
         _Q("seed", dims=CONFIG),
         # Along the other dimensions.
         _Q("step", units="step", dims=("step",), number="whole"),
@@ -130,6 +137,8 @@ QUANTITIES = {
         _Q("measured_weight_norm", "equilibrium norm, measured", heading="measured"),
         _Q("equilibrium_effective_lr", "equilibrium ELR, predicted", heading="ELR*"),
         _Q("measured_effective_lr", "equilibrium ELR, measured", heading="measured"),
+        _Q("equilibrium_angular_step", "equilibrium rotation per step, predicted", "rad", heading="angle*"),
+        _Q("measured_angular_step", "equilibrium rotation per step, measured", "rad", heading="measured"),
         _Q("budget_residual", "rotation budget off by", heading="budget off by"),
         _Q("violations", "violations of the theory", number="whole"),
         _Q("forecast_origin", heading="after step", number="whole"),
@@ -199,5 +208,9 @@ def recorded(dims: tuple[str, ...], only: str = "") -> tuple[str, ...]:
     return tuple(name for name, quantity in QUANTITIES.items() if (quantity.dims, quantity.only) == (dims, only))
 
 
-SCALARS, SHARPNESS, PER_LAYER = recorded(STEP), recorded(STEP, "sharpness"), recorded(LAYER)
+SCALARS, PER_LAYER = recorded(STEP), recorded(LAYER)
+UPDATES, SHARPNESS = (
+    recorded(STEP, "updates"),
+    recorded(STEP, "sharpness"),
+)  # of other optimisers than sgd; if asked for
 EVALUATIONS, CORRUPTION = recorded(EVALUATION), recorded(EVALUATION, "corruption")

@@ -20,9 +20,9 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from periodic_jax.core.errors import ConfigError, CorruptedRunError, first_line
+from periodic_jax.core.errors import ConfigError, CorruptedRunError, UnreadableError, failed_read, first_line
 from periodic_jax.core.files import PARTIAL, read_json
-from periodic_jax.core.grid import AXES, SweepGrid
+from periodic_jax.core.grid import AXES, LATER_AXES, HParams, SweepGrid
 from periodic_jax.storage.checksums import seal
 from periodic_jax.storage.run_directory import CONFIG_FILE, SHARDS, SHARDS_FILE, is_sharded, manifest_error
 from periodic_jax.storage.schema import FORMAT
@@ -53,6 +53,7 @@ def read_shards(path: str | os.PathLike[str]) -> Shards | None:
 
     Raises:
         CorruptedRunError: it is corrupted, or there are links among its folders, which could lead out of them.
+        UnreadableError: it cannot be read now.
     """
     path = Path(path)
     if not is_sharded(path):
@@ -65,14 +66,17 @@ def read_shards(path: str | os.PathLike[str]) -> Shards | None:
         content = read_json(file)
         if reason := manifest_error(content):
             raise ValueError(reason)
-        axes = {name: content["config"][name] for name in AXES if name != "schedule_every"}
+        recorded = {name: [getattr(HParams(), name)] for name in LATER_AXES} | content["config"]
+        axes = {name: recorded[name] for name in AXES if name != "schedule_every"}
         grid = SweepGrid.product(**axes, schedule_every=content["schedule_every"])
         count = content["config"]["shards"]
         if type(count) is not int or not 1 <= count <= len(grid):
             raise ValueError(f"{reprlib.repr(count)} shards of {len(grid)} configurations")
         return Shards(path, count, {"config": content["config"], "data": content["data"]}, grid)
     except OSError as error:
-        raise CorruptedRunError(file, f"it cannot be read ({error.strerror})", REMAKE) from None
+        if reason := failed_read(error):
+            raise UnreadableError(file, reason) from None
+        raise CorruptedRunError(file, first_line(error), REMAKE) from None
     except (ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptedRunError(file, first_line(error), REMAKE) from None
 

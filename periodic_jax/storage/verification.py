@@ -4,18 +4,21 @@ A run directory may be a stranger's. A zarr.json of 100 bytes can declare teraby
 gigabytes, and a link can lead to any file. All of that is looked at before anything is read.
 """
 
+import contextlib
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from periodic_jax.core.errors import CorruptedRunError, first_line
+import numpy as np
+
+from periodic_jax.core.errors import CorruptedRunError, UnreadableError, failed_read, first_line
 from periodic_jax.core.files import read_json
 from periodic_jax.storage.checksums import SEAL, seal_metadata
 from periodic_jax.storage.schema import QUANTITIES
-from periodic_jax.storage.verified_store import METADATA, Expected, open_group, open_verified
+from periodic_jax.storage.verified_store import ARRAYS, CONSOLIDATED, METADATA, Expected, open_group, open_verified
 
 MOST_OF_ONE_ARRAY = 100  # corrupted files that are listed
 MOST_CHUNK = 2**32  # bytes, unfolded
@@ -28,7 +31,7 @@ class Corruption(NamedTuple):
     """A file of a telemetry store that cannot be trusted."""
 
     file: str  # relative to the store
-    first_step: int | None  # the first of the steps it holds; None where it holds more than steps
+    first_step: int | None  # from which on a run that goes on makes all of it again; None: only from its beginning
     reason: str
 
     def __str__(self) -> str:
@@ -39,24 +42,51 @@ class Corruption(NamedTuple):
 def metadata_corruptions(store: Path, lengths: Mapping[str, int]) -> Iterator[Corruption]:
     """All metadata files of a store that are not what was sealed, or declare what no such run does.
 
+    Consolidated metadata are accepted where they are those of the arrays: `zarr.consolidate_metadata` writes them. A
+    folder that is no array, and could not be one of ours, is not looked at.
+
     Args:
         store: the zarr group.
         lengths: the most entries that config.json has room for, along each dimension.
+
+    Raises:
+        UnreadableError: a file cannot be read now.
     """
-    for folder in (store, *sorted(path for path in store.iterdir() if path.is_dir())):
+    if not store.is_dir():
+        yield Corruption("", None, "not a folder")
+        return
+    folders = {path for path in store.iterdir() if path.is_dir()} | {store / name for name in _listed(store)}
+    for folder in (store, *sorted(folders)):
         file = folder / METADATA
+        if folder != store and folder.name not in QUANTITIES and not file.exists():
+            continue
         if reason := _file_error(file, lengths):
             yield Corruption(os.fspath(file.relative_to(store)), None, reason)
+
+
+def _listed(store: Path) -> Iterator[str]:
+    """The names of the arrays that a store must have; none, where an earlier version wrote it, or it is corrupted."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        yield from (name for name in read_json(store / METADATA)["attributes"][ARRAYS] if name in QUANTITIES)
 
 
 def _file_error(file: Path, lengths: Mapping[str, int]) -> str | None:
     try:
         content = read_json(file)
+        if content.get(CONSOLIDATED) and not _is_consolidated(content.pop(CONSOLIDATED), file.parent):
+            return "declares the arrays a second time, and otherwise"
         if content != seal_metadata(content):
             return "its checksum is another one" if SEAL in content["attributes"] else "it has no checksum"
         return _metadata_error(content, lengths)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        if failed := failed_read(error):
+            raise UnreadableError(file, failed) from None
         return first_line(error)
+
+
+def _is_consolidated(consolidated: Any, store: Path) -> bool:
+    """Whether consolidated metadata are those of the arrays in a store."""
+    return consolidated["metadata"] == {file.parent.name: read_json(file) for file in store.glob(f"*/{METADATA}")}
 
 
 def _metadata_error(content: Any, lengths: Mapping[str, int]) -> str | None:
@@ -69,8 +99,6 @@ def _metadata_error(content: Any, lengths: Mapping[str, int]) -> str | None:
     Raises:
         LookupError, TypeError, AttributeError: it is no such metadata at all.
     """
-    if content.get("consolidated_metadata"):
-        return "declares the arrays a second time"
     if content["node_type"] == "group":
         return None
     shape, names = content["shape"], tuple(content["dimension_names"])
@@ -104,22 +132,42 @@ def find_corruptions(store: Path, first_step: int, step: int, lengths: Mapping[s
 
     Yields:
         Metadata first; the arrays only where all metadata are verified, and of each the first few.
+
+    Raises:
+        UnreadableError: a file cannot be read now.
     """
     broken = list(metadata_corruptions(store, lengths))
     yield from broken
     if broken:
         return
     verified = open_verified(store, first_step, step)
-    group = open_group(verified)
+    group, evaluated = open_group(verified), np.empty(0)
+    with contextlib.suppress(Exception):  # a corrupted chunk, which is found when the array's own turn comes
+        made: Any = group["eval_step"]
+        evaluated = made[:]
+
+    def begin(array: Any, expected: Expected, chunk: int) -> int | None:
+        if expected.steps:
+            return first_step + chunk * expected.steps
+        if array.metadata.dimension_names[1:] == ("eval_step",) and chunk * array.chunks[1] < len(evaluated):
+            # A run that goes on evaluates after its next step, but for its very first evaluation.
+            return max(int(evaluated[chunk * array.chunks[1]]) - 1, first_step)
+        return None
+
     for name, expected in verified.expected.items():
-        yield from itertools.islice(_array_corruptions(group[name], expected, first_step), MOST_OF_ONE_ARRAY)
+        found = _array_corruptions(group[name], expected, begin)
+        yield from itertools.islice(found, MOST_OF_ONE_ARRAY)
 
 
-def _array_corruptions(array: Any, expected: Expected, first_step: int) -> Iterator[Corruption]:
+def _array_corruptions(
+    array: Any, expected: Expected, begin: Callable[[Any, Expected, int], int | None]
+) -> Iterator[Corruption]:
     for index in itertools.product(*map(range, expected.counts)):
         try:
             array.blocks[index]
+        except UnreadableError:
+            raise
         except Exception as error:  # also whatever a crafted chunk makes zarr or its codecs raise
-            reason = error.reason if isinstance(error, CorruptedRunError) else first_line(error)
             file = "/".join([array.basename, "c", *map(str, index)])
-            yield Corruption(file, first_step + index[1] * expected.steps if expected.steps else None, reason)
+            reason = error.reason if isinstance(error, CorruptedRunError) else first_line(error)
+            yield Corruption(file, begin(array, expected, index[1]) if len(index) > 1 else None, reason)

@@ -6,7 +6,7 @@ chunk for an empty one, and unfolds whatever a chunk holds.
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +14,13 @@ import google_crc32c
 import zarr
 from zarr.storage import LocalStore, WrapperStore
 
-from periodic_jax.core.errors import CorruptedRunError
+from periodic_jax.core.errors import CorruptedRunError, UnreadableError, first_line
+from periodic_jax.core.grid import AXES
 from periodic_jax.storage.run_directory import TELEMETRY
 
-METADATA = "zarr.json"
+METADATA, CONSOLIDATED = "zarr.json", "consolidated_metadata"
+ARRAYS = "arrays"  # among the group's attributes: the names of all arrays of the store
+COORDINATES = (*AXES, "step", "eval_step", "layer")
 MISSING = "missing"
 FRAMING = 2**12  # bytes that a compressed chunk takes beside its content
 
@@ -54,13 +57,26 @@ class VerifiedStore(WrapperStore[LocalStore]):
 
         Raises:
             CorruptedRunError: a chunk is not what was written.
+            UnreadableError: the file cannot be read now.
         """
+        try:
+            return await self._verified(key, prototype, byte_range)
+        except OSError as error:
+            raise UnreadableError(self._store.root / key, first_line(error)) from None
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """The entries of a folder, of the group's without those that are no arrays: zarr would warn of them."""
+        async for name in super().list_dir(prefix):
+            if prefix.strip("/") or name == METADATA or (self._store.root / name / METADATA).exists():
+                yield name
+
+    async def _verified(self, key: str, prototype: Any, byte_range: Any) -> Any:
         name, _, place = key.partition("/c/")
         expected = self.expected.get(name)
         if not place or expected is None or key.endswith(METADATA):
             return await super().get(key, prototype, byte_range)
         reason = content = None
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if (size := (self._store.root / key).stat().st_size) > 2 * expected.size + FRAMING:
                 reason = f"{size} bytes long"
         if not reason:
@@ -83,7 +99,7 @@ def open_verified(store: Path, first_step: int, step: int) -> VerifiedStore:
         step: updates made; what is recorded of later ones may be missing.
     """
     local = LocalStore(store, read_only=True)
-    group, reached = open_group(local), {"step": step - first_step}
+    group, reached = open_group(VerifiedStore(local, {})), {"step": step - first_step}
     with contextlib.suppress(Exception):  # a corrupted chunk, which is found when the array's own turn comes
         # The first evaluation is made when training begins: after the store is built.
         made: Any = open_group(VerifiedStore(local, _expected(group, {})))["eval_step"]
@@ -104,7 +120,7 @@ def _expected(group: Any, reached: Mapping[str, int]) -> dict[str, Expected]:
     return expected
 
 
-def open_group(store: LocalStore | VerifiedStore) -> zarr.Group:
+def open_group(store: VerifiedStore) -> zarr.Group:
     """The arrays of a store, by their own metadata alone."""
     return zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False)
 
@@ -142,9 +158,21 @@ def corrupted_telemetry(run: Path, reason: str, file: str = "") -> CorruptedRunE
         reason: what is wrong.
         file: with which file of the store; the store itself, if not given.
     """
-    return CorruptedRunError(run / TELEMETRY / file, reason, telemetry_remedy(run))
+    return CorruptedRunError(run / TELEMETRY / file, reason, telemetry_remedy(run, file))
 
 
-def telemetry_remedy(run: Path) -> str:
+def telemetry_remedy(run: Path, file: str = "") -> str:
     """What to do about corrupted telemetry."""
+    if is_rebuildable(file):
+        return f"periodic-jax resume {run} rebuilds it from config.json"
     return f"periodic-jax resume {run} --truncate computes it again"
+
+
+def is_rebuildable(file: str) -> bool:
+    """Whether config.json determines what a file of a store holds: metadata and coordinates.
+
+    Example:
+        >>> is_rebuildable("loss/zarr.json"), is_rebuildable("lr/c/0"), is_rebuildable("loss/c/0/0")
+        (True, True, False)
+    """
+    return file.endswith(METADATA) or file.partition("/")[0] in COORDINATES

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +17,14 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
-from periodic_jax.core.files import PARTIAL, replace_folder, sync, write_json
+from periodic_jax.core.errors import UnreadableError
+from periodic_jax.core.files import PARTIAL, replace_folder, sync, write_atomically, write_json
 from periodic_jax.core.grid import AXES, SweepGrid
 from periodic_jax.storage.checksums import seal_metadata
 from periodic_jax.storage.run_directory import TELEMETRY
 from periodic_jax.storage.schema import FORMAT, describe
-from periodic_jax.storage.verified_store import METADATA
+from periodic_jax.storage.verification import ITEM_SIZES, Corruption, find_corruptions
+from periodic_jax.storage.verified_store import ARRAYS, CONSOLIDATED, COORDINATES, METADATA, is_rebuildable, unfolds_to
 
 MOST_IN_CHUNK = 4096  # configurations
 
@@ -71,16 +74,17 @@ class TelemetryWriter:
     Args:
         path: the run directory, already claimed.
         layout: of the telemetry.
+        anew: in the place of a store that exists, make a new one.
     """
 
-    def __init__(self, path: Path, layout: TelemetryLayout) -> None:
-        self._store, self._layout, first_step = path / TELEMETRY, layout, layout.first_step
+    def __init__(self, path: Path, layout: TelemetryLayout, *, anew: bool = False) -> None:
+        self._store, self._layout = path / TELEMETRY, layout
         self._eval_index = {step: i for i, step in enumerate(layout.eval_steps)}
         self._changed: set[Path] = set()
-        if not self._store.exists():
+        if anew or not self._store.exists():
             with replace_folder(self._store) as draft:
-                self._build(draft)
-        steps, eval_steps = np.arange(first_step, layout.steps), np.asarray(layout.eval_steps, np.int64)
+                _build(draft, layout)
+        steps, eval_steps = _steps_of(layout)
         self._fit(len(steps), len(eval_steps))
         self._arrays = self._opened()
         self._chunks = range(-(-len(layout.grid) // self._arrays["loss"].chunks[0]))  # along the configurations
@@ -130,9 +134,12 @@ class TelemetryWriter:
 
     def _opened(self) -> dict[str, Any]:
         # As a LocalStore: a path given as text would be taken for an address where it has "::" in it.
-        group = zarr.open_group(LocalStore(self._store), mode="r+", zarr_format=3)
+        group = zarr.open_group(LocalStore(self._store), mode="r+", zarr_format=3, use_consolidated=False)
         complete: Any = {"write_empty_chunks": True}  # so that a missing file is always corruption
-        return {name: array.with_config(complete) for name, array in group.arrays()}
+        arrays: dict[str, Any] = {
+            file.parent.name: group[file.parent.name] for file in self._store.glob(f"*/{METADATA}")
+        }
+        return {name: array.with_config(complete) for name, array in arrays.items()}
 
     def _cut(self, name: str, length: int) -> None:
         """Remove the chunks from index ``length`` on, and fill the rest of the one that it falls into."""
@@ -146,46 +153,146 @@ class TelemetryWriter:
         if end > length:
             self._put(name, length, np.full((array.shape[0], end - length, *array.shape[2:]), np.nan, array.dtype))
 
-    def _build(self, draft: Path) -> None:
-        grid, steps, eval_steps, shapes, evaluations, layers, first_step = self._layout
-        group = zarr.create_group(LocalStore(draft), zarr_format=3)
-        group.attrs.update({"swept": list(grid.swept), "format": FORMAT})
-        configs, recorded, grouped = len(grid), steps - first_step, regular_chunk(len(grid))
-
-        def create(name: str, shape: Any, chunks: Any, dtype: Any) -> Any:
-            quantity = describe(name)
-            fill = {"f": np.nan, "i": -1}.get(np.dtype(dtype).kind, 0)  # no step is NaN or -1: they are written always
-            return group.create_array(
-                name, shape=shape, chunks=tuple(max(c, 1) for c in chunks), dtype=dtype, fill_value=fill,
-                compressors=[ZstdCodec(), Crc32cCodec()], dimension_names=quantity.dims,
-                config={"write_empty_chunks": True}, attributes={**quantity.attributes},
-            )  # fmt: skip
-
-        for name in AXES:
-            create(name, (configs,), (configs,), grid.coords[name].dtype)[:] = grid.coords[name]
-        create("step", (recorded,), (max(recorded, 4000),), np.int64)  # a run may be extended
-        create("eval_step", (len(eval_steps),), (max(len(eval_steps), 100),), np.int64)
-        if any(s.ndim == 3 for s in shapes.values()):
-            create("layer", (len(layers),), (len(layers),), np.int64)[:] = np.arange(len(layers))
-            group.attrs["layer_names"] = list(layers)
-        create("diverged_at", (configs,), (grouped,), np.float64)[:] = np.full(configs, np.nan)
-        for name, empty in shapes.items():
-            extra = empty.shape[2:]
-            along = along_steps(grouped, math.prod(extra))
-            create(name, (configs, recorded, *extra), (grouped, along, *extra), empty.dtype)
-        for name in evaluations:
-            create(name, (configs, len(eval_steps)), (grouped, max(len(eval_steps), 100)), shapes["loss"].dtype)
-        for file in draft.rglob(METADATA):
-            write_json(file, seal_metadata(json.loads(file.read_text())))
-
     def _fit(self, recorded: int, evaluations: int) -> None:
         """Give the arrays the planned lengths; they change when a run is extended."""
         planned = dict.fromkeys(("step", *self._layout.shapes), recorded)
         planned |= dict.fromkeys(("eval_step", *self._layout.evaluations), evaluations)
+        group = self._store / METADATA
         for name, length in planned.items():
             file = self._store / name / METADATA
             content = json.loads(file.read_text())
             axis = min(len(content["shape"]) - 1, 1)
-            if content["shape"][axis] != length:
-                content["shape"][axis] = length
-                write_json(file, seal_metadata(content))
+            if content["shape"][axis] == length:
+                continue
+            if (root := json.loads(group.read_text())).pop(CONSOLIDATED, None):  # which would no longer be right
+                write_json(group, root)
+            content["shape"][axis] = length
+            write_json(file, seal_metadata(content))
+
+
+def _steps_of(layout: TelemetryLayout) -> tuple[np.ndarray, np.ndarray]:
+    """The coordinates ``step`` and ``eval_step``."""
+    return np.arange(layout.first_step, layout.steps), np.asarray(layout.eval_steps, np.int64)
+
+
+def _build(draft: Path, layout: TelemetryLayout) -> None:
+    """A new store, with all coordinates."""
+    grid, _, eval_steps, shapes, evaluations, layers, _ = layout
+    recorded_steps, evaluated = _steps_of(layout)
+    group = zarr.create_group(LocalStore(draft), zarr_format=3)
+    group.attrs.update({"swept": list(grid.swept), "format": FORMAT})
+    configs, recorded, grouped = len(grid), len(recorded_steps), regular_chunk(len(grid))
+
+    def create(name: str, shape: Any, chunks: Any, dtype: Any) -> Any:
+        quantity = describe(name)
+        fill = {"f": np.nan, "i": -1}.get(np.dtype(dtype).kind, 0)  # no step is NaN or -1: they are written always
+        return group.create_array(
+            name, shape=shape, chunks=tuple(max(c, 1) for c in chunks), dtype=dtype, fill_value=fill,
+            compressors=[ZstdCodec(), Crc32cCodec()], dimension_names=quantity.dims,
+            config={"write_empty_chunks": True}, attributes={**quantity.attributes},
+        )  # fmt: skip
+
+    for name in AXES:
+        create(name, (configs,), (configs,), grid.coords[name].dtype)[:] = grid.coords[name]
+    create("step", (recorded,), (max(recorded, 4000),), np.int64)[:] = recorded_steps  # it may be extended
+    create("eval_step", (len(eval_steps),), (max(len(eval_steps), 100),), np.int64)[:] = evaluated
+    if any(s.ndim == 3 for s in shapes.values()):
+        create("layer", (len(layers),), (len(layers),), np.int64)[:] = np.arange(len(layers))
+        group.attrs["layer_names"] = list(layers)
+    create("diverged_at", (configs,), (grouped,), np.float64)[:] = np.full(configs, np.nan)
+    for name, empty in shapes.items():
+        extra = empty.shape[2:]
+        along = along_steps(grouped, math.prod(extra))
+        create(name, (configs, recorded, *extra), (grouped, along, *extra), empty.dtype)
+    for name in evaluations:
+        create(name, (configs, len(eval_steps)), (grouped, max(len(eval_steps), 100)), shapes["loss"].dtype)
+    group.attrs[ARRAYS] = sorted(group.array_keys())
+    for file in draft.rglob(METADATA):
+        write_json(file, seal_metadata(json.loads(file.read_text())))
+
+
+class Rebuilt(NamedTuple):
+    """What mends a store without computing anything again."""
+
+    files: Mapping[str, bytes]  # their content, by name in the store
+    left: Sequence[Corruption]  # what it does not mend
+
+    def write(self, path: Path) -> None:
+        """Write them into a run's store."""
+        for name, content in self.files.items():
+            (path / TELEMETRY / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path / TELEMETRY / name, content)
+
+
+def rebuild(path: Path, layout: TelemetryLayout, step: int, lengths: Mapping[str, int]) -> Rebuilt:
+    """Find what is corrupted in a store, and make anew what config.json determines of it: metadata and coordinates.
+
+    Writes nothing into the run. The chunks are verified as the new metadata declare them.
+
+    Args:
+        path: the run directory.
+        layout: that of its telemetry, by config.json.
+        step: updates made, as for `find_corruptions`.
+        lengths: as for `find_corruptions`.
+
+    Raises:
+        UnreadableError: a file cannot be read now.
+    """
+    store, corrupted, files = path / TELEMETRY, set[str](), dict[str, bytes]()
+    left = list(find_corruptions(store, layout.first_step, step, lengths))
+    if not store.is_dir() or not any(is_rebuildable(corruption.file) for corruption in left):
+        return Rebuilt(files, left)
+    with tempfile.TemporaryDirectory() as folder:
+        _build(Path(folder, "new"), layout)
+        made = _rebuildable_files(Path(folder, "new"), store)
+        # Chunks are looked at where all metadata are right: at most metadata first, then coordinates, then all of it.
+        while (
+            found := {_array_of(corruption.file) for corruption in left if is_rebuildable(corruption.file)} - corrupted
+        ):
+            corrupted |= found
+            files = {name: content for name, content in made.items() if _array_of(name) in corrupted}
+            trial = Path(folder, f"trial-{len(corrupted)}")
+            _overlay(trial, store, files)
+            try:
+                left = list(find_corruptions(trial, layout.first_step, step, lengths))
+            except UnreadableError as error:
+                raise UnreadableError(store / Path(str(error.file)).relative_to(trial), error.reason) from None
+    return Rebuilt(files, left)
+
+
+def _array_of(file: str) -> str:
+    """The array that a file of a store belongs to; none for the group's metadata."""
+    return file.rpartition(METADATA)[0].rstrip("/") if file.endswith(METADATA) else file.partition("/")[0]
+
+
+def _rebuildable_files(new: Path, store: Path) -> dict[str, bytes]:
+    """The files of a new store whose content does not depend on what was recorded."""
+    files = {file.relative_to(new).as_posix(): file for file in new.rglob("*") if file.is_file()}
+    made = {name: file.read_bytes() for name, file in files.items() if is_rebuildable(name)}
+    for name in (name for name in made if name.endswith(METADATA) and _array_of(name) not in ("", *COORDINATES)):
+        content = json.loads(made[name])
+        chunk = content["chunk_grid"]["configuration"]["chunk_shape"]
+        first = store / _array_of(name) / "/".join(["c", *"0" * len(chunk)])
+        if len(chunk) > 1 and first.is_file():  # a run that was extended has the chunks of its first plan
+            with first.open("rb") as opened:
+                size = unfolds_to(opened.read(18)) or 0
+            one = ITEM_SIZES[content["data_type"]] * math.prod(chunk) // chunk[1]
+            chunk[1] = size // one if size and size % one == 0 else chunk[1]
+            made[name] = (json.dumps(seal_metadata(content), indent=2) + "\n").encode()
+    return made
+
+
+def _overlay(trial: Path, store: Path, files: Mapping[str, bytes]) -> None:
+    """A store as it would be with some files replaced, made of links."""
+    trial.mkdir()
+    replaced = {_array_of(name) for name in files}
+    for folder in (folder for folder in store.iterdir() if folder.is_dir() and folder.name not in replaced):
+        (trial / folder.name).symlink_to(folder.resolve())
+    if (store / METADATA).is_file():
+        shutil.copy(store / METADATA, trial / METADATA)
+    for name, content in files.items():
+        (trial / name).parent.mkdir(parents=True, exist_ok=True)
+        (trial / name).write_bytes(content)
+    for name in replaced - {"", *COORDINATES}:
+        if (store / name / "c").is_dir():
+            (trial / name / "c").symlink_to((store / name / "c").resolve())

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from periodic_jax.training.state import TrainState
 
+FIRST_STEPS = 16  # of a chunk, before it is known how long they take
+
 
 class Chunk(NamedTuple):
     """Telemetry of consecutive steps and the evaluation after the last of them where one was due: on the host, and

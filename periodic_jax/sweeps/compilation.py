@@ -193,7 +193,7 @@ def _abstract_arguments(workload: Workload, mesh: Any) -> tuple[Any, ...]:
     def create(images: Any) -> Any:
         return create_train_state(
             model, model.labels(), jax.random.key(0), images, loss=spec.loss, schedule=spec.schedule,
-            per_filter=spec.per_filter,
+            per_filter=spec.per_filter, optimizer=spec.optimizer,
         )  # fmt: skip
 
     one = jax.eval_shape(create, array(dtype, 2, *workload.image_shape))

@@ -41,7 +41,7 @@ class Arrangement(NamedTuple):
         """
         groups_of_device, per_seed = device_shape(seeds, devices)
         of_seeds = [np.flatnonzero(seeds == seed) for seed in np.unique(seeds)]
-        groups = [configs[k : k + per_seed] for configs in of_seeds for k in range(0, len(configs), per_seed)]
+        groups = [group for configs in of_seeds for group in _dealt(configs, -(-len(configs) // per_seed))]
         row, column = np.zeros(len(seeds), int), np.zeros(len(seeds), int)
         for k, group in enumerate(groups):
             row[group], column[group] = k, np.arange(len(group))
@@ -55,6 +55,15 @@ class Arrangement(NamedTuple):
         """
         index = (slice(None),) * axis + (self.row, self.column)
         return np.asarray(array)[index]
+
+
+def _dealt(configs: np.ndarray, parts: int) -> list[np.ndarray]:
+    """Parts of equal sizes, or all but equal, dealt there and back: 0 1 1 0 0 1 ...
+
+    What diverges are neighbours in a grid, such as the largest learning rates; each part gets as many of them.
+    """
+    turn = np.arange(len(configs)) % (2 * parts)
+    return [configs[(turn == part) | (turn == 2 * parts - 1 - part)] for part in range(parts)]
 
 
 def device_shape(seeds: np.ndarray, devices: int) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """The programs that a sweep compiles: a chunk of steps, and an evaluation, of all configurations."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from periodic_jax.core.grid import HParams
 from periodic_jax.landscape.sharpness import sphere_sharpness
-from periodic_jax.storage.schema import PER_LAYER, SCALARS, SHARPNESS
+from periodic_jax.storage.schema import PER_LAYER, SCALARS, SHARPNESS, UPDATES
 from periodic_jax.training import input_pipeline
 from periodic_jax.training.input_pipeline import DeviceData
 from periodic_jax.training.spec import TrainingSpec
@@ -27,7 +28,7 @@ DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 
 def recorded_names(spec: TrainingSpec) -> dict[str, tuple[str, ...]]:
     """Names of what is recorded of each step: a number, or a number of each layer."""
-    numbers = SCALARS + (SHARPNESS if spec.track_sharpness else ())
+    numbers = SCALARS + (UPDATES if spec.optimizer != "sgd" else ()) + (SHARPNESS if spec.track_sharpness else ())
     return {"numbers": numbers, "layers": PER_LAYER if spec.per_layer else ()}
 
 
@@ -75,7 +76,7 @@ class Programs:
                 if not self.spec.full_batch:
                     key = None if seed is None else input_pipeline.augmentation_key(seed, first_step + t)
                     images = input_pipeline.mini_batch(data, index, key)
-                    batch = Batch(_prepare(states.task.model, images), data.labels[index])
+                    batch = Batch(states.task.network.prepare(images), data.labels[index])
                 if self.platform == "cpu":
                     return lay_out(lambda s, h: self._advance(s, h, batch, first_step + t), self.layout)(
                         states, hparams
@@ -100,6 +101,29 @@ class Programs:
         return jax.lax.fori_loop(0, count, body, (states, buffers))
 
     def _advance(
+        self, state: TrainState, hparams: HParams, batch: Batch, step: Array
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """As `_advance_living`, but a configuration that diverged keeps its state, and its records are NaN."""
+
+        def advance(state: TrainState) -> tuple[TrainState, dict[str, Array]]:
+            return self._advance_living(state, hparams, batch, step)
+
+        def stay(state: TrainState) -> tuple[TrainState, dict[str, Array]]:
+            return state.replace(step=state.step + 1), _unknown(lambda state: advance(state)[1], state)
+
+        return self._unless_diverged(advance, stay, state)
+
+    def _unless_diverged(self, living: Callable[..., Any], diverged: Callable[..., Any], state: TrainState) -> Any:
+        """The one or the other, where a conditional leaves the other out.
+
+        Batched it would be a select of both, and on an accelerator the host would wait for it: there what is computed
+        of a diverged configuration is dropped by whatever computes it.
+        """
+        if self.platform == "cpu" and self.layout in ("map", "unroll"):
+            return jax.lax.cond(state.diverged_at < 0, living, diverged, state)
+        return living(state)
+
+    def _advance_living(
         self, state: TrainState, hparams: HParams, batch: Batch, step: Array
     ) -> tuple[TrainState, dict[str, Array]]:
         """The state after a step, and what is recorded of it as one array of numbers and one of those of each layer.
@@ -183,11 +207,11 @@ class Programs:
                 return jax.lax.dynamic_slice_in_dim(a, start, size)
 
             normal = input_pipeline.normalise(cut(images), data.mean, data.std)
-            batch = Batch(_prepare(states.task.model, normal), cut(labels))
+            batch = Batch(states.task.network.prepare(normal), cut(labels))
             counts = start + jnp.arange(size) >= new
             masks = [counts, *(counts & cut(part) for part in parts)]
 
-            def of_one(state: TrainState) -> list[tuple[Array, Array]]:
+            def of_living(state: TrainState) -> list[tuple[Array, Array]]:
                 loss, wrong = eval_step(state, batch, train)
                 reached = jnp.where(state.diverged_at < 0, 0, jnp.nan)  # a diverged configuration has no result
 
@@ -195,6 +219,9 @@ class Programs:
                     return jnp.where(mask, values, 0).sum() + reached
 
                 return [(summed(loss, mask), summed(wrong, mask)) for mask in masks]
+
+            def of_one(state: TrainState) -> list[tuple[Array, Array]]:
+                return self._unless_diverged(of_living, partial(_unknown, of_living), state)
 
             sums = over_seeds(lay_out(of_one, self.layout), self.layout)(states)
             return jax.tree.map(jnp.add, total, sums), None
@@ -233,5 +260,6 @@ class ShardedPrograms:
         self.evaluation = jax.jit(evaluation, compiler_options=options)
 
 
-def _prepare(model: Any, images: Array) -> Any:
-    return model.prepare(images) if hasattr(model, "prepare") else images
+def _unknown(function: Callable[..., Any], *args: Any) -> Any:
+    """NaN in the place of each number that a function returns."""
+    return jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), jax.eval_shape(function, *args))

@@ -9,7 +9,6 @@ from functools import partial
 from itertools import compress
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +19,11 @@ from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import HParams, SweepGrid
 from periodic_jax.data.dataset import Dataset
 from periodic_jax.models import forms
+from periodic_jax.models.adapters import input_dtype
+from periodic_jax.models.labels import LabelTree
 from periodic_jax.storage.schema import CORRUPTION, EVALUATIONS
 from periodic_jax.sweeps import autotune
-from periodic_jax.sweeps.chunks import Chunk, ChunkEnds
+from periodic_jax.sweeps.chunks import FIRST_STEPS, Chunk, ChunkEnds
 from periodic_jax.sweeps.placement import Placement, copied, named_leaves, weights_of
 from periodic_jax.sweeps.programs import Programs, ShardedPrograms, recorded_names
 from periodic_jax.training import input_pipeline
@@ -48,10 +49,11 @@ class Sweep:
     Nothing is compiled by the constructor. `compile` is called by whatever first needs the programs or the states.
 
     Args:
-        model: network with ``labels()``; see `models`.
+        model: a network as `training.state.create_train_state` takes it.
         dataset: the images.
         grid: the configurations.
         spec: how they are trained.
+        labels: of the network's weights; its own ``labels()``, if None.
         layout: see `training.vectorize`.
         capacity: most steps in a chunk. One program serves all chunks up to that length.
         devices: JAX devices to shard the configurations over; all, if None.
@@ -71,11 +73,12 @@ class Sweep:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         dataset: Dataset,
         grid: SweepGrid,
         spec: TrainingSpec,
         *,
+        labels: LabelTree = None,
         layout: str = "auto",
         capacity: int = 1000,
         devices: list[Any] | None = None,
@@ -87,7 +90,8 @@ class Sweep:
         self.placement = Placement.of(grid.seeds, devices or jax.devices())
         self.step, self.stopped, self._deterministic = 0, 0, deterministic
 
-        dtype = getattr(model, "param_dtype", jnp.float32)
+        self._labels = model.labels() if labels is None else labels
+        dtype = input_dtype(model)
         self.data = jax.tree.map(self.placement.replicate, input_pipeline.to_device(dataset, dtype))
         self.seeds = self.placement.shard(self.placement.arrangement.seeds.astype(np.uint32))
         self.hparams = HParams(*(self.placement.shard_configs(h.astype(dtype)) for h in grid.hparams()))
@@ -180,7 +184,7 @@ class Sweep:
         Yields:
             Consecutive chunks.
         """
-        programs, end, size = self.programs, self.step + steps, min(16, self.capacity)
+        programs, end, size = self.programs, self.step + steps, min(FIRST_STEPS, self.capacity)
         pending: tuple[Chunk, int] | None = None
         if self.step == ends.origin and eval_every:
             first = jax.tree.map(self.placement.gather, programs.evaluation(self._states, self.data))
@@ -264,6 +268,17 @@ class Sweep:
         names = recorded_names(self.spec)
         return {name: np.empty(shapes[kind], dtype) for kind in names for name in names[kind]}
 
+    def abstract_states(self) -> dict[str, np.ndarray]:
+        """Arrays of the names, shapes and dtypes that ``placement.fetch(sweep.states)`` gives, which take no memory;
+        nothing is compiled.
+        """
+        configs = len(self.grid)
+        return {
+            name: np.broadcast_to(np.zeros((), np.dtype(leaf.dtype)), (configs, *leaf.shape[2:]))
+            for name, leaf in named_leaves(self._abstract_states)
+            if leaf.size
+        }
+
     def layer_names(self) -> list[str]:
         """The scale-invariant leaves of the parameters, as ``conv0/kernel``."""
         states = self._abstract_states
@@ -277,8 +292,8 @@ class Sweep:
         def of_seed(seed: Array) -> TrainState:
             key = input_pipeline.purpose_key(seed, input_pipeline.INITIALISATION)
             return create_train_state(
-                model, model.labels(), key, jnp.zeros(self._batch_shape, dtype), loss=spec.loss,
-                schedule=spec.schedule, per_filter=spec.per_filter,
+                model, self._labels, key, jnp.zeros(self._batch_shape, dtype), loss=spec.loss,
+                schedule=spec.schedule, per_filter=spec.per_filter, optimizer=spec.optimizer,
             )  # fmt: skip
 
         def initialise(seeds: Array) -> TrainState:

@@ -1,5 +1,4 @@
-"""The optimiser as an optax chain, built inside the step from traced hyperparameters, that measures the dynamics as it
-goes.
+"""Optimisers as optax chains, built inside the step from traced hyperparameters, that measure the dynamics as they go.
 
     sphere_sgd = track_dynamics(chain(add_decayed_weights, trace, scale_by_group_lr, project_to_sphere))
 
@@ -7,19 +6,25 @@ State is arrays only, so chains of different hyperparameters stack and ``vmap``;
 the traced numbers that it closes over: build it, update, and drop it inside the step.
 """
 
+from collections.abc import Callable, Hashable
 from itertools import compress
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend.core import Literal
 from jaxtyping import Array
 
+from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import HParams
+from periodic_jax.core.optimizers import OPTIMIZERS
 from periodic_jax.models.labels import LabelTree, leaf_labels
 from periodic_jax.ops.reductions import global_norm
-from periodic_jax.training.schedules import learning_rate
-from periodic_jax.training.tracking import track_dynamics
+from periodic_jax.training.schedules import check_scalars, learning_rate
+from periodic_jax.training.tracking import needs_params, track_dynamics
+
+MakeOptimizer = Callable[[HParams], optax.GradientTransformation]
 
 
 class ProjectToSphereState(NamedTuple):
@@ -40,7 +45,7 @@ def scale_by_group_lr(hparams: HParams, labels: LabelTree) -> optax.GradientTran
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        marks = leaf_labels(params, labels)
+        marks = leaf_labels(needs_params(params), labels)
         lr = learning_rate(hparams, global_norm(list(compress(jax.tree.leaves(params), marks))))
         other = jnp.asarray(hparams.noninvariant_lr, lr.dtype)
         rates = {True: lr, False: jnp.where(other < 0, lr, other)}
@@ -85,7 +90,7 @@ def project_to_sphere(fixed_norm: Any, labels: LabelTree, per_filter: bool = Fal
         return ProjectToSphereState(norms(params))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        moved = jax.tree.map(jnp.add, params, updates)
+        moved = jax.tree.map(jnp.add, needs_params(params), updates)
         radii = iter(zip(norms(moved), state.initial_norms, strict=True))
 
         def amend(u: Array, x: Array, y: Array, is_marked: bool) -> Array:
@@ -122,10 +127,112 @@ def sphere_sgd(hparams: HParams, labels: LabelTree, per_filter: bool = False) ->
         >>> float(jnp.linalg.norm(optax.apply_updates(params, u)["w"]))
         4.5
     """
-    chain = optax.chain(
-        optax.add_decayed_weights(hparams.weight_decay),
-        optax.trace(decay=hparams.momentum),
-        scale_by_group_lr(hparams, labels),
-        project_to_sphere(hparams.fixed_norm, labels, per_filter),
-    )
-    return track_dynamics(chain, hparams, labels)
+    return build_optimizer("sgd", hparams, labels, per_filter)
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse what is no optimiser.
+
+    Raises:
+        ConfigError: neither a key of `core.optimizers.OPTIMIZERS` nor a function that a compiled step can be keyed by.
+    """
+    accepted = f"one of {', '.join(OPTIMIZERS)}, or a function HParams -> optax.GradientTransformation"
+    if isinstance(optimizer, str):
+        if optimizer not in OPTIMIZERS:
+            raise ConfigError("optimizer", optimizer, accepted)
+    elif isinstance(optimizer, optax.GradientTransformation) or not callable(optimizer):
+        raise ConfigError("optimizer", f"a {type(optimizer).__name__}", accepted)
+    elif not isinstance(optimizer, Hashable):
+        raise ConfigError("optimizer", f"a {type(optimizer).__name__} that has no hash", accepted)
+
+
+def build_optimizer(
+    optimizer: str | MakeOptimizer, hparams: HParams, labels: LabelTree, per_filter: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """An optimiser with optional projection on a sphere, which records its dynamics.
+
+    With d the direction that the gradients make, and λx added to the gradient first where decay is coupled:
+
+        sgd, nesterov, adam:  x <- x - ηd            (coupled, L2)
+        sgdw, adamw, lion:    x <- x - η(d + λx)     (decoupled)
+
+    then x <- r x/|x| where ``fixed_norm`` asks for it. A built-in optimiser takes ``noninvariant_lr`` for the weights
+    that are not scale-invariant; a function of yours decides by itself what becomes of them.
+
+    Args:
+        optimizer: a key of `core.optimizers.OPTIMIZERS`, or a function ``HParams -> optax.GradientTransformation``.
+            Its state must not depend on the hyperparameters.
+        hparams: traced numbers of one configuration (all fields scalars).
+        labels: tree that marks the scale-invariant leaves; see `models.leaf_labels`.
+        per_filter: ``fixed_norm`` is the norm of each output filter, not of all weights together.
+
+    Returns:
+        A transformation whose state carries `Dynamics` of the last step. It passes arguments by name on, such as
+        ``value``.
+
+    Raises:
+        ConfigError: no such optimiser, or a function that returns something else.
+
+    Example:
+        >>> params = {"w": jnp.array([3.0, 4.0])}
+        >>> tx = build_optimizer(lambda h: optax.adamw(h.lr, weight_decay=0.0), HParams(lr=0.5), (True,))
+        >>> u, state = tx.update({"w": jnp.array([-4.0, 3.0])}, tx.init(params), params)
+        >>> u["w"].round(3).tolist()
+        [0.5, -0.5]
+    """
+    check_optimizer(optimizer)
+    check_scalars(hparams)
+    if isinstance(optimizer, str):
+        steps = [*_directions(optimizer, hparams), scale_by_group_lr(hparams, labels)]
+    else:
+        steps = [optimizer(hparams)]
+        if not isinstance(steps[0], optax.GradientTransformation):
+            given = f"a function that returns a {type(steps[0]).__name__}"
+            raise ConfigError("optimizer", given, "one that returns an optax.GradientTransformation")
+    chain = optax.chain(*steps, project_to_sphere(hparams.fixed_norm, labels, per_filter))
+    is_sgd = isinstance(optimizer, str) and OPTIMIZERS[optimizer].is_sgd
+    return track_dynamics(chain, hparams, labels, by_angle=not is_sgd)
+
+
+def _directions(name: str, hparams: HParams) -> list[optax.GradientTransformation]:
+    """What a built-in optimiser makes of a gradient before the learning rate."""
+    decay = optax.add_decayed_weights(hparams.weight_decay)
+    adam = optax.scale_by_adam(hparams.beta1, hparams.beta2, hparams.eps)
+    return {
+        "sgd": [decay, optax.trace(hparams.momentum)],
+        "sgdw": [optax.trace(hparams.momentum), decay],
+        "nesterov": [decay, optax.trace(hparams.momentum, nesterov=True)],
+        "adam": [decay, adam],
+        "adamw": [adam, decay],
+        "lion": [optax.scale_by_lion(hparams.beta1, hparams.beta2), decay],
+    }[name]
+
+
+def initial_state(optimizer: str | MakeOptimizer, params: Any, labels: LabelTree, per_filter: bool = False) -> Any:
+    """The state of an optimiser's chain at step 0, without measurements.
+
+    Args:
+        optimizer, labels, per_filter: as for `build_optimizer`.
+        params: the weights.
+
+    Raises:
+        ConfigError: no such optimiser, or one whose state depends on hyperparameters, as that of
+            ``optax.inject_hyperparams``: all configurations begin with the same one.
+    """
+
+    def init(hparams: HParams, params: Any) -> Any:
+        tracked: Any = build_optimizer(optimizer, hparams, labels, per_filter).init(params)
+        return tracked.inner
+
+    hparams = HParams()
+    if not isinstance(optimizer, str):
+        numbers = HParams(*(jnp.asarray(value, float) for value in hparams))
+        closed = jax.make_jaxpr(init)(numbers, params)
+        known = set(closed.jaxpr.invars[: len(hparams)])
+        for equation in closed.jaxpr.eqns:
+            if known.intersection(v for v in equation.invars if not isinstance(v, Literal)):
+                known.update(equation.outvars)
+        if known.intersection(v for v in closed.jaxpr.outvars if not isinstance(v, Literal)):
+            given = "one whose state holds hyperparameters, as that of optax.inject_hyperparams"
+            raise ConfigError("optimizer", given, "one that closes over them: they differ between configurations")
+    return init(hparams, params)

@@ -34,6 +34,18 @@ def learning_rate(hparams: HParams, weight_norm: Scalar) -> Scalar:
     return jnp.where(jnp.asarray(hparams.elr) > 0, fixed, jnp.asarray(hparams.lr, weight_norm.dtype))
 
 
+def check_scalars(hparams: HParams) -> None:
+    """Refuse stacked hyperparameters, whose arrays would broadcast against the weights.
+
+    Raises:
+        ConfigError: a field that is no scalar.
+    """
+    for name, value in zip(hparams._fields, hparams, strict=True):
+        if jnp.ndim(value):
+            given = f"an array of shape {jnp.shape(value)}"
+            raise ConfigError(name, given, "one number; jax.vmap over the step takes one for each configuration")
+
+
 def constant(s: Scalar, _p: Scalar) -> Scalar:
     """The same rate throughout: 1."""
     return jnp.ones_like(s)

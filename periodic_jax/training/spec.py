@@ -1,6 +1,8 @@
 """What describes the training of one configuration besides its hyperparameters."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,8 @@ class TrainingSpec:
         augment: crop and flip the images of each step at random, all configurations of a seed alike.
         track_sharpness: steps between measurements of `landscape.sharpness`; None: no measurements.
         per_layer: record the layers' dynamics too.
+        optimizer: a key of `core.optimizers.OPTIMIZERS`, or a function of the hyperparameters; see
+            `training.optimizers.build_optimizer`. What only other optimisers than ``sgd`` need is recorded for them.
     """
 
     batch_size: int = 128
@@ -27,3 +31,4 @@ class TrainingSpec:
     augment: bool = False
     track_sharpness: int | None = None
     per_layer: bool = False
+    optimizer: str | Callable[..., Any] = "sgd"

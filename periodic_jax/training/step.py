@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import HParams
+from periodic_jax.models.adapters import STATISTICS
 from periodic_jax.ops.reductions import global_norm
-from periodic_jax.training.losses import LOSSES
-from periodic_jax.training.optimizers import sphere_sgd
-from periodic_jax.training.schedules import scheduled
+from periodic_jax.training.losses import are_classes, losses
+from periodic_jax.training.optimizers import build_optimizer
+from periodic_jax.training.schedules import check_scalars, scheduled
 from periodic_jax.training.state import Batch, TrainState
 from periodic_jax.training.tracking import TrackDynamicsState
 
@@ -21,7 +23,7 @@ Metrics = dict[str, Array]
 
 
 def train_step(state: TrainState, hparams: HParams, batch: Batch) -> tuple[TrainState, Metrics]:
-    """One step of `sphere_sgd` on one mini-batch.
+    """One step of the optimiser on one mini-batch.
 
     The metrics describe the state before the update and the update itself, so that between neighbours of plain SGD
     ρ_{t+1}² = a²ρ_t² + η²g̃_t²/ρ_t². A configuration whose loss or new weights are not finite keeps its last state,
@@ -30,11 +32,16 @@ def train_step(state: TrainState, hparams: HParams, batch: Batch) -> tuple[Train
     Args:
         state: of one configuration.
         hparams: its numbers, scalars.
-        batch: images and labels; a label that is no class makes the loss NaN.
+        batch: images and labels, a `Batch` or a pair of the two; a label that is no class makes the loss NaN, and is
+            refused where it is known, outside of ``jit``.
 
     Returns:
         The next state, of the same structure and dtypes, and the metrics: ``loss`` and ``accuracy`` of the mini-batch
-        and all fields of `training.tracking.Dynamics`.
+        and all fields of `training.tracking.Dynamics`. The accuracy is NaN where the targets are no class labels.
+
+    Raises:
+        ConfigError: stacked states or arrays of hyperparameters outside of ``vmap``, or a batch, outputs or labels that
+            do not fit.
 
     Example:
         >>> from periodic_jax import Batch, SweepGrid, create_train_state, models
@@ -73,65 +80,101 @@ class Gradients(NamedTuple):
     loss: Float[Array, ""]
     accuracy: Float[Array, ""]
     of_params: Any
-    batch_stats: Any  # the running statistics after the mini-batch
+    collections: Any  # what the network changes, after the mini-batch: running statistics above all
 
 
 def gradients(state: TrainState, batch: Batch) -> Gradients:
     """Mean loss, accuracy, gradients and new running statistics of one mini-batch."""
-    return _gradients(state, state.batch_stats, batch)
+    check_single(state)
+    return _gradients(state, state.collections, as_batch(batch), state.step_key)
 
 
 def full_batch_gradients(state: TrainState, batches: Batch) -> Gradients:
     """The same over stacked mini-batches; see `full_batch_step`."""
+    check_single(state)
+    batches, step_key = as_batch(batches), state.step_key
+    count = len(jax.tree.leaves(batches)[0])
 
-    def add(carry: Any, batch: Batch) -> tuple[Any, None]:
-        batch_stats, total = carry
-        *terms, batch_stats = _gradients(state, batch_stats, batch)
-        return (batch_stats, jax.tree.map(jnp.add, total, tuple(terms))), None
+    def add(carry: Any, counted: tuple[Batch, Array | None]) -> tuple[Any, None]:
+        collections, total = carry
+        batch, i = counted
+        key = None if i is None else jax.random.fold_in(step_key, i)
+        *terms, collections = _gradients(state, collections, batch, key)
+        return (collections, jax.tree.map(jnp.add, total, tuple(terms))), None
 
     first = jax.tree.map(lambda leaf: leaf[0], batches)
-    shapes = jax.eval_shape(lambda batch: _gradients(state, state.batch_stats, batch)[:3], first)
+    shapes = jax.eval_shape(lambda batch: _gradients(state, state.collections, batch, step_key)[:3], first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (batch_stats, total), _ = jax.lax.scan(add, (state.batch_stats, zeros), batches)
-    count = len(jax.tree.leaves(batches)[0])
+    numbers = None if step_key is None else jnp.arange(count)
+    (collections, total), _ = jax.lax.scan(add, (state.collections, zeros), (batches, numbers))
     loss, accuracy, grads = jax.tree.map(lambda leaf: leaf / count, total)
-    return Gradients(loss, accuracy, grads, batch_stats)
+    return Gradients(loss, accuracy, grads, collections)
 
 
-def _gradients(state: TrainState, batch_stats: Any, batch: Batch) -> Gradients:
+def _gradients(state: TrainState, collections: Any, batch: Batch, key: Any) -> Gradients:
     task = state.task
 
-    def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits, mutated = task.model.apply(variables, batch.images, train=True, mutable=["batch_stats"])
-        return LOSSES[task.loss](logits, batch.labels).mean(), (logits, mutated.get("batch_stats", {}))
+    def loss_of(params: Any) -> tuple[Array, tuple[Any, Any]]:
+        outputs, mutated = task.network.apply({"params": params, **collections}, batch.images, train=True, key=key)
+        # Flax keeps statistics in float32, and returns those of wider numbers in their dtype.
+        mutated = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), mutated, collections)
+        return losses(task.loss, outputs, batch.labels).mean(), (outputs, mutated)
 
-    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    return Gradients(loss, (logits.argmax(1) == batch.labels).mean(dtype=loss.dtype), grads, batch_stats)
+    (loss, (outputs, collections)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    if not are_classes(outputs, batch.labels):
+        return Gradients(loss, jnp.full_like(loss, jnp.nan), grads, collections)
+    return Gradients(loss, (outputs.argmax(-1) == batch.labels).mean(dtype=loss.dtype), grads, collections)
+
+
+def check_single(state: TrainState) -> None:
+    """Refuse stacked states outside of ``vmap``.
+
+    Raises:
+        ConfigError: the states of several configurations.
+    """
+    if state.step.ndim:
+        given = f"one of {len(state.step)} configurations"
+        raise ConfigError("state", given, "that of one; jax.vmap(train_step, in_axes=(0, 0, None)) takes many")
+
+
+def as_batch(batch: Any) -> Batch:
+    """A `Batch`, also of a plain pair of images and labels.
+
+    Raises:
+        ConfigError: something else.
+    """
+    if isinstance(batch, Batch):
+        return batch
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return Batch(*batch)
+    raise ConfigError("batch", f"a {type(batch).__name__}", "a Batch, or a pair (images, labels)")
 
 
 def update(state: TrainState, hparams: HParams, terms: Gradients) -> tuple[TrainState, Metrics]:
     """Apply the optimiser, measure, and freeze what diverged: the second half of `train_step`."""
-    task, (loss, accuracy, grads, batch_stats) = state.task, terms
+    task, (loss, accuracy, grads, collections) = state.task, terms
+    check_scalars(hparams)
     hparams = scheduled(HParams(*(jnp.asarray(h, loss.dtype) for h in hparams)), state.step, task.schedule)
-    chain: Any = sphere_sgd(hparams, task.labels, task.per_filter)
-    updates, tracked = chain.update(grads, TrackDynamicsState(state.opt_state, None), state.params)
+    chain: Any = build_optimizer(task.optimizer, hparams, task.labels, task.per_filter)
+    updates, tracked = chain.update(grads, TrackDynamicsState(state.opt_state, None), state.params, value=loss)
     metrics = {"loss": loss, "accuracy": accuracy, **tracked.dynamics._asdict()}
 
     # A sum of squares is finite exactly when all its terms are, short of an overflow, which is divergence too. Only the
     # update counts, not the gradient: a frozen head's may overflow without harm.
     alive = state.diverged_at < 0
     is_finite = jnp.isfinite(loss) & jnp.isfinite(global_norm(jax.tree.leaves(updates)))
-    proposed = optax.apply_updates(state.params, updates), batch_stats, tracked.inner
-    present = state.params, state.batch_stats, state.opt_state
-    params, batch_stats, opt_state = jax.tree.map(
+    proposed = optax.apply_updates(state.params, updates), collections, tracked.inner
+    present = state.params, state.collections, state.opt_state
+    params, collections, opt_state = jax.tree.map(
         lambda new, old: jnp.where(alive & is_finite, new, old), proposed, present
     )
+    batch_stats = collections.pop(STATISTICS)
     new_state = state.replace(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
+        other=collections,
         diverged_at=jnp.where(alive & ~is_finite, state.step, state.diverged_at),
     )
     return new_state, _known(metrics, alive)
@@ -156,8 +199,14 @@ def eval_step(
         train: normalise by the batch's statistics, as in training, instead of the running ones.
 
     Returns:
-        The losses, and 1 for each wrong answer, 0 for each right one.
+        The losses, and the share of wrong answers of each example: 1 or 0 for one answer, NaN where the targets are no
+        class labels. What a loss of your own returns is returned as it is.
     """
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits, _ = state.task.model.apply(variables, batch.images, train=train, mutable=["batch_stats"] if train else [])
-    return LOSSES[state.task.loss](logits, batch.labels), (logits.argmax(1) != batch.labels).astype(logits.dtype)
+    task, batch = state.task, as_batch(batch)
+    variables = {"params": state.params, **state.collections}
+    outputs, _ = task.network.apply(variables, batch.images, train=train, key=state.step_key if train else None)
+    values = losses(task.loss, outputs, batch.labels)
+    if not are_classes(outputs, batch.labels):
+        return values, jnp.full_like(values, jnp.nan)
+    wrong = (outputs.argmax(-1) != batch.labels).astype(outputs.dtype)
+    return values, wrong.mean(range(1, wrong.ndim)) if wrong.ndim > 1 else wrong

@@ -36,9 +36,12 @@ class Dynamics(NamedTuple):
     weight_norm: Scalar  # ρ, of the scale-invariant weights
     grad_norm: Scalar  # |∇f|, of the loss alone (no decay), over the scale-invariant weights
     effective_grad_norm: Scalar  # g̃ = ρ|∇f|
-    effective_lr: Scalar  # η̃ = η/ρ²
+    effective_lr: Scalar  # η̃ = η/ρ², or θ/g̃; see `track_dynamics`
     angular_step: Scalar  # θ, radians, between the scale-invariant weights before and after
     radial_leak: Scalar  # |⟨∇f, x⟩| / (|∇f| ρ): 0 for exact scale invariance
+    radial_update: Scalar  # r = ⟨u, x⟩/ρ, of the update u: ρ₊² = (ρ + r)² + |u_t|²
+    tangential_update: Scalar  # |u_t|, of the rest of it
+    step_lr: Scalar  # η of the step, whatever the schedule
     noninvariant_weight_norm: Scalar
     noninvariant_grad_norm: Scalar
     layer_weight_norm: Float[Array, "layers"]
@@ -54,21 +57,38 @@ class TrackDynamicsState(NamedTuple):
     dynamics: Any  # `Dynamics` of the last step, or None: the next step needs none
 
 
+def needs_params(params: Any) -> Any:
+    """The parameters, or optax's own error if there are none.
+
+    Raises:
+        ValueError: None.
+    """
+    if params is None:
+        optax.add_decayed_weights(1.0).update({}, optax.EmptyState(), None)  # raises it; optax exports no message
+    return params
+
+
 def track_dynamics(
-    inner: optax.GradientTransformation, hparams: HParams, labels: LabelTree
-) -> optax.GradientTransformation:
+    inner: optax.GradientTransformation, hparams: HParams, labels: LabelTree, *, by_angle: bool = False
+) -> optax.GradientTransformationExtraArgs:
     """Wrap a transformation and measure each step: norms, effective learning rate and gradient norm, angular step.
 
     The angle comes from the tangential part of the update, u_t = u - x⟨u, x⟩/ρ²: tan θ = |u_t| / (ρ + ⟨u, x⟩/ρ). That
     holds for any update (momentum, projection) and never subtracts nearly equal numbers, as 1 - cos θ would.
 
+    The effective learning rate of SGD is η̃ = η/ρ². An update that is no sum of gradients times η has no such rate;
+    there it is defined as the angular step for each unit of the direction's gradient, η̃ = θ/g̃, NaN where that gradient
+    is 0.
+
     Args:
         inner: the transformation from gradients to updates.
         hparams: traced numbers, for the learning rate.
         labels: tree that marks the scale-invariant leaves; see `models.leaf_labels`.
+        by_angle: the effective learning rate is θ/g̃, not η/ρ².
 
     Returns:
-        A transformation with the updates of ``inner`` and a `TrackDynamicsState`.
+        A transformation with the updates of ``inner`` and a `TrackDynamicsState`. Arguments by name, such as ``value``,
+        reach ``inner``.
 
     Example:
         >>> params = {"w": jnp.array([3.0, 4.0])}
@@ -80,16 +100,19 @@ def track_dynamics(
 
     def init(params: Any) -> TrackDynamicsState:
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return TrackDynamicsState(inner.init(params), measure(params, zeros, zeros, hparams, labels))
+        return TrackDynamicsState(inner.init(params), measure(params, zeros, zeros, hparams, labels, by_angle))
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        amended, inner_state = inner.update(updates, state.inner, params)
-        return amended, TrackDynamicsState(inner_state, measure(params, updates, amended, hparams, labels))
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        amended, inner_state = wrapped.update(updates, state.inner, needs_params(params), **extra)
+        return amended, TrackDynamicsState(inner_state, measure(params, updates, amended, hparams, labels, by_angle))
 
-    return optax.GradientTransformation(init, update)
+    wrapped = optax.with_extra_args_support(inner)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def measure(params: Any, grads: Any, updates: Any, hparams: HParams, labels: LabelTree) -> Dynamics:
+def measure(
+    params: Any, grads: Any, updates: Any, hparams: HParams, labels: LabelTree, by_angle: bool = False
+) -> Dynamics:
     """`Dynamics` of one step.
 
     Args:
@@ -98,6 +121,7 @@ def measure(params: Any, grads: Any, updates: Any, hparams: HParams, labels: Lab
         updates: what is added to the weights, as ``params``.
         hparams: traced numbers, for the learning rate.
         labels: tree that marks the scale-invariant leaves; see `models.leaf_labels`.
+        by_angle: as for `track_dynamics`.
     """
     marks = np.array(leaf_labels(params, labels))
     if not any(marks):
@@ -112,20 +136,35 @@ def measure(params: Any, grads: Any, updates: Any, hparams: HParams, labels: Lab
     layer_norm, layer_grad_norm, layer_moved = jnp.sqrt(x_x), jnp.sqrt(g_g), jnp.sqrt(moved_sq)
     other_weight_norm, other_grad_norm = jnp.sqrt(products[:2, ~marks].sum(1))
     lr = learning_rate(hparams, norm)
+    tangent = jnp.sqrt(tangent_sq)
+    gradient, layer_gradient = norm * grad_norm, layer_norm * layer_grad_norm
+    angle, layer_angle = (
+        jnp.arctan2(tangent, norm + along / norm), jnp.arctan2(layer_moved, layer_norm + u_x / layer_norm)
+    )  # fmt: skip
+    effective_lr, layer_effective_lr = lr / norm_sq, lr / x_x
+    if by_angle:
+        effective_lr, layer_effective_lr = _ratio(angle, gradient), _ratio(layer_angle, layer_gradient)
     return Dynamics(
         weight_norm=norm,
         grad_norm=grad_norm,
-        effective_grad_norm=norm * grad_norm,
-        effective_lr=lr / norm_sq,
-        angular_step=jnp.arctan2(jnp.sqrt(tangent_sq), norm + along / norm),
-        radial_leak=jnp.abs(g_x.sum()) / jnp.maximum(norm * grad_norm, jnp.finfo(norm.dtype).tiny),
+        effective_grad_norm=gradient,
+        effective_lr=effective_lr,
+        angular_step=angle,
+        radial_leak=jnp.abs(g_x.sum()) / jnp.maximum(gradient, jnp.finfo(norm.dtype).tiny),
+        radial_update=along / norm,
+        tangential_update=tangent,
+        step_lr=lr,
         noninvariant_weight_norm=other_weight_norm,
         noninvariant_grad_norm=other_grad_norm,
         layer_weight_norm=layer_norm,
-        layer_effective_grad_norm=layer_norm * layer_grad_norm,
-        layer_effective_lr=lr / x_x,
-        layer_angular_step=jnp.arctan2(layer_moved, layer_norm + u_x / layer_norm),
+        layer_effective_grad_norm=layer_gradient,
+        layer_effective_lr=layer_effective_lr,
+        layer_angular_step=layer_angle,
     )
+
+
+def _ratio(above: Array, below: Array) -> Array:
+    return jnp.where(below > 0, above / below, jnp.nan)
 
 
 def _by_groups(marks: np.ndarray, *three: Sequence[Array]) -> tuple[Array, Array, Array]:

@@ -20,7 +20,9 @@ each compiled program cures them too. But it would miss operations outside compi
 """
 
 import contextlib
+import functools
 import importlib.metadata
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -28,6 +30,7 @@ from collections.abc import Iterator
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.files import cache_folder
 
+LOG = logging.getLogger("periodic_jax")
 # name -> what JAX calls that precision of matrix products
 PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bf16": "bfloat16", "float64": "highest"}
 
@@ -62,6 +65,11 @@ def guard_xla_flags() -> None:
         return
     if _has_started() and not _guarded():
         _started_unguarded = True
+        _say_once(
+            "JAX started before periodic_jax was imported, so its flag comes too late: under jaxlib "
+            f"{_jaxlib_version()} some sums on a CPU are wrong or end the process, and runs there are refused; "
+            "import periodic_jax first"
+        )
     add_xla_flag(SAFE_REDUCTIONS)
 
 
@@ -104,9 +112,23 @@ def use_cores_as_devices() -> None:
     In a prototype one single-threaded network per core was 1.3 - 1.7 times faster than one on all cores. Only
     before JAX's first computation.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    add_xla_flag(f"--xla_force_host_platform_device_count={cores}")
+    add_xla_flag(f"--xla_force_host_platform_device_count={_cores()}")
     add_xla_flag("--xla_cpu_multi_thread_eigen=false")
+
+
+def say_if_cores_share_a_device() -> None:
+    """Log, once, that a run on CPU has one device for several cores, and what to do."""
+    import jax
+
+    if jax.default_backend() == "cpu" and jax.local_device_count() == 1 < _cores():
+        _say_once(
+            f"1 device for {_cores()} cores: periodic_jax.training.xla.use_cores_as_devices(), before JAX starts, "
+            "makes each core one, which is often faster"
+        )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_compiled_programs() -> None:
@@ -174,6 +196,9 @@ def check_reductions() -> None:
 def precision(name: str) -> Iterator[None]:
     """Set the precision of all matrix products, and 64-bit numbers for ``float64``, within a ``with`` block.
 
+    JAX's searches for NaN and infinity are off in it: they stop every program that returns NaN, which stands for
+    "not reached" here.
+
     Args:
         name: ``float32`` (exact products of float32 numbers, the default for science), ``tf32`` or ``bf16`` (faster on
             accelerators; products of numbers rounded to 10 or 7 bits), ``float64`` (for parity tests). On NVIDIA
@@ -187,5 +212,18 @@ def precision(name: str) -> Iterator[None]:
 
     import jax
 
-    with jax.default_matmul_precision(PRECISIONS[name]), jax.enable_x64(name == "float64"):
+    searching = [flag for flag in ("jax_debug_nans", "jax_debug_infs") if getattr(jax.config, flag)]
+    if searching:
+        _say_once(
+            f"{' and '.join(searching)}: off while periodic_jax computes, where NaN stands for what is not reached"
+        )
+    with (
+        jax.default_matmul_precision(PRECISIONS[name]), jax.enable_x64(name == "float64"), jax.debug_nans(False),
+        jax.debug_infs(False),
+    ):  # fmt: skip
         yield
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    LOG.warning(line)

@@ -51,6 +51,20 @@ def test_first_steps_shorten_the_window():
     assert found.loss_before == pytest.approx(np.median(curve["loss"][:14]), rel=1e-3)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_fast_periods_are_all_counted(seed):
+    """Fifteen to 25 steps apart, half of which the noisy loss takes to fall again: 50 steps are of several periods."""
+    rng = np.random.default_rng(seed)
+    gaps = rng.integers(15, 26, 60)
+    onsets, steps = np.cumsum(gaps), np.arange(gaps.sum() + 30)
+    growth = (1 - 0.03) ** (-(gaps - 3) / 3)  # what the norm lost since the burst before
+    curve = trajectory(len(steps), onsets, length=3, growth=growth, weight_decay=0.03, quiet=1e-6)
+    since = steps - np.append(-99, onsets)[np.searchsorted(onsets, steps, side="right")]
+    loss = np.where(since > 90, 0.1, np.maximum(2 * np.exp(-np.maximum(since - 2, 0) / 4), 0.1))
+    curve["loss"] = loss * np.exp(0.25 * rng.normal(size=len(steps)))
+    assert_onsets(curve, onsets)
+
+
 @pytest.mark.parametrize(("spike", "counts"), [(299, False), (300, True), (303, True), (305, True), (306, False)])
 def test_loss_must_rise_while_the_norm_grows(spike, counts):
     curve = trajectory(400, [300])

@@ -38,7 +38,7 @@ def test_the_comparison_agrees_with_loops(whole, compared):
     assert compared.barrier.values[0, 0, 0] == pytest.approx(max(0, losses[1] - (losses[0] + losses[2]) / 2), abs=1e-6)
     assert compared.cosine.values[0, 0, 1] == pytest.approx(cosine(a, b, labels), rel=1e-6)
     start = pj.create_train_state(
-        states.task.model, labels, purpose_key(jnp.uint32(0), INITIALISATION), jnp.zeros((32, 8, 8, 1))
+        states.task.network.module, labels, purpose_key(jnp.uint32(0), INITIALISATION), jnp.zeros((32, 8, 8, 1))
     )
     assert compared.cosine_to_start.values[0, 0] == pytest.approx(cosine(a, start.params, labels), rel=1e-5)
     assert np.isfinite(compared.seed_cosine.values[:2]).all()

@@ -59,7 +59,7 @@ def test_quality_is_that_of_pytorch(whole):
     run, one = load_run(whole), saved_minima(whole)[0]
     states, data = load_states(run, one.step, [one.config]), run.config.data
     params = on_sphere(first(states.params), states.task.labels)
-    quality, model = Networks(states.task, data).quality(params, first(states.batch_stats)), states.task.model
+    quality, model = Networks(states.task, data).quality(params, first(states.batch_stats)), states.task.network.module
     state = torch_oracle.state_dict(model, {"params": params, "batch_stats": quality.statistics})
     logits = torch_oracle.convnet(model, state, torch_oracle.normalised(data.test_images, data, "float32"), train=False)
     np.testing.assert_allclose(quality.test_outputs, logits.numpy(), rtol=1e-4, atol=1e-4)

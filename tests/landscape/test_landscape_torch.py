@@ -45,7 +45,7 @@ def as_tensors(state, vector, names):
     """A vector over all weights as PyTorch's tensors."""
     params, unravel = ravel_pytree(state.params)
     assert params.shape == vector.shape
-    model, tree = state.task.model, {"params": unravel(jnp.asarray(vector)), "batch_stats": state.batch_stats}
+    model, tree = state.task.network.module, {"params": unravel(jnp.asarray(vector)), "batch_stats": state.batch_stats}
     tensors = torch_oracle.state_dict(model, tree)
     return [tensors[name] for name in names]
 

@@ -8,9 +8,14 @@ from helpers import reference
 
 from periodic_jax import ConfigError, models
 from periodic_jax.models import forms
+from periodic_jax.models.layers import ImageNetwork
 from periodic_jax.training.losses import LOSSES
 
-NAMES = [pytest.param(n, marks=[] if n in ("ConvNetSI", "ResNet18SI") else pytest.mark.slow) for n in models.MODELS]
+NAMES = [
+    pytest.param(n, marks=[] if n in ("ConvNetSI", "ResNet18SI") else pytest.mark.slow)
+    for n in models.MODELS
+    if issubclass(models.MODELS[n][0], ImageNetwork)
+]
 
 
 def outcome(name, platform, variables, images, labels):

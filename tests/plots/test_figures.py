@@ -7,14 +7,14 @@ from helpers.synthetic import EVALUATIONS
 from periodic_jax import analysis, plots
 
 CURVES = ["train_loss", "test_error", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step"]
-PERIODIC = ["period_length", "equilibrium", "one_period", "phases"]
+PERIODIC = ["period_length", "one_period", "phases"]
 
 
 @pytest.mark.parametrize(
     ("name", "names"),
     [
         ("one configuration", [*CURVES, "phase_diagram", "regimes", *PERIODIC]),
-        ("one destabilisation, then a divergence", [*CURVES, "phase_diagram", "regimes", "equilibrium"]),
+        ("one destabilisation, then a divergence", [*CURVES, "phase_diagram", "regimes"]),
         ("nothing but NaN", [*CURVES, "phase_diagram", "regimes"]),
         ("one step", [*CURVES, "phase_diagram", "regimes"]),
     ],

@@ -33,25 +33,59 @@ def test_regime_map_of_many_configurations_has_no_words_and_stripes_for_seeds(ru
 def test_period_lengths_fit_and_prediction(periodic):
     _, found = periodic
     ax = plots.period_lengths(Figure().subplots(), found)
-    *points, fit = ax.lines
-    measured = np.concatenate([line.get_ydata() for line in points[::2]])
-    assert sorted(measured) == sorted(found.period_length.values[np.isfinite(found.period_length.values)])
-    predicted = np.concatenate([line.get_ydata() for line in points[1::2]])
-    assert sorted(predicted) == sorted(
-        found.predicted_fall_steps.values[:, 1:][np.isfinite(found.period_length.values)]
-    )
-    x = np.concatenate([line.get_xdata() for line in points[::2]])
-    slope, intercept = np.polyfit(np.log(x), np.log(measured), 1)
-    np.testing.assert_allclose(fit.get_ydata(), np.exp(intercept) * fit.get_xdata() ** slope)
+    points = [line for line in ax.lines if line.get_marker() == "o"]
+    measured = np.concatenate([line.get_ydata() for line in points])
+    known = np.isfinite(found.period_length.values)
+    assert sorted(measured) == sorted(found.period_length.values[known])
+    marks = [line.get_ydata().item() for line in ax.lines if line.get_marker() == "_"]
+    falls = np.where(known, found.predicted_fall_steps.values[:, 1:], np.nan)
+    assert marks == [np.median(row[np.isfinite(row)]) for row in falls if np.isfinite(row).any()]
+    fit = ax.lines[-1]
     rates = np.repeat(found.lr * found.weight_decay, np.isfinite(found.period_length).sum("period"))
-    np.testing.assert_allclose(x, rates, rtol=1e-5)
+    slope, intercept = np.polyfit(np.log(rates), np.log(measured), 1)
+    np.testing.assert_allclose(fit.get_ydata(), np.exp(intercept) * fit.get_xdata() ** slope, rtol=1e-3)
+    np.testing.assert_allclose(np.concatenate([line.get_xdata() for line in points]), rates, rtol=0.1)
+
+
+def test_period_lengths_of_one_product_stand_side_by_side(periodic):
+    """In the order of their learning rates, around the product."""
+    _, found = periodic
+    shown = found.isel(config=np.flatnonzero(np.isfinite(found.period_length).any("period")))
+    alike = shown.assign_coords(weight_decay=("config", 1e-3 / shown.lr.values))
+    alike["decay_rate"] = 1e-3 + 0 * shown.decay_rate
+    points = [line for line in plots.period_lengths(Figure().subplots(), alike).lines if line.get_marker() == "o"]
+    places = [line.get_xdata()[0] for line in points]
+    assert len(set(places)) == len(places) > 1
+    assert 0.9e-3 < min(places) < 1e-3 < max(places) < 1.1e-3
+    assert np.argsort(places).tolist() == np.argsort(shown.lr.values, kind="stable").tolist()
+
+
+def test_an_uncertain_regime_is_faint(periodic):
+    _, found = periodic
+    found = found.assign(confidence=("config", np.array([0.69, 0.71, 0.5, 1, 0, 0.9])))
+    found["regime"] = ("config", ["periodic", "periodic", "converging", "equilibrium", "undecided", "diverged"])
+    ax = plots.regime_map(Figure().subplots(), found)
+    sure = {
+        (round(bar.get_x() + 0.5), round(bar.get_y() + 0.5)): bar.get_facecolor()[3] for bar in ax.patches
+    }  # fmt: skip
+    for i in range(6):
+        place = [0.5, 1, 2].index(found.lr.values[i]), [1e-3, 5e-3].index(found.weight_decay.values[i])
+        assert (sure[place] == 1) == (i not in (0, 2))
+    assert "faint" in plots.regimes(found).legends[0].get_title().get_text()
+    assert (
+        "faint"
+        not in plots.regimes(found.assign(confidence=found.confidence * 0 + 1)).legends[0].get_title().get_text()
+    )
 
 
 def test_equilibria_measured_against_predicted(periodic):
-    _, found = periodic
+    """Of the configurations that are in one, and no figure where none is."""
+    dataset, found = periodic
+    names = ["periodic", "equilibrium", "converging", "equilibrium", "undecided", "diverged"]
+    assert "equilibrium" not in dict(plots.figures(dataset, found.assign(regime=("config", ["periodic"] * 6))))
+    found = found.assign(regime=("config", names))
     for ax, name in zip(drawn_panels(plots.equilibria(found)), ("weight_norm", "effective_lr"), strict=True):
-        *points, equal = ax.lines
-        drawn = np.sort(np.concatenate([line.get_xydata() for line in points]), axis=0)
-        both = np.stack([found[f"equilibrium_{name}"], found[f"measured_{name}"]], 1)
-        np.testing.assert_allclose(drawn, np.sort(both, axis=0))
+        points, equal = ax.lines
+        both = np.stack([found[f"equilibrium_{name}"], found[f"measured_{name}"]], 1)[[1, 3]]
+        np.testing.assert_allclose(points.get_xydata(), both)
         np.testing.assert_array_equal(equal.get_xdata(), equal.get_ydata())

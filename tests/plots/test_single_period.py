@@ -32,7 +32,7 @@ def test_phases_part_the_trajectory(periodic):
     """Each step is drawn in one of the two colours, those at their borders in both."""
     dataset, found = periodic
     config = int(found.destabilisations.values.argmax())
-    fall, burst, start, onsets = plots.phases(Figure().subplots(), dataset, found, config).lines
+    before, fall, burst, start, onsets = plots.phases(Figure().subplots(), dataset, found, config).lines
     x = dataset.effective_lr.values[config]
     inside = np.zeros(len(x), bool)
     onset_steps = found.onset_step.values[config, : int(found.destabilisations[config])].astype(int)
@@ -41,6 +41,10 @@ def test_phases_part_the_trajectory(periodic):
     assert inside.sum() > 5
     drawn = burst.get_xdata()
     np.testing.assert_array_equal(drawn, np.where(inside, x, np.nan))
-    assert set(x[~inside]) < set(fall.get_xdata())
+    first = onset_steps[0]
+    assert set(x[first:][~inside[first:]]) < set(fall.get_xdata())
+    np.testing.assert_array_equal(before.get_xdata(), np.where(np.arange(len(x)) <= first, x, np.nan))
+    assert np.isnan(fall.get_xdata()[:first]).all()  # the way to the first onset is of no period
+    assert before.get_label() == "before the first onset"
     assert start.get_xdata() == x[:1]
     np.testing.assert_array_equal(onsets.get_xdata(), x[onset_steps])

@@ -93,6 +93,14 @@ def test_numbers_are_those_of_the_analysis(run):
         assert config["checks"] == [None if np.isnan(v) else v for v in found.check_violations.values[i]]
 
 
+def test_shares_are_per_cent_as_in_the_tables(run):
+    """Numbers and evaluations of the page carry the mark that the script formats them by."""
+    shown = run[1]
+    marked = dict(zip(contents.NUMBERS, shown["percent"]["numbers"], strict=True))
+    assert {name for name, is_share in marked.items() if is_share} == {"final_test_error", "lowest_test_error"}
+    assert {q["name"]: q["percent"] for q in shown["evaluations"]} == {"train_loss": False, "test_error": True}
+
+
 @pytest.mark.parametrize("name", EDGES)
 def test_any_run_has_a_report(tmp_path, name):
     dataset = EDGES[name](tmp_path / "run")
@@ -169,6 +177,8 @@ def check(page, run, i):
     assert facts["destabilisations"][0] == str(int(found.destabilisations[i]))
     for word, name in (("mean period [steps]", "mean_period"), ("final weight norm", "final_weight_norm")):
         assert float(facts[word][0]) == pytest.approx(float(found[name][i]), rel=1e-3)
+    assert facts["final test error"][0].endswith(" %")
+    assert float(facts["final test error"][0][:-2]) == pytest.approx(100 * float(found.final_test_error[i]), abs=0.06)
     assert f"learning rate {float(dataset.lr[i]):g}" in page.find_element("id", "chosen").text
 
 

@@ -10,7 +10,7 @@ from helpers.synthetic import open_flat, stack, trajectory
 from periodic_jax.analysis.pipeline import analyze
 from periodic_jax.core.errors import CorruptedRunError, RunNotFoundError, UnwritableError
 from periodic_jax.core.grid import AXES, SweepGrid
-from periodic_jax.reporting.tables import COLUMNS, FORECASTS, SHOWN, as_text, findings, rows, save, to_csv
+from periodic_jax.reporting.tables import COLUMNS, FORECASTS, SHOWN, as_text, findings, leak_as_text, rows, save, to_csv
 from periodic_jax.storage.datasets import open_analysis
 
 
@@ -46,9 +46,9 @@ def test_text(analysed):
     cells = [re.split(r"  +", line.strip()) for line in as_text(analysed).splitlines()]
     assert [" ".join(row) for row in cells] == [
         "lr decay seed regime sure jumps mean period train loss lowest test error lowest norm diverged at",
-        "1 0.001 0 periodic 0.85 3 350 1.2 0 60.0 % 0.0 % 4.85 -",
-        "1 0.001 3 periodic 0.74 1 - 2.2 1 110.0 % 50.0 % 2.22 -",
-        "0.5 0.001 0 converging 0.92 0 - 3.2 2 160.0 % 100.0 % 2.75 -",
+        "1 0.001 0 periodic 0.82 3 350 1.2 0 60.0 % 0.0 % 4.85 -",
+        "1 0.001 3 periodic 0.71 1 - 2.2 1 110.0 % 50.0 % 2.22 -",
+        "0.5 0.001 0 converging 0.67 0 - 3.2 2 160.0 % 100.0 % 2.75 -",
         "0.5 0.001 3 diverged 1.00 0 - 4.2 3 210.0 % 150.0 % 3.61 650",
     ]
     assert len({len(line) for line in as_text(analysed).splitlines()}) == 1
@@ -69,6 +69,22 @@ def test_violations_are_named(analysed):
     assert "attracting_interval: violated 7 times among the 4 configurations where it applies" in findings(spoiled)
     assert "32 checks apply, 7 violations" in findings(spoiled)
     assert "32 checks apply, 0 violations" in findings(analysed)
+
+
+@pytest.mark.parametrize("left_out", [0, 1, 4])
+def test_budgets_within_rounding_are_left_out_of_the_worst(analysed, left_out):
+    spoiled = analysed.copy(deep=True)
+    spoiled.budget_residual[:] = [np.nan] * left_out + [1e-5] * (4 - left_out)
+    line = next(line for line in findings(spoiled).splitlines() if line.startswith("rotation budget"))
+    assert ("off by at most 1.0e-05" in line) == (left_out < 4)
+    assert (f"{left_out} configuration" in line and "turned by no more than rounding" in line) == (left_out > 0)
+
+
+def test_no_rows_are_a_head_alone(analysed):
+    """Of a landscape or minima of which nothing was measured, too."""
+    text = as_text(analysed.isel(config=[]))
+    assert text.split()[:3] == ["lr", "decay", "regime"]
+    assert text.count("\n") == 1
 
 
 def test_saved_and_opened_again(analysed, tmp_path):
@@ -101,3 +117,13 @@ def test_no_analysis_to_open(tmp_path, corruption):
     error = RunNotFoundError if corruption == "none" else CorruptedRunError
     with pytest.raises(error, match=r"periodic-jax analyze .* writes it"):
         open_analysis(tmp_path)
+
+
+def test_a_large_radial_leak_is_a_warning_in_a_line(analysed):
+    def leaking(values):
+        return analysed.assign(radial_leak=("config", np.array(values)))
+
+    assert leak_as_text(leaking([1e-5, 0.014, np.nan, 0.0])) == ""
+    text = leak_as_text(leaking([1e-5, 0.014, np.nan, 0.3]))
+    assert text.startswith("warning: the radial leak of configuration 3 is 0.3, and near 0 where labels are right")
+    assert text.count("\n") == 1

@@ -75,8 +75,8 @@ def test_a_branch_killed_in_its_set_up_is_begun_again_or_resumed(parent, tmp_pat
         assert {file.name for file in out.iterdir()} == {".lock", *left}
     assert not describe_run(out, verify=True).errors
     with pytest.raises(ConfigError, match=r"holds no run yet \(periodic-jax resume .* goes on with the one there\)"):
-        branch_run(parent, out, step=20)
-    resume_run(out)
+        branch_run(parent, out, step=20, steps=40)
+    branch_run(parent, out, step=20)
     assert not (out / "checkpoints.partial").exists()
     np.testing.assert_array_equal(open_run(out).loss, open_run(parent).loss.sel(step=slice(20, None)))
 

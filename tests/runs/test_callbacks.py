@@ -8,8 +8,16 @@ import pytest
 
 from periodic_jax.runs.callbacks import Stop
 
+SIGNALS = [
+    (signal.SIGTERM, 143),
+    (signal.SIGINT, 130),
+    (signal.SIGHUP, 129),
+    (signal.SIGUSR1, 138),
+    (signal.SIGUSR2, 140),
+]
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
 def test_a_signal_sets_a_mark_and_handlers_are_put_back(number, status):
     before = signal.getsignal(number)
     with Stop() as stop:
@@ -40,3 +48,58 @@ def test_a_second_signal_ends_the_process_though_its_main_thread_is_busy():
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=100)  # of the many minutes that its call takes
     assert process.returncode == 143
+
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
+def test_a_signal_ends_the_process_at_once_while_there_is_nothing_to_save(number, status):
+    program = (
+        "import hashlib\nfrom periodic_jax.runs.callbacks import Stop\nwith Stop(is_idle=True) as stop:\n stop()\n"
+        " print('ready', flush=True)\n hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    said = process.communicate(timeout=100)[1]
+    assert process.returncode == status
+    assert said.strip() == "stopped before the first step: there is nothing to save"
+
+
+def wait_until(condition):
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    pytest.fail("nothing was heard")
+
+
+def test_warnings_before_the_end_do_not_count_as_a_second_signal(monkeypatch, capfd):
+    """Slurm sends USR1 a minute before SIGTERM, and a terminal that is closed HUP, at times twice."""
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with Stop(is_idle=True) as stop:
+        assert (stop(), stop()) == (0, 0)
+        for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            wait_until(stop)
+        assert stop() == 138
+        assert ended == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(lambda: ended)
+    assert ended == [143]
+    assert capfd.readouterr().err.count("finishing the current chunk") == 1
+
+
+def test_a_signal_that_was_ignored_stays_so():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            wait_until(stop)
+            assert stop() == 138
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

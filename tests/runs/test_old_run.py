@@ -13,7 +13,7 @@ import pytest
 
 from periodic_jax import RunCallbacks, analysis, dynamics, open_run, resume_run
 from periodic_jax.inspection.info import describe_run
-from periodic_jax.runs.config import LATER, difference, from_manifest
+from periodic_jax.runs.config import difference, from_manifest
 from periodic_jax.storage.run_directory import checkpoint_steps, read_config
 
 OLD_RUN = Path(__file__).parents[1] / "data" / "old_run"
@@ -39,12 +39,12 @@ def test_it_opens_verified_and_is_analysed(path):
 def test_settings_that_it_has_not_are_as_they_were_then(path):
     """So the same sweep again goes on with it, and a sweep with such a setting is another one."""
     manifest = read_config(path)
-    assert not set(LATER[-2:]) & set(manifest["config"])
+    assert not {"storage", "deterministic", "optimizer", "beta1", "beta2", "eps"} & set(manifest["config"])
     config = from_manifest(manifest, path)
-    assert (config.storage, config.deterministic) == ("float32", False)
+    assert (config.storage, config.deterministic, config.optimizer, config.beta1) == ("float32", False, "sgd", (0.9,))
     assert difference(config, manifest) == ""
-    other = dataclasses.replace(config, storage="bf16", deterministic=True)
-    expected = "--storage float32 there, bf16 here; --deterministic False there, True here"
+    other = dataclasses.replace(config, storage="bf16", deterministic=True, beta1=(0.5,))
+    expected = "--storage float32 there, bf16 here; --deterministic False there, True here; --beta1 0.9 there, 0.5 here"
     assert difference(other, manifest) == expected
 
 

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from helpers.survival import states_at
@@ -42,6 +43,14 @@ def test_a_plan_is_what_the_run_takes(small, planned):
     lines = describe_plan(planned, small)
     assert lines[0] == "6 configurations of 120 steps: 720 config-steps"
     assert lines[-1] == "shards: not needed"
+
+
+def test_devices_without_a_configuration_are_told(small, planned):
+    if len(jax.devices()) != 2:
+        pytest.skip("not two devices")
+    config = replace(small, lr=(0.1,), seed=(0,))
+    assert describe_plan(plan(config), config)[2] == "idle: 1 of 2 devices; 2 configurations would take as long"
+    assert not any(line.startswith("idle") for line in describe_plan(planned, small))
 
 
 def test_shards_are_small_enough(small, planned):

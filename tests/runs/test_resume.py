@@ -1,6 +1,7 @@
 """Runs that are stopped, killed or corrupted, and go on to the bits that they would have had."""
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from periodic_jax import ConfigError, RunCallbacks, open_run, run_sweep
 from periodic_jax.checkpoints.writer import Checkpoints
 from periodic_jax.cli.main import main
 from periodic_jax.core.errors import CorruptedRunError, RunInterrupted
+from periodic_jax.inspection.info import describe_run
 from periodic_jax.runs import callbacks
 from periodic_jax.runs.build import build_sweep
 from periodic_jax.runs.config import difference, from_manifest, to_manifest
@@ -85,8 +87,9 @@ def test_the_same_sweep_again_goes_on_and_another_one_is_refused(whole, cut):
     assert told == [f"{cut} holds this run, finished: nothing is left to train"]
     assert again.analysis.identical(run_sweep(configured(whole)).analysis)
     assert (cut / "config.json").read_bytes() == before
-    with pytest.raises(ConfigError, match=r"--steps above 40 to extend it"):
-        resume_run(cut)
+    assert resume_run(cut, callbacks=RunCallbacks(log=told.append)).analysis.identical(again.analysis)
+    assert told == [told[0]] * 2
+    assert (cut / "config.json").read_bytes() == before
     with pytest.raises(ConfigError, match="at least the 40 steps"):
         resume_run(cut, steps=39)
 
@@ -111,13 +114,25 @@ def test_corrupted_telemetry_is_named_and_computed_again_on_request(whole, sweep
 
 
 def test_missing_telemetry_is_an_error(sweep, cut):
-    for name in ("loss/c/0/0", "step/zarr.json", "seed/c/0", "zarr.json"):
+    (cut / "telemetry.zarr/loss/c/0/0").unlink()
+    with pytest.raises(CorruptedRunError, match="loss/c/0/0"):
+        find_resume_point(sweep, SessionPlan(cut, STEPS, 10), False, print)
+
+
+def test_what_config_json_determines_is_made_again_to_the_same_bytes(sweep, cut):
+    plan, spared = SessionPlan(cut, STEPS, 10), {}
+    for name in ("step/zarr.json", "seed/c/0", "zarr.json", "eval_step/c/0", "train_loss/zarr.json"):
         file = cut / "telemetry.zarr" / name
-        moved = file.rename(cut / "moved")
-        with pytest.raises(CorruptedRunError, match=name):
-            find_resume_point(sweep, SessionPlan(cut, STEPS, 10), False, print)
-        moved.rename(file)
-    assert find_resume_point(sweep, SessionPlan(cut, STEPS, 10), False, print).step == 30
+        spared[name] = json.loads(file.read_bytes()) if name.endswith(".json") else file.read_bytes()
+        file.unlink()
+        start = find_resume_point(sweep, plan, False, print)
+        assert start.step == 30
+        read = {n: json.loads(c) if n.endswith(".json") else c for n, c in start.rebuilt.files.items()}
+        assert {n: read[n] for n in spared} == spared  # all that are gone by now
+    assert not (cut / "telemetry.zarr/zarr.json").exists()
+    start.rebuilt.write(cut)
+    assert not describe_run(cut, verify=True).errors
+    assert find_resume_point(sweep, plan, False, print).rebuilt.files == {}
 
 
 def test_a_changed_config_is_an_error(cut):

@@ -17,6 +17,7 @@ from periodic_jax import (
     open_run,
     run_sweep,
 )
+from periodic_jax.runs.build import build_sweep
 from periodic_jax.runs.config import LATER, check, evaluated_every, from_manifest, planned_steps
 from periodic_jax.storage.run_directory import read_config
 from periodic_jax.training import input_pipeline
@@ -235,3 +236,20 @@ def test_a_run_directory_of_before_an_option_is_read_as_without_it():
     del held["width"]
     with pytest.raises(CorruptedRunError, match="no value for width"):
         from_manifest({"config": held}, Path("x"))
+
+
+def test_numbers_are_no_part_of_the_programs(tmp_path):
+    """Neither values of an axis nor the number of steps: what is compiled for one sweep serves the next."""
+    texts = []
+    for changes in ({}, {"steps": 2000}, {"weight_decay": (0.0, 0.5), "lr": (0.3, 0.7)}, {"seed": (5,)}):
+        sweep = build_sweep(RunConfig(**{**SMALL, **changes}))
+        sweep._lay_out("map")
+        states = sweep._initialise.eval_shape(sweep.seeds)
+        programs = sweep._programs
+        lowered = (
+            sweep._initialise.lower(sweep.seeds), programs.evaluation.lower(states, sweep.data),
+            programs.chunk.lower(states, sweep.hparams, sweep.seeds, sweep.data, np.int32(0), np.int32(1)),
+        )  # fmt: skip
+        texts.append([program.as_text() for program in lowered])
+    for other in texts[1:]:
+        assert other == texts[0]

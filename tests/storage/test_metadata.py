@@ -4,11 +4,13 @@ import json
 import os
 import resource
 import shutil
+import warnings
 
 import numcodecs
 import numpy as np
 import pytest
 import tensorstore
+import zarr
 from helpers.synthetic import stack, write_run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,6 +79,24 @@ def test_metadata_that_declare_too_much(run, name, changes, named):
     assert any(named in line for line in report.errors)
     (found,) = find_corruptions(run / "telemetry.zarr", 0, 60, lengths(read_config(run)))
     assert named in found.reason
+
+
+def test_consolidated_metadata_of_the_arrays_are_accepted(run):
+    """As xarray advises; what no longer agrees is named, and told to be rebuilt."""
+    expected = open_run(run, flat=True).load()
+    with warnings.catch_warnings(action="ignore"):  # they are no part of zarr's format 3 yet
+        zarr.consolidate_metadata(run / "telemetry.zarr")
+    assert open_run(run, flat=True).load().identical(expected)
+    assert not describe_run(run, verify=True).errors
+    redeclare(run / "telemetry.zarr/loss/zarr.json", shape=[2, 59])
+    with pytest.raises(CorruptedRunError, match=r"declares the arrays a second time, and otherwise\); .* rebuilds it"):
+        open_run(run)
+    assert describe_run(run, verify=True).lines[-1] == f"to mend it: periodic-jax resume {run}"
+
+
+def test_a_folder_that_is_no_array_is_left_alone(run):
+    (run / "telemetry.zarr/.ipynb_checkpoints").mkdir()
+    assert not describe_run(run, verify=True).errors
 
 
 def test_a_chunk_that_unfolds_to_gigabytes_is_not_unfolded(run):

@@ -78,19 +78,40 @@ def test_a_nan_configuration_changes_no_other_by_one_bit(tiny, model, layout):
             sweep.states = sweep.states.replace(
                 params=jax.device_put(params, jax.tree.map(lambda p: p.sharding, sweep.states.params))
             )
+        initial = sweep.placement.fetch(sweep.states)
         telemetry, evaluations = collect(sweep, 20)
-        return {**telemetry, **evaluations}, sweep.placement.arrangement.flatten(sweep.states.diverged_at)
+        return {**telemetry, **evaluations}, initial, sweep.placement.fetch(sweep.states)
 
-    sound, marks = run(None)
-    assert (marks == -1).all()
+    sound, _, sound_states = run(None)
+    assert (sound_states["diverged_at"] == -1).all()
     for poisoned in (0, 2):
-        broken, marks = run(poisoned)
-        assert marks[poisoned] == 0
+        broken, initial, states = run(poisoned)
         others = [i for i in range(4) if i != poisoned]
-        assert (marks[others] == -1).all()
         for name in sound:
             assert np.array_equal(broken[name][others], sound[name][others]), name
+            assert np.isnan(broken[name][poisoned][1:]).all(), name
         assert np.isnan(broken["loss"][poisoned]).all()
+        initial["step"][poisoned], initial["diverged_at"][poisoned] = 20, 0
+        for name in states:
+            assert np.array_equal(states[name][others], sound_states[name][others]), name
+            assert np.array_equal(states[name][poisoned], initial[name][poisoned], equal_nan=True), name
+
+
+def test_a_diverged_configuration_is_not_computed(tiny):
+    class Counted(Probe):
+        def __call__(self, images, train):
+            jax.debug.callback(lambda: calls.append(None))
+            return super().__call__(images, train)
+
+    calls: list[None] = []
+    sweep = Sweep(Counted(), tiny, SweepGrid.product(lr=[0.1, 0.2, 0.3, 0.4], weight_decay=0.0), TrainingSpec(12))
+    states = sweep.states
+    dead = sweep.placement.shard_configs(np.array([-1, 0, -1, 0], np.int32))
+    sweep.states = states.replace(diverged_at=dead)
+    calls.clear()
+    list(sweep.chunks(5, eval_every=None))
+    jax.effects_barrier()
+    assert len(calls) == 2 * 5
 
 
 def test_one_compilation_serves_chunks_of_every_length(tiny, model):
@@ -192,6 +213,14 @@ def test_an_arrangement_shows_every_configuration_in_its_place(seeds, devices):
     assert np.array_equal(arranged.source[arranged.row, arranged.column], np.arange(len(seeds)))
     assert (seeds[arranged.source] == arranged.seeds[:, None]).all()
     assert np.array_equal(arranged.flatten(arranged.source), np.arange(len(seeds)))
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_of_the_largest_rates_every_device_has_as_many(devices):
+    arranged = Arrangement.of(np.zeros(24, int), devices)
+    for first in range(24):
+        counts = np.bincount(arranged.row[first:], minlength=devices)
+        assert counts.max() - counts.min() <= 1
 
 
 def test_a_grid_with_ragged_seeds_is_padded_and_unpadded(tiny, model):

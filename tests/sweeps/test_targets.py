@@ -161,7 +161,7 @@ workload = compilation.Workload(model, spec, (32, 32, 3), asked.get("layout", "m
 
 def product(state, images, labels):
     x = to_vector(state.params, state.task.labels)
-    batch = state.task.model.prepare(images), labels, jnp.full(labels.shape, 1 / 128, x.dtype)
+    batch = state.task.network.prepare(images), labels, jnp.full(labels.shape, 1 / 128, x.dtype)
     return hessian_vector(state, x, batch, state.task.labels)
 
 def text():

@@ -12,7 +12,7 @@ from periodic_jax.analysis.theory_checks import CHECKS
 from periodic_jax.core.formatting import counted, short_numbers
 from periodic_jax.core.segments import extremes
 from periodic_jax.plots.regime_maps import map_axes
-from periodic_jax.plots.style import REGIME_COLOURS, label, named, swept_axes
+from periodic_jax.plots.style import FAINT, REGIME_COLOURS, label, named, swept_axes
 from periodic_jax.reporting import tables
 from periodic_jax.storage.reader import read
 from periodic_jax.storage.schema import EVALUATION, STEP, describe, used_by
@@ -67,9 +67,14 @@ def report_contents(dataset: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
         ],
         "regimes": REGIME_COLOURS,
         "curves": [{"name": name, "title": label(name)} for name in curves],
-        "evaluations": [{"name": name, "title": label(name), "log": describe(name).log} for name in evaluations],
+        "evaluations": [
+            {"name": name, "title": label(name), "log": describe(name).log, "percent": _is_share(name)}
+            for name in evaluations
+        ],
+        "faint": FAINT,
         "numbers": [describe(name).short or label(name) for name in NUMBERS],
         "theory": [describe(name).short or label(name) for name in THEORY],
+        "percent": {"numbers": list(map(_is_share, NUMBERS)), "theory": list(map(_is_share, THEORY))},
         "checks": [name.replace("_", " ") for name in CHECKS],
         "steps": dataset.sizes["step"],
         "bucket": -(-dataset.sizes["step"] // parts),
@@ -131,6 +136,11 @@ def _decimated(at: np.ndarray, curves: list[np.ndarray], parts: int) -> tuple[st
 
 def _packed(values: np.ndarray, dtype: str) -> str:
     return base64.b64encode(np.asarray(values).astype(dtype).tobytes()).decode()
+
+
+def _is_share(name: str) -> bool:
+    """Whether the page shows a number as per cent, as the tables do."""
+    return describe(name).number == "percent"
 
 
 def _number(value: Any) -> float | None:

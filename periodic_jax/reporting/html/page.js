@@ -31,8 +31,9 @@
     }
     return cache.get(i);
   };
-  const number = (v) => {
+  const number = (v, percent) => {
     if (v === null) return "-";
+    if (percent) return (100 * v).toFixed(1) + " %";
     if (Number.isInteger(v) && Math.abs(v) < 1e7) return String(v);
     return Math.abs(v) < 1e-3 ? v.toExponential(3) : String(Number(v.toPrecision(4)));
   };
@@ -62,6 +63,8 @@
     });
   }
 
+  const isFaint = (c) => c.regime !== "undecided" && c.numbers[0] < run.faint;
+
   function drawMap() {
     const table = el("map"), [across, up] = run.axes;
     table.replaceChildren();
@@ -74,10 +77,11 @@
         if (i < 0) continue;
         const c = run.configs[i], count = c.numbers[1];
         const button = make("button", c.regime[0].toUpperCase() + (count ? " " + count : ""), td, { tabIndex: -1 });
-        button.style.background = run.regimes[c.regime] || "#fff";
-        button.classList.toggle("dark", c.regime === "diverged");
+        const sure = c.numbers[0], faint = isFaint(c);
+        button.style.background = (run.regimes[c.regime] || "#ffffff") + (faint ? "66" : "");
+        button.classList.toggle("dark", c.regime === "diverged" && !faint);
         button.dataset.config = i;
-        button.setAttribute("aria-label", `${title(i)}: ${c.regime}, ${count} destabilisations`);
+        button.setAttribute("aria-label", `${title(i)}: ${c.regime}, confidence ${number(sure)}, ${count} destabilisations`);
       }
     }
     const foot = make("tr", null, table);
@@ -94,6 +98,7 @@
       make("i", null, span).style.background = value;
       span.append(`${name[0].toUpperCase()}: ${name}`);
     });
+    if (run.configs.some(isFaint)) make("span", `faint: confidence below ${run.faint}`, legend);
     markCells();
   }
 
@@ -116,7 +121,7 @@
     const rows = (words, key) => words.forEach((word, k) => {
       const tr = make("tr", null, table);
       make("th", word, tr, { scope: "row" });
-      shown.forEach((i) => make("td", number(run.configs[i][key][k]), tr));
+      shown.forEach((i) => make("td", number(run.configs[i][key][k], run.percent[key][k]), tr));
     });
     if (shown.length > 1) {
       const head = make("tr", null, table);
@@ -204,22 +209,26 @@
         const x = perStep ? at.map((j) => a.steps[j]) : ex;
         const y = perStep ? at.map((j) => source[j]) : Array.from(source.subarray(e, f));
         traces.push({ x, y, yaxis: "y" + (k + 2), mode: "lines", name: String(i),
-          line: { color: tint, width: 1 }, hovertemplate: "step %{x}: %{y}<extra></extra>" });
+          line: { color: tint, width: 1 }, hovertemplate: `step %{x}: %{y${panel.percent ? ":.1%" : ""}}<extra></extra>` });
       });
       const elr = run.curves.findIndex((q) => q.name === "effective_lr");
       const grad = run.curves.findIndex((q) => q.name === "effective_grad_norm");
       if (elr < 0 || grad < 0 || first === last) return;
       const px = a.curves[elr], py = a.curves[grad];
-      const A = { x: [], y: [] }, B = { x: [], y: [] };
+      const before = { x: [], y: [] }, A = { x: [], y: [] }, B = { x: [], y: [] };
+      const begin = a.onsets.length ? a.onsets[0] : Infinity;  // what comes before is of no period
       let k = 0;
       thin(a.steps, [px, py], first, last).forEach((j) => {
         const step = a.steps[j];
         while (k < a.ends.length && a.ends[k] < step) k++;
         const burst = k < a.onsets.length && a.onsets[k] <= step;
         const border = burst && (step === a.onsets[k] || step === a.ends[k]);
-        A.x.push(px[j]); A.y.push(!burst || border ? py[j] : null);
+        before.x.push(px[j]); before.y.push(step <= begin ? py[j] : null);
+        A.x.push(px[j]); A.y.push(step >= begin && (!burst || border) ? py[j] : null);
         B.x.push(px[j]); B.y.push(burst ? py[j] : null);
       });
+      loops.push({ ...before, mode: "lines", opacity: 0.35, line: { color: tint, width: 0.8 },
+        hovertemplate: "before the first onset<extra></extra>" });
       loops.push({ ...A, mode: "lines", line: { color: tint, width: 0.8 }, hovertemplate: "phase A<extra></extra>" });
       loops.push({ ...B, mode: "lines", line: { color: colour("burst"), width: 1.3, dash: s ? "dot" : "solid" },
         hovertemplate: "phase B<extra></extra>" });
@@ -232,14 +241,14 @@
       const top = 1 - strip - k * height;
       make("span", panel.title, labels).style.top = layout.margin.t + (1 - top) * plotted + "px";
       layout["yaxis" + (k + 2)] = { ...axis, domain: [Math.max(top - height + gap, 0), top - 0.015],
-        type: panel.log ? "log" : "linear", nticks: panel.log ? 3 : 5 };
+        type: panel.log ? "log" : "linear", nticks: panel.log ? 3 : 5, ...(panel.percent ? { tickformat: "~%" } : {}) };
     });
     const options = { responsive: true, displaylogo: false, displayModeBar: false };
     const tall = Math.min(520, Math.max(320, window.innerHeight * 0.6));
     const loop = {
       height: tall, margin: { l: 60, r: 10, t: 30, b: 50 },
       showlegend: false, hovermode: "closest", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { color: text, size: 11 }, title: { text: "ring: start; phase B (destabilisations) in orange", font: { size: 12 } },
+      font: { color: text, size: 11 }, title: { text: "ring: start; faint: before the first onset; phase B (destabilisations) in orange", font: { size: 12 } },
       xaxis: { ...axis, type: "log", title: { text: "effective learning rate" } },
       yaxis: { ...axis, type: "log", title: { text: "effective gradient norm" } },
     };

@@ -1,0 +1,90 @@
+"""Runs that were recorded elsewhere: a csv file is analysed as the run directory of the same curves."""
+
+import csv
+
+import numpy as np
+import pytest
+from helpers.synthetic import trajectory
+
+from periodic_jax import ConfigError, analysis
+from periodic_jax.cli.main import main
+
+CURVES = ("loss", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
+
+
+@pytest.fixture
+def curves():
+    return trajectory(1500, [300, 700, 1200])
+
+
+def write(path, columns):
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(columns)
+        rows.writerows(zip(*columns.values(), strict=True))
+    return path
+
+
+def test_a_csv_of_all_curves_is_analysed_as_the_arrays_are(tmp_path, curves):
+    lr = curves["effective_lr"] * curves["weight_norm"] ** 2
+    path = write(tmp_path / "log.csv", {"train": curves["loss"], "norm": curves["weight_norm"], "rate": lr,
+                                        "turned": curves["angular_step"],
+                                        "g": curves["effective_grad_norm"]})  # fmt: skip
+    names = {"loss": "train", "weight_norm": "norm", "lr": "rate", "angular_step": "turned", "effective_grad_norm": "g",
+             "weight_decay": "1e-3"}  # fmt: skip
+    log = analysis.read_log(path, names)
+    assert log.left_out == []
+    found = analysis.analyze(log.dataset)
+    assert found.regime.item() == "periodic"
+    wanted = analysis.detect_periods({name: curves[name] for name in CURVES})
+    np.testing.assert_array_equal(found.onset_step.values[0], wanted.onset)
+    assert found.violations.item() == 0
+    np.testing.assert_allclose(found.budget_residual, 0, atol=1e-4)
+
+
+def test_what_a_csv_has_not_is_left_out_and_said(tmp_path, curves, capsys):
+    path = write(tmp_path / "log.csv", {"train_loss": curves["loss"], "norm": curves["weight_norm"]})
+    main(["analyze", str(path), "--columns", "loss=train_loss", "weight_norm=norm", "lr=1", "weight_decay=1e-3"])
+    out = capsys.readouterr().out
+    assert "periodic" in out
+    assert "left out: pace, equilibrium and rotation (no angular_step)" in out
+    assert "left out: periods" not in out
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_columns_of_the_usual_names_need_no_option(tmp_path, curves):
+    path = write(tmp_path / "log.csv", {name: curves[name] for name in ("loss", "weight_norm")})
+    log = analysis.read_log(path)
+    np.testing.assert_allclose(log.dataset.weight_norm[0], curves["weight_norm"])
+    assert analysis.analyze(log.dataset).destabilisations.item() == 3
+
+
+REFUSED = {
+    "loss=nothing": "--columns: loss=nothing is not accepted; expected a column among a, b, word",
+    "loss=3": "expected a column among a, b, word",
+    "speed=a": "--columns: speed=a is not accepted; expected optimizer, or names among loss, weight_norm",
+    "loss=word": "expected a column of numbers",
+    "weight_decay=a": "expected a column of one weight_decay, or a number",
+    "optimizer=adamax": "expected optimizer=sgd|sgdw|nesterov|adam|adamw|lion",
+    "lr=a": "weight_norm or loss, and all curves of one length",
+    "loss": "expected NAME=COLUMN or NAME=NUMBER",
+}
+
+
+@pytest.mark.parametrize("given", REFUSED)
+def test_refused_in_one_line(tmp_path, capsys, given):
+    path = write(tmp_path / "log.csv", {"a": [1, 2], "b": [3, 4], "word": ["x", "y"]})
+    with pytest.raises(SystemExit) as end:
+        main(["analyze", str(path), "--columns", given])
+    assert end.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert REFUSED[given] in error
+    assert "\n" not in error
+
+
+def test_a_file_that_is_none_or_no_csv(tmp_path):
+    with pytest.raises(ConfigError, match="a csv file with a row for each step"):
+        analysis.read_log(tmp_path / "missing.csv")
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(ConfigError, match="a csv file with a row for each step"):
+        analysis.read_log(tmp_path / "empty.csv")
