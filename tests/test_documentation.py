@@ -81,7 +81,7 @@ def test_every_option_it_names_exists(page):
     fields = [name for kind in kinds for name in kind.__dataclass_fields__]
     known = {"--" + name.replace("_", "-") for name in fields} | {"--help", "--for", "--signal"}  # the last is sbatch's
     text = re.sub(r"^(#SBATCH|srun|curl| *rsync).*", "", page.read_text(), flags=re.MULTILINE)
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text)) <= known
 
 
 def test_pages_name_options():
