@@ -21,7 +21,7 @@ def shape(lines):
 def test_a_tutorial_runs_and_prints_what_its_page_shows(tmp_path, name):
     program = TUTORIALS / f"{name}.py"
     environment = {**os.environ, "MPLBACKEND": "Agg"}
-    environment.pop("XLA_FLAGS")  # of the other tests: with them thousands of steps take minutes
+    environment.pop("XLA_FLAGS", None)  # of the other tests: with them thousands of steps take minutes
     command = [sys.executable, "-W", "error", str(program)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -75,7 +75,12 @@ def public(_: str) -> str:
     return "\n".join(["| name | what it is |", "|---|---|", *rows])
 
 
-FEATURES = {"": "always", "sharpness": "`--track-sharpness`", "corruption": "`--corrupt-train`"}
+FEATURES = {
+    "": "always",
+    "sharpness": "`--track-sharpness`",
+    "corruption": "`--corrupt-train`",
+    "updates": "other optimisers than SGD",
+}
 MAKERS = {"commands": commands, "public": public, "quantities": quantities}
 
 
