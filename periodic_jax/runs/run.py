@@ -198,33 +198,43 @@ def resume_run(
         if (after := planned_steps(config)) < before:
             raise ConfigError("--steps", after, f"at least the {before} steps of the run")
         check(config)
-        if after == before and "summary" in manifest:
-            states = partial(build.recorded_states, model=model)
-            found = list(corruptions(path, manifest, states))
-            log, remedy = callbacks.log, f"periodic-jax resume {path} --truncate computes it again"
-            if rebuilt := _rebuild_finished(config, manifest) if found else []:
-                log(f"{path}: rebuilt from config.json: {', '.join(rebuilt)}")
-                found = list(corruptions(path, manifest, states))
-                if found and not truncate:
-                    log(f"{path}: still corrupted: {found[0]}; {remedy}")
-                if not found or not truncate:
-                    return RunResult(path, analysis.analyze(open_run(path, flat=True)))
-            if not truncate and found:
-                file, _, reason = found[0].partition(": ")
-                raise CorruptedRunError(path / file, reason, remedy)
-            if not truncate:
-                return finished_result(path, callbacks.log)
-            if not found:
-                raise ConfigError("--truncate", path, "a corrupted run; this one is finished and verified")
+        is_finished = after == before and "summary" in manifest
+        if is_finished and (result := _finished_or_mended(config, manifest, truncate, callbacks.log)):
+            return result
         return run_session(config, manifest, callbacks, truncate=truncate)
 
 
-def _rebuild_finished(config: RunConfig, manifest: dict[str, Any]) -> list[str]:
-    """As `runs.session.rebuild_finished`, of a run that ended."""
+def _finished_or_mended(
+    config: RunConfig, manifest: dict[str, Any], truncate: bool, log: Callable[[str], None]
+) -> RunResult | None:
+    """A finished run, its metadata and coordinates made anew where they are corrupted; None where it must train again.
+
+    Raises:
+        ConfigError: it is verified, and ``truncate`` is set.
+        CorruptedRunError: it is corrupted otherwise, and ``truncate`` is not set.
+    """
     from periodic_jax.runs.session import rebuild_finished
 
+    path, states = config.folder, partial(build.recorded_states, model=config.model)
+    found = list(corruptions(path, manifest, states))
+    if not found and truncate:
+        raise ConfigError("--truncate", path, "a corrupted run; this one is finished and verified")
+    if not found:
+        return finished_result(path, log)
+    remedy = f"periodic-jax resume {path} --truncate computes it again"
     with xla.precision(config.precision):
-        return rebuild_finished(build.build_sweep(config), build.plan_session(config, manifest))
+        rebuilt = rebuild_finished(build.build_sweep(config), build.plan_session(config, manifest))
+    if rebuilt:
+        log(f"{path}: rebuilt from {run_directory.CONFIG_FILE}: {', '.join(rebuilt)}")
+        found = list(corruptions(path, manifest, states))
+    if found and truncate:
+        return None
+    file, _, reason = found[0].partition(": ") if found else ("", "", "")
+    if not rebuilt:
+        raise CorruptedRunError(path / file, reason, remedy)
+    if found:
+        log(f"{path / file}: still corrupted ({reason}); {remedy}")
+    return finished_result(path, log)
 
 
 def resumable_manifest(config: RunConfig) -> dict[str, Any] | None:
