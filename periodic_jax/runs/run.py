@@ -199,18 +199,18 @@ def resume_run(
             raise ConfigError("--steps", after, f"at least the {before} steps of the run")
         check(config)
         is_finished = after == before and "summary" in manifest
-        if is_finished and (mended := _mend_finished(config, manifest, truncate, callbacks.log)):
-            return mended
+        if is_finished and (result := _finished_or_mended(config, manifest, truncate, callbacks.log)):
+            return result
         return run_session(config, manifest, callbacks, truncate=truncate)
 
 
-def _mend_finished(
+def _finished_or_mended(
     config: RunConfig, manifest: dict[str, Any], truncate: bool, log: Callable[[str], None]
 ) -> RunResult | None:
-    """A finished run, read; metadata or coordinates that are corrupted are made anew. None where it must train again.
+    """A finished run, its metadata and coordinates made anew where they are corrupted; None where it must train again.
 
     Raises:
-        ConfigError: ``truncate`` is set, and it is verified: there is nothing to do.
+        ConfigError: it is verified, and ``truncate`` is set.
         CorruptedRunError: it is corrupted otherwise, and ``truncate`` is not set.
     """
     from periodic_jax.runs.session import rebuild_finished
@@ -234,7 +234,7 @@ def _mend_finished(
         raise CorruptedRunError(path / file, reason, remedy)
     if found:
         log(f"{path / file}: still corrupted ({reason}); {remedy}")
-    return RunResult(path, analysis.analyze(open_run(path, flat=True)))
+    return finished_result(path, log)
 
 
 def resumable_manifest(config: RunConfig) -> dict[str, Any] | None:
