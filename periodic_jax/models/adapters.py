@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import flax.linen as nn
 import jax
@@ -202,15 +202,13 @@ def initialise(model: Any, key: Key[Array, ""], inputs: Any) -> tuple[Network, d
         (4, 2)
     """
     if isinstance(model, nn.Module):
-        mode: Any = _mode(model, train=True)
-        variables: Any = model.init(key, inputs, **mode)
+        variables: Any = model.init(key, inputs, **_mode(model, train=True))
         return LinenNetwork(model), _completed(variables)
     if isinstance(model, nnx.Module):
         _mode(model, train=True)
         return NnxNetwork.split(model)
     if isinstance(model, tuple) and len(model) == 2 and all(map(callable, model)):
-        init: Any = model[0]
-        apply: Any = model[1]
+        init, apply = (cast("Callable[..., Any]", function) for function in model)
         _check_takes(init, "init", (None,) * 2)
         _check_takes(apply, "apply", (None,) * 4)
         variables = init(key, inputs)
@@ -219,9 +217,9 @@ def initialise(model: Any, key: Key[Array, ""], inputs: Any) -> tuple[Network, d
             raise ConfigError("init", given, "a dictionary with params, and optionally batch_stats and others")
         return FunctionNetwork(apply), _completed(variables)
     if makes_nnx(model):
-        module: Any = model(rngs=nnx.Rngs(key))
-        if isinstance(module, nnx.Module):
-            return initialise(module, key, inputs)
+        made: Any = model(rngs=nnx.Rngs(key))
+        if isinstance(made, nnx.Module):
+            return initialise(made, key, inputs)
     raise ConfigError("model", _described(model), ACCEPTED)
 
 
@@ -267,7 +265,7 @@ def _rngs(key: Any) -> dict[str, Any] | None:
     return None if key is None else {"dropout": key}
 
 
-def _mode(module: Any, train: bool) -> dict[str, bool]:
+def _mode(module: Any, train: bool) -> dict[str, Any]:
     """``train`` for a module that takes it.
 
     Raises:
