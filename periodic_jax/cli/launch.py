@@ -1,5 +1,6 @@
 """What the commands that train share: a free folder, the progress, the end."""
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
