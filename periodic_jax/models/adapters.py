@@ -217,7 +217,7 @@ def initialise(model: Any, key: Key[Array, ""], inputs: Any) -> tuple[Network, d
             raise ConfigError("init", given, "a dictionary with params, and optionally batch_stats and others")
         return FunctionNetwork(apply), _completed(variables)
     if makes_nnx(model):
-        made: Any = model(rngs=nnx.Rngs(key))
+        made: Any = cast("Callable[..., Any]", model)(rngs=nnx.Rngs(key))
         if isinstance(made, nnx.Module):
             return initialise(made, key, inputs)
     raise ConfigError("model", _described(model), ACCEPTED)
