@@ -71,7 +71,7 @@ def nesterov_equilibrium(lr: Any, weight_decay: Any, momentum: Any = 0.0) -> Rot
 
     Example:
         >>> round(float(nesterov_equilibrium(1.0, 1e-3, 0.9).angular_step), 5)
-        0.03757
+        0.03763
     """
     product, a = lr * weight_decay, shrink(lr, weight_decay)
     kept = a * momentum
@@ -110,7 +110,7 @@ def lion_equilibrium(lr: Any, weight_decay: Any, beta1: Any = 0.9, beta2: Any = 
 
     Example:
         >>> round(float(lion_equilibrium(1.0, 1e-3).angular_step), 5)
-        0.00666
+        0.00684
     """
     xp = library_of(lr, weight_decay, beta1, beta2)
     product, a = lr * weight_decay, shrink(lr, weight_decay)

@@ -305,7 +305,7 @@ def check_images(config: RunConfig, manifest: Mapping[str, Any]) -> None:
 def difference(config: RunConfig, manifest: Mapping[str, Any]) -> str:
     """What a configuration wants otherwise than a run has it, in one line; empty where they are the same."""
     later = {field.name: field.default for field in dataclasses.fields(RunConfig) if field.name in LATER}
-    recorded = {**json.loads(json.dumps(later)), **manifest.get("config", {})}
+    recorded = json.loads(json.dumps({**later, **manifest.get("config", {})}))
     layout = str(recorded.get("layout")) if config.layout == "auto" else config.layout
     wanted = json.loads(json.dumps(to_manifest(config, layout)))
     names = [n for n in wanted if n not in (*FREE, *NOT_FOLLOWED) and wanted[n] != recorded.get(n)]

@@ -161,6 +161,12 @@ def test_falling_edge_counts_steps_without_gradient(lr, decay):
 CASES = {
     "shrink": (0.5, 0.1),
     "coasting_factor": (0.5, 0.1, 0.3),
+    "sgd_equilibrium": (0.5, 0.1, 0.3),
+    "sgdw_equilibrium": (0.5, 0.1, 0.3),
+    "nesterov_equilibrium": (0.5, 0.1, 0.3),
+    "adamw_equilibrium": (0.5, 0.1, 0.8),
+    "lion_equilibrium": (0.5, 0.1, 0.8, 0.85),
+    "equivalent_momentum": (0.3, 0.5, 0.1),
     "jump_distance": (0.3,),
     "delta_jump": (0.05, 2.0, 0.5, 0.1, 0.3),
     "growth_tangent": (0.5, 0.1),
@@ -197,7 +203,7 @@ def batch(arguments):
 
 
 def test_cases_are_all_functions():
-    assert set(CASES) == set(dynamics.__all__)
+    assert set(CASES) == set(dynamics.__all__) - {"RotationalEquilibrium", "rotational_equilibrium"}
 
 
 def call(name):
