@@ -3,6 +3,8 @@
 The flags must be set before JAX starts, hence at import.
 """
 
+import os
+
 from periodic_jax.training import xla
 
 xla.add_xla_flag("--xla_force_host_platform_device_count=2")
@@ -22,8 +24,10 @@ from periodic_jax.data import Dataset  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def _compile_once(tmp_path_factory):
-    """Programs that several tests share are compiled once in a session."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    """Programs that several tests share are compiled once in a session, also by several workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    compiled = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(compiled))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

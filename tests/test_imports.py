@@ -268,7 +268,7 @@ def test_looking_at_results_needs_nothing_that_only_unix_has(tmp_path):
     run = tmp_path / "run"
     periodic_jax.run_sweep(periodic_jax.RunConfig(out=run, lr=(0.1, 0.2), width=2, depth=1, steps=5))
     code = f"""
-import sys, os, json, warnings
+import asyncio, sys, os, json, warnings  # asyncio's own module for Unix needs them
 for name in ("fcntl", "resource", "termios", "pwd", "grp"):
     sys.modules[name] = None
 for name in ("sysconf", "sched_getaffinity", "fork"):

@@ -17,7 +17,13 @@ def shape(lines):
     return [" ".join(numbers.sub("N", line).split()) for line in lines]
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in TUTORIALS.glob("*.py")))
+NAMES = [
+    pytest.param(path.stem, marks=[] if path.stem == "own_network" else pytest.mark.slow)
+    for path in sorted(TUTORIALS.glob("*.py"))
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_tutorial_runs_and_prints_what_its_page_shows(tmp_path, name):
     program = TUTORIALS / f"{name}.py"
     environment = {**os.environ, "MPLBACKEND": "Agg"}

@@ -48,7 +48,7 @@ def train(out, shards, **changes):
 
 @pytest.mark.parametrize(
     "layout",
-    ["map", "vmap", pytest.param("unroll", marks=pytest.mark.slow), pytest.param("map:2", marks=pytest.mark.slow)],
+    ["map", *(pytest.param(layout, marks=pytest.mark.slow) for layout in ("vmap", "unroll", "map:2"))],
 )
 def test_shards_give_what_the_uncut_grid_gives(tmp_path, layout):
     run_sweep(config(tmp_path / "whole", layout=layout))
