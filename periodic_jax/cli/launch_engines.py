@@ -9,7 +9,6 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
@@ -133,7 +132,7 @@ class Launch:
 
 
 def _launch_slurm(options: Slurm, config: RunConfig, words: list[str]) -> None:
-    out, left = Path(config.out), _unfinished(config)
+    out, left = config.folder, _unfinished(config)
     command = [sys.executable, "-m", "periodic_jax.cli.main", "sweep", *words]
     script = slurm.job_script(command, out, left or range(config.shards or 1), options.directives())
     if not options.print:
@@ -155,7 +154,7 @@ def _launch_ray(options: Ray, config: RunConfig, words: list[str]) -> None:
     resources.check()
     _check(config, claims=False)
     ray.find_ray()
-    out, left = Path(config.out).absolute(), _unfinished(config)
+    out, left = config.folder.absolute(), _unfinished(config)
     _check(config, claims=True)
     if not _something_is_left(left, config):
         return
@@ -182,7 +181,7 @@ def _check(config: RunConfig, *, claims: bool) -> None:
     """
     from periodic_jax.runs.shards import enter_shard
 
-    if claims or is_sharded(config.out):
+    if claims or is_sharded(config.folder):
         enter_shard(dataclasses.replace(config, shard=0))
         return
     check(config)
@@ -191,7 +190,7 @@ def _check(config: RunConfig, *, claims: bool) -> None:
 
 def _unfinished(config: RunConfig) -> list[int]:
     """The shards that are left to train."""
-    return [k for k in range(config.shards or 0) if not shard_progress(Path(config.out), k).is_finished]
+    return [k for k in range(config.shards or 0) if not shard_progress(config.folder, k).is_finished]
 
 
 def _something_is_left(left: list[int], config: RunConfig) -> bool:
@@ -211,7 +210,7 @@ def _progress(config: RunConfig) -> Iterator[Callable[[], None]]:
     """
     from tqdm import tqdm
 
-    out, steps = Path(config.out), planned_steps(config)
+    out, steps = config.folder, planned_steps(config)
     sizes = {k: dataclasses.replace(config, shard=k).size() for k in range(config.shards or 0)}
     finished = set[int]()
     pause = 0.1 if sys.stderr.isatty() else 30

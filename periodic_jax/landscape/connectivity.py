@@ -12,7 +12,7 @@ from periodic_jax.models.labels import Labels
 Params = Any  # a tree of NumPy arrays of one network
 
 
-def combined(outputs: Sequence[np.ndarray], loss: str) -> np.ndarray:
+def combined(outputs: Sequence[np.ndarray], loss: Any) -> np.ndarray:
     """The outputs of an ensemble ``(images, classes)``: ln of the mean probabilities, or the mean of the outputs."""
     stacked = np.asarray(outputs, np.float64)
     if loss == "squared":

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from periodic_jax.core.errors import ConfigError
@@ -91,7 +92,7 @@ def check_classes(labels: Any, classes: int) -> None:
     Raises:
         ConfigError: a label below 0 or from the number of classes on.
     """
-    if isinstance(labels, jax.core.Tracer):
+    if isinstance(labels, Tracer):
         return
     known = np.asarray(labels)  # and not jnp, whose operations are traced even on what is known
     least, most = int(known.min()), int(known.max())
