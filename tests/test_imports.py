@@ -274,6 +274,7 @@ for name in ("fcntl", "resource", "termios", "pwd", "grp"):
 for name in ("sysconf", "sched_getaffinity", "fork"):
     if hasattr(os, name):
         delattr(os, name)
+os.process_cpu_count = os.cpu_count  # which Python 3.13 would ask sched_getaffinity
 warnings.simplefilter("ignore")  # of filelock: no flock
 import periodic_jax as pj
 for name in pj.__all__:
