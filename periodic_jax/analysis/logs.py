@@ -9,8 +9,8 @@ import pandas as pd
 import xarray as xr
 
 from periodic_jax.core.errors import ConfigError, DataFileError, first_line
-from periodic_jax.core.grid import AXES, HParams
-from periodic_jax.core.optimizers import OPTIMIZERS
+from periodic_jax.core.grid import AXES, HParams, axis_rule
+from periodic_jax.core.optimizers import OPTIMIZERS, check_hyperparameters
 from periodic_jax.storage.schema import describe, used_by
 
 CURVES = (*used_by("analysis"), "grad_norm")  # that may be given; `lr` may be a curve or a number
@@ -106,15 +106,15 @@ def read_log(path: str | Path, columns: Mapping[str, str] | None = None) -> Log:
 
     Args:
         path: the file.
-        columns: for a name of `CURVES` or `NUMBERS` a column, or a number for all rows; ``optimizer`` is a name. All
-            columns that have such a name themselves, if None.
+        columns: for a name of `CURVES` or `NUMBERS` a column, or a number for all rows; ``optimizer`` is a name.
+            Columns that have such a name themselves need none.
 
     Returns:
         As `log_dataset`.
 
     Raises:
         ConfigError: a column that is not there or holds no numbers, or what `log_dataset` refuses.
-        DataFileError: no csv file.
+        DataFileError: no csv file, or a cell in a column that holds no number.
     """
     try:
         with open(path, encoding="utf-8") as file:  # not by its name, which pandas might take for an address
@@ -122,7 +122,7 @@ def read_log(path: str | Path, columns: Mapping[str, str] | None = None) -> Log:
     except (OSError, ValueError, OverflowError) as error:  # also what pandas cannot parse
         raise DataFileError(path, first_line(error), "a csv file with a row for each step") from None
     names = dict.fromkeys((*CURVES, *NUMBERS))
-    chosen = {name: name for name in names if name in table} if columns is None else dict(columns)
+    chosen = {name: name for name in names if name in table} | dict(columns or {})
     optimizer = chosen.pop("optimizer", "sgd")
     if optimizer not in OPTIMIZERS:
         raise ConfigError("--columns", f"optimizer={optimizer}", "optimizer=" + "|".join(OPTIMIZERS))
@@ -132,8 +132,12 @@ def read_log(path: str | Path, columns: Mapping[str, str] | None = None) -> Log:
             raise ConfigError("--columns", f"{name}={column}", "optimizer, or names among " + ", ".join(names))
         if column in table:
             values = np.asarray(pd.to_numeric(table[column], errors="coerce"), np.float64)
-            if len(values) and np.isnan(values).all() and not table[column].isna().all():
+            wrong = np.flatnonzero(np.isnan(values) & table[column].notna().to_numpy())
+            if len(wrong) == len(values) > 0:
                 raise ConfigError("--columns", f"{name}={column}", "a column of numbers")
+            if len(wrong):
+                cell = f"{table[column].iloc[wrong[0]]!r} in row {wrong[0] + 1} of column {column}"
+                raise DataFileError(path, cell, "a number, or nothing, in each cell")
             if name in CURVES or name == "lr":
                 curves[name] = values
                 continue
@@ -148,4 +152,9 @@ def read_log(path: str | Path, columns: Mapping[str, str] | None = None) -> Log:
             raise ConfigError("--columns", f"{name}={column}", "a column among " + ", ".join(table)) from None
         if name not in NUMBERS:
             raise ConfigError("--columns", f"{name}={column}", "a column among " + ", ".join(table))
+    for name, value in numbers.items():
+        wanted, test = axis_rule(name)
+        if not test(value):
+            raise ConfigError("--columns", f"{name}={value:g}", wanted)
+    check_hyperparameters(optimizer, numbers)
     return log_dataset(curves, optimizer, **numbers)

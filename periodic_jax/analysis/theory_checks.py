@@ -306,7 +306,7 @@ def _check_block(t: Trajectory) -> Theory:
         equilibrium_angular_step=np.where(np.isfinite(equilibrium_norm), t.hyper.equilibrium_angle, np.nan),
         measured_angular_step=2 * np.arcsin(np.sqrt(turned)),
         rotation_spent=spent,
-        rotation_budget=np.where(t.is_plain, budget, np.nan),
+        rotation_budget=np.where(t.is_plain & np.isfinite(t.angular_step).any(1), budget, np.nan),
         budget_residual=np.where(has_budget, (spent - budget) / (spent + decayed), np.nan),
         radial_leak=leak,
         violations=np.stack([np.where(c.applies(t), c.violates(t).sum(1), np.nan) for c in CHECKS.values()], axis=1),

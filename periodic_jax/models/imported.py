@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from periodic_jax.core.errors import ConfigError, first_line
+from periodic_jax.core.errors import ConfigError, PeriodicJaxError, first_line
 from periodic_jax.models.adapters import makes_nnx
 from periodic_jax.models.invariance import measure_labels
 from periodic_jax.models.labels import LabelTree
@@ -107,4 +107,10 @@ def imported_labels(name: str, arguments: tuple[str, ...], image_shape: tuple[in
         return model.labels()
     dtype = getattr(model, "param_dtype", jnp.float32)
     images = jax.random.normal(jax.random.key(0), (EXAMPLES, *image_shape), dtype)
-    return measure_labels(model, images, jax.random.key(0)).labels
+    try:
+        return measure_labels(model, images, jax.random.key(0)).labels
+    except (TypeError, ValueError) as error:
+        if isinstance(error, PeriodicJaxError):
+            raise
+        given = " ".join((name, *arguments))
+        raise ConfigError("--model", given, f"a network of images {image_shape} ({first_line(error)})") from None

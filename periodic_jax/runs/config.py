@@ -193,10 +193,11 @@ def _network(config: RunConfig) -> Any:
         if config.model_args:
             raise ConfigError("--model-args", " ".join(config.model_args), f"none for {config.model}")
         return models.build(config.model, width=config.width, depth=config.depth, platform="cpu")  # JAX need not start
+    model = imported.import_model(config.model, config.model_args)
     for field in dataclasses.fields(config):
         if field.name in BUILT_IN and (value := getattr(config, field.name)) != field.default:
             raise ConfigError(flag_of(field.name), value, f"--model-args for what {config.model} takes")
-    return imported.import_model(config.model, config.model_args)
+    return model
 
 
 def planned_steps(config: RunConfig) -> int:

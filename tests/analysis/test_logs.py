@@ -88,3 +88,36 @@ def test_a_file_that_is_none_or_no_csv(tmp_path):
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(ConfigError, match="a csv file with a row for each step"):
         analysis.read_log(tmp_path / "empty.csv")
+
+
+def test_columns_of_the_usual_names_are_used_beside_those_that_are_named(tmp_path, curves):
+    path = write(tmp_path / "log.csv", {"weight_norm": curves["weight_norm"], "train": curves["loss"]})
+    log = analysis.read_log(path, {"loss": "train", "lr": "1", "weight_decay": "1e-3"})
+    np.testing.assert_array_equal(log.dataset.weight_norm[0], curves["weight_norm"])
+    np.testing.assert_array_equal(log.dataset.loss[0], curves["loss"])
+
+
+def test_a_cell_that_is_no_number_is_named(tmp_path):
+    path = write(tmp_path / "log.csv", {"loss": [1.0, "oops", 3.0], "weight_norm": [1.0, 2.0, ""]})
+    with pytest.raises(ConfigError, match=r"log.csv: 'oops' in row 2 of column loss; expected a number, or nothing"):
+        analysis.read_log(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"lr": "1", "weight_decay": "-3"}, "--columns: weight_decay=-3"),
+        ({"lr": "0.1", "beta1": "7", "optimizer": "adamw"}, "--columns: beta1=7"),
+        ({"lr": "0.1", "momentum": "0.9", "optimizer": "adamw"}, "--momentum: 0.9 with --optimizer adamw"),
+    ],
+)
+def test_hyperparameters_of_a_csv_are_held_to_the_rules_of_the_grid(tmp_path, given, words):
+    path = write(tmp_path / "log.csv", {"loss": [1.0, 2.0]})
+    with pytest.raises(ConfigError, match=words):
+        analysis.read_log(path, given)
+
+
+def test_without_the_angle_no_budget_is_told(tmp_path, curves, capsys):
+    path = write(tmp_path / "log.csv", {"loss": curves["loss"], "weight_norm": curves["weight_norm"]})
+    main(["analyze", str(path), "--columns", "lr=1", "weight_decay=1e-3"])
+    assert "rotation budget" not in capsys.readouterr().out

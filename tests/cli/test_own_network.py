@@ -80,6 +80,8 @@ def test_a_sweep_of_an_imported_network_goes_on_only_when_it_is_named_again(pack
         (["--model", "my_nets.small:Net", "--model-args", "wide=3"], "--model-args: wide=3 is not accepted"),
         (["--model", "my_nets.small:Net", "--model-args", "width"], "--model-args: width is not accepted"),
         (["--model", "my_nets.small:Net", "--width", "8"], "--width: 8 is not accepted; expected --model-args"),
+        (["--model", "nowhere_at_all:Net", "--width", "8"], "--model: nowhere_at_all:Net is not accepted"),
+        (["--model", "my_nets.small:Net", "--model-args", "width=x"], "a network of images (8, 8, 1) ("),
         (["--model-args", "width=3"], "--model-args: width=3 is not accepted; expected none for ConvNetSI"),
     ],
 )
