@@ -63,7 +63,8 @@ def seconds(clock):
 @pytest.mark.slow
 def test_a_requeued_a_killed_and_a_timed_out_task_end_in_the_undisturbed_bits(undisturbed, cluster, tmp_path):
     """The time limit is real: it is set while the task runs, to end within a minute. Slurm asks the task to end before.
-    Its process is paused, so that it is not finished before Slurm looks at time limits, which it does twice a minute.
+    Its process is paused, so that it is not finished before Slurm looks at time limits, which it does twice a minute;
+    those of the others too, before they are put back and killed.
     """
     out = tmp_path / "my grid"
     job, tasks = launched(cluster, out)
@@ -71,15 +72,25 @@ def test_a_requeued_a_killed_and_a_timed_out_task_end_in_the_undisturbed_bits(un
     folders = [out / "shards" / str(k) for k in range(SHARDS)]
     requeued, killed, _, limited = (f"{job}_{k}" for k in range(SHARDS))
 
-    wait_until(lambda: checkpoint_steps(folders[3]), 120)
-    os.kill(process_of(cluster, limited), signal.SIGSTOP)
-    minutes = seconds(described(cluster, limited, "RunTime")) // 60 + 1
-    slurm(cluster, "scontrol", "update", f"JobId={limited}", f"TimeLimit={minutes}")
-    wait_until(lambda: checkpoint_steps(folders[0]), 120)
-    slurm(cluster, "scontrol", "requeue", requeued)
-    wait_until(lambda: checkpoint_steps(folders[1]), 120)
-    os.kill(process_of(cluster, killed), signal.SIGKILL)
+    def limit():
+        minutes = seconds(described(cluster, limited, "RunTime")) // 60 + 1
+        slurm(cluster, "scontrol", "update", f"JobId={limited}", f"TimeLimit={minutes}")
 
+    # As soon as a task has a checkpoint, whichever is first: it is paused, so that it cannot come to its end before.
+    to_do = {
+        3: (limited, limit),
+        0: (requeued, lambda: slurm(cluster, "scontrol", "requeue", requeued)),
+        1: (killed, lambda: os.kill(process_of(cluster, killed), signal.SIGKILL)),
+    }
+
+    def all_done():
+        for k in [k for k in to_do if checkpoint_steps(folders[k])]:
+            task, act = to_do.pop(k)
+            os.kill(process_of(cluster, task), signal.SIGSTOP)
+            act()
+        return not to_do
+
+    wait_until(all_done, 240)
     wait_until(lambda: described(cluster, limited, "Restarts") == "1", 90)
     slurm(cluster, "scontrol", "update", f"JobId={limited}", "TimeLimit=UNLIMITED")
     wait_until(lambda: not slurm(cluster, "squeue", "-h"), 180)
