@@ -32,7 +32,7 @@ def render(experiment: Experiment, record: Mapping[str, Any]) -> str:
     found = experiment.findings(numbers)
     where = " --data-dir FOLDER" if any(c["config"]["dataset"] != "digits" for c in record["runs"].values()) else ""
     parts = [
-        f"# {experiment.title}",
+        f"# {experiment.title}" + {"desktop": ": desktop scale", "paper": ": the paper's scale"}.get(scale, ""),
         f"The claim: {experiment.claim}",
         "## What does not reproduce",
         _listed([f for f in found if f.holds is False])
