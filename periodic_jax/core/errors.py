@@ -171,11 +171,12 @@ def as_corruption(file: object, remedy: str) -> Iterator[None]:
 
     Raises:
         UnreadableError: the system could not read.
-        CorruptedRunError: any other error than those of this module was raised.
+        CorruptedRunError: any other error than those of this module was raised, and no file's content can be the
+            reason of a missing name or module.
     """
     try:
         yield
-    except PeriodicJaxError:
+    except (PeriodicJaxError, NameError, ImportError):
         raise
     except Exception as error:
         if reason := failed_read(error):

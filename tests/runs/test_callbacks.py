@@ -32,16 +32,22 @@ def test_a_signal_sets_a_mark_and_handlers_are_put_back(number, status):
     assert signal.set_wakeup_fd(-1) == -1
 
 
+def begun(program):
+    """A process that runs a program, which has printed that it is ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
 def test_a_second_signal_ends_the_process_though_its_main_thread_is_busy():
     """In one call of compiled code, which never comes back to Python's handlers."""
     program = (
         "import hashlib\nfrom periodic_jax.runs.callbacks import Stop\nwith Stop():\n print('ready', flush=True)\n"
         " hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n"
+    process = begun(program)
     process.send_signal(signal.SIGTERM)
     while "again to stop at once" not in process.stderr.readline():
         assert process.poll() is None
@@ -56,10 +62,7 @@ def test_a_signal_ends_the_process_at_once_while_there_is_nothing_to_save(number
         "import hashlib\nfrom periodic_jax.runs.callbacks import Stop\nwith Stop(is_idle=True) as stop:\n stop()\n"
         " print('ready', flush=True)\n hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n"
+    process = begun(program)
     process.send_signal(number)
     said = process.communicate(timeout=100)[1]
     assert process.returncode == status

@@ -164,8 +164,7 @@ DRAWS = {
 @pytest.mark.parametrize("kind", DRAWS)
 def test_dropout_draws_from_the_key_and_the_step_alone(kind):
     batch = Batch(jnp.ones((40, 5, 5, 1)), jnp.arange(40) % 3)
-    create = lambda seed: create_train_state(DRAWS[kind], "auto", jax.random.key(seed), batch.images)  # noqa: E731
-    state, other = create(0), create(1)
+    state, other = (create_train_state(DRAWS[kind], "auto", jax.random.key(seed), batch.images) for seed in (0, 1))
     assert [(key.shape, key.dtype) for key in (state.key,) if key is not None] == [((2,), jnp.uint32)]
     step = jax.jit(lambda state: train_step(state, HParams(noninvariant_lr=0.0), batch))
     after, first = step(state)
@@ -255,8 +254,13 @@ def test_what_is_no_network_is_refused_in_a_line(model, words):
 
 def linear_state(loss: Any = "cross_entropy"):
     images = jnp.ones((4, 5, 5, 1))
-    init = lambda key, x: {"params": {"kernel": 0.1 * jax.random.normal(key, (25, 3))}}  # noqa: E731
-    apply = lambda v, x, train, rngs: (x.reshape(len(x), -1) @ v["params"]["kernel"], {})  # noqa: E731
+
+    def init(key, x):
+        return {"params": {"kernel": 0.1 * jax.random.normal(key, (25, 3))}}
+
+    def apply(variables, x, train, rngs):
+        return x.reshape(len(x), -1) @ variables["params"]["kernel"], {}
+
     return create_train_state((init, apply), "auto", jax.random.key(0), images, loss=loss), images
 
 

@@ -170,7 +170,10 @@ def test_own_optimiser_with_a_decay_mask_and_clipping_around_the_measurements():
     batch, model = digits(), Net()
     params = model.init(jax.random.key(0), batch.images, train=True)["params"]
     labels = {"body": "scale_invariant", "head": "other"}
-    is_kernel = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)  # noqa: E731
+
+    def is_kernel(params):
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
     adamw = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01, weight_decay=0.1, mask=is_kernel))
     tx = pj.track_dynamics(adamw, pj.HParams(lr=0.01), labels)
 
