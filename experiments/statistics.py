@@ -1,21 +1,25 @@
-"""Means, trends and slopes with 95 % intervals, by resampling whole configurations first and periods within them."""
+"""Trends and slopes with 95 % intervals, over whole configurations and the periods within them; see
+`periodic_jax.analysis.resampling`.
+"""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-RESAMPLES = 1000
-LEAST = 3  # values that a trend needs
+from periodic_jax.analysis.resampling import resampled_interval
+
+Statistic = Callable[[np.ndarray], np.ndarray]  # of how often each point is drawn, (draws, points)
+LEAST = 3  # points that a slope needs
 
 
 class Estimate(NamedTuple):
     """A number and its 95 % interval; NaN where it cannot be told."""
 
     value: float
-    low: float = float("nan")
-    high: float = float("nan")
+    low: float
+    high: float
 
     def sign(self) -> int | None:
         """1 or -1 where the interval is on one side of 0, None where it is not.
@@ -29,49 +33,30 @@ class Estimate(NamedTuple):
         return -1 if self.high < 0 else None
 
 
-def estimate(groups: Sequence[np.ndarray], statistic: Callable[[np.ndarray], Any]) -> Estimate:
-    """The mean of a statistic over groups, and the interval of it when groups, and values within them, are drawn anew.
-
-    Args:
-        groups: of each configuration (of each seed) its values ``(n, ...)``, along whose first axis they are drawn.
-        statistic: of one group; NaN where it has none.
-
-    Returns:
-        The mean of the statistics that are known; with an interval where there is something to draw.
-
-    Example:
-        >>> estimate([np.array([1.0, 3.0]), np.array([5.0])], np.mean).value
-        3.5
-    """
-    known = [np.asarray(group) for group in groups if np.isfinite(statistic(np.asarray(group)))]
-    if not known:
-        return Estimate(float("nan"))
-    value = float(np.mean([statistic(group) for group in known]))
-    if len(known) == 1 and len(known[0]) < LEAST:
-        return Estimate(value)
-    rng = np.random.default_rng(0)
-    drawn = np.full(RESAMPLES, np.nan)
-    for k in range(RESAMPLES):
-        chosen = [known[i] for i in rng.integers(len(known), size=len(known))]
-        again = [statistic(group[rng.integers(len(group), size=len(group))]) for group in chosen]
-        again = [one for one in again if np.isfinite(one)]
-        drawn[k] = np.mean(again) if again else np.nan
-    low, high = np.nanquantile(drawn, (0.025, 0.975))
-    return Estimate(value, float(low), float(high))
-
-
 def trend(series: Iterable[ArrayLike]) -> Estimate:
     """The mean change from one value to the next, by least squares in each series.
 
     Args:
-        series: of each configuration, a value for each of its periods, in order.
+        series: of each configuration, a value for each of its periods, in order. Those of fewer than `LEAST` are left
+            out; a single configuration has no interval.
 
     Example:
-        >>> trend([np.array([1.0, 2.0, 3.0, 4.0])]).value.__round__(6)
-        1.0
+        >>> trend([[1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 5.0]]).value.__round__(6)
+        1.5
     """
-    points = [np.stack([np.arange(len(one)), one], axis=1) for one in map(np.asarray, series) if len(one) >= LEAST]
-    return estimate(points, _slope)
+    kept = [np.asarray(one, np.float64) for one in series]
+    kept = [one for one in kept if len(one) >= LEAST]
+    if not kept:
+        return Estimate(np.nan, np.nan, np.nan)
+    groups = np.repeat(np.arange(len(kept)), [len(one) for one in kept])
+
+    def mean_of_slopes(times: np.ndarray) -> np.ndarray:
+        parts = [times[:, groups == k] for k in range(len(kept))]
+        slopes = np.stack([_slopes(np.arange(len(y)), y, part) for y, part in zip(kept, parts, strict=True)])
+        shares = np.stack([part.mean(1) for part in parts]) * np.isfinite(slopes)
+        return np.nansum(shares * slopes, axis=0) / shares.sum(0)
+
+    return _with_interval(mean_of_slopes, groups)
 
 
 def slope(x: ArrayLike, y: ArrayLike) -> Estimate:
@@ -81,12 +66,19 @@ def slope(x: ArrayLike, y: ArrayLike) -> Estimate:
         >>> slope([0.0, 1.0, 2.0, 3.0], [1.0, 3.0, 5.0, 7.0]).value.__round__(6)
         2.0
     """
-    return estimate([np.stack([np.asarray(x), np.asarray(y)], axis=1)], _slope)
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    return _with_interval(lambda times: _slopes(x, y, times), np.arange(len(x)))
 
 
-def _slope(points: np.ndarray) -> float:
-    """Of one value on the other; NaN for fewer than `LEAST` points, and where they do not differ in x."""
-    if len(points) < LEAST or np.ptp(points[:, 0]) == 0:
-        return float("nan")
-    x, y = (points - points.mean(0)).T
-    return float(x @ y / (x @ x))
+def _with_interval(statistic: Statistic, groups: np.ndarray) -> Estimate:
+    with np.errstate(invalid="ignore", divide="ignore"):  # draws that determine nothing are NaN
+        return Estimate(float(statistic(np.ones((1, len(groups))))[0]), *resampled_interval(statistic, groups))
+
+
+def _slopes(x: np.ndarray, y: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Of y on x, each point taken so many times ``(draws, points)``; NaN for fewer than `LEAST` different points."""
+    total = times.sum(1)
+    x_mean, y_mean = times @ x / total, times @ y / total
+    spread = times @ (x * x) / total - x_mean**2
+    found = (times @ (x * y) / total - x_mean * y_mean) / np.where(spread > 1e-12, spread, np.nan)
+    return np.where((times > 0).sum(1) >= LEAST, found, np.nan)
