@@ -31,7 +31,7 @@ def train_step(state: TrainState, hparams: HParams, batch: Batch | tuple[Any, An
 
     Args:
         state: of one configuration.
-        hparams: its numbers, scalars.
+        hparams: its numbers, scalars; those that the optimiser does not read have no effect.
         batch: images and labels, a `Batch` or a pair of the two; a label that is no class makes the loss NaN, and is
             refused where it is known, outside of ``jit``.
 
