@@ -10,7 +10,7 @@ import xarray as xr
 
 from periodic_jax.core.errors import ConfigError, DataFileError, first_line
 from periodic_jax.core.grid import AXES, HParams, axis_rule
-from periodic_jax.core.optimizers import OPTIMIZERS, check_hyperparameters
+from periodic_jax.core.optimizers import OPTIMIZERS, SPECIAL, check_hyperparameters
 from periodic_jax.storage.schema import describe, used_by
 
 CURVES = (*used_by("analysis"), "grad_norm")  # that may be given; `lr` may be a curve or a number
@@ -56,10 +56,22 @@ def log_dataset(curves: Mapping[str, Any], optimizer: str = "sgd", **numbers: fl
         >>> float(log.dataset.effective_lr[0, 0]), log.left_out[0]
         (1.0, 'left out: the rise of the loss at their onsets (no loss)')
     """
-    for name in (*curves, *numbers):
-        if name not in (*CURVES, *NUMBERS):
-            raise ConfigError("columns", name, "names among " + ", ".join(dict.fromkeys((*CURVES, *NUMBERS))))
-    arrays = {name: np.atleast_1d(np.asarray(values, np.float64)) for name, values in curves.items()}
+    for names, accepted in ((curves, (*CURVES, "lr")), (numbers, NUMBERS)):
+        for name in names:
+            if name not in accepted:
+                raise ConfigError("columns", name, "names among " + ", ".join(accepted))
+    try:
+        arrays = {name: np.atleast_1d(np.asarray(values, np.float64)) for name, values in curves.items()}
+    except (TypeError, ValueError) as error:
+        raise ConfigError("columns", first_line(error), "curves of numbers") from None
+    if (arrays.get("lr", np.zeros(1)) < 0).any():  # a schedule may end at 0
+        raise ConfigError("columns", f"lr={np.nanmin(arrays['lr']):g}", "learning rates from 0")
+    for name, value in numbers.items():
+        wanted, is_accepted = axis_rule(name)
+        if not is_accepted(value):
+            raise ConfigError("columns", f"{name}={value:g}", wanted)
+    if optimizer in OPTIMIZERS:
+        check_hyperparameters(optimizer, numbers)
     lengths = {len(values) for values in arrays.values()}
     if not {"weight_norm", "loss"} & set(arrays) or len(lengths) != 1 or any(a.ndim != 1 for a in arrays.values()):
         given = ", ".join(f"{name} {np.shape(values)}" for name, values in arrays.items()) or "no curve"
@@ -68,6 +80,8 @@ def log_dataset(curves: Mapping[str, Any], optimizer: str = "sgd", **numbers: fl
         arrays["lr"] = np.full(lengths.pop(), float(numbers["lr"]))
     if "lr" in arrays:
         arrays["step_lr"] = arrays.pop("lr")
+    if numbers.get("elr"):
+        arrays.setdefault("effective_lr", np.full(len(next(iter(arrays.values()))), float(numbers["elr"])))
     _derive(arrays)
     rate = arrays.get("step_lr", np.array([np.nan]))
     known = rate[np.isfinite(rate)]
@@ -122,10 +136,12 @@ def read_log(path: str | Path, columns: Mapping[str, str] | None = None) -> Log:
     except (OSError, ValueError, OverflowError) as error:  # also what pandas cannot parse
         raise DataFileError(path, first_line(error), "a csv file with a row for each step") from None
     names = dict.fromkeys((*CURVES, *NUMBERS))
-    chosen = {name: name for name in names if name in table} | dict(columns or {})
-    optimizer = chosen.pop("optimizer", "sgd")
+    given = dict(columns or {})
+    optimizer = given.pop("optimizer", "sgd")
     if optimizer not in OPTIMIZERS:
         raise ConfigError("--columns", f"optimizer={optimizer}", "optimizer=" + "|".join(OPTIMIZERS))
+    unread = set(SPECIAL) - set(OPTIMIZERS[optimizer].reads)
+    chosen = {name: name for name in names if name in table and name not in unread} | given
     curves, numbers = dict[str, np.ndarray](), dict[str, float]()
     for name, column in chosen.items():
         if name not in names:
@@ -146,15 +162,11 @@ def read_log(path: str | Path, columns: Mapping[str, str] | None = None) -> Log:
                 raise ConfigError("--columns", f"{name}={column}", f"a column of one {name}, or a number")
             numbers[name] = float(constant[0])
             continue
+        accepted = "a column among " + ", ".join(table)
+        if name not in NUMBERS:
+            raise ConfigError("--columns", f"{name}={column}", accepted)
         try:
             numbers[name] = float(column)
         except ValueError:
-            raise ConfigError("--columns", f"{name}={column}", "a column among " + ", ".join(table)) from None
-        if name not in NUMBERS:
-            raise ConfigError("--columns", f"{name}={column}", "a column among " + ", ".join(table))
-    for name, value in numbers.items():
-        wanted, test = axis_rule(name)
-        if not test(value):
-            raise ConfigError("--columns", f"{name}={value:g}", wanted)
-    check_hyperparameters(optimizer, numbers)
+            raise ConfigError("--columns", f"{name}={column}", f"a number, or {accepted}") from None
     return log_dataset(curves, optimizer, **numbers)

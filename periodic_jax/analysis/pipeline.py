@@ -21,7 +21,7 @@ from periodic_jax.core.grid import AXES
 from periodic_jax.storage.reader import flattened, read
 from periodic_jax.storage.schema import used_by
 
-CURVES = used_by("analysis")  # the last one, radial leak, may be missing
+CURVES = used_by("analysis")  # those after the first five may be missing
 NEEDED = ("loss", "weight_norm", "effective_lr", "angular_step")
 MOST_IN_MEMORY = 2**30  # bytes of telemetry read at a time
 LEAST_PRODUCTS = 3  # of learning rate and decay: the line through two says nothing of how straight it is
@@ -117,7 +117,15 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
     if analysis.origin is not None:
         variables |= _forecasts(analysis.origin, periods, hyper, np.isfinite(read(dataset, "diverged_at")))
     coords = {**{name: dataset[name] for name in AXES}, "check": list(CHECKS), "fit": list(FITS)}
-    return xr.Dataset(variables, coords, {"run": dataset.attrs.get("name", ""), "burn_in": BURN_IN})
+    return xr.Dataset(
+        variables,
+        coords,
+        {
+            "run": dataset.attrs.get("name", ""),
+            "burn_in": BURN_IN,
+            "optimizer": dataset.attrs.get("optimizer", "sgd"),
+        },
+    )
 
 
 def _analyze_block(dataset: xr.Dataset, block: slice, hyper: Hyperparameters, predict: bool) -> BlockAnalysis:
@@ -279,7 +287,7 @@ def _stability(dataset: xr.Dataset, periods: Periods, hyper: Hyperparameters) ->
     if "elr_times_sharpness" not in dataset.variables:
         return {}
     before = before_onsets(read(dataset, "elr_times_sharpness").astype(np.float64), periods)
-    # η̃S at which minima are left, 2(1+μ)a; learning rates as at the start of a schedule.
+    # Learning rates as at the start of a schedule.
     return _along(EVENTS, **before._asdict()) | _along("config", stability_threshold=hyper.stability_threshold)
 
 

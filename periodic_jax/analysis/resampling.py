@@ -18,16 +18,6 @@ class Interval(NamedTuple):
     high: float
 
 
-class Mean(NamedTuple):
-    """A mean with its interval."""
-
-    mean: float
-    low: float
-    high: float
-    points: int  # values in all
-    units: int  # that have any
-
-
 def resampled_interval(
     statistic: Callable[[np.ndarray], np.ndarray], groups: np.ndarray, *, level: float = LEVEL
 ) -> Interval:
@@ -67,31 +57,6 @@ def resampled_interval(
     tail = stats.norm.cdf(np.sqrt(number / (number - 1)) * stats.t.ppf((1 - level) / 2, number - 1))
     low, high = np.quantile(values, (tail, 1 - tail))
     return Interval(float(low), float(high))
-
-
-def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> Mean:
-    """The mean of all values with its interval, over units that are independent and values of each that are not.
-
-    Args:
-        values: ``(units, ...)``, such as the period lengths of each seed; NaN is left out.
-        groups: a label for each unit, where several units hang together; each is a group of its own if None.
-
-    Returns:
-        NaN without any value; no interval with fewer than two groups.
-
-    Example:
-        >>> mean_interval(np.array([[1.0, 2.0], [3.0, np.nan], [2.0, 2.0]]))[0]
-        2.0
-    """
-    flat = np.asarray(values, np.float64).reshape(len(values), -1)
-    count = np.isfinite(flat).sum(1)
-    has_any = count > 0
-    if not has_any.any():
-        return Mean(np.nan, np.nan, np.nan, 0, 0)
-    total, count = np.nansum(flat[has_any], axis=1), count[has_any]
-    labels = np.arange(len(total)) if groups is None else np.asarray(groups)[has_any]
-    interval = resampled_interval(lambda times: (times @ total) / (times @ count), labels)
-    return Mean(float(total.sum() / count.sum()), *interval, int(count.sum()), len(total))
 
 
 def _times(rng: np.random.Generator, members: list[np.ndarray], units: int) -> np.ndarray:

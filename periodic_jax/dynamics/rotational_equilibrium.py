@@ -28,7 +28,7 @@ import numpy as np
 
 from periodic_jax.dynamics.steps import library_of, shrink
 
-TERMS = 40  # of the series of asin: exact to 1e-4 for r₁ up to 0.99
+TERMS = 40  # of the series of asin: θ* is right to 1e-4 for r₁ up to 0.99
 
 
 class RotationalEquilibrium(NamedTuple):

@@ -1,8 +1,8 @@
 """Flax networks whose train step stays fast when many are trained side by side, with explicit scale-invariance labels.
 
-A network is a Flax module with three things beside ``__call__(images, train)``: ``labels()``, the scale-invariance
-label of each layer; ``check_input(height, width)``; and optionally ``prepare(images)``, what networks that see the
-same mini-batch can share.
+A network of this package is a Flax module with three things beside ``__call__(images, train)``: ``labels()``, the
+scale-invariance label of each layer; ``check_input(height, width)``; and optionally ``prepare(images)``, what networks
+that see the same mini-batch can share.
 """
 
 from typing import Any
@@ -81,7 +81,8 @@ def build(
         An unbound Flax module.
 
     Raises:
-        ConfigError: an unknown name, platform or storage, a width or depth below 1, or another depth for a ResNet18.
+        ConfigError: an unknown name, platform or storage, a width or depth below 1, another depth for a ResNet18, or
+            another storage than float32 for MLPSI and ViTSI.
 
     Example:
         >>> build("ConvNetSI", width=4).stages()

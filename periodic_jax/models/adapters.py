@@ -25,6 +25,8 @@ ACCEPTED = (
     "init(key, inputs), apply(variables, inputs, train, rngs) -> (outputs, mutated)"
 )
 CALLED = "a __call__ that takes (inputs) or (inputs, train)"
+# How others call what is `train` here, or its contrary: left at their defaults they would train in the wrong mode.
+OTHER_MODES = ("training", "is_training", "deterministic", "use_running_average")
 
 Variables = Mapping[str, Any]  # "params", and collections that the network changes, "batch_stats" above all
 
@@ -52,7 +54,9 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class LinenNetwork(Network):
-    """A Linen module, called as ``module.apply(variables, inputs, train=...)``."""
+    """A Linen module, called as ``module.apply(variables, inputs, train=...)``. One key serves all of its streams of
+    random numbers.
+    """
 
     module: nn.Module
 
@@ -62,7 +66,11 @@ class LinenNetwork(Network):
     ) -> tuple[Any, dict[str, Any]]:
         collections = [name for name in variables if name != "params"]
         outputs, mutated = self.module.apply(
-            variables, inputs, **_mode(self.module, train), mutable=collections if train else [], rngs=_rngs(key)
+            variables,
+            inputs,
+            **_mode(self.module, train),
+            mutable=collections if train else [],
+            rngs=None if key is None else {"params": key, "dropout": key},
         )
         return outputs, dict(mutated)
 
@@ -84,7 +92,7 @@ class FunctionNetwork(Network):
     def apply(
         self, variables: Variables, inputs: Any, train: bool, key: Key[Array, ""] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        result = self.function(variables, inputs, train, _rngs(key))
+        result = self.function(variables, inputs, train, None if key is None else {"dropout": key})
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
             raise ConfigError("apply", f"a result of type {type(result).__name__}", "a pair (outputs, mutated)")
         outputs, mutated = result
@@ -261,10 +269,6 @@ def _completed(variables: Mapping[str, Any]) -> dict[str, Any]:
     return {"params": {}, STATISTICS: {}, **variables}
 
 
-def _rngs(key: Any) -> dict[str, Any] | None:
-    return None if key is None else {"dropout": key}
-
-
 def _mode(module: Any, train: bool) -> dict[str, Any]:
     """``train`` for a module that takes it.
 
@@ -274,6 +278,8 @@ def _mode(module: Any, train: bool) -> dict[str, Any]:
     call: Any = type(module).__call__
     parameters = inspect.signature(call).parameters
     mode = {"train": train} if "train" in parameters else {}
+    if isinstance(module, nn.Module) and not mode and set(parameters) & set(OTHER_MODES):
+        raise ConfigError("model", f"{type(module).__name__}.__call__{inspect.signature(call)}", CALLED)
     _check_takes(call, f"{type(module).__name__}.__call__", (module, None), mode, CALLED)
     return mode
 

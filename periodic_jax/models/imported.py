@@ -8,10 +8,9 @@ import sys
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from periodic_jax.core.errors import ConfigError, PeriodicJaxError, first_line
-from periodic_jax.models.adapters import makes_nnx
+from periodic_jax.models.adapters import input_dtype, makes_nnx
 from periodic_jax.models.invariance import measure_labels
 from periodic_jax.models.labels import LabelTree
 
@@ -105,8 +104,7 @@ def imported_labels(name: str, arguments: tuple[str, ...], image_shape: tuple[in
     model = import_model(name, arguments)
     if hasattr(model, "labels"):
         return model.labels()
-    dtype = getattr(model, "param_dtype", jnp.float32)
-    images = jax.random.normal(jax.random.key(0), (EXAMPLES, *image_shape), dtype)
+    images = jax.random.normal(jax.random.key(0), (EXAMPLES, *image_shape), input_dtype(model))
     try:
         return measure_labels(model, images, jax.random.key(0)).labels
     except (TypeError, ValueError) as error:

@@ -66,7 +66,15 @@ def measure_labels(
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((key, inputs))):
         accepted = "the labels of models.measure_labels, called before jit or vmap"
         raise ConfigError("labels", "'auto' where values are not known", accepted)
-    network, variables = initialise(model, key, inputs)
+    network: Any = None
+
+    @jax.jit  # operation by operation it would take many times as long
+    def init(key: Key[Array, ""]) -> Any:
+        nonlocal network
+        network, variables = initialise(model, key, inputs)
+        return variables
+
+    variables = init(key)
     tolerance = 0.01 if tolerance is None else tolerance
 
     def apply(variables: Any, inputs: Any) -> Array:

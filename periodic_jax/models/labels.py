@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, first_line
 
 SCALE_INVARIANT = "scale_invariant"
 OTHER = "other"
@@ -41,14 +41,25 @@ def leaf_labels(params: Any, labels: Any) -> Labels:
         if len(labels) != (count := len(jax.tree.leaves(params))):
             raise ConfigError("labels", f"{len(labels)} of them", f"one for each of {count} parameters")
         return labels
-    if isinstance(labels, Mapping) and isinstance(params, Mapping) and set(labels) != set(params):
-        raise ConfigError("labels", f"keys {sorted(labels)}", f"the keys of the parameters, {sorted(params)}")
+    _check_keys(params, labels, "")
     try:
         words = jax.tree.leaves(jax.tree.map(lambda word, sub: jax.tree.map(lambda _: word, sub), labels, params))
     except (ValueError, TypeError) as error:
-        expected = f"one that matches the parameters ({error})"
+        expected = f"one that matches the parameters ({first_line(error)})"
         raise ConfigError("labels", "a tree of another structure", expected) from None
     for word in words:
         if word not in (SCALE_INVARIANT, OTHER):
             raise ConfigError("labels", repr(word), f"{SCALE_INVARIANT!r} or {OTHER!r}")
     return tuple(word == SCALE_INVARIANT for word in words)
+
+
+def _check_keys(params: Any, labels: Any, where: str) -> None:
+    """Refuse labels with other keys than the parameters below the path ``where``."""
+    if not isinstance(labels, Mapping) or not isinstance(params, Mapping):
+        return
+    missing, unknown = sorted(set(params) - set(labels)), sorted(set(labels) - set(params))
+    if missing or unknown:
+        given = "; ".join(f"{what} {', '.join(keys)}" for what, keys in (("no", missing), ("unknown", unknown)) if keys)
+        raise ConfigError(f"labels{where}", given, f"a label for each of {', '.join(sorted(params))}")
+    for name in params:
+        _check_keys(params[name], labels[name], f"{where}/{name}")

@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from periodic_jax.core.formatting import short_numbers
+from periodic_jax.core.optimizers import find_optimizer
 from periodic_jax.plots import style
 from periodic_jax.plots.style import FAINT, REGIME_COLOURS, STYLE, named
 
@@ -122,20 +123,26 @@ def period_lengths(ax: Axes, found: xr.Dataset) -> Axes:
         label = f"fit: slope {slope:.2f}" + (ends_of_slope if np.isfinite(fit.slope_low) else "")
         handles += ax.plot(ends, np.exp(float(fit.slope_intercept)) * ends**slope, color="black", lw=1, label=label)
     style.fit_scale(ax, True, x=rate[good], y=np.concatenate([length[good], predicted[good]]))
-    ax.set(xlabel="learning rate x weight decay / (1 - momentum)", ylabel="period length [steps]")
+    divided = "" if _is_decoupled(found) else " / (1 - momentum)"
+    ax.set(xlabel=f"learning rate x weight decay{divided}", ylabel="period length [steps]")
     ax.legend(handles=handles, loc="best")
     return ax
 
 
 def _aside(found: xr.Dataset) -> np.ndarray:
     """Factors ``(configs,)`` on the product of learning rate and decay that part configurations of one product."""
-    rate = (found.lr * found.weight_decay / (1 - found.momentum)).values
+    rate = (found.lr * found.weight_decay / (1 if _is_decoupled(found) else 1 - found.momentum)).values
     factors = np.ones(len(rate))
     for text in set(texts := np.array([f"{value:.6g}" for value in rate])):
         alike = np.flatnonzero(texts == text)
         order = np.argsort(np.argsort(found.lr.values[alike], kind="stable"))
         factors[alike] = np.exp(min(0.05, 0.2 / len(alike)) * (order - (len(alike) - 1) / 2))
     return factors
+
+
+def _is_decoupled(found: xr.Dataset) -> bool:
+    """Whether decay shrinks the weights at the same pace whatever the momentum."""
+    return find_optimizer(found.attrs.get("optimizer", "sgd")).is_decoupled
 
 
 def equilibrium(ax: Axes, found: xr.Dataset, name: str = "weight_norm") -> Axes:

@@ -209,8 +209,6 @@ def recorded(dims: tuple[str, ...], only: str = "") -> tuple[str, ...]:
 
 
 SCALARS, PER_LAYER = recorded(STEP), recorded(LAYER)
-UPDATES, SHARPNESS = (
-    recorded(STEP, "updates"),
-    recorded(STEP, "sharpness"),
-)  # of other optimisers than sgd; if asked for
+UPDATES = recorded(STEP, "updates")  # of other optimisers than sgd
+SHARPNESS = recorded(STEP, "sharpness")  # if asked for
 EVALUATIONS, CORRUPTION = recorded(EVALUATION), recorded(EVALUATION, "corruption")

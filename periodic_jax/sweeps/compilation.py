@@ -179,11 +179,12 @@ def _abstract_arguments(workload: Workload, mesh: Any) -> tuple[Any, ...]:
     from jax.sharding import PartitionSpec as P
 
     from periodic_jax.core.grid import HParams
+    from periodic_jax.models.adapters import input_dtype
     from periodic_jax.training.input_pipeline import DeviceData
     from periodic_jax.training.state import create_train_state
 
     model, spec = workload.model, workload.spec
-    dtype = getattr(model, "param_dtype", jnp.float32)
+    dtype = input_dtype(model)
     replicated, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P("device"))
     stacked = workload.seeds, workload.configs
 

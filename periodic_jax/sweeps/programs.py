@@ -21,8 +21,8 @@ from periodic_jax.training.state import Batch, TrainState
 from periodic_jax.training.step import Gradients, eval_step, full_batch_gradients, gradients, update
 from periodic_jax.training.vectorize import lay_out, lay_out_joined, over_seeds
 
-# Asks XLA to leave out operations whose result depends on the order in which threads finish, and all timing of
-# candidates: what is chosen should then depend on the program and the versions alone. Not measured on a device yet.
+# Asks XLA to leave out operations whose result depends on the order in which threads finish. What it chooses while it
+# compiles may still differ: docs/development/decisions/bits-on-a-gpu.md.
 DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 
 
@@ -144,7 +144,7 @@ class Programs:
     def _update(
         self, state: TrainState, hparams: HParams, terms: Gradients, sharpness: Array | None
     ) -> tuple[TrainState, dict[str, Array]]:
-        """The state after a step, and what is recorded of it; see `_advance`."""
+        """The state after a step, and what is recorded of it; see `_advance_living`."""
         new_state, metrics = update(state, hparams, terms)
         if sharpness is not None:
             sharpness = jnp.where(state.diverged_at < 0, sharpness, jnp.nan)

@@ -85,6 +85,11 @@ def are_classes(outputs: Any, targets: Any) -> bool:
     return outputs.shape[:-1] == targets.shape != () and jnp.issubdtype(targets.dtype, jnp.integer)
 
 
+def has_answers(outputs: Any, targets: Any) -> bool:
+    """Whether an answer is the class of the largest output: not of networks with one output, or of other targets."""
+    return are_classes(outputs, targets) and outputs.shape[-1] > 1
+
+
 def check_classes(labels: Any, classes: int) -> None:
     """Refuse labels that are no classes, where they are known: within a compiled program they are not, and the loss is
     NaN.

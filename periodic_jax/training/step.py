@@ -13,7 +13,7 @@ from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import HParams
 from periodic_jax.models.adapters import STATISTICS
 from periodic_jax.ops.reductions import global_norm
-from periodic_jax.training.losses import are_classes, losses
+from periodic_jax.training.losses import has_answers, losses
 from periodic_jax.training.optimizers import build_optimizer
 from periodic_jax.training.schedules import check_scalars, scheduled
 from periodic_jax.training.state import Batch, TrainState
@@ -31,7 +31,7 @@ def train_step(state: TrainState, hparams: HParams, batch: Batch | tuple[Any, An
 
     Args:
         state: of one configuration.
-        hparams: its numbers, scalars; those that the optimiser does not read have no effect.
+        hparams: its numbers, scalars; momentum and betas that the optimiser does not read have no effect.
         batch: images and labels, a `Batch` or a pair of the two; a label that is no class makes the loss NaN, and is
             refused where it is known, outside of ``jit``.
 
@@ -116,12 +116,15 @@ def _gradients(state: TrainState, collections: Any, batch: Batch, key: Any) -> G
 
     def loss_of(params: Any) -> tuple[Array, tuple[Any, Any]]:
         outputs, mutated = task.network.apply({"params": params, **collections}, batch.images, train=True, key=key)
+        for name, tree in collections.items():
+            if jax.tree.structure(mutated[name]) != jax.tree.structure(tree):
+                raise ConfigError("model", f"a collection {name} that grows in a step", "those whose structure stays")
         # Flax keeps statistics in float32, and returns those of wider numbers in their dtype.
         mutated = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), mutated, collections)
         return losses(task.loss, outputs, batch.labels).mean(), (outputs, mutated)
 
     (loss, (outputs, collections)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    if not are_classes(outputs, batch.labels):
+    if not has_answers(outputs, batch.labels):
         return Gradients(loss, jnp.full_like(loss, jnp.nan), grads, collections)
     return Gradients(loss, (outputs.argmax(-1) == batch.labels).mean(dtype=loss.dtype), grads, collections)
 
@@ -206,7 +209,7 @@ def eval_step(
     variables = {"params": state.params, **state.collections}
     outputs, _ = task.network.apply(variables, pair.images, train=train, key=state.step_key if train else None)
     values = losses(task.loss, outputs, pair.labels)
-    if not are_classes(outputs, pair.labels):
+    if not has_answers(outputs, pair.labels):
         return values, jnp.full_like(values, jnp.nan)
     wrong = (outputs.argmax(-1) != pair.labels).astype(outputs.dtype)
     return values, wrong.mean(range(1, wrong.ndim)) if wrong.ndim > 1 else wrong

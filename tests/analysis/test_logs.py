@@ -106,8 +106,8 @@ def test_a_cell_that_is_no_number_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"lr": "1", "weight_decay": "-3"}, "--columns: weight_decay=-3"),
-        ({"lr": "0.1", "beta1": "7", "optimizer": "adamw"}, "--columns: beta1=7"),
+        ({"lr": "1", "weight_decay": "-3"}, "columns: weight_decay=-3"),
+        ({"lr": "0.1", "beta1": "7", "optimizer": "adamw"}, "columns: beta1=7"),
         ({"lr": "0.1", "momentum": "0.9", "optimizer": "adamw"}, "--momentum: 0.9 with --optimizer adamw"),
     ],
 )
@@ -121,3 +121,23 @@ def test_without_the_angle_no_budget_is_told(tmp_path, curves, capsys):
     path = write(tmp_path / "log.csv", {"loss": curves["loss"], "weight_norm": curves["weight_norm"]})
     main(["analyze", str(path), "--columns", "lr=1", "weight_decay=1e-3"])
     assert "rotation budget" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("curves", "numbers", "words"),
+    [
+        ({"loss": ["a", "b"]}, {}, "curves of numbers"),
+        ({"loss": [1.0, 2.0], "momentum": [0.9, 0.9]}, {}, "columns: momentum is not accepted"),
+        ({"loss": [1.0, 2.0]}, {"weight_decay": -5.0}, "columns: weight_decay=-5"),
+        ({"loss": [1.0, 2.0], "lr": [0.1, -1.0]}, {}, "columns: lr=-1"),
+        ({"loss": [1.0, 2.0]}, {"optimizer": "adamw", "momentum": 0.9}, "--momentum: 0.9"),
+    ],
+)
+def test_arrays_are_held_to_the_same_rules(curves, numbers, words):
+    with pytest.raises(ConfigError, match=words):
+        analysis.log_dataset(curves, **numbers)
+
+
+def test_a_fixed_effective_rate_is_that_of_each_step():
+    log = analysis.log_dataset({"weight_norm": np.full(5, 2.0)}, elr=0.5, lr=0.1)
+    np.testing.assert_array_equal(log.dataset.effective_lr[0], np.full(5, 0.5))

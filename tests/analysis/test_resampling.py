@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from periodic_jax.analysis.resampling import Interval, mean_interval, resampled_interval
+from periodic_jax.analysis.resampling import Interval, resampled_interval
 
 
 def weighted_mean(values):
@@ -24,7 +24,7 @@ def test_interval_of_few_groups_holds_the_mean_as_often_as_it_says():
     rng, held = np.random.default_rng(0), 0
     for _ in range(200):
         values = rng.normal(size=(6, 1)) + 0.3 * rng.normal(size=(6, 40))
-        found = mean_interval(values)
+        found = resampled_interval(weighted_mean(values.ravel()), np.repeat(np.arange(6), 40))
         held += found.low <= 0 <= found.high
     assert 175 <= held <= 200
 
@@ -59,15 +59,3 @@ def test_draws_that_do_not_determine_the_statistic_are_left_out():
     whole = resampled_interval(lambda times: np.where(times[:, 0] > 0, 1.0, np.nan), groups)
     assert whole == (1, 1)
     assert np.isnan(resampled_interval(lambda times: np.full(len(times), np.nan), groups)).all()
-
-
-def test_mean_of_seeds_and_periods():
-    values = np.array([[300.0, 310.0, np.nan], [280.0, np.nan, np.nan], [np.nan] * 3, [290.0, 295.0, 305.0]])
-    found = mean_interval(values)
-    assert found.mean == pytest.approx(np.nanmean(values))
-    assert (found.points, found.units) == (6, 3)
-    assert 280 <= found.low < found.mean < found.high <= 305
-    assert np.isnan(mean_interval(values[2:3])[:3]).all()
-    alone = mean_interval(values[:1])
-    assert alone.mean == 305
-    assert np.isnan(alone.low)

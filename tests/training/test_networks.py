@@ -331,3 +331,64 @@ def test_a_loss_that_returns_no_numbers_is_refused():
     state, images = linear_state(lambda outputs, targets: None)
     with pytest.raises(ConfigError, match="loss: a result of type NoneType is not accepted"):
         train_step(state, HParams(), (images, jnp.zeros(4)))
+
+
+def test_a_stream_of_random_numbers_of_any_name_is_served():
+    class Noisy(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            x = x.reshape(len(x), -1)
+            if train:
+                x = x + jax.random.normal(self.make_rng("noise"), x.shape)
+            return nn.Dense(3)(x)
+
+    batch = Batch(jnp.ones((4, 5, 5, 1)), jnp.arange(4) % 3)
+    state = create_train_state(Noisy(), "other", jax.random.key(0), batch.images)
+    state, first = train_step(state, HParams(noninvariant_lr=0.0), batch)
+    _, second = train_step(state, HParams(noninvariant_lr=0.0), batch)
+    assert first["loss"] != second["loss"]
+
+
+@pytest.mark.parametrize("name", ["training", "deterministic"])
+def test_a_network_whose_mode_has_another_name_is_refused(name):
+    class Net(nn.Module):
+        if name == "training":
+
+            @nn.compact
+            def __call__(self, x, training=False):
+                return nn.Dense(3)(x.reshape(len(x), -1))
+        else:
+
+            @nn.compact
+            def __call__(self, x, deterministic=True):
+                return nn.Dense(3)(x.reshape(len(x), -1))
+
+    with pytest.raises(ConfigError, match=rf"Net.__call__\(.*{name}.* is not accepted; expected a __call__ that takes"):
+        create_train_state(Net(), "other", jax.random.key(0), jnp.ones((2, 5, 5, 1)))
+
+
+def test_one_output_has_no_answers():
+    def apply(variables, x, train, rngs):
+        return x.reshape(len(x), -1) @ variables["params"]["kernel"], {}
+
+    def loss(outputs, targets):
+        return (outputs[:, 0] - targets) ** 2
+
+    images = jnp.ones((4, 5, 5, 1))
+    network = (lambda key, x: {"params": {"kernel": jnp.ones((25, 1))}}), apply
+    state = create_train_state(network, "other", jax.random.key(0), images, loss=loss)
+    _, metrics = train_step(state, HParams(lr=0.1), Batch(images, jnp.array([0, 0, 0, 1])))
+    assert jnp.isnan(metrics["accuracy"])
+
+
+def test_a_collection_that_grows_is_one_line():
+    class Growing(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            self.sow("aux", "mean", x.mean())
+            return nn.Dense(3)(x.reshape(len(x), -1))
+
+    batch = Batch(jnp.ones((4, 5, 5, 1)), jnp.arange(4) % 3)
+    state = create_train_state(Growing(), "other", jax.random.key(0), batch.images)
+    with pytest.raises(ConfigError, match="model: a collection aux that grows in a step is not accepted"):
+        train_step(state, HParams(noninvariant_lr=0.0), batch)

@@ -63,7 +63,7 @@
     });
   }
 
-  const isFaint = (c) => c.regime !== "undecided" && c.numbers[0] < run.faint;
+  const isFaint = (c) => c.regime !== "undecided" && c.numbers[0] !== null && c.numbers[0] < run.faint;
 
   function drawMap() {
     const table = el("map"), [across, up] = run.axes;
