@@ -34,7 +34,8 @@ def train_with_progress(start: Callable[..., "RunResult"], *arguments: Any, **op
 
     xla.use_cores_as_devices()
     xla.keep_compiled_programs()
-    with Stop(is_idle=True) as stop, pj.RunCallbacks(should_stop=stop, log=log_line).showing_progress() as callbacks:
+    with Stop(is_idle=True) as stop:
+        callbacks = pj.RunCallbacks(on_chunk=lambda chunk: stop.begin(), should_stop=stop, log=log_line)
         return start(*arguments, **options, callbacks=callbacks)
 
 

@@ -47,8 +47,8 @@ class Demo:
 
 @dataclass(frozen=True)
 class Resume:
-    """Continue a run that was stopped, from its last checkpoint (on a CPU to the same bits), or extend a finished
-    one.
+    """Continue a run that was stopped, from its last checkpoint (on a CPU to the same bits), extend a finished one, or
+    make its corrupted metadata anew.
     """
 
     run: Run
@@ -106,7 +106,9 @@ class Branch:
         None, "Number of the last update, counted from the parent's start; the parent's, if not given."
     )
     out: Folder = setting(
-        None, "Run directory, which must hold no run yet; runs/branch, runs/branch-2 ... if not given."
+        None,
+        """Run directory: a new one, or that of this very branch, which then goes on; runs/branch, runs/branch-2 ... if
+        not given.""",
     )
     data: Data = DataFiles()
 

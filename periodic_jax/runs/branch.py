@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from periodic_jax.core.errors import ConfigError, PeriodicJaxError
+from periodic_jax.core.errors import ConfigError, PeriodicJaxError, UnreadableError
 from periodic_jax.core.formatting import flag_of
 from periodic_jax.runs.build import abstract_states, initial_minima
 from periodic_jax.runs.callbacks import RunCallbacks
@@ -101,7 +101,7 @@ def branch_run(
         "selected": select, "changed": change, "config": manifest["config"],
     }  # fmt: skip
     if _is_there(config, origin):
-        return resume_run(out, callbacks=callbacks, dataset=dataset, data_dir=data_dir)
+        return resume_run(out, callbacks=callbacks, dataset=dataset, data_dir=data_dir, model=model)
     with xla.precision(parent.precision):
         states: dict[str, np.ndarray] = {}
         for part, members in parts:
@@ -154,6 +154,8 @@ def _is_there(config: RunConfig, origin: Mapping[str, Any]) -> bool:
     """Whether the directory holds this very branch."""
     try:
         manifest = run_directory.read_config(config.folder)
+    except UnreadableError:
+        raise
     except PeriodicJaxError:
         return False
     before = {**manifest.get("parent", {}), "config": None}  # the parent may have been made longer meanwhile

@@ -92,7 +92,8 @@ class Stop:
     allows no handlers, the block does nothing.
 
     Args:
-        is_idle: there is nothing to save until the mark was looked at twice, hence until a first chunk is under way.
+        is_idle: there is nothing to save until the mark was looked at twice, hence until a first chunk is under way, or
+            until `begin` is called.
     """
 
     def __init__(self, *, is_idle: bool = False) -> None:
@@ -104,6 +105,10 @@ class Stop:
         """The exit status asked for, or 0."""
         self._looks_left = max(self._looks_left - 1, 0)
         return self._status
+
+    def begin(self) -> None:
+        """There is something to save from now on."""
+        self._looks_left = 0
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():

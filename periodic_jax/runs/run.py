@@ -14,7 +14,14 @@ import xarray as xr
 
 from periodic_jax import analysis
 from periodic_jax.checkpoints.verification import corruptions
-from periodic_jax.core.errors import ConfigError, CorruptedRunError, PeriodicJaxError, RunInterrupted, RunNotFoundError
+from periodic_jax.core.errors import (
+    ConfigError,
+    CorruptedRunError,
+    PeriodicJaxError,
+    RunInterrupted,
+    RunNotFoundError,
+    UnreadableError,
+)
 from periodic_jax.core.formatting import counted
 from periodic_jax.reporting import tables
 from periodic_jax.runs import build
@@ -110,7 +117,7 @@ def _default_folder(config: RunConfig, log: Callable[[str], None]) -> Path:
         if not folder.exists():
             log(f"run directory: {folder}")
             return folder
-        with contextlib.suppress(PeriodicJaxError):  # it holds no run, or another one
+        with contextlib.suppress(ConfigError, RunNotFoundError, CorruptedRunError):  # it holds no run, or another one
             manifest = run_directory.read_config(folder)
             check_images(config, manifest)
             if not difference(config, manifest):
@@ -249,6 +256,8 @@ def resumable_manifest(config: RunConfig) -> dict[str, Any] | None:
     except RunNotFoundError:
         run_directory.check_unused(path)
         return None
+    except UnreadableError:
+        raise
     except PeriodicJaxError as error:
         raise ConfigError("--out", path, f"a folder that holds no run yet ({error})") from None
     if differing := difference(config, manifest):

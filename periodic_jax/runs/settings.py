@@ -251,7 +251,14 @@ def as_axis(name: str, given: Any) -> tuple[Any, ...]:
 
 
 def as_setting(name: str, value: Any, hint: Any) -> Any:
-    """A setting as its field has it: NumPy's numbers as Python's, whole ones as integers, paths as they are."""
+    """A setting as its field has it: NumPy's numbers as Python's, whole ones as integers, lists as tuples, paths as
+    they are.
+    """
+    if typing.get_origin(hint) is tuple:
+        several = tuple(value) if isinstance(value, list) else value
+        if not is_of(several, hint):
+            raise ConfigError(flag_of(name), reprlib.repr(value), "several texts, as in ('width=8',)")
+        return several
     kinds = typing.get_args(hint) or (hint,)
     plain = value.item() if isinstance(value, np.generic) else value
     if isinstance(plain, os.PathLike) and str in kinds:
@@ -265,7 +272,7 @@ def as_setting(name: str, value: Any, hint: Any) -> Any:
 
 
 def is_of(value: Any, hint: Any) -> bool:
-    """Whether a value from JSON is of a field's type."""
+    """Whether a value is of a field's type."""
     if typing.get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(is_of(item, typing.get_args(hint)[0]) for item in value)
     kinds = typing.get_args(hint) or (hint,)

@@ -135,6 +135,8 @@ def flattened(dataset: xr.Dataset) -> xr.Dataset:
     if not isinstance(dataset, xr.Dataset):
         raise ConfigError("run", type(dataset).__name__, "an xarray Dataset, as open_run gives")
     shared = ("step", "eval_step", "layer")
+    dims = {dim for array in dataset.data_vars.values() for dim in array.dims}
+    dataset = dataset.drop_dims([dim for dim in dataset.dims if dim not in dims])  # of coordinates alone
     lead = list(dict.fromkeys(dim for array in dataset.data_vars.values() for dim in array.dims if dim not in shared))
     source = dict(dataset.encoding)
     if not lead:

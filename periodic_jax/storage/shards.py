@@ -20,7 +20,14 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from periodic_jax.core.errors import ConfigError, CorruptedRunError, UnreadableError, failed_read, first_line
+from periodic_jax.core.errors import (
+    ConfigError,
+    CorruptedRunError,
+    UnreadableError,
+    as_corruption,
+    failed_read,
+    first_line,
+)
 from periodic_jax.core.files import PARTIAL, read_json
 from periodic_jax.core.grid import AXES, LATER_AXES, HParams, SweepGrid
 from periodic_jax.storage.checksums import seal
@@ -174,12 +181,17 @@ class Part(NamedTuple):
         return inside
 
     def read(self, name: str, chosen: Mapping[str, Any]) -> np.ndarray | None:
-        """Some values of a quantity; None where they are corrupted."""
+        """Some values of a quantity; None where they are corrupted.
+
+        Raises:
+            UnreadableError: they cannot be read now.
+        """
         try:
-            return np.asarray(self.dataset[name].isel(chosen).values)
-        except Exception as error:  # whatever a corrupted chunk makes zarr and its codecs raise
+            with as_corruption(name, ""):
+                return np.asarray(self.dataset[name].isel(chosen).values)
+        except CorruptedRunError as error:
             if name not in self.corrupted:
-                LOG.warning("%s of shard %d is left out: %s", name, self.shard, first_line(error))
+                LOG.warning("%s of shard %d is left out: %s", name, self.shard, error)
                 self.corrupted.add(name)
             return None
 

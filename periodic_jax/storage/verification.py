@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from periodic_jax.core.errors import CorruptedRunError, UnreadableError, failed_read, first_line
+from periodic_jax.core.errors import CorruptedRunError, UnreadableError, as_corruption, failed_read, first_line
 from periodic_jax.core.files import read_json
 from periodic_jax.storage.checksums import SEAL, seal_metadata
 from periodic_jax.storage.schema import QUANTITIES
@@ -142,7 +142,8 @@ def find_corruptions(store: Path, first_step: int, step: int, lengths: Mapping[s
         return
     verified = open_verified(store, first_step, step)
     group, evaluated = open_group(verified), np.empty(0)
-    with contextlib.suppress(Exception):  # a corrupted chunk, which is found when the array's own turn comes
+    # A corrupted chunk is found when the array's own turn comes.
+    with contextlib.suppress(CorruptedRunError), as_corruption("eval_step", ""):
         made: Any = group["eval_step"]
         evaluated = made[:]
 
@@ -163,11 +164,10 @@ def _array_corruptions(
     array: Any, expected: Expected, begin: Callable[[Any, Expected, int], int | None]
 ) -> Iterator[Corruption]:
     for index in itertools.product(*map(range, expected.counts)):
+        file = "/".join([array.basename, "c", *map(str, index)])
         try:
-            array.blocks[index]
-        except UnreadableError:
-            raise
-        except Exception as error:  # also whatever a crafted chunk makes zarr or its codecs raise
-            file = "/".join([array.basename, "c", *map(str, index)])
-            reason = error.reason if isinstance(error, CorruptedRunError) else first_line(error)
-            yield Corruption(file, begin(array, expected, index[1]) if len(index) > 1 else None, reason)
+            with as_corruption(file, ""):
+                array.blocks[index]
+        except CorruptedRunError as error:
+            first = begin(array, expected, index[1]) if len(index) > 1 else None
+            yield Corruption(file, first, error.reason)

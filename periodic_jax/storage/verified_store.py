@@ -14,7 +14,7 @@ import google_crc32c
 import zarr
 from zarr.storage import LocalStore, WrapperStore
 
-from periodic_jax.core.errors import CorruptedRunError, UnreadableError, first_line
+from periodic_jax.core.errors import CorruptedRunError, UnreadableError, as_corruption, first_line
 from periodic_jax.core.grid import AXES
 from periodic_jax.storage.run_directory import TELEMETRY
 
@@ -100,7 +100,8 @@ def open_verified(store: Path, first_step: int, step: int) -> VerifiedStore:
     """
     local = LocalStore(store, read_only=True)
     group, reached = open_group(VerifiedStore(local, {})), {"step": step - first_step}
-    with contextlib.suppress(Exception):  # a corrupted chunk, which is found when the array's own turn comes
+    # A corrupted chunk is found when the array's own turn comes.
+    with contextlib.suppress(CorruptedRunError), as_corruption("eval_step", ""):
         # The first evaluation is made when training begins: after the store is built.
         made: Any = open_group(VerifiedStore(local, _expected(group, {})))["eval_step"]
         reached["eval_step"] = int((made[:] <= step).sum()) if step > first_step else 0

@@ -69,6 +69,10 @@ def test_a_sweep_of_an_imported_network_goes_on_only_when_it_is_named_again(pack
     main(["resume", "run", "--steps", "6", "--model", "my_nets.small:Net"])
     assert read_config(package / "run")["config"]["steps"] == 6
     assert (package / "imported").exists()
+    branch = ["branch", "run", "--steps", "7", "--out", "branch", "--model", "my_nets.small:Net"]
+    for _ in range(2):  # the second time it is there
+        main(branch)
+    assert "holds this run, finished" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

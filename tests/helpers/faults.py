@@ -145,3 +145,15 @@ def tree(folder):
     """The content of all files, by name, but for the lock."""
     files = (file for file in Path(folder).rglob("*") if file.is_file() and file.name not in (".lock", ".lease"))
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
+
+
+def failing(patch, name, number):
+    """Reading one file fails, as on a network's file system whose server went away."""
+    read = Path.read_bytes
+
+    def fails(path):
+        if path.as_posix().endswith(name):
+            raise OSError(number, os.strerror(number), os.fspath(path))
+        return read(path)
+
+    patch.setattr(Path, "read_bytes", fails)

@@ -69,6 +69,17 @@ def test_a_signal_ends_the_process_at_once_while_there_is_nothing_to_save(number
     assert said.strip() == "stopped before the first step: there is nothing to save"
 
 
+@pytest.mark.parametrize("begins", ["second look", "first chunk"])
+def test_once_there_is_something_to_save_a_signal_only_sets_a_mark(monkeypatch, begins):
+    monkeypatch.setattr(os, "_exit", lambda status: pytest.fail("ended at once"))
+    with Stop(is_idle=True) as stop:
+        assert stop() == 0
+        stop() if begins == "second look" else stop.begin()
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(stop)
+        assert stop() == 143
+
+
 def wait_until(condition):
     for _ in range(1000):
         if condition():

@@ -1,10 +1,14 @@
 """Cells of a notebook: run again, interrupted, with the values that come to hand."""
 
+import errno
+
 import numpy as np
 import pytest
+from helpers.faults import failing
 from helpers.survival import STEPS, assert_same_run, configured
 
 from periodic_jax import ConfigError, RunCallbacks, RunConfig, branch_run, open_run, resume_run, run_sweep
+from periodic_jax.core.errors import UnreadableError
 from periodic_jax.runs.config import from_manifest
 from periodic_jax.storage.run_directory import read_config
 
@@ -107,6 +111,8 @@ def test_an_axis_takes_what_holds_numbers(values):
         ({"seed": True}, r"^--seed: True .* whole numbers"),
         ({"model": 3}, r"^--model: 3 .* text$"),
         ({"full_batch": 1}, r"^--full-batch: 1 .* True or False$"),
+        ({"model_args": ("a", 1)}, r"^--model-args: \('a', 1\) .* several texts, as in \('width=8',\)$"),
+        ({"model_args": "width=8"}, r"^--model-args: 'width=8' .* several texts"),
         ({"out": 3}, r"^--out: 3 .* text or a path or None$"),
     ],
 )
@@ -121,3 +127,20 @@ def test_what_was_normalised_is_recorded_as_before():
     assert (recorded["config"]["lr"], recorded["config"]["seed"]) == ([0.1], [0, 1])
     assert from_manifest(recorded, run.path).seed == (0, 1)
     assert open_run(run).loss.dims == ("seed", "step")
+
+
+def test_a_list_of_arguments_is_taken():
+    assert RunConfig(model_args=["width=8"]).model_args == ("width=8",)
+
+
+def test_a_run_that_cannot_be_read_now_is_not_taken_for_another_one(monkeypatch):
+    first = run_sweep(RunConfig(**SMALL), callbacks=RunCallbacks(log=lambda line: None))
+    branch_run(first, "branch", step=5, steps=6)
+    failing(monkeypatch, "config.json", errno.ESTALE)
+    for call in (
+        lambda: run_sweep(RunConfig(**SMALL), callbacks=nothing_trained()),
+        lambda: run_sweep(RunConfig(out=first.path, **SMALL), callbacks=nothing_trained()),
+        lambda: branch_run(first, "branch", step=5, steps=6, callbacks=nothing_trained()),
+    ):
+        with pytest.raises(UnreadableError, match=r"config\.json: cannot be read now"):
+            call()

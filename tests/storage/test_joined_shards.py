@@ -1,16 +1,19 @@
 """Shards of a grid, joined: values, places, laziness, and shards that are missing, corrupted or another's."""
 
+import errno
 import json
 import logging
 import shutil
 
 import numpy as np
 import pytest
+from helpers.faults import failing
 from helpers.run_files import refusal, telemetry_of
 from helpers.survival import flip
 from helpers.synthetic import write_run
 
 from periodic_jax import open_run
+from periodic_jax.core.errors import UnreadableError
 from periodic_jax.core.grid import AXES, SweepGrid
 from periodic_jax.storage import shards as sharding
 from periodic_jax.storage.checksums import SEAL, seal
@@ -145,6 +148,12 @@ def test_a_corrupted_shard_is_named_and_the_rest_is_read(copied, written, caplog
     assert np.isnan(joined.loss.values[gone]).all()
     np.testing.assert_array_equal(joined.loss.values[~gone], whole.loss.values[~gone])
     np.testing.assert_array_equal(joined.weight_norm.values[lost[4]], whole.weight_norm.values[lost[4]])
+
+
+def test_a_shard_that_cannot_be_read_now_is_not_left_out(copied, monkeypatch):
+    failing(monkeypatch, "shards/1/telemetry.zarr/loss/c/0/0", errno.EIO)
+    with pytest.raises(UnreadableError, match=r"shards/1/telemetry\.zarr/loss/c/0/0: cannot be read now"):
+        open_run(copied).load()
 
 
 def test_where_all_shards_are_corrupted_the_first_error_is_raised(copied):
