@@ -270,17 +270,14 @@ def test_an_error_in_training_is_on_a_line_of_its_own(capsys):
     """Standard error as a log file has it."""
     import numpy as np
 
-    from periodic_jax.cli.launch import train_with_progress
     from periodic_jax.core.errors import RunInterrupted
+    from periodic_jax.runs.callbacks import RunCallbacks
     from periodic_jax.sweeps.chunks import Chunk
 
-    def start(callbacks):
-        callbacks.on_start(2, 0, 10)
-        callbacks.on_chunk(Chunk(0, {"loss": np.zeros((2, 4))}, None, np.zeros(2)))
+    with pytest.raises(RunInterrupted), RunCallbacks().showing_progress() as shown:
+        shown.on_start(2, 0, 10)
+        shown.on_chunk(Chunk(0, {"loss": np.zeros((2, 4))}, None, np.zeros(2)))
         raise RunInterrupted("the disk is full", 1)
-
-    with pytest.raises(RunInterrupted):
-        train_with_progress(start)
     said = capsys.readouterr().err
     assert "compiling" in said
     assert "8.00/20.0" in said
