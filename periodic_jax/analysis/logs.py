@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from periodic_jax.analysis.pipeline import OF_WEIGHTS
 from periodic_jax.core.errors import ConfigError, DataFileError, first_line
 from periodic_jax.core.grid import AXES, HParams, axis_rule
 from periodic_jax.core.optimizers import OPTIMIZERS, SPECIAL, check_hyperparameters
@@ -92,7 +93,7 @@ def log_dataset(curves: Mapping[str, Any], optimizer: str = "sgd", **numbers: fl
         if (missing := [name for name in needed if name not in arrays])
     ]
     steps = len(next(iter(arrays.values())))
-    arrays = {name: np.full(steps, np.nan) for name in used_by("analysis")[:5]} | arrays
+    arrays = {name: np.full(steps, np.nan) for name in ("loss", *OF_WEIGHTS)} | arrays
     dataset = xr.Dataset(
         {name: (("config", "step"), values[None], describe(name).attributes) for name, values in arrays.items()},
         {name: ("config", [float(numbers[name])]) for name in AXES} | {"step": np.arange(steps)},

@@ -21,7 +21,8 @@ from periodic_jax.core.grid import AXES
 from periodic_jax.storage.reader import flattened, read
 from periodic_jax.storage.schema import used_by
 
-CURVES = used_by("analysis")  # those after the first five may be missing
+CURVES = used_by("analysis")
+OF_WEIGHTS = ("weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
 NEEDED = ("loss", "weight_norm", "effective_lr", "angular_step")
 MOST_IN_MEMORY = 2**30  # bytes of telemetry read at a time
 LEAST_PRODUCTS = 3  # of learning rate and decay: the line through two says nothing of how straight it is
@@ -131,12 +132,12 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
 def _analyze_block(dataset: xr.Dataset, block: slice, hyper: Hyperparameters, predict: bool) -> BlockAnalysis:
     names = dict.fromkeys((*(name for name in CURVES if name in dataset), *NEEDED, "diverged_at"))
     curves = {name: read(dataset, name, config=block) for name in names}
-    curves |= {name: np.full_like(curves["loss"], np.nan) for name in CURVES[:5] if name not in curves}
+    curves |= {name: np.full_like(curves["loss"], np.nan) for name in OF_WEIGHTS if name not in curves}
     hyper = hyper.select(block)
     if "step_lr" in curves:  # what the norm makes of the rate, also where η̃ is recorded as an angle for each gradient
         curves["effective_lr"] = curves["step_lr"] / curves["weight_norm"] ** 2
     periods = detect_periods(curves)
-    norm, elr, gradient, angle = (curves[name] for name in CURVES[1:5])
+    norm, elr, gradient, angle = (curves[name] for name in OF_WEIGHTS)
     more = (curves.get(name) for name in ("radial_leak", "radial_update", "tangential_update"))
     trajectory = Trajectory(norm, elr, gradient, angle, hyper, *more)
     known = np.isfinite(curves["loss"]) | np.isfinite(norm)

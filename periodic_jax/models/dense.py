@@ -52,21 +52,16 @@ class FlatBatchNorm(nn.Module):
         return (x - batch_mean) * jax.lax.rsqrt(batch_var + self.eps)
 
 
-class MLP(nn.Module):
-    """MLPSI: ``depth`` dense layers of ``width``, each with batch normalisation and a ReLU behind it, and a head.
+class DenseNetwork(nn.Module):
+    """What both networks are built with.
 
     Attributes:
-        width: of the hidden layers.
-        depth: number of hidden layers.
+        width: of the hidden layers, or of the tokens.
+        depth: number of hidden layers or of blocks.
         num_classes: outputs.
         init_scale: norm of the head's weight at the start; not positive: PyTorch's default initialisation as it is.
-        eps: ε of batch normalisation, added to the variance.
+        eps: ε of a normalisation, added to the variance or to the mean square.
         param_dtype: of the parameters.
-
-    Example:
-        >>> variables = MLP(width=4).init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), train=True)
-        >>> sorted(variables["params"])
-        ['dense0', 'dense1', 'dense2', 'head']
     """
 
     width: int = 32
@@ -75,6 +70,16 @@ class MLP(nn.Module):
     init_scale: float = 10.0
     eps: float = 1e-5
     param_dtype: Any = jnp.float32
+
+
+class MLP(DenseNetwork):
+    """MLPSI: ``depth`` dense layers of ``width``, each with batch normalisation and a ReLU behind it, and a head.
+
+    Example:
+        >>> variables = MLP(width=4).init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), train=True)
+        >>> sorted(variables["params"])
+        ['dense0', 'dense1', 'dense2', 'head']
+    """
 
     def labels(self) -> dict[str, Any]:
         """The scale-invariance label of each weight: a normalisation follows all but the head."""
@@ -136,32 +141,18 @@ class Block(nn.Module):
         return x + rms_norm(Dense(width, self.param_dtype, name="down")(h), self.eps)
 
 
-class ViT(nn.Module):
+class ViT(DenseNetwork):
     """ViTSI: a vision transformer without running statistics, all of whose weights but the head are scale-invariant.
 
     16 equal patches of an image are tokens of ``width`` numbers, normalised, with fixed positions added; ``depth``
-    blocks; a normalisation, the mean over all tokens and a linear head. A norm is x/√(mean x² + ε).
-
-    Attributes:
-        width: of the tokens; two heads of attention where it is even, else one.
-        depth: number of blocks.
-        num_classes: outputs.
-        init_scale: norm of the head's weight at the start; not positive: PyTorch's default initialisation as it is.
-        eps: ε of the norms.
-        param_dtype: of the parameters.
+    blocks, with two heads of attention where the width is even and else one; a normalisation, the mean over all tokens
+    and a linear head. A norm is x/√(mean x² + ε).
 
     Example:
         >>> variables = ViT(width=4, depth=1).init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), train=True)
         >>> sorted(variables["params"]["block0"]["attention"]), list(variables)
         (['key', 'out', 'query', 'value'], ['params'])
     """
-
-    width: int = 32
-    depth: int = 3
-    num_classes: int = 10
-    init_scale: float = 10.0
-    eps: float = 1e-5
-    param_dtype: Any = jnp.float32
 
     def labels(self) -> dict[str, Any]:
         """The scale-invariance label of each weight: a norm follows all but the head."""

@@ -44,7 +44,7 @@ def check_loss(loss: Loss) -> None:
     Raises:
         ConfigError: neither a key of `LOSSES` nor a function.
     """
-    if not callable(loss) and loss not in LOSSES:
+    if not callable(loss) and (not isinstance(loss, str) or loss not in LOSSES):
         raise ConfigError("--loss", loss, "one of " + ", ".join(LOSSES))
 
 

@@ -185,7 +185,11 @@ def build_optimizer(
     if isinstance(optimizer, str):
         steps = [*_directions(optimizer, hparams), scale_by_group_lr(hparams, labels)]
     else:
-        steps = [optimizer(hparams)]
+        try:
+            steps = [optimizer(hparams)]
+        except jax.errors.ConcretizationTypeError:
+            given = "a function that branches on a hyperparameter"
+            raise ConfigError("optimizer", given, "jnp.where in its place: hyperparameters are traced") from None
         if not isinstance(steps[0], optax.GradientTransformation):
             given = f"a function that returns a {type(steps[0]).__name__}"
             raise ConfigError("optimizer", given, "one that returns an optax.GradientTransformation")

@@ -125,7 +125,7 @@ def measure(
     """
     marks = np.array(leaf_labels(params, labels))
     if not any(marks):
-        return _nothing_to_measure(params, grads)
+        return _nothing_to_measure(params, grads, hparams)
     three = [jax.tree.leaves(tree) for tree in (params, grads, updates)]
     products, shares, moved_sq = on_gpu(partial(_by_rows, marks), partial(_by_groups, marks), *three)
     x_x, g_g, g_x, u_x = products[:, marks]
@@ -192,9 +192,10 @@ def _shares(products: Float[Array, "4 leaves"]) -> Float[Array, "leaves"]:
     return jnp.where(x_x > 0, u_x / x_x, 0)
 
 
-def _nothing_to_measure(params: Any, grads: Any) -> Dynamics:
-    """A network without scale-invariant weights: only the norms of the others exist, the rest is NaN."""
+def _nothing_to_measure(params: Any, grads: Any, hparams: HParams) -> Dynamics:
+    """A network without scale-invariant weights: only the rate and the norms of the others exist, the rest is NaN."""
     norm, grad_norm = global_norm(jax.tree.leaves(params)), global_norm(jax.tree.leaves(grads))
     nan, empty = jnp.full((), jnp.nan, norm.dtype), jnp.zeros((0,), norm.dtype)
     fields = {name: empty if name.startswith("layer_") else nan for name in Dynamics._fields}
-    return Dynamics(**{**fields, "noninvariant_weight_norm": norm, "noninvariant_grad_norm": grad_norm})
+    known = {"noninvariant_weight_norm": norm, "noninvariant_grad_norm": grad_norm}
+    return Dynamics(**{**fields, **known, "step_lr": learning_rate(hparams, nan)})

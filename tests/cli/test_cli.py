@@ -274,10 +274,14 @@ def test_an_error_in_training_is_on_a_line_of_its_own(capsys):
     from periodic_jax.runs.callbacks import RunCallbacks
     from periodic_jax.sweeps.chunks import Chunk
 
-    with pytest.raises(RunInterrupted), RunCallbacks().showing_progress() as shown:
-        shown.on_start(2, 0, 10)
-        shown.on_chunk(Chunk(0, {"loss": np.zeros((2, 4))}, None, np.zeros(2)))
-        raise RunInterrupted("the disk is full", 1)
+    def train():
+        with RunCallbacks().showing_progress() as shown:
+            shown.on_start(2, 0, 10)
+            shown.on_chunk(Chunk(0, {"loss": np.zeros((2, 4))}, None, np.zeros(2)))
+            raise RunInterrupted("the disk is full", 1)
+
+    with pytest.raises(RunInterrupted):
+        train()
     said = capsys.readouterr().err
     assert "compiling" in said
     assert "8.00/20.0" in said

@@ -327,6 +327,12 @@ def test_a_loss_of_ones_own_gives_each_example_or_one_number(reduced):
     assert np.isnan(wrong).all()
 
 
+@pytest.mark.parametrize("loss", ["hinge", ["squared"], 3, None])
+def test_what_is_no_loss_is_refused(loss):
+    with pytest.raises(ConfigError, match=r"--loss: .* is not accepted; expected one of cross_entropy, squared"):
+        linear_state(loss)
+
+
 def test_a_loss_that_returns_no_numbers_is_refused():
     state, images = linear_state(lambda outputs, targets: None)
     with pytest.raises(ConfigError, match="loss: a result of type NoneType is not accepted"):

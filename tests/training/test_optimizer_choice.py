@@ -219,6 +219,7 @@ REFUSED = {
     optax.adamw(0.1): "optimizer: a GradientTransformationExtraArgs is not accepted",
     (lambda h: h.lr): "optimizer: a function that returns a .* is not accepted",
     (lambda h: optax.inject_hyperparams(optax.adamw)(h.lr)): "optimizer: one whose state holds hyperparameters",
+    (lambda h: optax.sgd(h.lr) if h.lr > 0 else optax.adam(h.lr)): "optimizer: a function that branches on a hyperp",
     3: "optimizer: a int is not accepted",
 }
 
