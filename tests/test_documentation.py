@@ -130,6 +130,14 @@ def examples(text):
 
 
 @pytest.mark.parametrize("example", examples(README))
+def test_examples_of_readme_run_for_a_few_steps(tmp_path, monkeypatch, example):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(re.sub(r"steps=\d+", "steps=40", example), "README.md", "exec"), {"__name__": "__main__"})
+    plt.close("all")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", examples(README))
 def test_examples_of_readme_run(tmp_path, example):
     environment = {**os.environ, "MPLBACKEND": "Agg"}
     environment.pop("XLA_FLAGS", None)  # of the other tests: with them thousands of steps take minutes

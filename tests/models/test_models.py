@@ -43,10 +43,10 @@ def test_logits_equal_the_plain_network(float64, depth, size):
 @pytest.mark.parametrize(
     ("name", "depth", "batch", "size"),
     [
-        ("ConvNetSI", 4, 6, 8),
+        ("ConvNetSI", 3, 6, 8),
         ("ConvNetSIAf", 2, 6, 8),
         ("ConvNet", 1, 16, 16),  # of 16x16 pixels on, a batch is laid out in groups
-        ("ResNet18", 3, 16, 16),
+        pytest.param("ResNet18", 3, 16, 16, marks=pytest.mark.slow),
     ],
 )
 def test_networks_equal_their_pytorch_counterparts(float64, name, depth, batch, size):
@@ -92,8 +92,8 @@ def test_networks_equal_their_pytorch_counterparts(float64, name, depth, batch, 
 
 def test_prepared_images_give_the_same_logits(float64):
     model, variables, images = initialised()
-    plain = model.apply(variables, images, train=False)
-    assert np.array_equal(plain, model.apply(variables, model.prepare(images), train=False))
+    apply = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
+    np.testing.assert_allclose(apply(variables, images), apply(variables, model.prepare(images)), rtol=1e-12)
 
 
 def test_initialisation_follows_pytorch():
