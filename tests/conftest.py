@@ -3,9 +3,13 @@
 The flags must be set before JAX starts, hence at import.
 """
 
+import gc
 import os
 
 from periodic_jax.training import xla
+
+# Tracing makes many objects that stay: looking through them again and again takes an eighth of the time.
+gc.set_threshold(100_000, 20, 100)
 
 xla.add_xla_flag("--xla_force_host_platform_device_count=2")
 xla.add_xla_flag("--xla_cpu_multi_thread_eigen=false")
