@@ -1,5 +1,6 @@
 """Full-batch gradient descent: periods without any noise of mini-batches."""
 
+import math
 from collections.abc import Iterator
 
 from matplotlib.figure import Figure
@@ -51,7 +52,7 @@ def findings(numbers: Numbers) -> list[Finding]:
             f"{', '.join(str(row['jumps']) for row in periodic)} destabilisations.",
         ),
         Finding(
-            low <= -1 <= high,
+            low <= -1 <= high if math.isfinite(low) else None,
             "The period is inversely proportional to the product of learning rate and decay.",
             f"Slope of ln(period) against ln(product): {slope:.2f} [{low:.2f}, {high:.2f}].",
         ),

@@ -82,7 +82,7 @@ def findings(numbers: Numbers) -> list[Finding]:
             f"{numbers['compared']} configurations.",
         ),
         Finding(
-            low <= -1 <= high,
+            low <= -1 <= high if math.isfinite(low) else None,
             "The period is inversely proportional to the product.",
             f"Slope of ln(period) against ln(product): {slope:.2f} [{low:.2f}, {high:.2f}].",
         ),
