@@ -1,5 +1,6 @@
 """What an experiment declares: runs at each scale, what to measure, what to say of it, what to draw."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +36,16 @@ class Finding(NamedTuple):
     holds: bool | None
     claim: str
     measured: str
+
+
+def decided(holds: bool, *numbers: float) -> bool | None:
+    """Whether numbers bear a claim out; None where one of them is missing, or there are none.
+
+    Example:
+        >>> decided(True, 1.0, 2.0), decided(False, 1.0, float("nan")), decided(True)
+        (True, None, None)
+    """
+    return bool(holds) if numbers and all(map(math.isfinite, numbers)) else None
 
 
 @dataclass(frozen=True)

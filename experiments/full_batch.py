@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from experiments import reading
 from experiments.common import main
-from experiments.declare import Experiment, Finding, Numbers, Runs, laptop, paper
+from experiments.declare import Experiment, Finding, Numbers, Runs, decided, laptop, paper
 from experiments.drawing import four_panels
 from experiments.pages import table
 
@@ -42,23 +42,24 @@ def findings(numbers: Numbers) -> list[Finding]:
     rows = numbers["rows"]
     periodic = [row for row in rows if row["regime"] == "periodic"]
     falls = ", ".join(f"{row['fall_over_decay']:.2f}" for row in periodic)
+    off = [abs(row["fall_over_decay"] - 1) for row in periodic]
     slope, low, high = numbers["slope"]
     return [
         Finding(
             len(periodic) > 1,
             "Full-batch gradient descent is periodic: mini-batch noise is not the cause.",
             f"{len(periodic)} of {len(rows)} learning rates are periodic, with "
-            f"{', '.join(str(row['jumps']) for row in periodic)} destabilisations.",
+            f"{', '.join(str(row['jumps']) for row in periodic) or 'no'} destabilisations.",
         ),
         Finding(
-            low <= -1 <= high,
+            decided(low <= -1 <= high, low, high),
             "The period is inversely proportional to the product of learning rate and decay.",
             f"Slope of ln(period) against ln(product): {slope:.2f} [{low:.2f}, {high:.2f}].",
         ),
         Finding(
-            all(abs(row["fall_over_decay"] - 1) < 0.1 for row in periodic),
+            decided(max(off, default=0) < 0.1, *off),
             "Between the bursts the norm only decays.",
-            f"Falls take {falls} times the steps of decay alone.",
+            f"Falls take {falls or '-'} times the steps of decay alone.",
         ),
     ]
 

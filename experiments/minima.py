@@ -33,6 +33,7 @@ RUNS = {
     "paper": {"run": paper(lr=(0.03,), weight_decay=(1e-3,), seed=(0, 1), keep_every=1950)},
 }  # fmt: skip
 
+MINIMA_ARE = "The minima are the last checkpoints before a destabilisation, at most {:,} steps off."
 COLUMNS = {
     "minimum": ("minimum_seed", "minimum_step", "train_loss", "test_error"),
     "pair": ("pair_seed", "step_a", "step_b", "cosine", "barrier", "disagreement"),
@@ -247,8 +248,8 @@ EXPERIMENT = Experiment(
     limits={
         "all": (
             "Paths are straight ones between weights whose layers are scaled to norm 1; curved ones were not tried.",
-            "The minima are the last checkpoints before a destabilisation, at most 100 steps off.",
-        )
+        ),
+        **{scale: (MINIMA_ARE.format(runs["run"].keep_every),) for scale, runs in RUNS.items()},
     },
     extra=compare,
 )

@@ -9,7 +9,7 @@ from scipy import stats
 
 from experiments import reading
 from experiments.common import main
-from experiments.declare import Experiment, Finding, Numbers, Runs, laptop, paper
+from experiments.declare import Experiment, Finding, Numbers, Runs, decided, laptop, paper
 from experiments.pages import percent, table
 from periodic_jax import plots
 
@@ -80,29 +80,29 @@ def findings(numbers: Numbers) -> list[Finding]:
     wrong = sum(row["recursion_violations"] for row in rows)
     return [
         Finding(
-            off < NEAR,
+            decided(off < NEAR, off),
             "In phase A the norm only decays.",
             f"Its falls take {1 + off:.2f} times the steps that they would take without any gradient (median, worse "
             f"seed; within {NEAR:.0%} is called the same).",
         ),
         Finding(
-            steps < 0.25,
+            decided(steps < 0.25, share),
             "Phase B is short.",
             f"From the lowest to the highest norm it takes {share:.0f} steps (median), in all {percent(steps)} of the "
             "training.",
         ),
         Finding(
-            rotation > 0.5,
+            decided(rotation > 0.5, rotation, share),
             "The weights move in phase B.",
             f"It holds at least {percent(rotation)} of all rotation after the first third of the training.",
         ),
         Finding(
-            rise > 10 and norm > 1.5,
+            decided(rise > 10 and norm > 1.5, rise, norm),
             "Training destabilises: the loss jumps and the norm is thrown up.",
             f"The loss rises {rise:,.0f}-fold and the norm {norm:.1f}-fold (medians, lower seed).",
         ),
         Finding(
-            rising,
+            decided(rising, *(row["onset_trend"] for row in rows)),
             "The effective learning rate at which periods end rises from one to the next (in the paper from 2.1e-4 to "
             "3.3e-3 at learning rate 0.01, decay 0.001).",
             f"The onsets lie between {between}; rank correlation with their order: {trends} by seed "

@@ -10,6 +10,7 @@ from experiments.statistics import Estimate
 from periodic_jax.runs.config import RunConfig
 
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(RunConfig) if f.name != "out"}
+UNTESTED, CANNOT_TELL = "What was not tested", "What the numbers cannot tell"  # headings
 ALWAYS = ("lr", "weight_decay")
 # CRC-32 of the training images of CIFAR-10 as JPEG files of the default quality: at 32x32, 16x16, and 2,000 at 8x8.
 JPEG_COPIES = {3603196499, 2836435073, 2840480790}
@@ -30,17 +31,17 @@ def render(experiment: Experiment, record: Mapping[str, Any]) -> str:
     missing = [run for run in runs_of(experiment, scale) if run not in record["runs"]]
     numbers = numeric(record["numbers"])
     found = experiment.findings(numbers)
+    open_questions = [f for f in found if f.holds is None]
     where = " --data-dir FOLDER" if any(c["config"]["dataset"] != "digits" for c in record["runs"].values()) else ""
     parts = [
         f"# {experiment.title}" + {"desktop": ": desktop scale", "paper": ": the paper's scale"}.get(scale, ""),
         f"The claim: {experiment.claim}",
         "## What does not reproduce",
-        _listed([f for f in found if f.holds is False])
-        or "Of what was tested here, nothing failed. What was not tested stands below.",
-        "## What was not tested",
+        _listed([f for f in found if f.holds is False]) or _nothing_failed(bool(open_questions)),
+        f"## {UNTESTED}",
         "\n".join(f"- {words}" for words in (*_untested(experiment, scale, missing), *_limits(experiment, scale))),
-        "## What the numbers cannot tell" if any(f.holds is None for f in found) else "",
-        _listed([f for f in found if f.holds is None]),
+        f"## {CANNOT_TELL}" if open_questions else "",
+        _listed(open_questions),
         "## What agrees",
         _listed([f for f in found if f.holds]) or "Nothing.",
     ]
@@ -116,6 +117,13 @@ def spelt(estimate: Estimate) -> str:
     if math.isnan(estimate.low):
         return f"{cell(estimate.value)} (no interval)"
     return f"{cell(estimate.value)} [{cell(estimate.low)}, {cell(estimate.high)}]"
+
+
+def _nothing_failed(is_open: bool) -> str:
+    """What stands in place of the findings that do not reproduce, where there are none."""
+    if is_open:
+        return f'No finding failed. "{UNTESTED}" and "{CANNOT_TELL}" list the limits.'
+    return f'No finding failed. "{UNTESTED}" lists the limits.'
 
 
 def _listed(found: Sequence[Finding]) -> str:

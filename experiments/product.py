@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments import reading
 from experiments.common import main
-from experiments.declare import Experiment, Finding, Numbers, Runs, desktop, laptop, paper
+from experiments.declare import Experiment, Finding, Numbers, Runs, decided, desktop, laptop, paper
 from experiments.pages import table
 from periodic_jax import plots
 
@@ -67,27 +67,27 @@ def findings(numbers: Numbers) -> list[Finding]:
     exact, quiet, all_falls = (
         numbers["slopes"][fit] for fit in ("falling_edge", "falling_edge_quiet", "falling_edge_uncorrected")
     )
-    listed = ", ".join(f"{ratio:.2f} at {name}" for name, ratio in ratios.items())
+    listed = ", ".join(f"{ratio:.2f} at {name}" for name, ratio in ratios.items()) or "-"
     return [
         Finding(
-            bool(ratios) and max(ratios.values()) < ALIKE,
+            decided(max(ratios.values(), default=0) < ALIKE, *ratios.values()),
             "Configurations of one product have periods of one length, whatever the learning rate.",
             f"Longest over shortest mean period of one product: {listed} (below {ALIKE} would be called the same; "
             f"configurations with {LEAST} destabilisations or more).",
         ),
         Finding(
-            abs(on_lr) < 2 * lr_error or abs(on_lr) < 0.1,
+            decided(abs(on_lr) < 2 * lr_error or abs(on_lr) < 0.1, on_lr, lr_error),
             "At a given product the learning rate itself does not matter.",
             f"Mean period ~ product^{on_product:.2f} (± {error:.2f}) x learning rate^{on_lr:.2f} (± {lr_error:.2f}), "
             f"{numbers['compared']} configurations.",
         ),
         Finding(
-            low <= -1 <= high,
+            decided(low <= -1 <= high, low, high),
             "The period is inversely proportional to the product.",
             f"Slope of ln(period) against ln(product): {slope:.2f} [{low:.2f}, {high:.2f}].",
         ),
         Finding(
-            abs(exact[0] + 1) < 0.02 and abs(quiet[0] + 1) < 0.05,
+            decided(abs(exact[0] + 1) < 0.02 and abs(quiet[0] + 1) < 0.05, exact[0], quiet[0]),
             "Falling edges are inversely proportional to the product, for a given ratio of the norms "
             "and a given rotation.",
             f"Slope {exact[0]:.3f} [{exact[1]:.3f}, {exact[2]:.3f}] of falls over ln(norm ratio) + "

@@ -106,14 +106,10 @@ def _counts(rows: list[dict[str, Any]], axis: str) -> Finding:
     periodic = [row for row in rows if row["regime"] == "periodic"]
     counts = _by(periodic, axis, "jumps")
     grows = slope(np.log([row[axis] for row in periodic]), [row["jumps"] for row in periodic])
-    means = [float(np.mean(one)) for one in counts.values()]
-    holds = {1: True, -1: False, None: None}[grows.sign()]
-    if len(counts) == 2 and holds is None:  # no slope: which of the two has more
-        holds = means[0] < means[1]
     listed = "; ".join(f"{value:g}: {', '.join(map(str, one))}" for value, one in counts.items())
     more = "" if math.isnan(grows.value) else f" By a factor of e in the {NAMES[axis]}: {spelt(grows)} more."
     return Finding(
-        holds,
+        {1: True, -1: False, None: None}[grows.sign()],
         f"The larger the {NAMES[axis]}, the more periods.",
         f"Destabilisations at the periodic {NAMES[axis]}s: {listed or 'none is periodic'}.{more}",
     )
@@ -260,7 +256,7 @@ EXPERIMENT = Experiment(
         ),
         "paper": (
             "One seed, and only 60 epochs at learning rate 1: the paper's figure has its equilibrium from epoch 50 on.",
-            "Commit 8b63db3d1c, on a copy of the files without their history.",
+            "The records name no commit; the code was that of commit 8b63db3d1c.",
         ),
     },
     optional=frozenset({"low_rate", "decays"}),

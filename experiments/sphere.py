@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from experiments import reading
 from experiments.common import main
-from experiments.declare import Experiment, Finding, Numbers, Runs, desktop, paper, small_images
+from experiments.declare import Experiment, Finding, Numbers, Runs, decided, desktop, paper, small_images
 from experiments.pages import percent, table
 from periodic_jax import plots
 from periodic_jax.core.segments import extremes
@@ -120,28 +120,28 @@ def findings(numbers: Numbers) -> list[Finding]:
             f"On this grid: {spans}.",
         ),
         Finding(
-            len(loss) > 1 and all(np.diff(loss) > 0),
+            decided(bool(np.all(np.diff(loss) > 0)), *loss) if len(loss) > 1 else None,
             "In the chaotic equilibrium the loss is the higher the larger the rate (sequel: 0.49, 0.9, 1.6).",
-            f"Training loss at the end, ascending: {', '.join(f'{value:.2f}' for value in loss)}.",
+            f"Training loss at the end, ascending: {', '.join(f'{value:.2f}' for value in loss) or '-'}.",
         ),
         Finding(
-            len(errors) > 1 and min(errors, key=lambda pair: pair[1])[0] == highest,
+            None if len(errors) < 2 else min(errors, key=lambda pair: pair[1])[0] == highest,
             "Among those that converge the largest rate generalises best (sequel: 28, 21.7, 17.5 %).",
             f"Lowest test errors: {', '.join(f'{percent(error)} at {elr:g}' for elr, error in errors)}.",
         ),
         Finding(
-            bool(own) and max(abs(ratio - 1) for ratio in own) < 0.05,
+            decided(all(abs(ratio - 1) < 0.05 for ratio in own), *own),
             "Normal training in equilibrium has the effective learning rate that its own gradients predict, "
             "√(ηλ(2-ηλ))/G.",
             f"Measured over predicted: {', '.join(f'{ratio:.3f}' for ratio in own) or 'no equilibrium in the run'}.",
         ),
         Finding(
-            bool(ratios) and max(abs(ratio - 1) for ratio in ratios) < 0.1,
+            decided(all(abs(ratio - 1) < 0.1 for ratio in ratios), *ratios),
             "That equilibrium is the sphere's: the rate at which the sphere's gradients keep pace with the decay.",
             f"Measured over that read off the sphere: {', '.join(f'{ratio:.2f}' for ratio in ratios) or 'none'}.",
         ),
         Finding(
-            bool(onsets) and min(onsets) > highest,
+            decided(min(onsets) > highest, highest) if onsets else None,
             "Periods of normal training begin where the sphere's convergence ends.",
             f"The sphere converges up to {highest:g}; the periods of normal training begin at "
             + "; ".join(

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from periodic_jax.analysis.resampling import resampled_interval
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # of how often each point is drawn, (draws, points)
-LEAST = 3  # points that a slope needs
+LEAST = 3  # points that a slope needs, and configurations that an interval needs
 
 
 class Estimate(NamedTuple):
@@ -38,7 +38,7 @@ def trend(series: Iterable[ArrayLike]) -> Estimate:
 
     Args:
         series: of each configuration, a value for each of its periods, in order. Those of fewer than `LEAST` are left
-            out; a single configuration has no interval.
+            out; fewer than `LEAST` configurations have no interval.
 
     Example:
         >>> trend([[1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 5.0]]).value.__round__(6)
@@ -72,7 +72,10 @@ def slope(x: ArrayLike, y: ArrayLike) -> Estimate:
 
 def _with_interval(statistic: Statistic, groups: np.ndarray) -> Estimate:
     with np.errstate(invalid="ignore", divide="ignore"):  # draws that determine nothing are NaN
-        return Estimate(float(statistic(np.ones((1, len(groups))))[0]), *resampled_interval(statistic, groups))
+        value = float(statistic(np.ones((1, len(groups))))[0])
+        if len(np.unique(groups)) < LEAST:  # two configurations show a difference, no trend
+            return Estimate(value, np.nan, np.nan)
+        return Estimate(value, *resampled_interval(statistic, groups))
 
 
 def _slopes(x: np.ndarray, y: np.ndarray, times: np.ndarray) -> np.ndarray:

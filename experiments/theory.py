@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.common import main
-from experiments.declare import Experiment, Finding, Numbers, Runs, laptop, paper
+from experiments.declare import Experiment, Finding, Numbers, Runs, decided, laptop, paper
 from experiments.pages import percent, table
 from periodic_jax import plots
 from periodic_jax.analysis.theory_checks import CHECKS
@@ -127,13 +127,13 @@ def findings(numbers: Numbers) -> list[Finding]:
             f"{broken} violations in {sum(count[0] for count in bounds.values())} checks of whole trajectories.",
         ),
         Finding(
-            budget["high"] < BUDGET,
+            decided(budget["high"] < BUDGET, budget["high"]),
             "The rotation budget is met: Σ -ln cos θ = -T ln a + ln(ρ_T/ρ_0).",
             f"Off by {budget['median']:.1e} (median) and at most {budget['high']:.1e} of the rotation in "
             f"{budget['count']:.0f} configurations.",
         ),
         Finding(
-            bool(settled["count"]) and max(abs(settled["low"] - 1), abs(settled["high"] - 1)) < 0.05,
+            decided(max(abs(settled["low"] - 1), abs(settled["high"] - 1)) < 0.05, settled["low"], settled["high"]),
             "Equilibria lie where gradients and decay balance, ρ⁴ = ηG²/(λ(2-ηλ)).",
             f"Measured over predicted norm {settled['low']:.3f} to {settled['high']:.3f} in the {settled['count']:.0f} "
             "equilibria."
@@ -141,7 +141,7 @@ def findings(numbers: Numbers) -> list[Finding]:
             else "No equilibrium in the grid.",
         ),
         Finding(
-            bool(periodic["count"]) and max(abs(periodic["low"] - 1), abs(periodic["high"] - 1)) < 0.25,
+            decided(max(abs(periodic["low"] - 1), abs(periodic["high"] - 1)) < 0.25, periodic["low"], periodic["high"]),
             "The same balance gives the mean norm of periodic training, too.",
             f"Measured over predicted norm {periodic['low']:.2f} to {periodic['high']:.2f} (median "
             f"{periodic['median']:.2f}) in {periodic['count']:.0f} configurations, after the first third of the steps; "
@@ -150,22 +150,22 @@ def findings(numbers: Numbers) -> list[Finding]:
             else "No periodic configuration in the grid.",
         ),
         Finding(
-            abs(exact_falls[0] + 1) < 0.02,
+            decided(abs(exact_falls[0] + 1) < 0.02, exact_falls[0]),
             "Falling edges take (ln(norm ratio) + rotation)/(ηλ) steps.",
             f"Slope {exact_falls[0]:.3f} [{exact_falls[1]:.3f}, {exact_falls[2]:.3f}] of {exact_falls[3]:.0f} of them.",
         ),
         Finding(
-            abs(quiet[0] + 1) < 0.05,
+            decided(abs(quiet[0] + 1) < 0.05, quiet[0]),
             "Quiet falling edges take ln(norm ratio)/(ηλ) steps.",
             f"Slope {quiet[0]:.3f} [{quiet[1]:.3f}, {quiet[2]:.3f}] of {quiet[3]:.0f} of them.",
         ),
         Finding(
-            length[1] <= -1 <= length[2],
+            decided(length[1] <= -1 <= length[2], *length[1:3]),
             "Whole periods are inversely proportional to ηλ.",
             f"Slope {length[0]:.3f} [{length[1]:.3f}, {length[2]:.3f}] of {length[3]:.0f} of them.",
         ),
         Finding(
-            windows > 0 and held / windows > 0.95,
+            held / windows > 0.95 if windows else None,
             "The next destabilisation falls into the window [t_min, t_max] told half-way down its fall.",
             f"{held} of {windows}; {early} came earlier, {windows - held - early} later. The window "
             "takes the gradients of "
@@ -173,7 +173,7 @@ def findings(numbers: Numbers) -> list[Finding]:
             "may be a smaller one.",
         ),
         Finding(
-            error["count"] > 0 and error["median"] < naive["median"],
+            decided(error["median"] < naive["median"], error["median"], naive["median"]),
             "Decay tells when the next destabilisation comes better than the mean of the falls so far.",
             f"Median error {percent(error['median'])} of the fall against {percent(naive['median'])}, "
             f"{error['count']:.0f} destabilisations.",

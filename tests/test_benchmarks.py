@@ -227,3 +227,21 @@ def test_the_accelerator_benchmark_goes_through_all_its_steps(tmp_path):
     assert max(results["steps"]["correct"]["float32"]["loss"]) < 1e-4
     bits = results["steps"]["bits"].values()
     assert [found["same"] for found in bits if isinstance(found, dict) and "same" in found] == [True] * 5
+
+
+def test_the_benchmark_of_equilibria_names_optimisers_that_have_one():
+    from benchmarks.rotational_equilibrium import CASES, SHARES
+    from periodic_jax.core.optimizers import OPTIMIZERS
+
+    assert {case.optimizer for case in CASES} == set(SHARES) == set(OPTIMIZERS) - {"adam"}
+    assert all(set(SHARES[name]) <= set(OPTIMIZERS[name].reads) for name in SHARES)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_equilibria_trains_and_tells(tmp_path):
+    from benchmarks.rotational_equilibrium import Case, as_table, measured
+
+    rows = measured(Case("sgd", (0.1,), (0.03,), "random"), tmp_path, 20, width=2, depth=1)
+    assert [(row["optimizer"], row["labels"], row["lr"], row["steps"]) for row in rows] == [("sgd", "random", 0.1, 20)]
+    assert 0 < rows[0]["norm"] < float("inf")
+    assert as_table(rows).splitlines()[2].startswith("| `sgd` | random | 0.1 | 0.03 | undecided |")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import matplotlib.pyplot as plt
 import pytest
 from helpers import synthetic
@@ -31,7 +32,10 @@ PAGES = [
     path for path in sorted((ROOT / "docs").rglob("*.md")) if not APART & set(path.relative_to(ROOT / "docs").parts)
 ]
 PAGES = [ROOT / "README.md", *PAGES]
+ELSEWHERE = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")]
 API = ROOT / "docs" / "reference" / "api"
+# Its examples are programs of one's own, without anything that the tests set.
+OWN = ROOT / "docs" / "guides" / "own_network.md"
 
 
 def pages(*parameters):
@@ -95,7 +99,6 @@ def test_what_pages_say_of_chunks_and_regimes_is_so():
     assert f"A chunk has {FIRST_STEPS} steps at first" in signals
     assert f"fewer than {LEAST_STEPS} steps" in regimes
     assert f"faint where it is below {FAINT:g}" in regimes
-    assert not any("of about a second" in page.read_text() for page in PAGES)
 
 
 @pages("page", [*PAGES, *sorted((ROOT / "docs" / "tutorials").glob("*.py"))])
@@ -117,16 +120,32 @@ def test_commands_are_found():
     assert sum(len(list(commands(page.read_text()))) for page in PAGES) > 30
 
 
-@pages("page", [*PAGES, *sorted((ROOT / "docs" / "development" / "decisions").glob("*.md"))])
+@pages("page", [*PAGES, *ELSEWHERE, *sorted((ROOT / "docs" / "development" / "decisions").glob("*.md"))])
 def test_every_file_it_points_to_exists(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
         assert target.startswith(("https://", "http://")) or (page.parent / target).exists(), target
 
 
+def test_every_page_that_is_named_exists():
+    """In words, as in a help text or the changelog."""
+    sources = [*PAGES, *ELSEWHERE, *(ROOT / "periodic_jax").rglob("*.py")]
+    named = {name for path in sources for name in re.findall(r"(?<![\w/.])docs/[\w/-]+\.(?:md|py)\b", path.read_text())}
+    assert "docs/guides/own_network.md" in named
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
 def examples(text):
     """The Python programs on a page."""
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def run_alone(program, folder, **variables):
+    """A program in a process of its own, in which warnings are errors."""
+    environment = {**os.environ, "MPLBACKEND": "Agg", **variables}
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("example", examples(README))
@@ -139,14 +158,23 @@ def test_examples_of_readme_run_for_a_few_steps(tmp_path, monkeypatch, example):
 @pytest.mark.slow
 @pytest.mark.parametrize("example", examples(README))
 def test_examples_of_readme_run(tmp_path, example):
-    environment = {**os.environ, "MPLBACKEND": "Agg"}
-    environment.pop("XLA_FLAGS", None)  # of the other tests: with them thousands of steps take minutes
-    program = [sys.executable, "-W", "error", "-c", example]
-    done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_alone(example, tmp_path, XLA_FLAGS="")  # not those of the other tests: thousands of steps would take minutes
 
 
-@pages(("page", "example"), [(page, example) for page in PAGES[1:] for example in examples(page.read_text())])
+def test_examples_of_the_page_on_networks_run_in_a_process_of_their_own(tmp_path):
+    """One process for all, since most of the time is its start; each example has its own names."""
+    programs = examples(OWN.read_text())
+    assert len(programs) > 3
+    run_alone(
+        f"for program in {programs!r}: exec(program, {{'__name__': '__main__'}})", tmp_path,
+        JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir or "",
+    )  # fmt: skip
+
+
+@pages(
+    ("page", "example"),
+    [(page, example) for page in PAGES[1:] if page != OWN for example in examples(page.read_text())],
+)
 def test_examples_of_the_site_run(tmp_path, monkeypatch, page, example):
     monkeypatch.chdir(tmp_path)
     for name, mention in (("demo", "runs/demo"), ("grid-0", "grid-*")):

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -122,8 +123,12 @@ def test_a_page_can_be_written_whatever_the_runs_did(name):
         nothing["networks"] = nothing["networks"].isel(minimum=slice(0), pair=slice(0), ensemble=slice(0))
     numbers = pages.numeric(kept.plain(declared.measure(nothing)))
     assert declared.tables(numbers)
-    assert any(finding.holds is not True for finding in declared.findings(numbers))
-    assert all(finding.claim and finding.measured for finding in declared.findings(numbers))
+    findings = declared.findings(numbers)
+    assert any(finding.holds is not True for finding in findings)
+    assert all(finding.claim and finding.measured for finding in findings)
+    # What was not measured neither agrees nor fails.
+    decided = [finding for finding in findings if finding.holds is not None]
+    assert not [one.measured for one in decided if re.search(r"\bnan\b|\binf\b|  |: \.| at \.|: -", one.measured)]
 
 
 @pytest.fixture
@@ -291,6 +296,55 @@ def test_what_cannot_be_told_has_no_interval():
     for found in (trend([]), trend([np.array([1.0, 2.0])]), slope([1.0, 2.0], [1.0, 2.0])):
         assert np.isnan(found.value)
         assert found.sign() is None
+
+
+@pytest.mark.parametrize(("configurations", "sign"), [(1, None), (2, None), (3, -1)])
+def test_two_configurations_make_no_trend(configurations, sign):
+    from experiments.statistics import trend
+
+    falling = 5 - 0.3 * np.arange(12) + 1e-3 * np.random.default_rng(0).normal(size=(configurations, 12))
+    assert trend(falling).value == pytest.approx(-0.3, abs=1e-3)
+    assert trend(falling).sign() == sign
+
+
+def test_two_periodic_rates_do_not_tell_that_larger_ones_have_more_periods():
+    from experiments.rate_and_decay import _counts
+
+    rows = [{"lr": 0.01 * 2**k, "jumps": 5 + 6 * k, "regime": "periodic", "seed": 0} for k in range(8)]
+    assert _counts(rows, "lr").holds is True
+    assert _counts(rows[::-1], "lr").holds is True
+    assert _counts([row | {"jumps": 50 - row["jumps"]} for row in rows], "lr").holds is False
+    assert _counts(rows[:2], "lr").holds is None
+    assert _counts([row | {"regime": "equilibrium"} for row in rows], "lr").holds is None
+
+
+def test_a_slope_without_an_interval_decides_nothing():
+    numbers = {"rows": [], "slope": [-1.4, np.nan, np.nan]}
+    assert [finding.holds for finding in experiment("full_batch").findings(numbers)] == [False, None, None]
+    numbers["slope"] = [-1.4, -1.6, -1.2]
+    assert experiment("full_batch").findings(numbers)[1].holds is False
+
+
+@pytest.mark.parametrize(("name", "scale"), WRITTEN)
+def test_a_page_without_failures_points_to_what_is_open(name, scale):
+    from experiments.pages import CANNOT_TELL, UNTESTED, folder_name
+
+    text = (PAGES / f"{folder_name(name, scale)}.md").read_text()
+    _, failed, rest = text.split("## ", 2)
+    headings = [line.removeprefix("## ") for line in ("## " + rest).splitlines() if line.startswith("## ")]
+    assert UNTESTED in headings
+    if "No finding failed." in failed:
+        assert f'"{UNTESTED}"' in failed
+        assert (f'"{CANNOT_TELL}"' in failed) == (CANNOT_TELL in headings)
+    else:
+        assert failed.splitlines()[2].startswith("- *")
+
+
+@pytest.mark.parametrize("scale", ["laptop", "desktop", "paper"])
+def test_how_far_off_the_minima_are_is_the_interval_of_their_checkpoints(scale):
+    declared = experiment("minima")
+    every = declared.runs[scale]["run"].keep_every
+    assert f"at most {every:,} steps off" in " ".join(declared.limits[scale])
 
 
 def test_how_long_a_run_takes_is_estimated_from_a_step(monkeypatch, tmp_path):

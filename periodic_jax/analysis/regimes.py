@@ -175,9 +175,13 @@ def rotation_pace(angular_step: Any, lr: Any, weight_decay: Any, momentum: Any =
 
 
 def _pace_and_level(e: Evidence) -> str:
-    pace = f"rotation at {e.pace:.2f} of the decay's pace" if e.decays else "no decay sets a pace"
     fall = " and falling" if e.is_falling else ""
-    return f"{pace}, loss x {e.level:.2f}{fall} from the middle third to the last"
+    parts = ["no decay sets a pace"] if not e.decays else []
+    if e.decays and np.isfinite(e.pace):
+        parts.append(f"rotation at {e.pace:.2f} of the decay's pace")
+    if np.isfinite(e.level):
+        parts.append(f"loss x {e.level:.2f}{fall} from the middle third to the last")
+    return ", ".join(parts) or "neither rotation nor loss is known"
 
 
 RULES = (  # the first that holds wins
@@ -187,7 +191,7 @@ RULES = (  # the first that holds wins
     ),
     Rule(
         "undecided", lambda e: e.steps < LEAST_STEPS, lambda e: np.zeros(len(e.steps)),
-        lambda e: f"only {counted(e.steps, 'step')}",
+        lambda e: f"only {counted(e.steps, 'step')}" if e.steps else "no step with both loss and weight norm",
     ),
     Rule(
         "diverged", lambda e: e.loss_ratio >= e.most_loss_ratio,

@@ -102,6 +102,8 @@ class UnreadableError(_FileError):
 class UnwritableError(_FileError):
     """A result could not be written; what was there before is unchanged: where, why, and what to do."""
 
+    status = 1
+
     def __init__(self, file: object, reason: object, remedy: str = "what was there is unchanged") -> None:
         super().__init__(file, f"not written ({reason})", remedy)
 

@@ -13,7 +13,8 @@ from periodic_jax.core.grid import HParams
 class Optimizer(NamedTuple):
     """What is known of an optimiser beside its update."""
 
-    reads: tuple[str, ...]  # the fields of `HParams` that only some optimisers read, of `SPECIAL`
+    # Of `SPECIAL`, the fields of `HParams` that a run with it takes. In `train_step` `elr` sets the rate of all.
+    reads: tuple[str, ...]
     is_sgd: bool  # its update is a sum of gradients times η: the effective learning rate is η/ρ²
     is_decoupled: bool  # weight decay is no part of the gradient, so without one the weights shrink by a = 1 - ηλ
 

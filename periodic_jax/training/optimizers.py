@@ -159,6 +159,9 @@ def build_optimizer(
     then x <- r x/|x| where ``fixed_norm`` asks for it. A built-in optimiser takes ``noninvariant_lr`` for the weights
     that are not scale-invariant; a function of yours decides by itself what becomes of them.
 
+    ``elr`` above 0 sets η = elr ρ² in each built-in optimiser. A run takes it with SGD's three only, since η/ρ² is no
+    effective learning rate of the others; see `core.optimizers.OPTIMIZERS`.
+
     Args:
         optimizer: a key of `core.optimizers.OPTIMIZERS`, or a function ``HParams -> optax.GradientTransformation``.
             Its state must not depend on the hyperparameters.

@@ -31,7 +31,8 @@ def train_step(state: TrainState, hparams: HParams, batch: Batch | tuple[Any, An
 
     Args:
         state: of one configuration.
-        hparams: its numbers, scalars; momentum and betas that the optimiser does not read have no effect.
+        hparams: its numbers, scalars; momentum and betas that the optimiser does not read have no effect. ``elr`` above
+            0 sets the learning rate of every built-in optimiser.
         batch: images and labels, a `Batch` or a pair of the two; a label that is no class makes the loss NaN, and is
             refused where it is known, outside of ``jit``.
 

@@ -117,10 +117,24 @@ def test_hyperparameters_of_a_csv_are_held_to_the_rules_of_the_grid(tmp_path, gi
         analysis.read_log(path, given)
 
 
-def test_without_the_angle_no_budget_is_told(tmp_path, curves, capsys):
+@pytest.mark.parametrize("bursts", [(), (300, 700, 1200)])
+def test_without_the_angle_nothing_of_the_rotation_is_told(tmp_path, bursts, capsys):
+    curves = trajectory(1500, bursts)
     path = write(tmp_path / "log.csv", {"loss": curves["loss"], "weight_norm": curves["weight_norm"]})
     main(["analyze", str(path), "--columns", "lr=1", "weight_decay=1e-3"])
-    assert "rotation budget" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "rotation budget" not in out
+    assert "rotation at" not in out
+    assert "nan" not in out
+    assert "left out: pace, equilibrium and rotation (no angular_step)" in out
+
+
+@pytest.mark.parametrize("name", ["loss", "weight_norm"])
+def test_a_log_without_loss_or_norm_is_undecided_for_that_reason(curves, name):
+    """Not for want of steps."""
+    found = analysis.analyze(analysis.log_dataset({name: curves[name]}, lr=1.0, weight_decay=1e-3).dataset)
+    assert found.regime.item() == "undecided"
+    assert found.because.item() == "no step with both loss and weight norm"
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,14 @@ def test_interval_against_scipys_bootstrap(units):
 
 def test_interval_of_few_groups_holds_the_mean_as_often_as_it_says():
     """Six runs whose periods hang together: taken as independent, the periods would hold it in a half of the draws."""
-    rng, held = np.random.default_rng(0), 0
+    rng, held, widths = np.random.default_rng(0), 0, []
     for _ in range(200):
         values = rng.normal(size=(6, 1)) + 0.3 * rng.normal(size=(6, 40))
         found = resampled_interval(weighted_mean(values.ravel()), np.repeat(np.arange(6), 40))
         held += found.low <= 0 <= found.high
-    assert 175 <= held <= 200
+        widths.append((found.high - found.low) / np.ptp(stats.t.interval(0.95, 5, scale=stats.sem(values.mean(1)))))
+    assert 183 <= held <= 197  # 190 expected, within 2.3 standard deviations of that many draws
+    assert 0.85 < np.median(widths) < 1  # against Student's interval of the six means
 
 
 def test_groups_are_drawn_and_units_within_them():

@@ -254,7 +254,7 @@ def test_results_that_cannot_be_written_are_printed(capsys, tmp_path, monkeypatc
     with pytest.raises(SystemExit) as stop:
         main(["analyze", str(path)])
     said = capsys.readouterr()
-    assert stop.value.code == 2
+    assert stop.value.code == 1
     assert "undecided" in said.out
     assert said.err.startswith(f"periodic-jax: {path}/analysis.nc: not written (")
     assert said.err.endswith("); what was there is unchanged\n")

@@ -124,7 +124,7 @@ def test_the_sweep_of_a_finished_run_draws_what_is_missing(run, capsys):
     names = {file.name for file in (run / "figures").iterdir()}
     assert len(names) > 5
     assert "finished: nothing is left to train" in first.err
-    kept = {name: (run / "figures" / name).stat().st_mtime_ns for name in names - {"loss.png", "regimes.png"}}
+    kept = {name: (run / "figures" / name).stat().st_mtime_ns for name in names - {"regimes.png"}}
     (run / "figures/regimes.png").unlink()
     assert status_of("sweep", *WORDS, "--out", run) == 0
     assert capsys.readouterr().out == f"figures: regimes.png in {run / 'figures'}\n"

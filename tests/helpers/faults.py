@@ -2,12 +2,15 @@
 error. And one compiled sweep for many runs of the same settings, so that each takes a fraction of a second.
 """
 
+import asyncio
 import builtins
 import contextlib
 import io
 import os
 import threading
 from pathlib import Path
+
+from zarr.core.sync import sync
 
 from periodic_jax.runs import build
 
@@ -120,6 +123,15 @@ class _File:
         if not self._file.closed:
             self._file.close()
             self._faulty.step("close")
+
+
+def wait_for_zarr():
+    """Return when zarr's threads write no more: where one task fails, the others are still at it."""
+
+    async def others():
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+
+    sync(others())
 
 
 @contextlib.contextmanager

@@ -7,11 +7,10 @@ FAULTS=3/40 python -m pytest -n 0 -m stress tests/runs/test_faults.py      every
 
 import errno
 import os
-import time
 from collections import Counter
 
 import pytest
-from helpers.faults import FaultyFiles, Killed, one_sweep, tree
+from helpers.faults import FaultyFiles, Killed, one_sweep, tree, wait_for_zarr
 from helpers.survival import configured
 
 from periodic_jax import RunCallbacks, open_run, run_sweep
@@ -66,7 +65,7 @@ def fails_and_goes_on(out, undisturbed, at, kind):
             outcome = "killed"
         except PeriodicJaxError as error:
             outcome = "one line" if str(error).isprintable() else str(error)
-        time.sleep(0.02)  # the last of zarr's threads
+        wait_for_zarr()
     if (out / "config.json").exists() and at % 2 and "summary" not in read_config(out):
         resume_run(out, callbacks=QUIET)
     else:

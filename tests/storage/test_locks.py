@@ -118,7 +118,9 @@ def test_a_lease_that_another_machine_renews_is_refused_and_can_be_overruled(tmp
 
 
 def test_a_lease_that_is_no_longer_renewed_is_taken_over(tmp_path, monkeypatch):
+    """Whoever waits must see it unchanged for LEASE seconds; nothing here fails where they take longer."""
     monkeypatch.setattr(locks, "LEASE", 0.3)
+    monkeypatch.setattr(locks, "RENEWED", 60)  # the time to give up comes two of them later
     lease = held_elsewhere(tmp_path, monkeypatch)
     lease._stop_heartbeat()
     with locked(tmp_path) as check:
@@ -136,13 +138,13 @@ def test_a_stale_lease_is_no_running_process(tmp_path, monkeypatch):
 
 
 def checks_until_it_raises(check):
-    for _ in range(10_000):
+    for _ in range(10_000):  # so that it does not hang
         check()
         time.sleep(0.01)
 
 
 def test_a_lease_that_is_lost_ends_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "LEASE", 0.3)
+    monkeypatch.setattr(locks, "RENEWED", 0.05)  # it notices at a renewal
     with locked(tmp_path) as check:
         (tmp_path / LEASE_FILE).unlink()
         with pytest.raises(RunInterrupted, match="lease was lost"):

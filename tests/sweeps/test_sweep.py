@@ -101,6 +101,40 @@ def test_a_nan_configuration_changes_no_other_by_one_bit(tiny, model, layout):
             assert np.array_equal(states[name][poisoned], initial[name][poisoned], equal_nan=True), name
 
 
+class Direction(nn.Module):
+    """Logits by a matrix of norm 1: a scale-invariant weight without a normalisation layer, quick to compile."""
+
+    param_dtype: jnp.dtype = jnp.float64
+
+    @nn.compact
+    def __call__(self, images, train):
+        flat = images.reshape(len(images), -1)
+        weight = self.param("weight", nn.initializers.normal(), (flat.shape[1], 3), self.param_dtype)
+        return flat @ weight / jnp.linalg.norm(weight)
+
+    def labels(self):
+        return "scale_invariant"
+
+
+@pytest.mark.parametrize("layout", ["map", pytest.param("unroll", marks=pytest.mark.slow)])
+def test_what_is_left_out_of_a_diverged_configuration_changes_no_result(float64, tiny, layout):
+    """Against blocks, which compute all of it and drop what has no result."""
+    grid = SweepGrid.product(lr=[0.05, 1e200], weight_decay=0.0, seed=[4, 0])
+
+    def run(layout):
+        sweep = Sweep(Direction(), tiny, grid, TrainingSpec(12, per_layer=True), layout=layout)
+        results = collect(sweep, 4, eval_every=2)
+        return *results, sweep.placement.fetch(sweep.states)
+
+    found, expected = run(layout), run("map:2")
+    for these, those in zip(found, expected, strict=True):
+        assert these.keys() == those.keys()
+        for name, values in those.items():
+            np.testing.assert_allclose(these[name], values, rtol=1e-9, atol=1e-12, strict=True, err_msg=name)
+    assert found[2]["diverged_at"].tolist() == [-1, -1, 0, 0]
+    assert np.isnan(found[0]["layer_weight_norm"][2:, 1:]).all()
+
+
 def test_a_diverged_configuration_is_not_computed(tiny):
     class Counted(Probe):
         def __call__(self, images, train):

@@ -109,6 +109,23 @@ def test_side_by_side_as_torch(float64, name):
             np.testing.assert_allclose(side_by_side[key][i], values.detach().numpy(), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_effective_rate_sets_the_rate_of_each_step(float64, name):
+    """η = η̃ρ² at the step's own norm, whatever ``lr`` says, also in those whose runs do not take ``elr``."""
+    params = Direction.initial()
+    grads, norm = {key: 1 + value for key, value in params.items()}, np.linalg.norm(params["a"])
+
+    @jax.jit
+    @jax.vmap
+    def update(lr, elr):
+        tx = build_optimizer(name, numbers(name, lr=lr, elr=elr), Direction.labels)
+        return tx.update(grads, tx.init(params), params)[0]
+
+    fixed, free = update(jnp.array([5.0, 0.02 * norm**2]), jnp.array([0.02, 0.0]))["a"]
+    np.testing.assert_allclose(fixed, free, rtol=1e-12)
+    assert np.abs(fixed).max() > 0
+
+
 class Net(nn.Module):
     """A layer of which only the direction counts, and a head: quick to compile."""
 
