@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 from helpers.faults import one_sweep, tree
 from helpers.survival import configured, stop_after
-from runs.test_faults import QUIET, results
+from runs.test_faults import QUIET, STEPS, results
 
 from periodic_jax import RunCallbacks, open_run, run_sweep
 from periodic_jax.analysis import analyze
@@ -24,7 +24,7 @@ from periodic_jax.core.errors import PeriodicJaxError, RunInterrupted
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.plots import save_all
 from periodic_jax.runs.run import resume_run
-from periodic_jax.storage.run_directory import read_config
+from periodic_jax.storage.run_directory import checkpoint_steps, read_config
 from periodic_jax.storage.verified_store import is_rebuildable
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
@@ -148,6 +148,11 @@ def goes_on(run, whole, outcomes):
         outcomes["mended by --truncate"] += 1
     else:
         outcomes["rebuilt" if finished else "went on"] += 1
+    if finished and STEPS not in checkpoint_steps(run):  # deleted: nothing else needs them, and `info` tells it
+        assert values(run).identical(whole[0])
+        assert any(f"none at {STEPS}, its end" in line for line in describe_run(run).lines)
+        outcomes["cannot be extended"] += 1
+        return
     dataset, states, minima = results(run)
     assert dataset.identical(whole[0])
     assert (states, minima) == whole[1:]
