@@ -20,6 +20,7 @@ from periodic_jax.cli.main import main
 from periodic_jax.inspection import minima
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.inspection.landscape import Budget, measure_landscape
+from periodic_jax.runs.run import FINISHED
 from periodic_jax.runs.shards import VARIABLES, enter_shard, scheduled_shard, with_shard
 from periodic_jax.storage.datasets import read_store
 from periodic_jax.storage.run_directory import checkpoint_steps, read_config
@@ -126,7 +127,7 @@ def test_a_finished_shard_is_left_alone(undisturbed, capsys):
         "--keep-period-minima", "10", "--shards", "2", "--shard", "1", "--out", str(undisturbed),
     ])  # fmt: skip
     said = capsys.readouterr()
-    assert said.err == f"periodic-jax: {undisturbed}/shards/1 holds this run, finished: nothing is left to train\n"
+    assert said.err == f"periodic-jax: {FINISHED.format(undisturbed / 'shards/1')}\n"
     assert {file: file.stat().st_mtime_ns for file in undisturbed.rglob("*") if file.is_file()} == files
 
 
@@ -163,7 +164,7 @@ def test_the_scheduler_numbers_the_shard(environment, expected, monkeypatch):
         ({"shards": 4, "shard": -1}, {}, "--shard: -1"),
         ({"shards": 13, "shard": 0}, {}, "--shards: 13"),
         ({"shards": 0, "shard": 0}, {}, "--shards: 0"),
-        ({"shard": 0}, {}, "--shard: 0 is not accepted; expected --shards beside it"),
+        ({"shard": 0}, {}, "--shard: given without --shards; give --shards"),
         ({"shards": 4}, {"SLURM_ARRAY_TASK_ID": "4"}, "SLURM_ARRAY_TASK_ID: 4"),
         ({"shards": 4}, {"SLURM_ARRAY_TASK_ID": "1.5"}, "SLURM_ARRAY_TASK_ID: 1.5"),
         ({"shards": 4, "shard": 0, "steps": 0}, {}, "--steps: 0"),
@@ -180,7 +181,7 @@ def test_a_wrong_number_is_refused_before_anything_is_written(tmp_path, changes,
 def test_the_command_wants_a_folder_for_shards_and_its_help_names_the_variables(capsys):
     with pytest.raises(SystemExit):
         main(["sweep", "--steps", "5", "--shards", "2", "--shard", "0"])
-    assert "--out: none given is not accepted; expected with --shards, the folder" in capsys.readouterr().err
+    assert "--out: not given; with --shards, give the folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["sweep", "--help"])
     words = capsys.readouterr().out.replace("│", " ").split()
