@@ -12,7 +12,8 @@ from periodic_jax.cli.axis import read_axis, read_count, read_run, read_selectio
 from periodic_jax.cli.launch import draw_figures, print_results, train_and_report, train_with_progress
 from periodic_jax.cli.options import IF_GIVEN, Data, DataFiles, Folder, Run, arg
 from periodic_jax.core.formatting import counted
-from periodic_jax.runs.config import RUN_AXES, RunConfig
+from periodic_jax.core.grid import RUN_AXES
+from periodic_jax.runs.config import RunConfig
 from periodic_jax.runs.settings import setting
 from periodic_jax.storage.run_directory import free_folder
 

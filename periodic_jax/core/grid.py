@@ -60,6 +60,7 @@ _ACCEPTED: dict[str, tuple[str, Any]] = {
     "seed": ("whole numbers from 0 to 4294967295", lambda v: 0 <= v < 2**32 and v == int(v)),
 }
 AXES = tuple(_ACCEPTED)
+RUN_AXES = tuple(name for name in AXES if name != "schedule_every")  # those that a run is given
 LATER_AXES = ("beta1", "beta2", "eps")  # which the first run directories lack; they trained by SGD
 
 
@@ -104,6 +105,47 @@ class SweepGrid:
         return SweepGrid(_coordinates(configurations), swept)
 
     @staticmethod
+    def points(together: Sequence[str], **axes: float | Sequence[float] | np.ndarray) -> "SweepGrid":
+        """A configuration for each place along axes that are given together: a list of points, and no product.
+
+        Args:
+            together: the axes that have a value for each configuration.
+            **axes: names of `AXES`, all those ``together`` among them; of each other axis one value.
+
+        Returns:
+            The grid, in the order of the points.
+
+        Raises:
+            ConfigError: as `product`, or axes of different lengths, several values of another axis, or two equal
+                points.
+
+        Example:
+            >>> grid = SweepGrid.points(("lr", "weight_decay"), lr=[0.1, 0.1, 1.0], weight_decay=[0.0, 1e-3, 1e-3])
+            >>> len(grid), grid.label(1)
+            (3, 'lr=0.1 weight_decay=0.001')
+        """
+        columns = {name: checked_values(name, axes.get(name, ())) for name in together}
+        lengths = {name: len(values) for name, values in columns.items()}
+        if len(set(lengths.values())) != 1:
+            given = ", ".join(f"{length} of {name}" for name, length in lengths.items()) or "none"
+            raise ConfigError("--points", given, "as many values of each of its axes, and one at least")
+        if (configs := next(iter(lengths.values()))) > MOST_CONFIGS:
+            raise ConfigError("--points", f"{configs} configurations", f"at most {MOST_CONFIGS}")
+        for name in axes.keys() - columns.keys():
+            if len(values := checked_axis(name, axes[name])) > 1:
+                shown = " ".join(f"{value:.15g}" for value in values[:5])
+                raise ConfigError(flag_of(name), f"{shown} with --points", "one value, or a column of the points")
+            columns[name] = values * configs
+        rows = zip(*columns.values(), strict=True)
+        grid = SweepGrid(_coordinates([dict(zip(columns, row, strict=True)) for row in rows]))
+        return grid.checked_distinct("--points")
+
+    @staticmethod
+    def declared(axes: Mapping[str, Any], points: Sequence[str] = ()) -> "SweepGrid":
+        """The grid of a run: all combinations of its axes, or where some of them are given together, its points."""
+        return SweepGrid.points(points, **axes) if points else SweepGrid.product(**axes)
+
+    @staticmethod
     def of(configurations: Iterable[Mapping[str, float]]) -> "SweepGrid":
         """Exactly the given configurations, each a mapping from names of `AXES` to numbers.
 
@@ -113,11 +155,18 @@ class SweepGrid:
         checked = [{name: _single(name, value) for name, value in given.items()} for given in configurations]
         if not checked:
             raise ConfigError("configurations", "none", "at least one")
-        grid = SweepGrid(_coordinates(checked))
-        _, first, times = np.unique(np.stack([*grid.coords.values()]), axis=1, return_index=True, return_counts=True)
+        return SweepGrid(_coordinates(checked)).checked_distinct("configurations")
+
+    def checked_distinct(self, argument: str) -> "SweepGrid":
+        """The grid itself.
+
+        Raises:
+            ConfigError: two configurations are equal.
+        """
+        _, first, times = np.unique(np.stack([*self.coords.values()]), axis=1, return_index=True, return_counts=True)
         for i in first[times > 1]:
-            raise ConfigError("configurations", f"{grid.label(i)} given twice", "each configuration once")
-        return grid
+            raise ConfigError(argument, f"{self.label(i)} given twice", "each configuration once")
+        return self
 
     def __len__(self) -> int:
         return len(self.coords["seed"])
@@ -179,6 +228,15 @@ def checked_axis(name: str, given: Any) -> list[float]:
     Raises:
         ConfigError: a value that the axis does not accept, one that is given twice, or none.
     """
+    values = checked_values(name, given)
+    distinct, times = np.unique(values, return_counts=True)
+    for value in distinct[times > 1]:
+        raise ConfigError(flag_of(name), f"{value:.15g} given twice", "each value once")
+    return values
+
+
+def checked_values(name: str, given: Any) -> list[float]:
+    """As `checked_axis`, where a value may come several times."""
     wanted, test = axis_rule(name)
     try:
         array = np.atleast_1d(np.asarray(given))
@@ -192,9 +250,6 @@ def checked_axis(name: str, given: Any) -> list[float]:
     for value in values:
         if not math.isfinite(value) or not test(value):
             raise ConfigError(flag_of(name), f"{value:.15g}", wanted)
-    distinct, times = np.unique(values, return_counts=True)
-    for value in distinct[times > 1]:
-        raise ConfigError(flag_of(name), f"{value:.15g} given twice", "each value once")
     return values
 
 

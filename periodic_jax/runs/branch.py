@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -13,9 +14,10 @@ import numpy as np
 
 from periodic_jax.core.errors import ConfigError, PeriodicJaxError, UnreadableError
 from periodic_jax.core.formatting import flag_of
+from periodic_jax.core.grid import RUN_AXES
 from periodic_jax.runs.build import abstract_states, initial_minima
 from periodic_jax.runs.callbacks import RunCallbacks
-from periodic_jax.runs.config import RUN_AXES, RunConfig, check, difference, from_manifest, planned_steps
+from periodic_jax.runs.config import RunConfig, check, difference, from_manifest, planned_steps
 from periodic_jax.runs.run import RunResult, resume_run, run_session
 from periodic_jax.runs.shards import run_parts
 from periodic_jax.storage import run_directory
@@ -75,7 +77,7 @@ def branch_run(
     shards = read_shards(path)
     manifest = run_directory.read_config(path) if shards is None else shards.manifest
     parent = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir, model=model)
-    axes, parents = branched_axes({name: getattr(parent, name) for name in RUN_AXES}, select, change)
+    axes, parents = branched_axes({name: getattr(parent, name) for name in RUN_AXES}, select, change, parent.points)
     parts = [(part, members) for part, members in run_parts(parent) if np.isin(parents, members).any()]
     if not np.isin(parents, [i for _, members in parts for i in members]).all():
         raise ConfigError(
@@ -88,7 +90,8 @@ def branch_run(
     if step not in checkpoints:
         raise ConfigError("--step", step, f"a checkpoint of {path}: {', '.join(map(str, checkpoints))}")
     planned = steps or planned_steps(parent)
-    config = dataclasses.replace(parent, out=out, steps=planned, shards=None, shard=None, **axes)
+    points = tuple(name for name in axes if name in parent.points or (parent.points and name in change))
+    config = dataclasses.replace(parent, out=out, steps=planned, points=points, shards=None, shard=None, **axes)
     if planned_steps(config) <= step and steps is None and is_newest:
         raise ConfigError("--steps", "none given", f"a number above {step}, where {path} ends and the branch begins")
     if planned_steps(config) <= step and steps is None:
@@ -119,8 +122,15 @@ def branch_run(
         return run_session(config, {"parent": origin}, callbacks, prepare=prepare)
 
 
-def branched_axes(parent: Axes, select: Axes, change: Axes) -> tuple[dict[str, tuple[float, ...]], np.ndarray]:
+def branched_axes(
+    parent: Axes, select: Axes, change: Axes, points: Sequence[str] = ()
+) -> tuple[dict[str, tuple[float, ...]], np.ndarray]:
     """The axes of a branch: the new values where there are some, else those selected of the parent's.
+
+    Args:
+        parent: the values of its axes.
+        select, change: as for `branch_run`.
+        points: the axes whose values the parent has together, and the branch too, with those that are changed.
 
     Returns:
         The axes, and for each configuration of the branch the index of the parent's configuration whose state it takes.
@@ -136,18 +146,47 @@ def branched_axes(parent: Axes, select: Axes, change: Axes) -> tuple[dict[str, t
     for name in (*select, *change):
         if name not in parent:
             raise ConfigError("--select", name, "one of " + ", ".join(parent))
+    if points:
+        return _branched_points(parent, select, change, points)
     axes: dict[str, tuple[float, ...]] = {}
     positions: list[list[int]] = []  # of each axis's values on the parent's axis
     for name, values in parent.items():
         chosen = [_nearest(name, wanted, values) for wanted in select.get(name, values)]
         if name in change and len(chosen) != 1:
-            wanted = f"one value in --select, since {flag_of(name)} is changed: {' '.join(f'{v:g}' for v in values)}"
-            given = ",".join(f"{v:g}" for v in select.get(name, ()))
-            raise ConfigError("--select", f"{name}={given}" if given else f"no {name}", wanted)
+            raise _ambiguous(name, select, values)
         axes[name] = tuple(change[name]) if name in change else tuple(values[i] for i in chosen)
         positions.append(chosen * len(axes[name]) if name in change else chosen)
     indices = np.arange(math.prod(map(len, parent.values()))).reshape([len(values) for values in parent.values()])
     return axes, indices[np.ix_(*positions)].ravel()
+
+
+def _branched_points(
+    parent: Axes, select: Axes, change: Axes, points: Sequence[str]
+) -> tuple[dict[str, tuple[float, ...]], np.ndarray]:
+    """`branched_axes` of a parent that is no product: each selected point with all combinations of the new values."""
+    configs = len(parent[points[0]])
+    columns = {name: np.asarray(values if name in points else [*values] * configs) for name, values in parent.items()}
+    chosen = np.ones(configs, bool)
+    for name, wanted in select.items():
+        chosen &= np.isin(columns[name], [columns[name][_nearest(name, value, columns[name])] for value in wanted])
+    rows = np.flatnonzero(chosen)
+    if not len(rows):
+        raise ConfigError("--select", " ".join(select), "values that one configuration has together")
+    for name in change:
+        if len(of_rows := np.unique(columns[name][rows])) != 1:
+            raise _ambiguous(name, select, of_rows)
+    news = list(itertools.product(*change.values()))
+    axes = {name: values[rows].repeat(len(news)).tolist() for name, values in columns.items()}
+    axes |= {name: [new[k] for new in news] * len(rows) for k, name in enumerate(change)}
+    together = {*points, *change}
+    return {name: tuple(v if name in together else v[:1]) for name, v in axes.items()}, rows.repeat(len(news))
+
+
+def _ambiguous(name: str, select: Axes, values: Sequence[float] | np.ndarray) -> ConfigError:
+    """Several configurations of the parent, of which a changed one could be the branch."""
+    wanted = f"one value in --select, since {flag_of(name)} is changed: {' '.join(f'{v:g}' for v in values)}"
+    given = ",".join(f"{v:g}" for v in select.get(name, ()))
+    return ConfigError("--select", f"{name}={given}" if given else f"no {name}", wanted)
 
 
 def _is_there(config: RunConfig, origin: Mapping[str, Any]) -> bool:
@@ -162,7 +201,7 @@ def _is_there(config: RunConfig, origin: Mapping[str, Any]) -> bool:
     return before == json.loads(json.dumps({**origin, "config": None})) and not difference(config, manifest)
 
 
-def _nearest(name: str, wanted: float, values: Sequence[float]) -> int:
+def _nearest(name: str, wanted: float, values: Sequence[float] | np.ndarray) -> int:
     """The position of the axis's value that a rounded one such as 0.0316227766 means."""
     close = np.flatnonzero(np.isclose(wanted, values, rtol=1e-9, atol=0))
     if not len(close):

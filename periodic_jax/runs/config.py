@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.core.formatting import flag_of
-from periodic_jax.core.grid import AXES, LATER_AXES, SweepGrid
+from periodic_jax.core.grid import LATER_AXES, RUN_AXES, SweepGrid
 from periodic_jax.core.limits import MOST_EVALUATIONS, MOST_STEPS
 from periodic_jax.core.optimizers import check_hyperparameters
+from periodic_jax.core.points import as_points
 from periodic_jax.runs import settings
 from periodic_jax.storage.run_directory import CONFIG_FILE, RESTORE
 from periodic_jax.training import xla
@@ -23,13 +24,12 @@ if TYPE_CHECKING:
     from periodic_jax.data import Dataset
 
 
-RUN_AXES = tuple(name for name in AXES if name != "schedule_every")
 NOT_FOLLOWED = ("out", "data_dir", "download")  # of config.json: what leads out of the run directory
 FREE = ("keep", "keep_every", "checkpoint_seconds")  # what may change while a run is under way
 # What the first run directories have not, and did not do.
 LATER = (
     "track_sharpness", "keep_period_minima", "shards", "shard", "storage", "deterministic", "model_args", "optimizer",
-    *LATER_AXES,
+    "points", *LATER_AXES,
 )  # fmt: skip
 # What a network of one's own has arguments of its own for.
 BUILT_IN = ("width", "depth", "init_scale", "storage")
@@ -57,7 +57,8 @@ class RunConfig(
     """Everything that determines a run: all settings of `runs.settings`, as ``periodic-jax sweep --help`` lists them.
 
     The axes of the grid are numbers, or sequences, arrays or ranges of them, all combinations of which are trained.
-    They are kept as tuples. Without ``out``, `run_sweep` takes the folder of this very run under runs/, or a new one.
+    They are kept as tuples. With ``points`` some are the columns of a table instead. Without ``out``, `run_sweep` takes
+    the folder of this very run under runs/, or a new one.
 
     Raises:
         ConfigError: a value of another type.
@@ -68,6 +69,13 @@ class RunConfig(
     """
 
     def __post_init__(self) -> None:
+        if not isinstance(self.points, tuple | list):
+            points = as_points(self.points)
+            for name, values in points.items():
+                if settings.as_axis(name, getattr(self, name)) != self.__dataclass_fields__[name].default:
+                    raise ConfigError(flag_of(name), "given with a column of --points", "one of the two")
+                object.__setattr__(self, name, values)
+            object.__setattr__(self, "points", tuple(points))
         for name, hint in typing.get_type_hints(RunConfig).items():
             if name in RUN_AXES:
                 object.__setattr__(self, name, settings.as_axis(name, getattr(self, name)))
@@ -100,7 +108,7 @@ class RunConfig(
         return data.vary(data.load(self.dataset, data_dir=self.data_dir, download=self.download), variations)
 
     def grid(self) -> SweepGrid:
-        """The configurations: all combinations of the axes, or those of the shard.
+        """The configurations: all combinations of the axes, or the points; or those of the shard.
 
         Raises:
             ConfigError: a value that an axis does not accept, or no such shard.
@@ -117,20 +125,22 @@ class RunConfig(
             >>> RunConfig(out="runs/x", lr=(0.1, 0.3, 1.0), shards=2, shard=0).size()
             2
         """
-        whole = math.prod(len(getattr(self, name)) for name in RUN_AXES)
+        sizes = [len(getattr(self, name)) for name in RUN_AXES]
+        whole = max(sizes) if self.points else math.prod(sizes)
         if self.shards is None or self.shard is None:
             return whole
         return whole // self.shards + (self.shard < whole % self.shards)
 
     def whole_grid(self) -> SweepGrid:
-        """All combinations of the axes.
+        """All combinations of the axes, or the points.
 
         Raises:
             ConfigError: a value that an axis does not accept.
         """
         axes = {name: getattr(self, name) for name in RUN_AXES}
         axes["schedule_end"] = tuple(end or planned_steps(self) for end in self.schedule_end)
-        return SweepGrid.product(**axes, schedule_every=steps_of_epoch(self) if self.schedule_per == "epoch" else 1)
+        axes["schedule_every"] = (steps_of_epoch(self) if self.schedule_per == "epoch" else 1,)
+        return SweepGrid.declared(axes, self.points)
 
 
 def check(config: RunConfig) -> None:
@@ -238,7 +248,8 @@ def to_manifest(config: RunConfig, layout: str) -> dict[str, Any]:
     config = dataclasses.replace(config, steps=steps, epochs=None, eval_every=evaluated_every(config), layout=layout)
     coords, values = config.whole_grid().coords, dataclasses.asdict(config)
     rest = {name: str(v) if isinstance(v, Path) else v for name, v in values.items() if name not in RUN_AXES}
-    return rest | {name: list(dict.fromkeys(coords[name].tolist())) for name in RUN_AXES}
+    columns = {name: coords[name].tolist() for name in RUN_AXES}
+    return rest | {name: all_ if name in config.points else list(dict.fromkeys(all_)) for name, all_ in columns.items()}
 
 
 def from_manifest(

@@ -67,6 +67,13 @@ class GridAxes:
     schedule_end: tuple[float, ...] = axis((0.0,), "Updates after which a schedule is done; 0: the end of the run.")
     schedule_factor: tuple[float, ...] = axis((10.0,), "Divisors p of the schedules c and d.")
     seed: tuple[int, ...] = axis((0,), "Seeds, whole numbers from 0: each has its own initial weights and data order.")
+    points: tuple[str, ...] = setting(
+        (),
+        """A csv file with a row for each configuration and a column for each of some axes, named as here, such as
+        lr,weight_decay: these are trained, and no product. Of every other axis one value. In RunConfig also a mapping
+        of axes to values; it holds the names of the columns, and the axes hold the values.""",
+        metavar="FILE",
+    )
 
 
 @dataclass(frozen=True)

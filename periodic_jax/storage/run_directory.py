@@ -28,7 +28,7 @@ from periodic_jax.core.errors import (
     first_line,
 )
 from periodic_jax.core.files import find_foreign_file, read_json, write_json
-from periodic_jax.core.grid import AXES, LATER_AXES
+from periodic_jax.core.grid import LATER_AXES, RUN_AXES
 from periodic_jax.core.limits import MOST_CONFIGS, MOST_LAYERS, MOST_STEPS
 from periodic_jax.storage.checksums import SEAL, is_checksummed, seal
 from periodic_jax.storage.schema import FORMAT
@@ -164,8 +164,8 @@ def lengths(record: Mapping[str, Any]) -> dict[str, int]:
     """
     config = record.get("config", {})
     config = {name: [None] for name in LATER_AXES} | config  # one value in runs from before they were recorded
-    axes = [config.get(name) for name in AXES if name != "schedule_every"]
-    configs = math.prod(len(axis) if isinstance(axis, list) else MOST_CONFIGS for axis in axes)
+    sizes = [len(axis) if isinstance(axis := config.get(name), list) else MOST_CONFIGS for name in RUN_AXES]
+    configs = max(sizes) if config.get("points") else math.prod(sizes)
     if type(shards := config.get("shards")) is int and shards > 0:
         configs = -(-configs // shards)
     steps, every = (
