@@ -13,7 +13,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.formatting import flag_of
-from periodic_jax.core.grid import RUN_AXES, axis_rule, checked_axis
+from periodic_jax.core.grid import RUN_AXES, SEED_AXES, axis_rule, checked_axis
 from periodic_jax.core.points import SobolRange
 
 RANGES: dict[str, Callable[..., np.ndarray]] = {"logspace": np.geomspace, "linspace": np.linspace}
@@ -40,7 +40,7 @@ def read_axis(name: str, *, allows_zero_decay: bool = False, may_be_drawn: bool 
         if may_be_drawn and any(text.split(":")[0] == "sobol" for text in texts):
             return parse_sobol(name, texts)
         numbers = parse_axis(name, _zero_decay_by_name(name, texts) if allows_zero_decay else texts)
-        return Axis(map(int, numbers) if name == "seed" else numbers)
+        return Axis(map(int, numbers) if name in SEED_AXES else numbers)
 
     return _constructor("*", "NUMBER ...", read, lambda values: [f"{value:.15g}" for value in values])
 

@@ -12,7 +12,7 @@ from periodic_jax.cli.axis import read_axis, read_count, read_run, read_selectio
 from periodic_jax.cli.launch import draw_figures, print_results, train_and_report, train_with_progress
 from periodic_jax.cli.options import IF_GIVEN, Data, DataFiles, Folder, Run, arg
 from periodic_jax.core.formatting import counted
-from periodic_jax.core.grid import RUN_AXES
+from periodic_jax.core.grid import INITIAL_SEEDS, RUN_AXES
 from periodic_jax.runs.config import RunConfig
 from periodic_jax.runs.settings import setting
 from periodic_jax.storage.run_directory import free_folder
@@ -69,11 +69,13 @@ class Resume:
         )
 
 
+CHANGEABLE = [name for name in RUN_AXES if name not in INITIAL_SEEDS]  # the weights are the parent's
 _NEW_VALUES = {
     "weight_decay": "New values, as for the sweep; 0 or none: without.",
     "fixed_norm": "New values, as for the sweep; negative: the norm at the branch.",
     "schedule_end": "New values, as for the sweep; the parent's, if not given.",
     "seed": "Another order of the data, with the parent's weights.",
+    "data_seed": "Another order of the data; -1: that of --seed.",
 }
 
 
@@ -83,7 +85,7 @@ def _new_values(axis: str) -> tuple[str, Any, Any]:
     return axis, kind, setting((), _NEW_VALUES.get(axis, "New values, as for the sweep."))
 
 
-ChangedAxes: Any = dataclasses.make_dataclass("ChangedAxes", map(_new_values, RUN_AXES), frozen=True)
+ChangedAxes: Any = dataclasses.make_dataclass("ChangedAxes", map(_new_values, CHANGEABLE), frozen=True)
 ChangedGrid: Any = OmitArgPrefixes[ChangedAxes]
 
 

@@ -43,7 +43,8 @@ class HParams(NamedTuple):
         return 1 - self.lr * self.weight_decay
 
 
-# What each axis takes, in words and as a test; `seed` is the only axis that is not a field of HParams.
+# What each axis takes, in words and as a test; the seeds alone are not fields of HParams.
+_OWN_SEED = ("whole numbers from 0 to 4294967295, or -1 for that of --seed", lambda v: -1 <= v < 2**32 and v == int(v))
 _ACCEPTED: dict[str, tuple[str, Any]] = {
     "lr": ("finite numbers above 0", lambda v: v > 0),
     "weight_decay": ("finite numbers from 0", lambda v: v >= 0),
@@ -58,10 +59,16 @@ _ACCEPTED: dict[str, tuple[str, Any]] = {
     "beta2": ("numbers from 0 to below 1", lambda v: 0 <= v < 1),
     "eps": ("finite numbers above 0", lambda v: v > 0),
     "seed": ("whole numbers from 0 to 4294967295", lambda v: 0 <= v < 2**32 and v == int(v)),
+    "init_seed": _OWN_SEED,
+    "data_seed": _OWN_SEED,
+    "head_seed": _OWN_SEED,
 }
 AXES = tuple(_ACCEPTED)
 RUN_AXES = tuple(name for name in AXES if name != "schedule_every")  # those that a run is given
-LATER_AXES = ("beta1", "beta2", "eps")  # which the first run directories lack; they trained by SGD
+SEED_AXES = ("seed", "init_seed", "data_seed", "head_seed")
+INITIAL_SEEDS = ("init_seed", "head_seed")  # without a part in what follows the start
+DEFAULTS = {**HParams()._asdict(), **dict.fromkeys(SEED_AXES, -1), "seed": 0}  # of each axis
+LATER_AXES = ("beta1", "beta2", "eps", *SEED_AXES[1:])  # which the first run directories lack, and had the defaults of
 
 
 @dataclass(frozen=True)
@@ -180,9 +187,31 @@ class SweepGrid:
         """The seed of every configuration, uint32 ``(configs,)``."""
         return self.coords["seed"]
 
+    def seeds_of(self, name: str) -> np.ndarray:
+        """The seed of every configuration for one purpose, uint32 ``(configs,)``.
+
+        Args:
+            name: of `SEED_AXES`; one that is not given is that of all.
+
+        Example:
+            >>> SweepGrid.product(seed=[3, 4], data_seed=[-1, 7]).seeds_of("data_seed").tolist()
+            [3, 7, 4, 7]
+        """
+        return np.where(self.coords[name] < 0, self.coords["seed"], self.coords[name]).astype(np.uint32)
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether the head of some configuration has a seed of its own."""
+        return bool((self.coords["head_seed"] >= 0).any())
+
+    def initial_seeds(self) -> np.ndarray:
+        """The seeds of the initial weights and of the head's, uint32 ``(configs, 2)``."""
+        body, head = self.seeds_of("init_seed"), self.coords["head_seed"]
+        return np.stack([body, np.where(head < 0, body, head).astype(np.uint32)], axis=1)
+
     def members(self, count: int) -> list[np.ndarray]:
-        """The configurations of each of ``count`` shards, ascending: parts of equal size, or one less, in which seeds
-        stay together as far as that goes.
+        """The configurations of each of ``count`` shards, ascending: parts of equal size, or one less, in which those
+        of a data seed, which share their mini-batches, stay together as far as that goes.
 
         Raises:
             ConfigError: there are fewer configurations than shards, or no shard.
@@ -195,7 +224,7 @@ class SweepGrid:
             raise ConfigError(
                 "--shards", count, f"a whole number from 1 to {len(self)}, as many as there are configurations"
             )
-        return [np.sort(part) for part in np.array_split(np.argsort(self.seeds, kind="stable"), count)]
+        return [np.sort(part) for part in np.array_split(np.argsort(self.seeds_of("data_seed"), kind="stable"), count)]
 
     def shard(self, index: int, count: int) -> "SweepGrid":
         """One of ``count`` shards; see `members`.
@@ -261,9 +290,8 @@ def _single(name: str, given: Any) -> float:
 
 
 def _coordinates(configurations: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
-    defaults = {**HParams()._asdict(), "seed": 0}
     coords: dict[str, np.ndarray] = {
-        name: np.array([given.get(name, defaults[name]) for given in configurations], np.float64) for name in AXES
+        name: np.array([given.get(name, DEFAULTS[name]) for given in configurations], np.float64) for name in AXES
     }
     with np.errstate(over="ignore"):
         product = coords["lr"] * coords["weight_decay"]
@@ -271,5 +299,5 @@ def _coordinates(configurations: Sequence[Mapping[str, float]]) -> dict[str, np.
         worst = int(np.argmax(product))
         pair = f"--lr {coords['lr'][worst]:g} with --weight-decay {coords['weight_decay'][worst]:g}"
         raise ConfigError(pair, f"a product of {product[worst]:g}", "lr x weight decay below 1")
-    coords["seed"] = coords["seed"].astype(np.uint32)
-    return coords
+    kinds = {name: np.uint32 if name == "seed" else np.int64 for name in SEED_AXES}
+    return coords | {name: coords[name].astype(kind) for name, kind in kinds.items()}

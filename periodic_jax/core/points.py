@@ -9,7 +9,7 @@ import numpy as np
 
 from periodic_jax.core.errors import ConfigError, DataFileError, first_line
 from periodic_jax.core.formatting import flag_of
-from periodic_jax.core.grid import RUN_AXES, axis_rule, checked_values
+from periodic_jax.core.grid import RUN_AXES, SEED_AXES, axis_rule, checked_values
 
 Points = dict[str, tuple[float, ...]]  # for each axis its value in every configuration
 MOST_DRAWN = 10_000
@@ -57,7 +57,7 @@ def as_points(table: Any) -> Points:
             numbers = checked_values(name, np.asarray(values))
         except ConfigError as error:
             raise ConfigError("--points", f"{name}={error.value}", error.accepted) from None
-        points[name] = tuple(map(int, numbers) if name.endswith("seed") else numbers)
+        points[name] = tuple(map(int, numbers) if name in SEED_AXES else numbers)
     return points
 
 
@@ -122,7 +122,7 @@ def sobol_points(ranges: Mapping[str, SobolRange], seed: int = 0) -> Points:
     for name, (first, last, count, log) in ranges.items():
         wanted, accepts = axis_rule(name)
         shown = f"sobol:{first:g}:{last:g}:{count}" + (":log" if log else "")
-        if name.endswith("seed"):
+        if name in SEED_AXES:
             raise ConfigError(flag_of(name), shown, wanted)
         if not 2 <= count <= MOST_DRAWN or not math.isfinite(last - first) or (log and min(first, last) <= 0):
             ends = " and ends above 0" if log else ""

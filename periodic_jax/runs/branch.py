@@ -14,7 +14,7 @@ import numpy as np
 
 from periodic_jax.core.errors import ConfigError, PeriodicJaxError, UnreadableError
 from periodic_jax.core.formatting import flag_of
-from periodic_jax.core.grid import RUN_AXES
+from periodic_jax.core.grid import INITIAL_SEEDS, RUN_AXES
 from periodic_jax.runs.build import abstract_states, initial_minima
 from periodic_jax.runs.callbacks import RunCallbacks
 from periodic_jax.runs.config import RunConfig, check, difference, from_manifest, planned_steps
@@ -77,6 +77,7 @@ def branch_run(
     shards = read_shards(path)
     manifest = run_directory.read_config(path) if shards is None else shards.manifest
     parent = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir, model=model)
+    _check_seeds(parent, change)
     axes, parents = branched_axes({name: getattr(parent, name) for name in RUN_AXES}, select, change, parent.points)
     parts = [(part, members) for part, members in run_parts(parent) if np.isin(parents, members).any()]
     if not np.isin(parents, [i for _, members in parts for i in members]).all():
@@ -120,6 +121,16 @@ def branch_run(
         callbacks = (callbacks or RunCallbacks()).checking(check_held)
         prepare = functools.partial(_write_first_checkpoint, config, states, step, "fixed_norm" in change)
         return run_session(config, {"parent": origin}, callbacks, prepare=prepare)
+
+
+def _check_seeds(parent: RunConfig, change: Axes) -> None:
+    """Refuse seeds that would change nothing, since the weights are the parent's."""
+    for name in INITIAL_SEEDS:
+        if name in change:
+            raise ConfigError(flag_of(name), " ".join(map(str, change[name])), "none: the weights are the parent's")
+    if "seed" in change and "data_seed" not in change and max(parent.data_seed) >= 0:
+        given = " ".join(map(str, change["seed"]))
+        raise ConfigError("--seed", given, "--data-seed, which the parent has for the order of its data")
 
 
 def branched_axes(

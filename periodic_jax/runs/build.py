@@ -156,13 +156,17 @@ def build_sweep(config: RunConfig) -> "Sweep":
         ConfigError: its states are larger than this machine's memory.
     """
     from periodic_jax.sweeps.sweep import Sweep
+    from periodic_jax.training.initialisation import HEAD, has_head
     from periodic_jax.training.spec import TrainingSpec
 
     abstract_states(config, config.data.image_shape, config.data.num_classes)  # refused here, where they do not fit
-    marks = abstract_state(config, config.data.image_shape, config.data.num_classes).task.labels
-    if config.track_sharpness and not any(marks):
+    state = abstract_state(config, config.data.image_shape, config.data.num_classes)
+    if config.track_sharpness and not any(state.task.labels):
         accepted = f"no measurements of {config.model}: it has no scale-invariant weights"
         raise ConfigError("--track-sharpness", config.track_sharpness, accepted)
+    if (grid := config.grid()).has_own_head and not has_head(state.params):
+        shown = " ".join(map(str, config.head_seed[:5]))
+        raise ConfigError("--head-seed", shown, f"none for {config.model}: it has no parameters called {HEAD}")
     spec = TrainingSpec(
         batch_size=config.batch_size, loss=config.loss, schedule=config.schedule,
         per_filter=config.norm_per == "filter", full_batch=config.full_batch, augment=config.augment,
@@ -170,7 +174,7 @@ def build_sweep(config: RunConfig) -> "Sweep":
     )  # fmt: skip
     shape, classes = config.data.image_shape, config.data.num_classes
     return Sweep(
-        network(config, classes), config.data, config.grid(), spec, labels=labels_of(config, shape, classes),
+        network(config, classes), config.data, grid, spec, labels=labels_of(config, shape, classes),
         layout=config.layout, deterministic=config.deterministic,
     )  # fmt: skip
 

@@ -88,7 +88,7 @@ def estimate_resources(sweep: "Sweep", grid: SweepGrid, plan: "SessionPlan") -> 
         plan: what the run does.
     """
     steps, configs = plan.steps - plan.first_step, len(grid)
-    groups, per_seed = device_shape(grid.seeds, len(sweep.placement.devices))
+    groups, per_seed = device_shape(grid.seeds_of("data_seed"), len(sweep.placement.devices))
     shapes = sweep.empty_telemetry()
     numbers = [math.prod(empty.shape[2:]) for empty in shapes.values()]
     itemsize, per_chunk = shapes["loss"].dtype.itemsize, regular_chunk(configs)
@@ -157,7 +157,7 @@ def plan(config: RunConfig) -> SweepPlan:
         measured = -(-len(sweep.grid) // devices)  # configurations of a device
         pace, evaluation = sweep.seconds_per_step() / measured, sweep.seconds_per_evaluation() / measured
         temporary = sweep.bytes_of_temporaries()
-    groups, per_seed = device_shape(grid.seeds, devices)
+    groups, per_seed = device_shape(grid.seeds_of("data_seed"), devices)
     seconds = groups * per_seed * (session.steps * pace + len(session.eval_steps) * evaluation)
     at_once = groups * per_seed // measured if sweep.layout in ("vmap", "unroll") else 1
     estimate = dataclasses.replace(
@@ -186,7 +186,7 @@ def plan_for(config: RunConfig, target: "Target") -> SweepPlan:
         raise ConfigError("--for", target.name, f"a built-in network, not {config.model}")
     target.check_precision(config.precision)
     grid, session, data = config.grid(), build.plan_session(config, {}), config.data
-    groups, per_seed = device_shape(grid.seeds, 1)
+    groups, per_seed = device_shape(grid.seeds_of("data_seed"), 1)
     each, seeds = groups * per_seed, min(groups, COMPILED)
     configs = min(per_seed, max(COMPILED // seeds, 1))
     tried = autotune.candidates(target.platform, per_seed, config.width)

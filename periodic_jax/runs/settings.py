@@ -67,6 +67,15 @@ class GridAxes:
     schedule_end: tuple[float, ...] = axis((0.0,), "Updates after which a schedule is done; 0: the end of the run.")
     schedule_factor: tuple[float, ...] = axis((10.0,), "Divisors p of the schedules c and d.")
     seed: tuple[int, ...] = axis((0,), "Seeds, whole numbers from 0: each has its own initial weights and data order.")
+    init_seed: tuple[int, ...] = axis((-1,), "Seeds of the initial weights; -1: that of --seed.")
+    data_seed: tuple[int, ...] = axis(
+        (-1,),
+        """Seeds of the order of the data and of --augment; -1: that of --seed. Configurations of a data seed share
+        their mini-batches.""",
+    )
+    head_seed: tuple[int, ...] = axis(
+        (-1,), "Seeds of the head's initial weights; -1: as the other weights, by --init-seed or --seed."
+    )
     points: tuple[str, ...] = setting(
         (),
         """A csv file with a row for each configuration and a column for each of some axes, named as here, such as

@@ -2,13 +2,15 @@
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from periodic_jax.core.errors import ConfigError, PeriodicJaxError, RunNotFoundError, as_corruption
-from periodic_jax.core.grid import AXES, LATER_AXES, HParams
+from periodic_jax.core.grid import AXES, DEFAULTS, LATER_AXES
 from periodic_jax.storage.checksums import SEAL
 from periodic_jax.storage.run_directory import TELEMETRY, first_step, lengths, reached, read_config
 from periodic_jax.storage.schema import describe
@@ -90,7 +92,7 @@ def _open_flat(path: Path) -> xr.Dataset:
         dataset.attrs.pop(ARRAYS, None)
         settings = config.get("config", {})
         optimizer = str(settings.get("optimizer", "sgd"))
-        dataset = _named(dataset, path, optimizer)
+        dataset = _named(dataset, path, settings)
         dataset.encoding["source"] = str(path)
         dataset.attrs.update(name=path.resolve().name, model=str(settings.get("model", "")), optimizer=optimizer)
         return dataset
@@ -118,7 +120,7 @@ def flattened(dataset: xr.Dataset) -> xr.Dataset:
     """A run with the one dimension ``config`` first, from either form of `open_run`, or from your own Dataset.
 
     All dimensions but ``step``, ``eval_step`` and ``layer`` are those of configurations, in any order. A hyperparameter
-    that is no coordinate has the default of `HParams`; ``lr`` and ``weight_decay`` must be there. An
+    that is no coordinate has the default of `core.grid`; ``lr`` and ``weight_decay`` must be there. An
     ``effective_lr`` that is missing is lr/ρ², which is right at a constant rate, and 0 for ``elr``.
 
     Args:
@@ -146,12 +148,12 @@ def flattened(dataset: xr.Dataset) -> xr.Dataset:
     order = ("config", *shared)
     if any(sorted(array.dims, key=order.index) != list(array.dims) for array in dataset.variables.values()):
         dataset = dataset.transpose(*order, missing_dims="ignore")
-    defaults, configs = {**HParams()._asdict(), "seed": 0}, dataset.sizes["config"]
+    configs = dataset.sizes["config"]
     for name in AXES:
         if name not in dataset.coords and name in ("lr", "weight_decay"):
             raise ConfigError("run", f"no coordinate {name}", "a Dataset with the coordinates lr and weight_decay")
         if name not in dataset.coords or dataset[name].dims != ("config",):
-            values = dataset[name].values if name in dataset.coords else defaults[name]
+            values = dataset[name].values if name in dataset.coords else DEFAULTS[name]
             dataset = dataset.assign_coords({name: ("config", np.broadcast_to(values, configs))})
     if "effective_lr" not in dataset and "weight_norm" in dataset and not source.get("source"):
         norm = dataset["weight_norm"]
@@ -163,11 +165,11 @@ def flattened(dataset: xr.Dataset) -> xr.Dataset:
     return dataset
 
 
-def _named(dataset: xr.Dataset, run: Path, optimizer: str) -> xr.Dataset:
+def _named(dataset: xr.Dataset, run: Path, settings: Mapping[str, Any]) -> xr.Dataset:
     """The flat Dataset of a run's store with all its coordinates, if it is one of ours."""
-    if optimizer == "sgd" and not set(LATER_AXES) & set(dataset.variables):  # as of runs from before they were recorded
-        defaults = {name: np.full(dataset.sizes["config"], getattr(HParams(), name)) for name in LATER_AXES}
-        dataset = dataset.assign({name: ("config", values) for name, values in defaults.items()})
+    for name in LATER_AXES:  # those of runs from before they were recorded, of which all had the default
+        if name not in dataset.variables and settings.get(name, [DEFAULTS[name]]) == [DEFAULTS[name]]:
+            dataset = dataset.assign({name: ("config", np.full(dataset.sizes["config"], DEFAULTS[name]))})
     if missing := {"loss", "weight_norm", "step", *AXES} - set(dataset.variables):
         raise corrupted_telemetry(run, f"no {', '.join(sorted(missing))}")
     if "layer" in dataset.coords:

@@ -29,7 +29,7 @@ from periodic_jax.core.errors import (
     first_line,
 )
 from periodic_jax.core.files import PARTIAL, read_json
-from periodic_jax.core.grid import LATER_AXES, RUN_AXES, HParams, SweepGrid
+from periodic_jax.core.grid import DEFAULTS, LATER_AXES, RUN_AXES, SweepGrid
 from periodic_jax.storage.checksums import seal
 from periodic_jax.storage.run_directory import CONFIG_FILE, SHARDS, SHARDS_FILE, is_sharded, manifest_error
 from periodic_jax.storage.schema import FORMAT
@@ -73,7 +73,7 @@ def read_shards(path: str | os.PathLike[str]) -> Shards | None:
         content = read_json(file)
         if reason := manifest_error(content):
             raise ValueError(reason)
-        recorded = {name: [getattr(HParams(), name)] for name in LATER_AXES} | content["config"]
+        recorded = {name: [DEFAULTS[name]] for name in LATER_AXES} | content["config"]
         axes = {name: recorded[name] for name in RUN_AXES} | {"schedule_every": content["schedule_every"]}
         grid = SweepGrid.declared(axes, recorded.get("points", ()))
         count = content["config"]["shards"]

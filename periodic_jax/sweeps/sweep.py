@@ -27,8 +27,9 @@ from periodic_jax.sweeps.chunks import FIRST_STEPS, Chunk, ChunkEnds
 from periodic_jax.sweeps.placement import Placement, copied, named_leaves, weights_of
 from periodic_jax.sweeps.programs import Programs, ShardedPrograms, recorded_names
 from periodic_jax.training import input_pipeline
+from periodic_jax.training.initialisation import seeded_states
 from periodic_jax.training.spec import TrainingSpec
-from periodic_jax.training.state import TrainState, create_train_state
+from periodic_jax.training.state import TrainState
 from periodic_jax.training.vectorize import check_layout
 
 
@@ -87,13 +88,14 @@ class Sweep:
         check_batch_size(spec.batch_size, dataset)
         self.grid, self.spec, self.capacity, self.layout = grid, spec, capacity, check_layout(layout)
         self.evaluations = EVALUATIONS + (() if dataset.corrupted is None else CORRUPTION)
-        self.placement = Placement.of(grid.seeds, devices or jax.devices())
+        self.placement = Placement.of(grid.seeds_of("data_seed"), devices or jax.devices())
         self.step, self.stopped, self._deterministic = 0, 0, deterministic
 
         self._labels = model.labels() if labels is None else labels
         dtype = input_dtype(model)
         self.data = jax.tree.map(self.placement.replicate, input_pipeline.to_device(dataset, dtype))
         self.seeds = self.placement.shard(self.placement.arrangement.seeds.astype(np.uint32))
+        self.initial_seeds = self.placement.shard(self.placement.distinct(grid.initial_seeds()))
         self.hparams = HParams(*(self.placement.shard_configs(h.astype(dtype)) for h in grid.hparams()))
         self._platform = forms.platform_of(self.placement.devices[0])
         if getattr(model, "platform", None) == forms.here():  # and not one that was asked for
@@ -101,7 +103,7 @@ class Sweep:
         self._platform = getattr(model, "platform", self._platform)
         self._model, self._batch_shape = model, (spec.batch_size, *dataset.image_shape)
         self._initialise = self._initialiser(dtype)
-        self._abstract_states = self._initialise.eval_shape(self.seeds)
+        self._abstract_states = self._initialise.eval_shape(self.initial_seeds)
         self._is_compiled = False
         self._programs: ShardedPrograms
         self._states: TrainState
@@ -285,22 +287,12 @@ class Sweep:
         return list(compress((name for name, _ in named_leaves(states.params, "/")), states.task.labels))
 
     def _initialiser(self, dtype: Any) -> Any:
-        """A compiled function from the seeds to the states of step 0, all that the sweep trains."""
-        model: Any = self._model
-        spec, per_seed = self.spec, self.placement.configs_per_seed
-
-        def of_seed(seed: Array) -> TrainState:
-            key = input_pipeline.purpose_key(seed, input_pipeline.INITIALISATION)
-            return create_train_state(
-                model, self._labels, key, jnp.zeros(self._batch_shape, dtype), loss=spec.loss,
-                schedule=spec.schedule, per_filter=spec.per_filter, optimizer=spec.optimizer,
-            )  # fmt: skip
-
-        def initialise(seeds: Array) -> TrainState:
-            # One seed at a time: its initial weights must not depend on how many there are.
-            states = jax.lax.map(of_seed, seeds)
-            return jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], per_seed, axis=1), states)
-
+        """A compiled function from the initial seeds to the states of step 0, all that the sweep trains."""
+        images, copies = jnp.zeros(self._batch_shape, dtype), self.placement.configs_per_seed
+        initialise = seeded_states(
+            self._model, self._labels, images, self.spec, copies=copies // self.initial_seeds.shape[1],
+            has_own_head=self.grid.has_own_head,
+        )  # fmt: skip
         shard = partial(jax.shard_map, mesh=self.placement.mesh, check_vma=False)
         return jax.jit(shard(initialise, in_specs=P("device"), out_specs=P("device")))
 
@@ -321,7 +313,7 @@ class Sweep:
 
     def _train_from_start(self, count: int) -> None:
         """``count`` steps from initial states, which are the sweep's after none; none take as much memory as many."""
-        self._states = self._initialise(self.seeds)
+        self._states = self._initialise(self.initial_seeds)
         for first in range(0, max(count, 1), self.capacity):
             self._run(first, min(count - first, self.capacity))
         jax.block_until_ready(self._states)

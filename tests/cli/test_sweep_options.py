@@ -91,7 +91,8 @@ def test_every_option_of_the_command_reaches_the_run(tmp_path):
     base = sweep_config("--steps 5 --out x")
     changes = {
         "lr": "0.2", "weight_decay": "0.01", "momentum": "0.9", "noninvariant_lr": "-1", "elr": "0.001",
-        "fixed_norm": "1", "schedule_end": "3", "schedule_factor": "5", "seed": "1", "dataset": "d", "data_dir": "d",
+        "fixed_norm": "1", "schedule_end": "3", "schedule_factor": "5", "seed": "1", "init_seed": "1", "data_seed": "1",
+        "head_seed": "1", "dataset": "d", "data_dir": "d",
         "download": "", "augment": "", "validation": "5", "split_classes": "1", "use_data_size": "9",
         "corrupt_train": "0.5", "resize": "4", "model": "m", "model_args": "a=1",
         "width": "5", "depth": "2", "init_scale": "3",
