@@ -169,8 +169,9 @@ def build_sweep(config: RunConfig) -> "Sweep":
         raise ConfigError("--head-seed", shown, f"none for {config.model}: it has no parameters called {HEAD}")
     spec = TrainingSpec(
         batch_size=config.batch_size, loss=config.loss, schedule=config.schedule,
-        per_filter=config.norm_per == "filter", full_batch=config.full_batch, augment=config.augment,
-        track_sharpness=config.track_sharpness, per_layer=config.per_layer, optimizer=config.optimizer,
+        per_filter=config.norm_per == "filter", full_batch=config.full_batch, sampling=config.sampling,
+        augment=config.augment, track_sharpness=config.track_sharpness, per_layer=config.per_layer,
+        optimizer=config.optimizer,
     )  # fmt: skip
     shape, classes = config.data.image_shape, config.data.num_classes
     return Sweep(

@@ -29,7 +29,7 @@ FREE = ("keep", "keep_every", "checkpoint_seconds")  # what may change while a r
 # What the first run directories have not, and did not do.
 LATER = (
     "track_sharpness", "keep_period_minima", "shards", "shard", "storage", "deterministic", "model_args", "optimizer",
-    "points", *LATER_AXES,
+    "points", "sampling", *LATER_AXES,
 )  # fmt: skip
 # What a network of one's own has arguments of its own for.
 BUILT_IN = ("width", "depth", "init_scale", "storage")
@@ -40,6 +40,7 @@ CHOICES = {
     "storage": ("float32", "bf16"),
     "schedule_per": ("step", "epoch"),
     "norm_per": ("total", "filter"),
+    "sampling": ("epochs", "iid"),
 }
 
 
@@ -166,6 +167,8 @@ def check(config: RunConfig) -> None:
         raise ConfigError("--checkpoint-seconds", config.checkpoint_seconds, "a finite number from 0")
     if config.batch_size < 2:
         raise ConfigError("--batch-size", config.batch_size, "a whole number from 2")
+    if config.sampling == "iid" and config.full_batch:
+        raise ConfigError("--sampling", "iid with --full-batch", "one of the two: full batches are all images")
     if config.augment and config.full_batch:
         raise ConfigError("--augment", "given with --full-batch", "one of the two")
 

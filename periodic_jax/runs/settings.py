@@ -194,6 +194,11 @@ class TrainingSettings:
         "total",
         "total or filter: whether --fixed-norm holds all scale-invariant weights together or each output filter.",
     )
+    sampling: str = setting(
+        "epochs",
+        """How mini-batches are chosen: epochs (each epoch shows the images once, in a new order) or iid (each image is
+        drawn from all, with replacement).""",
+    )
     full_batch: bool = setting(False, "Full-batch gradient descent, accumulated over mini-batches: a step is an epoch.")
 
 

@@ -97,6 +97,7 @@ def test_every_option_of_the_command_reaches_the_run(tmp_path):
         "corrupt_train": "0.5", "resize": "4", "model": "m", "model_args": "a=1",
         "width": "5", "depth": "2", "init_scale": "3",
         "loss": "squared", "schedule": "cosine", "schedule_per": "epoch", "norm_per": "filter", "full_batch": "",
+        "sampling": "iid",
         "batch_size": "64", "steps": "6", "epochs": "2", "eval_every": "3", "layout": "vmap", "keep": "3",
         "keep_every": "4", "checkpoint_seconds": "60", "precision": "float64", "storage": "bf16",
         "deterministic": "", "per_layer": "", "track_sharpness": "50", "keep_period_minima": "20", "out": "y",

@@ -23,7 +23,7 @@ ROWS = [
 SEEDS = [(3, 1, 3), (5, 1, 5), (3, 1, 5), (0, 1, 2), (7, 7, 7)]  # of weights, data, head
 
 
-def alone(model, dataset, lr, init, data, head):
+def alone(model, dataset, lr, init, data, head, sampling="epochs"):
     """The losses of one configuration trained by itself, with the public functions only."""
     arrays = input_pipeline.to_device(dataset, model.param_dtype)
     images = jnp.zeros((BATCH, *dataset.image_shape), model.param_dtype)
@@ -35,7 +35,13 @@ def alone(model, dataset, lr, init, data, head):
     state = state_of(init)
     state = state.replace(params={**state.params, "head": state_of(head).params["head"]})
     rows = input_pipeline.batch_indices(
-        jnp.uint32(data), jnp.int32(0), STEPS, capacity=STEPS, count=len(dataset.images), batch_size=BATCH
+        jnp.uint32(data),
+        jnp.int32(0),
+        STEPS,
+        capacity=STEPS,
+        count=len(dataset.images),
+        batch_size=BATCH,
+        sampling=sampling,
     )
     hparams = jax.tree.map(lambda h: h[0], SweepGrid.product(lr=lr).hparams())
     step, losses = jax.jit(train_step), []
@@ -55,6 +61,14 @@ def test_each_purpose_has_its_own_seed(float64, tiny, layout):
     telemetry, _ = collect(sweep, STEPS)
     for i, (row, seeds) in enumerate(zip(ROWS, SEEDS, strict=True)):
         np.testing.assert_allclose(telemetry["loss"][i], alone(model, tiny, row["lr"], *seeds), rtol=1e-7)
+
+
+def test_mini_batches_drawn_with_replacement_are_trained_on(float64, tiny):
+    model, grid = network(), SweepGrid.product(lr=0.5, seed=[0, 3])
+    telemetry, _ = collect(Sweep(model, tiny, grid, TrainingSpec(BATCH, sampling="iid"), layout="map"), STEPS)
+    for i, seed in enumerate((0, 3)):
+        expected = alone(model, tiny, 0.5, seed, seed, seed, sampling="iid")
+        np.testing.assert_allclose(telemetry["loss"][i], expected, rtol=1e-7)
 
 
 def test_the_seed_of_all_is_that_of_each(tiny, model):
