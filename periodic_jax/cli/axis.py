@@ -45,6 +45,11 @@ def read_axis(name: str, *, allows_zero_decay: bool = False, may_be_drawn: bool 
     return _constructor("*", "NUMBER ...", read, lambda values: [f"{value:.15g}" for value in values])
 
 
+def read_steps(name: str) -> PrimitiveConstructorSpec[Any]:
+    """The constructor of numbers of updates; see `parse_steps`."""
+    return _constructor("*", "STEP ...", lambda texts: parse_steps(name, texts), lambda steps: list(map(str, steps)))
+
+
 def read_selection() -> PrimitiveConstructorSpec[Any]:
     """The constructor of a selection of configurations; see `parse_selection`."""
     return _constructor("*", "AXIS=NUMBER ...", parse_selection)
@@ -218,6 +223,31 @@ def _expand(name: str, text: str) -> list[float]:
         raise ConfigError(flag_of(name), text, wanted) from None
     # 15 digits: 1e-3 shall be 1e-3, and selectable as such.
     return [first, *(float(f"{v:.15g}") for v in inner), last]
+
+
+def parse_steps(name: str, texts: Sequence[str]) -> tuple[int, ...]:
+    """Numbers of updates from the values of an option: whole numbers, and ranges, which are rounded.
+
+    Raises:
+        ConfigError: a value that is none of these, or below 0.
+
+    Example:
+        >>> parse_steps("eval_at", ["0", "logspace:1:1000:7"])
+        (0, 1, 3, 10, 32, 100, 316, 1000)
+    """
+    steps = set[int]()
+    for text in texts:
+        try:
+            numbers = _expand(name, text) if text.split(":")[0] in RANGES else [int(text)]
+        except ValueError as error:
+            if isinstance(error, ConfigError):
+                raise
+            wanted = "whole numbers, or ranges such as logspace:1:10000:40"
+            raise ConfigError(flag_of(name), text or "an empty value", wanted) from None
+        if min(numbers) < 0:
+            raise ConfigError(flag_of(name), text, "numbers of updates from 0")
+        steps.update(map(round, numbers))
+    return tuple(sorted(steps))
 
 
 def parse_sobol(name: str, texts: Sequence[str]) -> SobolRange:

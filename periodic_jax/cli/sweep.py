@@ -8,7 +8,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes
 
 import periodic_jax as pj
-from periodic_jax.cli.axis import Axis, read_axis, read_count, read_flag_or_count, read_path
+from periodic_jax.cli.axis import Axis, read_axis, read_count, read_flag_or_count, read_path, read_steps
 from periodic_jax.cli.launch import (
     complete_figures,
     log_line,
@@ -53,6 +53,8 @@ def _annotated(field: dataclasses.Field[Any], hint: Any) -> Any:
         return Annotated[hint, read_flag_or_count(field.name, USUAL_WINDOW), IF_GIVEN]
     if hint is bool:
         return hint
+    if hint == tuple[int, ...]:
+        return Annotated[hint, read_steps(field.name)]
     if hint == tuple[str, ...]:
         return Annotated[hint, arg(field.metadata["metavar"])]
     metavar, marks = field.metadata["metavar"], [] if field.default is not None else [IF_GIVEN]

@@ -92,7 +92,10 @@ def branch_run(
         raise ConfigError("--step", step, f"a checkpoint of {path}: {', '.join(map(str, checkpoints))}")
     planned = steps or planned_steps(parent)
     points = tuple(name for name in axes if name in parent.points or (parent.points and name in change))
-    config = dataclasses.replace(parent, out=out, steps=planned, points=points, shards=None, shard=None, **axes)
+    eval_at = tuple(at for at in parent.eval_at if at <= planned)
+    config = dataclasses.replace(
+        parent, out=out, steps=planned, points=points, eval_at=eval_at, shards=None, shard=None, **axes
+    )
     if planned_steps(config) <= step and steps is None and is_newest:
         raise ConfigError("--steps", "none given", f"a number above {step}, where {path} ends and the branch begins")
     if planned_steps(config) <= step and steps is None:

@@ -191,7 +191,8 @@ def plan_session(config: RunConfig, manifest: Mapping[str, Any]) -> "SessionPlan
 
     return SessionPlan(
         Path(config.out or "."), planned_steps(config), evaluated_every(config),
-        first_step=run_directory.first_step(manifest), ends=tuple(former_ends(config, manifest)), keep=config.keep,
-        keep_every=config.keep_every, seconds=config.checkpoint_seconds,
+        eval_at=config.eval_at, first_step=run_directory.first_step(manifest),
+        ends=tuple(former_ends(config, manifest)), keep=config.keep, keep_every=config.keep_every,
+        seconds=config.checkpoint_seconds,
         keep_period_minima=config.keep_period_minima, is_finished="summary" in manifest,
     )  # fmt: skip

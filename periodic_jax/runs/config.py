@@ -29,7 +29,7 @@ FREE = ("keep", "keep_every", "checkpoint_seconds")  # what may change while a r
 # What the first run directories have not, and did not do.
 LATER = (
     "track_sharpness", "keep_period_minima", "shards", "shard", "storage", "deterministic", "model_args", "optimizer",
-    "points", "sampling", *LATER_AXES,
+    "points", "sampling", "eval_at", *LATER_AXES,
 )  # fmt: skip
 # What a network of one's own has arguments of its own for.
 BUILT_IN = ("width", "depth", "init_scale", "storage")
@@ -82,6 +82,7 @@ class RunConfig(
                 object.__setattr__(self, name, settings.as_axis(name, getattr(self, name)))
             elif name in self.__dataclass_fields__:
                 object.__setattr__(self, name, settings.as_setting(name, getattr(self, name), hint))
+        object.__setattr__(self, "eval_at", tuple(sorted(set(self.eval_at))))
 
     @property
     def folder(self) -> Path:
@@ -190,11 +191,23 @@ def check(config: RunConfig) -> None:
     config.grid()
     if (steps := planned_steps(config)) > MOST_STEPS:
         raise ConfigError("--epochs", config.epochs, f"at most {MOST_STEPS} steps, not {steps}")
-    if steps > MOST_EVALUATIONS * (every := evaluated_every(config)):
+    _check_evaluations(config, steps)
+    if (every := evaluated_every(config)) and steps > MOST_EVALUATIONS * every:
         raise ConfigError("--eval-every", every, f"at least {-(-steps // MOST_EVALUATIONS)} for {steps} steps")
     check_batch_size(config.batch_size, config.data)
     if hasattr(model, "check_input"):
         model.check_input(*config.data.image_shape[:2])
+
+
+def _check_evaluations(config: RunConfig, steps: int) -> None:
+    """Refuse updates after which nothing can be evaluated."""
+    if config.eval_at and config.eval_every:
+        raise ConfigError("--eval-at", f"given with --eval-every {config.eval_every}", "one of the two")
+    if len(config.eval_at) > MOST_EVALUATIONS:
+        raise ConfigError("--eval-at", f"{len(config.eval_at)} evaluations", f"at most {MOST_EVALUATIONS}")
+    for step in config.eval_at[:1] + config.eval_at[-1:]:
+        if not 0 <= step <= steps:
+            raise ConfigError("--eval-at", step, f"updates from 0 to {steps}, the end of the run")
 
 
 def _network(config: RunConfig) -> Any:
@@ -227,13 +240,13 @@ def steps_of_epoch(config: RunConfig) -> int:
     return max(data.steps_per_epoch(len(config.data.images), config.batch_size), 1)
 
 
-def evaluated_every(config: RunConfig) -> int:
-    """Updates between evaluations.
+def evaluated_every(config: RunConfig) -> int | None:
+    """Updates between evaluations; None where they come at given updates.
 
     If not given, a hundredth of the run, but at least as many as an evaluation has mini-batches: forward only, it takes
     a third of the time of so many updates, and so all evaluations take at most a quarter of the run's.
     """
-    if config.eval_every:
+    if config.eval_every or config.eval_at:
         return config.eval_every
     images = len(config.data.images) + len(config.data.test_images)
     in_a_step = len(config.data.images) if config.full_batch else config.batch_size

@@ -161,6 +161,13 @@ class TrainingSettings:
         """Updates between evaluations. A hundredth of the run if not given, or as many as take three times as long as
         an evaluation.""",
     )
+    eval_at: tuple[int, ...] = setting(
+        (),
+        """The updates after which to evaluate, in the place of --eval-every: numbers, or ranges such as
+        logspace:1:10000:40, whose numbers are rounded, each once. The start and the end of the run are evaluated
+        anyway.""",
+        metavar="STEP ...",
+    )
     layout: str = setting("auto", "How configurations are laid out: auto, vmap, unroll, map, or map:K for blocks of K.")
     precision: str = setting(
         "float32",
@@ -276,9 +283,10 @@ def as_setting(name: str, value: Any, hint: Any) -> Any:
     they are.
     """
     if typing.get_origin(hint) is tuple:
-        several = tuple(value) if isinstance(value, list) else value
+        several = tuple(value.tolist() if isinstance(value, np.ndarray) else value) if _is_listed(value) else value
         if not is_of(several, hint):
-            raise ConfigError(flag_of(name), reprlib.repr(value), "several texts, as in ('width=8',)")
+            accepted = "several whole numbers" if hint == tuple[int, ...] else "several texts, as in ('width=8',)"
+            raise ConfigError(flag_of(name), reprlib.repr(value), accepted)
         return several
     kinds = typing.get_args(hint) or (hint,)
     plain = value.item() if isinstance(value, np.generic) else value
@@ -290,6 +298,10 @@ def as_setting(name: str, value: Any, hint: Any) -> Any:
         accepted = " or ".join(IN_WORDS[kind] for kind in kinds)
         raise ConfigError(flag_of(name), reprlib.repr(value), accepted)
     return plain
+
+
+def _is_listed(value: Any) -> bool:
+    return isinstance(value, list | range) or (isinstance(value, np.ndarray) and value.ndim == 1)
 
 
 def is_of(value: Any, hint: Any) -> bool:

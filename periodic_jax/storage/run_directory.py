@@ -168,12 +168,14 @@ def lengths(record: Mapping[str, Any]) -> dict[str, int]:
     configs = max(sizes) if config.get("points") else math.prod(sizes)
     if type(shards := config.get("shards")) is int and shards > 0:
         configs = -(-configs // shards)
+    ends = len(record.get("ends", ()))
     steps, every = (
         value if type(value) is int and 0 < value <= MOST_STEPS else default
         for value, default in ((config.get("steps"), MOST_STEPS), (config.get("eval_every"), 1))
     )
-    evaluations = steps // every + 3 + len(record.get("ends", ()))
-    return {"config": min(configs, MOST_CONFIGS), "step": steps, "eval_step": evaluations, "layer": MOST_LAYERS}
+    given = config.get("eval_at")
+    evaluations = (len(given) if given and isinstance(given, list) else steps // every) + 3
+    return {"config": min(configs, MOST_CONFIGS), "step": steps, "eval_step": evaluations + ends, "layer": MOST_LAYERS}
 
 
 def manifest_error(content: Any) -> str | None:

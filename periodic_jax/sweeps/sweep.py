@@ -177,7 +177,7 @@ class Sweep:
         Args:
             steps: number of updates.
             eval_every: steps between evaluations, counted from step 0; the last step is always followed by one, and
-                the first one preceded by one. None: no evaluations at all.
+                the first one preceded by one. None: no evaluations, or those of ``ends``.
             ends: where else chunks end.
             keep: called before each chunk, with the number of updates made after it, whether the states there are
                 wanted. Those at the end of the last chunk come anyway.
@@ -187,24 +187,25 @@ class Sweep:
             Consecutive chunks.
         """
         programs, end, size = self.programs, self.step + steps, min(FIRST_STEPS, self.capacity)
+        has_evaluations = bool(eval_every or ends.eval_at)
         pending: tuple[Chunk, int] | None = None
-        if self.step == ends.origin and eval_every:
+        if self.step == ends.origin and has_evaluations:
             first = jax.tree.map(self.placement.gather, programs.evaluation(self._states, self.data))
             yield Chunk(self.step, self.empty_telemetry(), first, self.placement.gather(self._states.diverged_at))
         started, chunk_number = time.perf_counter(), 0
         while self.step < end:
-            due = min((self.step // eval_every + 1) * eval_every, end) if eval_every else end
+            due = ends.next_evaluation(self.step, end, eval_every)
             marks = [(self.step // every + 1) * every for every in (ends.mark_every, ends.weights_every) if every]
             count = min(size, min(due, *marks) - self.step if marks else due - self.step)
             is_wanted, self.stopped = keep(self.step + count), stop()
             if self.stopped:
                 break
             first_step, self.step = self.step, self.step + count
-            telemetry = self._run(first_step, count)
+            telemetry, is_evaluated = self._run(first_step, count), has_evaluations and self.step == due
             has_weights = ends.weights_every and self.step % ends.weights_every == 0
             computed = Chunk(
                 first_step, telemetry,
-                evaluation=programs.evaluation(self._states, self.data) if eval_every and self.step == due else None,
+                evaluation=programs.evaluation(self._states, self.data) if is_evaluated else None,
                 diverged_at=copied(self._states.diverged_at),
                 weights=copied(weights_of(self._states)) if has_weights else None,
                 states=copied(self._states) if self.step < end and is_wanted else None,
