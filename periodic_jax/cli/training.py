@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from tyro.conf import OmitArgPrefixes, Positional
 
 import periodic_jax as pj
-from periodic_jax.cli.axis import read_axis, read_count, read_run, read_selection
+from periodic_jax.cli.axis import read_axis, read_count, read_run, read_selection, read_steps
 from periodic_jax.cli.launch import draw_figures, print_results, train_and_report, train_with_progress
 from periodic_jax.cli.options import IF_GIVEN, Data, DataFiles, Folder, Run, arg
 from periodic_jax.core.formatting import counted
@@ -99,8 +99,10 @@ class Branch:
         """The configurations to take, such as lr=0.1 weight_decay=1e-3,1e-2; all, if not given. One value of each axis
         that is changed.""",
     )
-    step: Annotated[int | None, read_count("step"), IF_GIVEN] = setting(
-        None, "The checkpoint to start from; the newest, if not given. See --keep-every of the sweep."
+    step: Annotated[tuple[int, ...], read_steps("step"), IF_GIVEN] = setting(
+        (),
+        """The checkpoint to start from; the newest, if not given. See --keep-every of the sweep. Of several, such as
+        1000 2000 3000, each begins a run of its own, DIR/branch_step=1000 and so on.""",
     )
     grid: ChangedGrid = setting(  # pyright: ignore[reportInvalidTypeForm] (built at run time)
         ChangedAxes(), "Axes of the new grid. One that is not given keeps the selected values."
@@ -118,7 +120,15 @@ class Branch:
     def execute(self) -> None:
         """Train the new run, and print the results."""
         change = {name: values for name, values in vars(self.grid).items() if values}
-        train_and_report(
-            pj.branch_run, self.run, self.out or free_folder("branch"), step=self.step, select=self.select,
-            change=change, steps=self.steps, **vars(self.data),
-        )  # fmt: skip
+        out, options = self.out or free_folder("branch"), {"select": self.select, "change": change, "steps": self.steps}
+        options |= vars(self.data)
+        if len(self.step) < 2:
+            step = self.step[0] if self.step else None
+            train_and_report(pj.branch_run, self.run, out, step=step, **options)
+            return
+        from periodic_jax.runs.branch import branch_from_each
+
+        for run in train_with_progress(branch_from_each, self.run, out, self.step, **options):
+            draw_figures(run)
+            print_results(run)
+        print(f"all of them: periodic_jax.open_run({str(out)!r}), along branch_step")

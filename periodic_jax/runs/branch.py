@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from periodic_jax.sweeps.sweep import Sweep
 
 Axes = Mapping[str, Sequence[float]]
+Files = dict[str, Any]  # data set, its folder and model, as for `resume_run`
 
 
 def branch_run(
@@ -70,13 +71,81 @@ def branch_run(
         CorruptedRunError: the checkpoint is corrupted.
         RunInterrupted: as `run_sweep`.
     """
-    from periodic_jax.checkpoints.reader import load_checkpoint
+    files: Files = {"dataset": dataset, "data_dir": data_dir, "model": model}
+    return _start(_plan(path, out, step, select, change, steps, files), files, callbacks)
 
+
+def branch_from_each(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    checkpoints: Sequence[int],
+    *,
+    callbacks: RunCallbacks | None = None,
+    select: Axes | None = None,
+    change: Axes | None = None,
+    steps: int | None = None,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    model: str | None = None,
+) -> list[RunResult]:
+    """Start the same branch from each of several checkpoints, one after the other, or go on with these very ones.
+
+    Each is a run directory of its own, ``out/branch_step=STEP``: runs that begin at different steps cannot be one
+    compiled program. ``open_run(out)`` gives all as one Dataset, with a dimension ``branch_step``.
+
+    Args:
+        path, callbacks, select, change, steps, dataset, data_dir, model: as for `branch_run`.
+        out: the folder of the new runs.
+        checkpoints: their steps.
+
+    Returns:
+        The runs, in the order of the checkpoints.
+
+    Raises:
+        ConfigError: as `branch_run`, of any of them and before the first one is begun.
+        CorruptedRunError: a checkpoint is corrupted.
+        RunInterrupted: as `run_sweep`; the same call goes on.
+    """
+    files: Files = {"dataset": dataset, "data_dir": data_dir, "model": model}
+    if not checkpoints or len(set(checkpoints)) < len(checkpoints):
+        given = " ".join(map(str, checkpoints)) or "no checkpoint"
+        raise ConfigError("--step", given, "checkpoints, each once")
+    run_directory.check_unused(Path(out))
+    plans = [
+        _plan(path, run_directory.branch_folder(Path(out), step), step, select, change, steps, files)
+        for step in checkpoints
+    ]
+    for plan in plans:
+        if not _is_there(plan.config, plan.origin):
+            run_directory.check_unused(plan.config.folder)
+    return [_start(plan, files, callbacks) for plan in plans]
+
+
+class _BranchPlan(NamedTuple):
+    """What a branch is, with nothing computed or written."""
+
+    parent: RunConfig
+    config: RunConfig
+    origin: dict[str, Any]  # what config.json says of the parent
+    parts: list[tuple[RunConfig, np.ndarray]]  # the run directories of the parent, and their configurations
+    parents: np.ndarray  # of each configuration, its parent's place
+
+
+def _plan(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    step: int | None,
+    select: Axes | None,
+    change: Axes | None,
+    steps: int | None,
+    files: Files,
+) -> _BranchPlan:
+    """Refuse a branch that cannot be; arguments as for `branch_run`."""
     path, out = Path(path), Path(out)
     select, change = ({name: list(values) for name, values in (axes or {}).items()} for axes in (select, change))
     shards = read_shards(path)
     manifest = run_directory.read_config(path) if shards is None else shards.manifest
-    parent = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir, model=model)
+    parent = from_manifest(manifest, path, **files)
     _check_seeds(parent, change)
     axes, parents = branched_axes({name: getattr(parent, name) for name in RUN_AXES}, select, change, parent.points)
     parts = [(part, members) for part, members in run_parts(parent) if np.isin(parents, members).any()]
@@ -107,8 +176,17 @@ def branch_run(
         "name": path.resolve().name, "path": os.fspath(path.resolve()), "step": step,
         "selected": select, "changed": change, "config": manifest["config"],
     }  # fmt: skip
+    return _BranchPlan(parent, config, origin, parts, parents)
+
+
+def _start(plan: _BranchPlan, files: Files, callbacks: RunCallbacks | None) -> RunResult:
+    """Begin a branch, or go on with it."""
+    from periodic_jax.checkpoints.reader import load_checkpoint
+
+    parent, config, origin, parts, parents = plan
+    out, step = config.folder, origin["step"]
     if _is_there(config, origin):
-        return resume_run(out, callbacks=callbacks, dataset=dataset, data_dir=data_dir, model=model)
+        return resume_run(out, callbacks=callbacks, **files)
     with xla.precision(parent.precision):
         states: dict[str, np.ndarray] = {}
         for part, members in parts:
@@ -122,7 +200,7 @@ def branch_run(
     run_directory.claim_directory(out)
     with locked(out) as check_held, xla.precision(config.precision):
         callbacks = (callbacks or RunCallbacks()).checking(check_held)
-        prepare = functools.partial(_write_first_checkpoint, config, states, step, "fixed_norm" in change)
+        prepare = functools.partial(_write_first_checkpoint, config, states, step, "fixed_norm" in origin["changed"])
         return run_session(config, {"parent": origin}, callbacks, prepare=prepare)
 
 

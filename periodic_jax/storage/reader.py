@@ -9,12 +9,20 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from periodic_jax.core.errors import ConfigError, PeriodicJaxError, RunNotFoundError, as_corruption
+from periodic_jax.core.errors import ConfigError, CorruptedRunError, PeriodicJaxError, RunNotFoundError, as_corruption
 from periodic_jax.core.grid import AXES, DEFAULTS, LATER_AXES
 from periodic_jax.storage.checksums import SEAL
-from periodic_jax.storage.run_directory import TELEMETRY, first_step, lengths, reached, read_config
+from periodic_jax.storage.run_directory import (
+    CONFIG_FILE,
+    TELEMETRY,
+    branch_folders,
+    first_step,
+    lengths,
+    reached,
+    read_config,
+)
 from periodic_jax.storage.schema import describe
-from periodic_jax.storage.shards import LOG, Shards, check_members, join_shards, read_shards
+from periodic_jax.storage.shards import LOG, Shards, check_members, join_branches, join_shards, read_shards
 from periodic_jax.storage.verification import metadata_corruptions
 from periodic_jax.storage.verified_store import ARRAYS, MISSING, corrupted_telemetry, open_verified, telemetry_remedy
 
@@ -24,7 +32,8 @@ def open_run(path: str | os.PathLike[str], *, flat: bool = False) -> xr.Dataset:
 
     Args:
         path: the run directory, or the folder of a grid that was cut into shards, which are joined: what no shard has
-            reached yet is NaN, and a corrupted shard is logged and left out.
+            reached yet is NaN, and a corrupted shard is logged and left out. Of a folder of branches from several
+            checkpoints these are joined so, along ``branch_step``.
         flat: keep the one dimension ``config`` instead of one dimension for each swept axis.
 
     Returns:
@@ -39,7 +48,11 @@ def open_run(path: str | os.PathLike[str], *, flat: bool = False) -> xr.Dataset:
             named when it is read, also where that is later.
     """
     path, shards = Path(path), read_shards(path)
-    dataset = _open_flat(path) if shards is None else _open_shards(shards)
+    branches = branch_folders(path) if shards is None and not (path / CONFIG_FILE).exists() else {}
+    if branches:
+        dataset = _open_branches(path, branches)
+    else:
+        dataset = _open_flat(path) if shards is None else _open_shards(shards)
     with as_corruption(path / TELEMETRY, telemetry_remedy(path)):
         return dataset if flat else _unstacked(dataset)
 
@@ -69,6 +82,26 @@ def _open_shards(shards: Shards) -> xr.Dataset:
     dataset = join_shards(shards, parts, members)
     dataset.encoding["source"] = str(shards.path)
     dataset.attrs["name"] = shards.path.resolve().name
+    return dataset
+
+
+def _open_branches(path: Path, folders: Mapping[int, Path]) -> xr.Dataset:
+    """Branches from several checkpoints as one flat Dataset. Corrupted ones are logged, and left out unless all are."""
+    parts, errors = dict[int, xr.Dataset](), list[PeriodicJaxError]()
+    for step, folder in folders.items():
+        try:
+            if folder.is_symlink():
+                raise CorruptedRunError(folder, "it is a link, which could lead anywhere", "replace it by the folder")
+            parts[step] = _open_flat(folder)
+        except PeriodicJaxError as error:
+            errors.append(error)
+    if not parts:
+        raise errors[0]
+    for error in errors:
+        LOG.warning("a branch is left out: %s", error)
+    dataset = join_branches(parts)
+    dataset.encoding["source"] = str(path)
+    dataset.attrs["name"] = path.resolve().name
     return dataset
 
 

@@ -124,6 +124,7 @@ QUANTITIES = {
         _Q("step", units="step", dims=("step",), number="whole"),
         _Q("eval_step", "updates made before the evaluation", "step", ("eval_step",)),
         _Q("layer", units="", dims=("layer",)),
+        _Q("branch_step", "updates made before the branch", "step", number="whole"),
         # Of an analysis.
         _Q("confidence", heading="sure", number=".2f"),
         _Q("destabilisations", heading="jumps"),
