@@ -43,7 +43,7 @@ def initial_states(options: argparse.Namespace) -> dict[str, np.ndarray]:
     """Float32 states of step 0."""
     with xla.precision("float32"):
         sweep = sweep_of(options, "float32")
-        return sweep.placement.fetch(sweep._initialise(sweep.seeds))  # without the programs of the steps
+        return sweep.placement.fetch(sweep._initialise(sweep.initial_seeds))  # without the programs of the steps
 
 
 def recorded(options: argparse.Namespace, name: str, states: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import xarray as xr
 
 from periodic_jax.analysis.pipeline import OF_WEIGHTS
 from periodic_jax.core.errors import ConfigError, DataFileError, first_line
-from periodic_jax.core.grid import AXES, HParams, axis_rule
+from periodic_jax.core.grid import AXES, DEFAULTS, axis_rule
 from periodic_jax.core.optimizers import OPTIMIZERS, SPECIAL, check_hyperparameters
 from periodic_jax.storage.schema import describe, used_by
 
@@ -86,7 +86,7 @@ def log_dataset(curves: Mapping[str, Any], optimizer: str = "sgd", **numbers: fl
     _derive(arrays)
     rate = arrays.get("step_lr", np.array([np.nan]))
     known = rate[np.isfinite(rate)]
-    numbers = {**HParams()._asdict(), "seed": 0, **numbers, "lr": known[0] if len(known) else np.nan}
+    numbers = {**DEFAULTS, **numbers, "lr": known[0] if len(known) else np.nan}
     left_out = [
         f"left out: {what} (no {' and no '.join(missing)})"
         for what, needed in NEEDS.items()

@@ -17,7 +17,7 @@ from periodic_jax.analysis.theory_checks import CHECKS, Theory, Trajectory, chec
 from periodic_jax.core import segments
 from periodic_jax.core.blocks import map_blocks
 from periodic_jax.core.errors import UsageError
-from periodic_jax.core.grid import AXES
+from periodic_jax.core.grid import AXES, SEED_AXES
 from periodic_jax.storage.reader import flattened, read
 from periodic_jax.storage.schema import used_by
 
@@ -112,7 +112,7 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
     lengths = {f"period_{name}": values for name, values in (between._asdict() | lowest).items()}
     variables |= _along(("config", "period"), **lengths)
     _, groups = np.unique(
-        np.stack([dataset[name].values for name in AXES if name != "seed"]), axis=1, return_inverse=True
+        np.stack([dataset[name].values for name in AXES if name not in SEED_AXES]), axis=1, return_inverse=True
     )
     variables |= _slopes(periods, between, hyper, groups.ravel()) | _stability(dataset, periods, hyper)
     if analysis.origin is not None:

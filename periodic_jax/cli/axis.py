@@ -13,8 +13,8 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.formatting import flag_of
-from periodic_jax.core.grid import axis_rule, checked_axis
-from periodic_jax.runs.config import RUN_AXES
+from periodic_jax.core.grid import RUN_AXES, SEED_AXES, axis_rule, checked_axis
+from periodic_jax.core.points import SobolRange
 
 RANGES: dict[str, Callable[..., np.ndarray]] = {"logspace": np.geomspace, "linspace": np.linspace}
 
@@ -33,14 +33,21 @@ class Axis(tuple[float, ...]):
     __slots__ = ()
 
 
-def read_axis(name: str) -> PrimitiveConstructorSpec[Any]:
-    """The constructor of an axis; see `parse_axis`."""
+def read_axis(name: str, *, may_be_drawn: bool = False) -> Any:
+    """The constructor of an axis; see `parse_axis`. Where it may be drawn, also of a `SobolRange`."""
 
-    def read(texts: list[str]) -> Axis:
+    def read(texts: list[str]) -> Axis | SobolRange:
+        if may_be_drawn and any(text.split(":")[0] == "sobol" for text in texts):
+            return parse_sobol(name, texts)
         numbers = parse_axis(name, texts)
-        return Axis(map(int, numbers) if name == "seed" else numbers)
+        return Axis(map(int, numbers) if name in SEED_AXES else numbers)
 
     return _constructor("*", "X ...", read, lambda values: [f"{value:.15g}" for value in values])
+
+
+def read_steps(name: str) -> PrimitiveConstructorSpec[Any]:
+    """The constructor of numbers of updates; see `parse_steps`."""
+    return _constructor("*", "STEP ...", lambda texts: parse_steps(name, texts), lambda steps: list(map(str, steps)))
 
 
 def read_selection() -> PrimitiveConstructorSpec[Any]:
@@ -219,6 +226,51 @@ def _expand(name: str, text: str) -> list[float]:
         raise ConfigError(flag_of(name), text, wanted) from None
     # 15 digits: 1e-3 shall be 1e-3, and selectable as such.
     return [first, *(float(f"{v:.15g}") for v in inner), last]
+
+
+def parse_steps(name: str, texts: Sequence[str]) -> tuple[int, ...]:
+    """Numbers of updates from the values of an option: whole numbers, and ranges, which are rounded.
+
+    Raises:
+        ConfigError: a value that is none of these, or below 0.
+
+    Example:
+        >>> parse_steps("eval_at", ["0", "logspace:1:1000:7"])
+        (0, 1, 3, 10, 32, 100, 316, 1000)
+    """
+    steps = set[int]()
+    for text in texts:
+        try:
+            numbers = _expand(name, text) if text.split(":")[0] in RANGES else [int(text)]
+        except ValueError as error:
+            if isinstance(error, ConfigError):
+                raise
+            wanted = "whole numbers, or ranges such as logspace:1:10000:40"
+            raise ConfigError(flag_of(name), text or "an empty value", wanted) from None
+        if min(numbers) < 0:
+            raise ConfigError(flag_of(name), text, "numbers of updates from 0")
+        steps.update(map(round, numbers))
+    return tuple(sorted(steps))
+
+
+def parse_sobol(name: str, texts: Sequence[str]) -> SobolRange:
+    """An axis that is drawn, from ``sobol:FIRST:LAST:COUNT`` or ``sobol:FIRST:LAST:COUNT:log``.
+
+    Raises:
+        ConfigError: another text, or more than one.
+
+    Example:
+        >>> parse_sobol("lr", ["sobol:1e-3:1:32:log"])
+        SobolRange(first=0.001, last=1.0, number=32, log=True)
+    """
+    try:
+        ((_, first, last, count, *scale),) = (text.split(":") for text in texts)
+        if scale not in ([], ["log"]):
+            raise ValueError(scale)
+        return SobolRange(float(first), float(last), int(count), scale == ["log"])
+    except ValueError:
+        wanted = "sobol:FIRST:LAST:COUNT or sobol:FIRST:LAST:COUNT:log, alone"
+        raise ConfigError(flag_of(name), " ".join(texts), wanted) from None
 
 
 def parse_selection(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:

@@ -48,6 +48,9 @@ class Landscape:
     tolerance: Annotated[float, read_number("tolerance")] = setting(
         1e-3, "Residual at which an eigenvalue has converged, relative to the largest in size."
     )
+    density: Annotated[int, read_count("density")] = setting(
+        0, "Iterations of stochastic Lanczos from each probe, for the spectral density of each matrix; 0: none."
+    )
     overwrite: Annotated[bool, IF_GIVEN] = setting(False, "Replace a landscape.nc that is there.")
     data: Data = DataFiles()
 
@@ -56,7 +59,7 @@ class Landscape:
         from periodic_jax.inspection.landscape import Budget, measure_landscape
 
         xla.use_cores_as_devices()
-        budget = Budget(self.images, self.probes, self.eigenvalues, self.iterations, self.tolerance)
+        budget = Budget(self.images, self.probes, self.eigenvalues, self.iterations, self.tolerance, self.density)
         measure = partial(
             measure_landscape, checkpoints=self.checkpoints, select=self.select, weights=self.weights, budget=budget,
             **vars(self.data),

@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import periodic_jax as pj
 from periodic_jax.storage.run_directory import read_config
@@ -12,6 +12,8 @@ from periodic_jax.training import xla
 
 if TYPE_CHECKING:
     from periodic_jax.runs.run import RunResult
+
+Result = TypeVar("Result")  # a run, or several
 
 
 def log_line(line: str) -> None:
@@ -32,7 +34,7 @@ def train_and_report(start: Callable[..., "RunResult"], *arguments: Any, **optio
         print(f"figures: {', '.join(file.name for file in files)} in {files[0].parent}")
 
 
-def train_with_progress(start: Callable[..., "RunResult"], *arguments: Any, **options: Any) -> "RunResult":
+def train_with_progress(start: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
     """Train with a progress bar, until a signal asks for an end."""
     from periodic_jax.runs.callbacks import Stop
 

@@ -13,7 +13,7 @@ from periodic_jax.cli.axis import read_columns, read_count, read_run
 from periodic_jax.cli.options import IF_GIVEN, Folder, Run, arg
 from periodic_jax.core.errors import ConfigError, UsageError
 from periodic_jax.runs.settings import setting
-from periodic_jax.storage.run_directory import steps_per_epoch
+from periodic_jax.storage.run_directory import CONFIG_FILE, branch_folders, steps_per_epoch
 
 
 def print_and_write(text: str, write: Callable[[], list[Path]]) -> None:
@@ -23,6 +23,14 @@ def print_and_write(text: str, write: Callable[[], list[Path]]) -> None:
     finally:
         print(text, end="")
     print(f"written: {', '.join(map(str, files))}")
+
+
+def _open_flat(path: Path) -> Any:
+    """A run's telemetry, flat. Tables and figures tell configurations apart by their axes, which branches share."""
+    if not (path / CONFIG_FILE).exists() and (branches := branch_folders(path)):
+        one = next(iter(branches.values()))
+        raise ConfigError("run directory", path, f"one of its branches, such as {one}")
+    return pj.open_run(path, flat=True)
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class Analyze:
         if self.columns is not None and not is_log:
             raise UsageError("--columns", f"{self.run} is no csv file", "leave it out")
         log = pj.analysis.read_log(self.run, self.columns) if is_log else None
-        dataset = log.dataset if log else pj.open_run(self.run, flat=True)
+        dataset = log.dataset if log else _open_flat(self.run)
         tables, analysis = pj.tables, pj.analysis.analyze(dataset, predict=self.predict)
         columns = [tables.SHOWN, ("because",), ("mean_fall_steps", "mean_predicted_fall_steps", *tables.THEORY)]
         columns += [tables.FORECASTS] if self.predict else []
@@ -103,7 +111,7 @@ class Plot:
         formats = tuple(dict.fromkeys(self.format))
         if not formats or set(formats) - {"png", "pdf"}:
             raise ConfigError("--format", " ".join(formats) or "an empty list", "png, pdf or both")
-        dataset = pj.open_run(self.run, flat=True)
+        dataset = _open_flat(self.run)
         epoch = steps_per_epoch(self.run) if self.in_epochs else None
         if self.in_epochs and epoch is None:
             raise UsageError("--in-epochs", "config.json has no images and batch size to count with", "leave it out")
@@ -132,7 +140,7 @@ class Report:
         from periodic_jax.reporting import html
 
         def look() -> dict[str, Any]:
-            dataset = pj.open_run(self.run, flat=True)
+            dataset = _open_flat(self.run)
             return html.report_contents(dataset, pj.analysis.analyze(dataset))
 
         if not self.live:
@@ -156,7 +164,7 @@ class Export:
         from periodic_jax.reporting import export
 
         out = Path(self.out or self.run / "export" / (self.to + export.ENDINGS.get(self.to, "")))
-        dataset = pj.open_run(self.run, flat=True)
+        dataset = _open_flat(self.run)
         print(export.export(dataset, self.to, out))
         if self.to in ("tensorboard", "wandb") and dataset.sizes["step"] > 2 * export.BUCKETS:
             print(f"curves: of {dataset.sizes['step']} steps, the lowest and highest of each of {export.BUCKETS} parts")

@@ -8,12 +8,15 @@ import tyro
 from tyro.conf import OmitArgPrefixes
 
 import periodic_jax as pj
-from periodic_jax.cli.axis import Axis, read_axis, read_count, read_flag_or_count, read_number, read_path
+from periodic_jax.cli.axis import Axis, read_axis, read_count, read_flag_or_count, read_number, read_path, read_steps
 from periodic_jax.cli.launch import log_line, print_results, train_and_report, train_with_progress
 from periodic_jax.cli.options import IF_GIVEN, arg
 from periodic_jax.core.errors import UsageError
+from periodic_jax.core.formatting import flag_of
+from periodic_jax.core.grid import RUN_AXES
+from periodic_jax.core.points import Points, SobolRange, as_points, sobol_points
 from periodic_jax.runs import settings
-from periodic_jax.runs.config import RUN_AXES, RunConfig
+from periodic_jax.runs.config import RunConfig
 from periodic_jax.runs.settings import setting
 from periodic_jax.runs.shards import no_folder_of_shards
 from periodic_jax.storage.run_directory import free_folder
@@ -37,11 +40,15 @@ THEMES: dict[str, type] = {
 def _annotated(field: dataclasses.Field[Any], hint: Any) -> Any:
     """The type of a setting as the command line reads it."""
     if field.metadata["is_axis"]:
-        return Annotated[tuple[float, ...], read_axis(field.name)]
+        return Annotated[tuple[float, ...], read_axis(field.name, may_be_drawn=True)]
+    if field.name == "points":
+        return Annotated[Any, read_path(field.name, "csv file", metavar="FILE"), IF_GIVEN]
     if field.name == "keep_period_minima":
         return Annotated[hint, read_flag_or_count(field.name, USUAL_WINDOW), IF_GIVEN]
     if hint is bool:
         return Annotated[bool, IF_GIVEN]
+    if hint == tuple[int, ...]:
+        return Annotated[hint, read_steps(field.name), IF_GIVEN]
     if hint == tuple[str, ...]:
         return Annotated[hint, arg(field.metadata["metavar"]), IF_GIVEN]
     metavar, marks = field.metadata["metavar"], [] if field.default is not None else [IF_GIVEN]
@@ -76,12 +83,16 @@ class Sweep(SweepSettings):
     """Train a grid of hyperparameters side by side and record every step.
 
     Every option with X ... is an axis of the grid and takes one or more numbers, or ranges: logspace:1e-3:1:7,
-    linspace:0:0.9:4. All combinations are trained.
+    linspace:0:0.9:4. All combinations are trained. Axes given as sobol:1e-3:1:32:log are drawn together instead, as
+    the 32 points of one Sobol sequence, and the other axes have one value.
     """
 
     dry_run: Annotated[bool, IF_GIVEN] = setting(
         False,
         "Only print what the sweep, or one of its shards, would take: memory, disk, time, and how many shards to use.",
+    )
+    points_seed: Annotated[int | None, read_count("points_seed", 0), IF_GIVEN] = setting(
+        None, "Seed of the axes given as sobol:FIRST:LAST:COUNT; 0, if not given."
     )
     target: Annotated[str | None, tyro.conf.arg(name="for", metavar="DEVICE"), IF_GIVEN] = setting(
         None,
@@ -103,16 +114,38 @@ class Sweep(SweepSettings):
 def to_config(sweep: Any) -> RunConfig:
     """The configuration that the options of a sweep give."""
     values: dict[str, Any] = {name: value for group in GROUPS for name, value in vars(getattr(sweep, group)).items()}
+    points: Points = _draw_points(values, sweep.points_seed)
+    if values["points"]:
+        points = as_points(values["points"])
+    for name in points:
+        if isinstance(values[name], Axis):
+            raise UsageError(flag_of(name), "given together with a column of --points", "give one of the two")
     # Training at a fixed effective learning rate is studied without decay unless one is asked for.
-    if not isinstance(values["weight_decay"], Axis) and min(values["elr"]) > 0:
+    has_decay, elr = isinstance(values["weight_decay"], Axis) or "weight_decay" in points, points.get("elr")
+    if not has_decay and min(elr or values["elr"]) > 0:
         values["weight_decay"] = (0.0,)
-    values |= {name: tuple(values[name]) for name in RUN_AXES}
+    values |= {name: tuple(values[name]) for name in RUN_AXES} | {"points": points or ()}
     if values["shards"] is not None and values["out"] is None and not sweep.dry_run:
         raise no_folder_of_shards()
     if sweep.target is not None and not sweep.dry_run:
         raise UsageError("--for", "given without --dry-run", "give both: nothing can be trained on a device elsewhere")
     values["out"] = values["out"] or free_folder("sweep")
     return RunConfig(**values)
+
+
+def _draw_points(values: dict[str, Any], seed: int | None) -> Points:
+    """The points of the axes that are drawn, which then have their defaults; none where there are none."""
+    drawn = {name: values[name] for name in RUN_AXES if isinstance(values[name], SobolRange)}
+    if not drawn:
+        if seed is not None:
+            raise UsageError("--points-seed", "no axis is drawn", "give it with an axis such as sobol:1e-3:1:32:log")
+        return {}
+    if values["points"]:
+        raise UsageError(
+            "--points", f"given together with {flag_of(next(iter(drawn)))} sobol:...", "give one of the two"
+        )
+    values |= {name: getattr(settings.GridAxes, name) for name in drawn}
+    return sobol_points(drawn, seed or 0)
 
 
 def print_plan(config: RunConfig, device: str | None = None) -> None:

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 from tyro.conf import OmitArgPrefixes, Positional
 
 import periodic_jax as pj
-from periodic_jax.cli.axis import read_axis, read_count, read_run, read_selection
+from periodic_jax.cli.axis import read_axis, read_count, read_run, read_selection, read_steps
 from periodic_jax.cli.launch import draw_figures, print_results, train_and_report, train_with_progress
 from periodic_jax.cli.options import IF_GIVEN, Data, DataFiles, Folder, Run, arg
 from periodic_jax.core.formatting import counted
-from periodic_jax.runs.config import RUN_AXES, RunConfig
+from periodic_jax.core.grid import INITIAL_SEEDS, RUN_AXES
+from periodic_jax.runs.config import RunConfig
 from periodic_jax.runs.settings import setting
 from periodic_jax.storage.run_directory import free_folder
 
@@ -68,10 +69,12 @@ class Resume:
         )
 
 
+CHANGEABLE = [name for name in RUN_AXES if name not in INITIAL_SEEDS]  # the weights are the parent's
 _NEW_VALUES = {
     "fixed_norm": "New values, as for the sweep; negative: the norm at the branch.",
     "schedule_end": "New values, as for the sweep; the parent's, if not given.",
     "seed": "Another order of the data, with the parent's weights.",
+    "data_seed": "Another order of the data; -1: that of --seed.",
 }
 
 
@@ -81,7 +84,7 @@ def _new_values(axis: str) -> tuple[str, Any, Any]:
     return axis, kind, setting((), _NEW_VALUES.get(axis, "New values, as for the sweep."))
 
 
-ChangedAxes: Any = dataclasses.make_dataclass("ChangedAxes", map(_new_values, RUN_AXES), frozen=True)
+ChangedAxes: Any = dataclasses.make_dataclass("ChangedAxes", map(_new_values, CHANGEABLE), frozen=True)
 ChangedGrid: Any = OmitArgPrefixes[ChangedAxes]
 
 
@@ -95,8 +98,10 @@ class Branch:
         """The configurations to take, such as lr=0.1 weight_decay=1e-3,1e-2; all, if not given. One value of each axis
         that is changed.""",
     )
-    step: Annotated[int | None, read_count("step"), IF_GIVEN] = setting(
-        None, "The checkpoint to start from; the newest, if not given. See --keep-every of the sweep."
+    step: Annotated[tuple[int, ...], read_steps("step"), IF_GIVEN] = setting(
+        (),
+        """The checkpoint to start from; the newest, if not given. See --keep-every of the sweep. Of several, such as
+        1000 2000 3000, each begins a run of its own, DIR/branch_step=1000 and so on.""",
     )
     grid: ChangedGrid = setting(  # pyright: ignore[reportInvalidTypeForm] (built at run time)
         ChangedAxes(), "Axes of the new grid. One that is not given keeps the selected values."
@@ -114,7 +119,15 @@ class Branch:
     def execute(self) -> None:
         """Train the new run, and print the results."""
         change = {name: values for name, values in vars(self.grid).items() if values}
-        train_and_report(
-            pj.branch_run, self.run, self.out or free_folder("branch"), step=self.step, select=self.select,
-            change=change, steps=self.steps, **vars(self.data),
-        )  # fmt: skip
+        out, options = self.out or free_folder("branch"), {"select": self.select, "change": change, "steps": self.steps}
+        options |= vars(self.data)
+        if len(self.step) < 2:
+            step = self.step[0] if self.step else None
+            train_and_report(pj.branch_run, self.run, out, step=step, **options)
+            return
+        from periodic_jax.runs.branch import branch_from_each
+
+        for run in train_with_progress(branch_from_each, self.run, out, self.step, **options):
+            draw_figures(run)
+            print_results(run)
+        print(f"all of them: periodic_jax.open_run({str(out)!r}), along branch_step")

@@ -43,7 +43,8 @@ class HParams(NamedTuple):
         return 1 - self.lr * self.weight_decay
 
 
-# What each axis takes, in words and as a test; `seed` is the only axis that is not a field of HParams.
+# What each axis takes, in words and as a test; the seeds alone are not fields of HParams.
+_OWN_SEED = ("whole numbers from 0 to 4294967295, or -1 for that of --seed", lambda v: -1 <= v < 2**32 and v == int(v))
 _ACCEPTED: dict[str, tuple[str, Any]] = {
     "lr": ("finite numbers above 0", lambda v: v > 0),
     "weight_decay": ("finite numbers from 0", lambda v: v >= 0),
@@ -58,9 +59,16 @@ _ACCEPTED: dict[str, tuple[str, Any]] = {
     "beta2": ("numbers from 0 to below 1", lambda v: 0 <= v < 1),
     "eps": ("finite numbers above 0", lambda v: v > 0),
     "seed": ("whole numbers from 0 to 4294967295", lambda v: 0 <= v < 2**32 and v == int(v)),
+    "init_seed": _OWN_SEED,
+    "data_seed": _OWN_SEED,
+    "head_seed": _OWN_SEED,
 }
 AXES = tuple(_ACCEPTED)
-LATER_AXES = ("beta1", "beta2", "eps")  # which the first run directories lack; they trained by SGD
+RUN_AXES = tuple(name for name in AXES if name != "schedule_every")  # those that a run is given
+SEED_AXES = ("seed", "init_seed", "data_seed", "head_seed")
+INITIAL_SEEDS = ("init_seed", "head_seed")  # without a part in what follows the start
+DEFAULTS = {**HParams()._asdict(), **dict.fromkeys(SEED_AXES, -1), "seed": 0}  # of each axis
+LATER_AXES = ("beta1", "beta2", "eps", *SEED_AXES[1:])  # which the first run directories lack, and had the defaults of
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,49 @@ class SweepGrid:
         return SweepGrid(_coordinates(configurations), swept)
 
     @staticmethod
+    def points(together: Sequence[str], **axes: float | Sequence[float] | np.ndarray) -> "SweepGrid":
+        """A configuration for each place along axes that are given together: a list of points, and no product.
+
+        Args:
+            together: the axes that have a value for each configuration.
+            **axes: names of `AXES`, all those ``together`` among them; of each other axis one value.
+
+        Returns:
+            The grid, in the order of the points.
+
+        Raises:
+            ConfigError: as `product`, or axes of different lengths, several values of another axis, or two equal
+                points.
+
+        Example:
+            >>> grid = SweepGrid.points(("lr", "weight_decay"), lr=[0.1, 0.1, 1.0], weight_decay=[0.0, 1e-3, 1e-3])
+            >>> len(grid), grid.label(1)
+            (3, 'lr=0.1 weight_decay=0.001')
+        """
+        columns = {name: checked_values(name, axes.get(name, ())) for name in together}
+        lengths = {name: len(values) for name, values in columns.items()}
+        if len(set(lengths.values())) != 1:
+            given = ", ".join(f"{length} of {name}" for name, length in lengths.items()) or "none"
+            raise ConfigError("--points", given, "as many values of each of its axes, and one at least")
+        if (configs := next(iter(lengths.values()))) > MOST_CONFIGS:
+            raise ConfigError("--points", f"{configs} configurations", f"at most {MOST_CONFIGS}")
+        for name in axes.keys() - columns.keys():
+            if len(values := checked_axis(name, axes[name])) > 1:
+                shown = " ".join(f"{value:.15g}" for value in values[:5])
+                raise UsageError(
+                    flag_of(name), f"several values ({shown}) with --points", "give one, or a column of the points"
+                )
+            columns[name] = values * configs
+        rows = zip(*columns.values(), strict=True)
+        grid = SweepGrid(_coordinates([dict(zip(columns, row, strict=True)) for row in rows]))
+        return grid.checked_distinct("--points")
+
+    @staticmethod
+    def declared(axes: Mapping[str, Any], points: Sequence[str] = ()) -> "SweepGrid":
+        """The grid of a run: all combinations of its axes, or where some of them are given together, its points."""
+        return SweepGrid.points(points, **axes) if points else SweepGrid.product(**axes)
+
+    @staticmethod
     def of(configurations: Iterable[Mapping[str, float]]) -> "SweepGrid":
         """Exactly the given configurations, each a mapping from names of `AXES` to numbers.
 
@@ -113,11 +164,18 @@ class SweepGrid:
         checked = [{name: _single(name, value) for name, value in given.items()} for given in configurations]
         if not checked:
             raise UsageError("configurations", "there is none", "give at least one")
-        grid = SweepGrid(_coordinates(checked))
-        _, first, times = np.unique(np.stack([*grid.coords.values()]), axis=1, return_index=True, return_counts=True)
+        return SweepGrid(_coordinates(checked)).checked_distinct("configurations")
+
+    def checked_distinct(self, argument: str) -> "SweepGrid":
+        """The grid itself.
+
+        Raises:
+            ConfigError: two configurations are equal.
+        """
+        _, first, times = np.unique(np.stack([*self.coords.values()]), axis=1, return_index=True, return_counts=True)
         for i in first[times > 1]:
-            raise ConfigError("configurations", f"{grid.label(i)} given twice", "each configuration once")
-        return grid
+            raise ConfigError(argument, f"{self.label(i)} given twice", "each configuration once")
+        return self
 
     def __len__(self) -> int:
         return len(self.coords["seed"])
@@ -131,9 +189,31 @@ class SweepGrid:
         """The seed of every configuration, uint32 ``(configs,)``."""
         return self.coords["seed"]
 
+    def seeds_of(self, name: str) -> np.ndarray:
+        """The seed of every configuration for one purpose, uint32 ``(configs,)``.
+
+        Args:
+            name: of `SEED_AXES`; one that is not given is that of all.
+
+        Example:
+            >>> SweepGrid.product(seed=[3, 4], data_seed=[-1, 7]).seeds_of("data_seed").tolist()
+            [3, 7, 4, 7]
+        """
+        return np.where(self.coords[name] < 0, self.coords["seed"], self.coords[name]).astype(np.uint32)
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether the head of some configuration has a seed of its own."""
+        return bool((self.coords["head_seed"] >= 0).any())
+
+    def initial_seeds(self) -> np.ndarray:
+        """The seeds of the initial weights and of the head's, uint32 ``(configs, 2)``."""
+        body, head = self.seeds_of("init_seed"), self.coords["head_seed"]
+        return np.stack([body, np.where(head < 0, body, head).astype(np.uint32)], axis=1)
+
     def members(self, count: int) -> list[np.ndarray]:
-        """The configurations of each of ``count`` shards, ascending: parts of equal size, or one less, in which seeds
-        stay together as far as that goes.
+        """The configurations of each of ``count`` shards, ascending: parts of equal size, or one less, in which those
+        of a data seed, which share their mini-batches, stay together as far as that goes.
 
         Raises:
             ConfigError: there are fewer configurations than shards, or no shard.
@@ -146,7 +226,7 @@ class SweepGrid:
             raise ConfigError(
                 "--shards", count, f"a whole number from 1 to {len(self)}, as many as there are configurations"
             )
-        return [np.sort(part) for part in np.array_split(np.argsort(self.seeds, kind="stable"), count)]
+        return [np.sort(part) for part in np.array_split(np.argsort(self.seeds_of("data_seed"), kind="stable"), count)]
 
     def shard(self, index: int, count: int) -> "SweepGrid":
         """One of ``count`` shards; see `members`.
@@ -179,6 +259,15 @@ def checked_axis(name: str, given: Any) -> list[float]:
     Raises:
         ConfigError: a value that the axis does not accept, one that is given twice, or none.
     """
+    values = checked_values(name, given)
+    distinct, times = np.unique(values, return_counts=True)
+    for value in distinct[times > 1]:
+        raise ConfigError(flag_of(name), f"{value:.15g} given twice", "each value once")
+    return values
+
+
+def checked_values(name: str, given: Any) -> list[float]:
+    """As `checked_axis`, where a value may come several times."""
     wanted, test = axis_rule(name)
     try:
         array = np.atleast_1d(np.asarray(given))
@@ -192,9 +281,6 @@ def checked_axis(name: str, given: Any) -> list[float]:
     for value in values:
         if not math.isfinite(value) or not test(value):
             raise ConfigError(flag_of(name), f"{value:.15g}", wanted)
-    distinct, times = np.unique(values, return_counts=True)
-    for value in distinct[times > 1]:
-        raise ConfigError(flag_of(name), f"{value:.15g} given twice", "each value once")
     return values
 
 
@@ -206,9 +292,8 @@ def _single(name: str, given: Any) -> float:
 
 
 def _coordinates(configurations: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
-    defaults = {**HParams()._asdict(), "seed": 0}
     coords: dict[str, np.ndarray] = {
-        name: np.array([given.get(name, defaults[name]) for given in configurations], np.float64) for name in AXES
+        name: np.array([given.get(name, DEFAULTS[name]) for given in configurations], np.float64) for name in AXES
     }
     with np.errstate(over="ignore"):
         product = coords["lr"] * coords["weight_decay"]
@@ -216,5 +301,5 @@ def _coordinates(configurations: Sequence[Mapping[str, float]]) -> dict[str, np.
         worst = int(np.argmax(product))
         pair = f"--lr {coords['lr'][worst]:g} with --weight-decay {coords['weight_decay'][worst]:g}"
         raise UsageError(pair, f"lr x weight decay is {product[worst]:g}", "give numbers whose product is below 1")
-    coords["seed"] = coords["seed"].astype(np.uint32)
-    return coords
+    kinds = {name: np.uint32 if name == "seed" else np.int64 for name in SEED_AXES}
+    return coords | {name: coords[name].astype(kind) for name, kind in kinds.items()}

@@ -15,7 +15,7 @@ import xarray as xr
 from periodic_jax import dynamics
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.inspection import load
-from periodic_jax.landscape import PARTS, PRODUCTS, Surface, fixed_batches, hutchinson, lanczos
+from periodic_jax.landscape import PARTS, PRODUCTS, Surface, fixed_batches, hutchinson, lanczos, stochastic_lanczos
 from periodic_jax.landscape.objective import WEIGHTS
 from periodic_jax.training import xla
 from periodic_jax.training.schedules import learning_rate, scheduled
@@ -32,6 +32,7 @@ class Budget(NamedTuple):
     eigenvalues: int = 10
     iterations: int = 100  # of Lanczos, at most
     tolerance: float = 1e-3  # of the residuals, relative to the largest eigenvalue in size
+    density: int = 0  # Lanczos iterations from each probe, for the spectral density; 0: none
 
 
 USUAL = Budget()
@@ -62,8 +63,9 @@ def measure_landscape(
 
     Returns:
         Numbers over ``(config, checkpoint, part)``, the parts being ``all`` images and where labels were corrupted the
-        ``corrupted`` and ``clean`` ones; eigenvalues also over ``rank``. ``sphere_...`` is at x/ρ, projected on the
-        tangents of the unit sphere. Where nothing can be measured there is NaN, and ``reason`` says why.
+        ``corrupted`` and ``clean`` ones; eigenvalues also over ``rank``, nodes and weights of spectral densities over
+        ``probe`` and ``node``. ``sphere_...`` is at x/ρ, projected on the tangents of the unit sphere, of which the
+        direction of x adds an eigenvalue of 0. Where nothing can be measured there is NaN, and ``reason`` says why.
 
     Raises:
         ConfigError: no such run, checkpoint, configuration, or weights.
@@ -87,7 +89,7 @@ def measure_landscape(
         for step in steps:
             states = load.load_states(run, step, configs)
             number = sum(leaf[0].size for leaf in jax.tree.leaves(states.params))
-            block = max(MOST_IN_MEMORY // (budget.iterations * number * dtype.itemsize), 1)
+            block = max(MOST_IN_MEMORY // (max(budget.iterations, budget.density) * number * dtype.itemsize), 1)
             blocks: list[xr.Dataset] = []
             for first in range(0, len(configs), block):
                 here = slice(first, min(first + block, len(configs)))
@@ -120,8 +122,12 @@ def check_budget(budget: Budget) -> None:
         ConfigError: one that is too small.
     """
     load.check_least("images", budget.images, 2, ", or all")
-    for name, least in (("probes", 0), ("eigenvalues", 0), ("iterations", 1)):
+    for name, least in (("probes", 0), ("eigenvalues", 0), ("iterations", 1), ("density", 0)):
         load.check_least(name, getattr(budget, name), least)
+    if budget.density and not budget.probes:
+        raise ConfigError(
+            "--density", f"{budget.density} with --probes 0", "at least one probe, of which it is the mean"
+        )
     if not 0 < budget.tolerance < math.inf:
         raise ConfigError("--tolerance", budget.tolerance, "a number above 0")
 
@@ -139,8 +145,6 @@ def _measured(
     key = jax.random.key(0)
     start = jnp.broadcast_to(jax.random.normal(key, x.shape[1:], x.dtype), x.shape)
     spaces = {"": False, "sphere_": True} if weights == "invariant" else {"": False}
-    if not budget.eigenvalues:
-        spaces = {}
     for kind in PRODUCTS:
         if budget.probes:
             trace = hutchinson(surface.product(kind), x, key, probes=budget.probes)
@@ -148,8 +152,14 @@ def _measured(
         for prefix, sphere in spaces.items():
             name = f"{prefix}{kind}"
             if sphere and kind == "gauss_newton":  # G x = 0: the projection takes nothing away, ρ² scales
-                of_raw = ("eigenvalue", "eigenvalue_residual")
-                numbers |= {f"{name}_{end}": norm[:, None] ** 2 * numbers[f"{kind}_{end}"] for end in of_raw}
+                numbers |= _scaled(numbers, kind, prefix, norm**2)
+                continue
+            if budget.density:
+                density = stochastic_lanczos(
+                    surface.product(kind, sphere=sphere), x, key, probes=budget.probes, iterations=budget.density
+                )
+                numbers |= {f"{name}_density_{end}": values for end, values in density._asdict().items()}
+            if not budget.eigenvalues:
                 continue
             values = lanczos(
                 surface.product(kind, sphere=sphere), start, key, count=budget.eigenvalues, most=budget.iterations,
@@ -160,8 +170,19 @@ def _measured(
                 numbers |= {f"{name}_lowest": values.lowest, f"{name}_lowest_residual": values.lowest_residual}
     if weights == "invariant":
         numbers |= _on_sphere(run, configs, states, norm, numbers)
-    variables = {name: (("config", "rank")[: v.ndim], v.astype(np.float64)) for name, v in numbers.items()}
+    dims = {1: ("config",), 2: ("config", "rank"), 3: ("config", "probe", "node")}
+    variables = {name: (dims[v.ndim], v.astype(np.float64)) for name, v in numbers.items()}
     return xr.Dataset(variables).where(xr.DataArray(measurable, dims="config")).assign(reason=("config", reasons))
+
+
+def _scaled(numbers: dict[str, np.ndarray], kind: str, prefix: str, factor: np.ndarray) -> dict[str, np.ndarray]:
+    """Eigenvalues and densities of matrices, of a number for each times the matrix."""
+    ends = {"eigenvalue": True, "eigenvalue_residual": True, "density_nodes": True, "density_weights": False}
+    there = {end: numbers[f"{kind}_{end}"] for end in ends if f"{kind}_{end}" in numbers}
+    return {
+        f"{prefix}{kind}_{end}": (factor.reshape(-1, *[1] * (values.ndim - 1)) if ends[end] else 1) * values
+        for end, values in there.items()
+    }
 
 
 def _on_sphere(

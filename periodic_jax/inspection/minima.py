@@ -15,7 +15,7 @@ import xarray as xr
 
 from periodic_jax.core.errors import UsageError
 from periodic_jax.core.formatting import counted
-from periodic_jax.core.grid import AXES
+from periodic_jax.core.grid import AXES, SEED_AXES
 from periodic_jax.inspection import load
 from periodic_jax.inspection.minima_sources import SavedState, minima_of, start_of
 from periodic_jax.landscape.connectivity import PATHS, Params, average, barrier, cosine, disagreement, on_sphere
@@ -205,10 +205,10 @@ def _with_average(networks: Networks, members: Sequence[Measured]) -> list[float
 
 
 def _next_seeds(run: load.LoadedRun, configs: Sequence[int]) -> list[list[int]]:
-    """For each configuration its position, and those of what differs in the seed alone, from the next seed on."""
+    """For each configuration its position, and those of what differs in seeds alone, from the next seed on."""
     groups: dict[tuple[float, ...], list[int]] = {}
-    keys = [tuple(float(run.grid.coords[name][i]) for name in AXES if name != "seed") for i in configs]
-    seeds = run.grid.seeds[list(configs)]
+    keys = [tuple(float(run.grid.coords[name][i]) for name in AXES if name not in SEED_AXES) for i in configs]
+    seeds = [tuple(run.grid.coords[name][i] for name in SEED_AXES) for i in configs]
     for place in sorted(range(len(configs)), key=lambda place: seeds[place]):
         groups.setdefault(keys[place], []).append(place)
     return [(g := groups[key])[g.index(k) :] + g[: g.index(k)] for k, key in enumerate(keys)]

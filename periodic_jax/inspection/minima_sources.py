@@ -17,8 +17,9 @@ from periodic_jax.storage.minima_files import find_missing_minima, read_minimum,
 from periodic_jax.storage.reader import open_run
 from periodic_jax.storage.run_directory import MINIMA, checkpoint_steps
 from periodic_jax.sweeps.placement import named_leaves, weights_of
-from periodic_jax.training.input_pipeline import INITIALISATION, purpose_key
-from periodic_jax.training.state import TrainState, create_train_state
+from periodic_jax.training.initialisation import seeded_state
+from periodic_jax.training.spec import TrainingSpec
+from periodic_jax.training.state import TrainState
 
 SAVED = "saved while training, by --keep-period-minima"
 CHECKPOINTS = "the last checkpoints before each onset; a sweep with --keep-period-minima saves the minima"
@@ -111,10 +112,12 @@ def start_of(run: LoadedRun, i: int, abstract: TrainState) -> Params | None:
     if step:
         return _of_config(load_states(run, step, [i]).params, 0) if step in checkpoint_steps(run.path) else None
     config, dtype = run.config, input_dtype(task.network)
-    key = purpose_key(jnp.uint32(run.grid.seeds[i]), INITIALISATION)
+    seeds = jnp.asarray(run.grid.initial_seeds()[i])
     images = jnp.zeros((config.batch_size, *config.data.image_shape), dtype)
     model = build.network(config, config.data.num_classes)
-    return jax.tree.map(np.asarray, create_train_state(model, task.labels, key, images).params)
+    has_own_head = bool(run.grid.coords["head_seed"][i] >= 0)
+    state = seeded_state(model, task.labels, seeds, images, TrainingSpec(), has_own_head=has_own_head)
+    return jax.tree.map(np.asarray, state.params)
 
 
 def _of_config(stacked: Any, k: int) -> Any:

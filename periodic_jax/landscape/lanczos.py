@@ -5,7 +5,7 @@ The matrices are one for each configuration; the products with them are made tog
 host, so that any product will do, however long it takes, and it ends when all wanted eigenvalues have converged.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -59,22 +59,43 @@ def lanczos(
         >>> result.values.round(4).tolist(), result.lowest.round(4).tolist()
         ([[3.0, 2.0]], [-5.0])
     """
+    size, nothing = start.shape[1], np.full((len(start), 0), np.nan)
+    eigenvalues = _ritz(nothing, nothing, count, complete=False)
+    for diagonal, beside in tridiagonals(product, start, key, most):
+        done = diagonal.shape[1]
+        if done == min(most, size) or done % CHECK_EVERY == 0:
+            eigenvalues = _ritz(diagonal, beside, count, complete=done == size)
+            scale = np.maximum(np.abs(eigenvalues.values[:, 0]), np.abs(eigenvalues.lowest))
+            if done >= count and np.all(~(eigenvalues.residuals > tolerance * scale[:, None])):
+                break
+    return eigenvalues
+
+
+def tridiagonals(
+    product: Callable[[Float[Array, "matrices size"]], Float[Array, "matrices size"]],
+    start: Float[Array, "matrices size"],
+    key: Key[Array, ""],
+    most: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The tridiagonal matrices T of Lanczos, after each iteration a row and a column larger.
+
+    Args:
+        product, start, key, most: as for `lanczos`.
+
+    Yields:
+        The diagonal, and what is beside it, of which the last number belongs to the next row; each ``(matrices,
+        iterations)``.
+    """
     matrices, size = start.shape
     most = min(most, size)
     basis = jnp.zeros((matrices, most, size), start.dtype)
     vector = start / jnp.linalg.norm(start, axis=1, keepdims=True)
     diagonal, beside = np.full((2, matrices, most), np.nan)
-    eigenvalues = _ritz(diagonal[:, :0], beside[:, :0], count, complete=False)
     for i in range(most):
         fresh = jax.random.normal(jax.random.fold_in(key, i), (size,), start.dtype)
         basis, vector, alpha, beta = _advance(basis, vector, product(vector), fresh, i)
         diagonal[:, i], beside[:, i] = np.asarray(alpha), np.asarray(beta)
-        if i + 1 == most or (i + 1) % CHECK_EVERY == 0:
-            eigenvalues = _ritz(diagonal[:, : i + 1], beside[:, : i + 1], count, complete=i + 1 == size)
-            scale = np.maximum(np.abs(eigenvalues.values[:, 0]), np.abs(eigenvalues.lowest))
-            if i + 1 >= count and np.all(~(eigenvalues.residuals > tolerance * scale[:, None])):
-                break
-    return eigenvalues
+        yield diagonal[:, : i + 1], beside[:, : i + 1]
 
 
 @partial(jax.jit, donate_argnums=0)

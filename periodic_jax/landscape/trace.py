@@ -43,9 +43,13 @@ def hutchinson(
     """
     samples = []
     for i in range(probes):
-        signs = jax.random.rademacher(jax.random.fold_in(key, i), like.shape[1:], like.dtype)
-        vectors = np.broadcast_to(signs, like.shape)
+        vectors = np.broadcast_to(probe(key, i, like), like.shape)
         samples.append(np.einsum("ms,ms->m", vectors, np.asarray(product(jax.numpy.asarray(vectors)), np.float64)))
     values = np.stack(samples)
     error = values.std(0, ddof=1) / np.sqrt(probes) if probes > 1 else np.full(values.shape[1], np.nan)
     return Trace(values.mean(0), error)
+
+
+def probe(key: Key[Array, ""], i: int, like: Float[Array, "matrices size"]) -> Float[Array, "size"]:
+    """The i-th random probe, a vector of signs."""
+    return jax.random.rademacher(jax.random.fold_in(key, i), like.shape[1:], like.dtype)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from periodic_jax.core.formatting import short_numbers
+from periodic_jax.core.grid import SEED_AXES
 from periodic_jax.plots import style
 from periodic_jax.plots.style import STYLE, colours, named
 
@@ -128,7 +129,7 @@ def minima(found: xr.Dataset) -> Figure:
 
 def _series_of(found: xr.Dataset) -> list[str]:
     """The hyperparameters that differ between configurations: what the colours show first, the seed last."""
-    return sorted(style.swept_axes(found), key=lambda name: (name == "seed", name != "lr"))
+    return sorted(style.swept_axes(found), key=lambda name: (name in SEED_AXES, name != "lr"))
 
 
 def _legend_below(ax: Axes, entries: Mapping[str, Mapping[str, Any]]) -> None:

@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from periodic_jax.core.formatting import short_numbers
+from periodic_jax.core.grid import SEED_AXES
 from periodic_jax.core.optimizers import find_optimizer
 from periodic_jax.plots import style
 from periodic_jax.plots.style import FAINT, REGIME_COLOURS, STYLE, named
@@ -21,7 +22,7 @@ MARKERS = {"converging": "o", "periodic": "s", "equilibrium": "D", "diverged": "
 def map_axes(found: xr.Dataset) -> tuple[str, str]:
     """The axes across and up the regime map: the two with most values, the learning rate across."""
     names = list(dict.fromkeys([*style.swept_axes(found)[:2], "lr", "weight_decay"]))[:2]
-    across, up = sorted(names, key=lambda name: (name != "lr", name == "seed"))
+    across, up = sorted(names, key=lambda name: (name != "lr", name in SEED_AXES))
     return across, up
 
 
@@ -75,7 +76,7 @@ def regimes(found: xr.Dataset) -> Figure:
     with mpl.rc_context(STYLE):
         across, up = map_axes(found)
         others = [name for name in style.swept_axes(found) if name not in (across, up)]
-        panel_by = next((name for name in others if name != "seed"), None)
+        panel_by = next((name for name in others if name not in SEED_AXES), None)
         size = [float(np.clip(0.5 * len(np.unique(found[name])) + least, *ends))
                 for name, least, ends in ((across, 1.2, (3, 8)), (up, 0.9, (1.8, 6)))]  # fmt: skip
         figure, panels, notes = style.panels_by(found, panel_by, (size[0], size[1]), (1.6, 0.6))

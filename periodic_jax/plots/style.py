@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.formatting import short_numbers
-from periodic_jax.core.grid import AXES
+from periodic_jax.core.grid import AXES, SEED_AXES
 from periodic_jax.storage.reader import flattened
 from periodic_jax.storage.schema import describe
 
@@ -62,7 +62,7 @@ def swept_axes(dataset: xr.Dataset) -> list[str]:
     order = ["lr", "weight_decay", "elr", "momentum", *AXES]
     return sorted(
         (name for name, count in counts.items() if count > 1),
-        key=lambda name: (name == "seed", -counts[name], order.index(name)),
+        key=lambda name: (name in SEED_AXES, -counts[name], order.index(name)),
     )
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from periodic_jax.core.grid import AXES
+from periodic_jax.core.grid import AXES, SEED_AXES
 from periodic_jax.core.segments import extremes
 from periodic_jax.plots import style
 from periodic_jax.plots.style import MOST_PANELS, STYLE, axis_roles, colours, named
@@ -122,7 +122,7 @@ def in_panels(dataset: xr.Dataset, draw: Callable[..., Axes], *args: Any, **opti
     with mpl.rc_context(STYLE):
         colour_by, panel_by = axis_roles(dataset)
         others = [name for name in style.swept_axes(dataset) if name not in (colour_by, panel_by)]
-        dash_by = others[0] if others and others[0] != "seed" and draw is not phase_diagram else None
+        dash_by = others[0] if others and others[0] not in SEED_AXES and draw is not phase_diagram else None
         scale = colours(dataset[colour_by].values)
         shared = {"sharex": True, "sharey": True}
         figure, panels, notes = style.panels_by(dataset, panel_by, (4.4, 3.2), (0.8, 0.2), **shared)

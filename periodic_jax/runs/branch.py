@@ -2,20 +2,22 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from periodic_jax.core.errors import ConfigError, PeriodicJaxError, UnreadableError, UsageError
 from periodic_jax.core.formatting import flag_of
+from periodic_jax.core.grid import INITIAL_SEEDS, RUN_AXES
 from periodic_jax.runs.build import abstract_states, initial_minima
 from periodic_jax.runs.callbacks import RunCallbacks
-from periodic_jax.runs.config import RUN_AXES, RunConfig, check, difference, from_manifest, planned_steps
+from periodic_jax.runs.config import RunConfig, check, difference, from_manifest, planned_steps
 from periodic_jax.runs.run import RunResult, resume_run, run_session
 from periodic_jax.runs.shards import run_parts
 from periodic_jax.storage import run_directory
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from periodic_jax.sweeps.sweep import Sweep
 
 Axes = Mapping[str, Sequence[float]]
+Files = dict[str, Any]  # data set, its folder and model, as for `resume_run`
 
 
 def branch_run(
@@ -68,14 +71,83 @@ def branch_run(
         CorruptedRunError: the checkpoint is corrupted.
         RunInterrupted: as `run_sweep`.
     """
-    from periodic_jax.checkpoints.reader import load_checkpoint
+    files: Files = {"dataset": dataset, "data_dir": data_dir, "model": model}
+    return _start(_plan(path, out, step, select, change, steps, files), files, callbacks)
 
+
+def branch_from_each(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    checkpoints: Sequence[int],
+    *,
+    callbacks: RunCallbacks | None = None,
+    select: Axes | None = None,
+    change: Axes | None = None,
+    steps: int | None = None,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    model: str | None = None,
+) -> list[RunResult]:
+    """Start the same branch from each of several checkpoints, one after the other, or go on with these very ones.
+
+    Each is a run directory of its own, ``out/branch_step=STEP``: runs that begin at different steps cannot be one
+    compiled program. ``open_run(out)`` gives all as one Dataset, with a dimension ``branch_step``.
+
+    Args:
+        path, callbacks, select, change, steps, dataset, data_dir, model: as for `branch_run`.
+        out: the folder of the new runs.
+        checkpoints: their steps.
+
+    Returns:
+        The runs, in the order of the checkpoints.
+
+    Raises:
+        ConfigError: as `branch_run`, of any of them and before the first one is begun.
+        CorruptedRunError: a checkpoint is corrupted.
+        RunInterrupted: as `run_sweep`; the same call goes on.
+    """
+    files: Files = {"dataset": dataset, "data_dir": data_dir, "model": model}
+    if not checkpoints or len(set(checkpoints)) < len(checkpoints):
+        given = " ".join(map(str, checkpoints)) or "no checkpoint"
+        raise ConfigError("--step", given, "checkpoints, each once")
+    run_directory.check_unused(Path(out))
+    plans = [
+        _plan(path, run_directory.branch_folder(Path(out), step), step, select, change, steps, files)
+        for step in checkpoints
+    ]
+    for plan in plans:
+        if not _is_there(plan.config, plan.origin):
+            run_directory.check_unused(plan.config.folder)
+    return [_start(plan, files, callbacks) for plan in plans]
+
+
+class _BranchPlan(NamedTuple):
+    """What a branch is, with nothing computed or written."""
+
+    parent: RunConfig
+    config: RunConfig
+    origin: dict[str, Any]  # what config.json says of the parent
+    parts: list[tuple[RunConfig, np.ndarray]]  # the run directories of the parent, and their configurations
+    parents: np.ndarray  # of each configuration, its parent's place
+
+
+def _plan(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    step: int | None,
+    select: Axes | None,
+    change: Axes | None,
+    steps: int | None,
+    files: Files,
+) -> _BranchPlan:
+    """Refuse a branch that cannot be; arguments as for `branch_run`."""
     path, out = Path(path), Path(out)
     select, change = ({name: list(values) for name, values in (axes or {}).items()} for axes in (select, change))
     shards = read_shards(path)
     manifest = run_directory.read_config(path) if shards is None else shards.manifest
-    parent = from_manifest(manifest, path, dataset=dataset, data_dir=data_dir, model=model)
-    axes, parents = branched_axes({name: getattr(parent, name) for name in RUN_AXES}, select, change)
+    parent = from_manifest(manifest, path, **files)
+    _check_seeds(parent, change)
+    axes, parents = branched_axes({name: getattr(parent, name) for name in RUN_AXES}, select, change, parent.points)
     parts = [(part, members) for part, members in run_parts(parent) if np.isin(parents, members).any()]
     if not np.isin(parents, [i for _, members in parts for i in members]).all():
         raise UsageError(path, "shards of selected configurations are not there", "train them first, or select others")
@@ -86,7 +158,11 @@ def branch_run(
     if step not in checkpoints:
         raise ConfigError("--step", step, f"a checkpoint of {path}: {', '.join(map(str, checkpoints))}")
     planned = steps or planned_steps(parent)
-    config = dataclasses.replace(parent, out=out, steps=planned, shards=None, shard=None, **axes)
+    points = tuple(name for name in axes if name in parent.points or (parent.points and name in change))
+    eval_at = tuple(at for at in parent.eval_at if at <= planned)
+    config = dataclasses.replace(
+        parent, out=out, steps=planned, points=points, eval_at=eval_at, shards=None, shard=None, **axes
+    )
     if planned_steps(config) <= step and steps is None and is_newest:
         raise UsageError("--steps", f"not given, and {path} ends where the branch begins", f"give more than {step}")
     if planned_steps(config) <= step and steps is None:
@@ -98,8 +174,17 @@ def branch_run(
         "name": path.resolve().name, "path": os.fspath(path.resolve()), "step": step,
         "selected": select, "changed": change, "config": manifest["config"],
     }  # fmt: skip
+    return _BranchPlan(parent, config, origin, parts, parents)
+
+
+def _start(plan: _BranchPlan, files: Files, callbacks: RunCallbacks | None) -> RunResult:
+    """Begin a branch, or go on with it."""
+    from periodic_jax.checkpoints.reader import load_checkpoint
+
+    parent, config, origin, parts, parents = plan
+    out, step = config.folder, origin["step"]
     if _is_there(config, origin):
-        return resume_run(out, callbacks=callbacks, dataset=dataset, data_dir=data_dir, model=model)
+        return resume_run(out, callbacks=callbacks, **files)
     with xla.precision(parent.precision):
         states: dict[str, np.ndarray] = {}
         for part, members in parts:
@@ -113,12 +198,29 @@ def branch_run(
     run_directory.claim_directory(out)
     with locked(out) as check_held, xla.precision(config.precision):
         callbacks = (callbacks or RunCallbacks()).checking(check_held)
-        prepare = functools.partial(_write_first_checkpoint, config, states, step, "fixed_norm" in change)
+        prepare = functools.partial(_write_first_checkpoint, config, states, step, "fixed_norm" in origin["changed"])
         return run_session(config, {"parent": origin}, callbacks, prepare=prepare)
 
 
-def branched_axes(parent: Axes, select: Axes, change: Axes) -> tuple[dict[str, tuple[float, ...]], np.ndarray]:
+def _check_seeds(parent: RunConfig, change: Axes) -> None:
+    """Refuse seeds that would change nothing, since the weights are the parent's."""
+    for name in INITIAL_SEEDS:
+        if name in change:
+            raise UsageError(flag_of(name), "the weights are the parent's", "leave it out")
+    if "seed" in change and "data_seed" not in change and max(parent.data_seed) >= 0:
+        given = " ".join(map(str, change["seed"]))
+        raise ConfigError("--seed", given, "--data-seed, which the parent has for the order of its data")
+
+
+def branched_axes(
+    parent: Axes, select: Axes, change: Axes, points: Sequence[str] = ()
+) -> tuple[dict[str, tuple[float, ...]], np.ndarray]:
     """The axes of a branch: the new values where there are some, else those selected of the parent's.
+
+    Args:
+        parent: the values of its axes.
+        select, change: as for `branch_run`.
+        points: the axes whose values the parent has together, and the branch too, with those that are changed.
 
     Returns:
         The axes, and for each configuration of the branch the index of the parent's configuration whose state it takes.
@@ -134,18 +236,47 @@ def branched_axes(parent: Axes, select: Axes, change: Axes) -> tuple[dict[str, t
     for name in (*select, *change):
         if name not in parent:
             raise ConfigError("--select", name, "one of " + ", ".join(parent))
+    if points:
+        return _branched_points(parent, select, change, points)
     axes: dict[str, tuple[float, ...]] = {}
     positions: list[list[int]] = []  # of each axis's values on the parent's axis
     for name, values in parent.items():
         chosen = [_nearest(name, wanted, values) for wanted in select.get(name, values)]
         if name in change and len(chosen) != 1:
-            of = "several values" if select.get(name) else "no value"
-            remedy = f"give one value that it had: {' '.join(f'{v:g}' for v in values)}"
-            raise UsageError("--select", f"{of} of {name}, which is changed by {flag_of(name)}", remedy)
+            raise _ambiguous(name, select, values)
         axes[name] = tuple(change[name]) if name in change else tuple(values[i] for i in chosen)
         positions.append(chosen * len(axes[name]) if name in change else chosen)
     indices = np.arange(math.prod(map(len, parent.values()))).reshape([len(values) for values in parent.values()])
     return axes, indices[np.ix_(*positions)].ravel()
+
+
+def _branched_points(
+    parent: Axes, select: Axes, change: Axes, points: Sequence[str]
+) -> tuple[dict[str, tuple[float, ...]], np.ndarray]:
+    """`branched_axes` of a parent that is no product: each selected point with all combinations of the new values."""
+    configs = len(parent[points[0]])
+    columns = {name: np.asarray(values if name in points else [*values] * configs) for name, values in parent.items()}
+    chosen = np.ones(configs, bool)
+    for name, wanted in select.items():
+        chosen &= np.isin(columns[name], [columns[name][_nearest(name, value, columns[name])] for value in wanted])
+    rows = np.flatnonzero(chosen)
+    if not len(rows):
+        raise ConfigError("--select", " ".join(select), "values that one configuration has together")
+    for name in change:
+        if len(of_rows := np.unique(columns[name][rows])) != 1:
+            raise _ambiguous(name, select, of_rows)
+    news = list(itertools.product(*change.values()))
+    axes = {name: values[rows].repeat(len(news)).tolist() for name, values in columns.items()}
+    axes |= {name: [new[k] for new in news] * len(rows) for k, name in enumerate(change)}
+    together = {*points, *change}
+    return {name: tuple(v if name in together else v[:1]) for name, v in axes.items()}, rows.repeat(len(news))
+
+
+def _ambiguous(name: str, select: Axes, values: Sequence[float] | np.ndarray) -> UsageError:
+    """Several configurations of the parent, of which a changed one could be the branch."""
+    of = "several values" if select.get(name) else "no value"
+    remedy = f"give one value that it had: {' '.join(f'{v:g}' for v in values)}"
+    return UsageError("--select", f"{of} of {name}, which is changed by {flag_of(name)}", remedy)
 
 
 def _is_there(config: RunConfig, origin: Mapping[str, Any]) -> bool:
@@ -160,7 +291,7 @@ def _is_there(config: RunConfig, origin: Mapping[str, Any]) -> bool:
     return before == json.loads(json.dumps({**origin, "config": None})) and not difference(config, manifest)
 
 
-def _nearest(name: str, wanted: float, values: Sequence[float]) -> int:
+def _nearest(name: str, wanted: float, values: Sequence[float] | np.ndarray) -> int:
     """The position of the axis's value that a rounded one such as 0.0316227766 means."""
     close = np.flatnonzero(np.isclose(wanted, values, rtol=1e-9, atol=0))
     if not len(close):

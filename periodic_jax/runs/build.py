@@ -155,17 +155,21 @@ def build_sweep(config: RunConfig) -> "Sweep":
         ConfigError: its states are larger than this machine's memory.
     """
     from periodic_jax.sweeps.sweep import Sweep
+    from periodic_jax.training.initialisation import HEAD
     from periodic_jax.training.spec import TrainingSpec
 
-    abstract_states(config, config.data.image_shape, config.data.num_classes)  # refused here, where they do not fit
+    shape, classes = config.data.image_shape, config.data.num_classes
+    states = abstract_states(config, shape, classes)  # refused here, where they do not fit
+    if (grid := config.grid()).has_own_head and not any(name.startswith(f"params.{HEAD}.") for name in states):
+        raise UsageError("--head-seed", f"{config.model} has no parameters called {HEAD}", "leave it out")
     spec = TrainingSpec(
         batch_size=config.batch_size, loss=config.loss, schedule=config.schedule,
-        per_filter=config.norm_per == "filter", full_batch=config.full_batch, augment=config.augment,
-        track_sharpness=config.track_sharpness, per_layer=config.per_layer, optimizer=config.optimizer,
+        per_filter=config.norm_per == "filter", full_batch=config.full_batch, sampling=config.sampling,
+        augment=config.augment, track_sharpness=config.track_sharpness, per_layer=config.per_layer,
+        optimizer=config.optimizer,
     )  # fmt: skip
-    shape, classes = config.data.image_shape, config.data.num_classes
     sweep = Sweep(
-        network(config, classes), config.data, config.grid(), spec, labels=labels_of(config, shape, classes),
+        network(config, classes), config.data, grid, spec, labels=labels_of(config, shape, classes),
         layout=config.layout, deterministic=config.deterministic,
     )  # fmt: skip
     if config.track_sharpness and not sweep.layer_names():
@@ -184,7 +188,8 @@ def plan_session(config: RunConfig, manifest: Mapping[str, Any]) -> "SessionPlan
 
     return SessionPlan(
         Path(config.out or "."), planned_steps(config), evaluated_every(config),
-        first_step=run_directory.first_step(manifest), ends=tuple(former_ends(config, manifest)), keep=config.keep,
-        keep_every=config.keep_every, seconds=config.checkpoint_seconds,
+        eval_at=config.eval_at, first_step=run_directory.first_step(manifest),
+        ends=tuple(former_ends(config, manifest)), keep=config.keep, keep_every=config.keep_every,
+        seconds=config.checkpoint_seconds,
         keep_period_minima=config.keep_period_minima, is_finished="summary" in manifest,
     )  # fmt: skip

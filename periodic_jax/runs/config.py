@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from periodic_jax.core.errors import ConfigError, CorruptedRunError, UsageError
 from periodic_jax.core.formatting import flag_of
-from periodic_jax.core.grid import AXES, LATER_AXES, SweepGrid
+from periodic_jax.core.grid import LATER_AXES, RUN_AXES, SweepGrid
 from periodic_jax.core.limits import MOST_EVALUATIONS, MOST_STEPS
 from periodic_jax.core.optimizers import check_hyperparameters
+from periodic_jax.core.points import as_points
 from periodic_jax.runs import settings
 from periodic_jax.storage.run_directory import CONFIG_FILE, RESTORE
 from periodic_jax.training import xla
@@ -23,13 +24,12 @@ if TYPE_CHECKING:
     from periodic_jax.data import Dataset
 
 
-RUN_AXES = tuple(name for name in AXES if name != "schedule_every")
 NOT_FOLLOWED = ("out", "data_dir", "download")  # of config.json: what leads out of the run directory
 FREE = ("keep", "keep_every", "checkpoint_seconds")  # what may change while a run is under way
 # What the first run directories have not, and did not do.
 LATER = (
     "track_sharpness", "keep_period_minima", "shards", "shard", "storage", "deterministic", "model_args", "optimizer",
-    *LATER_AXES,
+    "points", "sampling", "eval_at", *LATER_AXES,
 )  # fmt: skip
 # What a network of one's own has arguments of its own for.
 BUILT_IN = ("width", "depth", "init_scale", "storage")
@@ -40,6 +40,7 @@ CHOICES = {
     "storage": ("float32", "bf16"),
     "schedule_per": ("step", "epoch"),
     "norm_per": ("total", "filter"),
+    "sampling": ("epochs", "iid"),
 }
 
 
@@ -57,7 +58,8 @@ class RunConfig(
     """Everything that determines a run: all settings of `runs.settings`, as ``periodic-jax sweep --help`` lists them.
 
     The axes of the grid are numbers, or sequences, arrays or ranges of them, all combinations of which are trained.
-    They are kept as tuples. Without ``out``, `run_sweep` takes the folder of this very run under runs/, or a new one.
+    They are kept as tuples. With ``points`` some are the columns of a table instead. Without ``out``, `run_sweep` takes
+    the folder of this very run under runs/, or a new one.
 
     Raises:
         ConfigError: a value of another type.
@@ -68,11 +70,19 @@ class RunConfig(
     """
 
     def __post_init__(self) -> None:
+        if not isinstance(self.points, tuple | list):
+            points = as_points(self.points)
+            for name, values in points.items():
+                if settings.as_axis(name, getattr(self, name)) != self.__dataclass_fields__[name].default:
+                    raise UsageError(flag_of(name), "given together with a column of --points", "give one of the two")
+                object.__setattr__(self, name, values)
+            object.__setattr__(self, "points", tuple(points))
         for name, hint in typing.get_type_hints(RunConfig).items():
             if name in RUN_AXES:
                 object.__setattr__(self, name, settings.as_axis(name, getattr(self, name)))
             elif name in self.__dataclass_fields__:
                 object.__setattr__(self, name, settings.as_setting(name, getattr(self, name), hint))
+        object.__setattr__(self, "eval_at", tuple(sorted(set(self.eval_at))))
 
     @property
     def folder(self) -> Path:
@@ -100,7 +110,7 @@ class RunConfig(
         return data.vary(data.load(self.dataset, data_dir=self.data_dir, download=self.download), variations)
 
     def grid(self) -> SweepGrid:
-        """The configurations: all combinations of the axes, or those of the shard.
+        """The configurations: all combinations of the axes, or the points; or those of the shard.
 
         Raises:
             ConfigError: a value that an axis does not accept, or no such shard.
@@ -117,20 +127,22 @@ class RunConfig(
             >>> RunConfig(out="runs/x", lr=(0.1, 0.3, 1.0), shards=2, shard=0).size()
             2
         """
-        whole = math.prod(len(getattr(self, name)) for name in RUN_AXES)
+        sizes = [len(getattr(self, name)) for name in RUN_AXES]
+        whole = max(sizes) if self.points else math.prod(sizes)
         if self.shards is None or self.shard is None:
             return whole
         return whole // self.shards + (self.shard < whole % self.shards)
 
     def whole_grid(self) -> SweepGrid:
-        """All combinations of the axes.
+        """All combinations of the axes, or the points.
 
         Raises:
             ConfigError: a value that an axis does not accept.
         """
         axes = {name: getattr(self, name) for name in RUN_AXES}
         axes["schedule_end"] = tuple(end or planned_steps(self) for end in self.schedule_end)
-        return SweepGrid.product(**axes, schedule_every=steps_of_epoch(self) if self.schedule_per == "epoch" else 1)
+        axes["schedule_every"] = (steps_of_epoch(self) if self.schedule_per == "epoch" else 1,)
+        return SweepGrid.declared(axes, self.points)
 
 
 def check(config: RunConfig) -> None:
@@ -157,6 +169,8 @@ def check(config: RunConfig) -> None:
         raise ConfigError("--checkpoint-seconds", config.checkpoint_seconds, "a finite number from 0")
     if config.batch_size < 2:
         raise ConfigError("--batch-size", config.batch_size, "a whole number from 2")
+    if config.sampling == "iid" and config.full_batch:
+        raise UsageError("--sampling", "iid is given together with --full-batch", "give one of the two")
     if config.augment and config.full_batch:
         raise UsageError("--augment", "given together with --full-batch", "give one of the two")
 
@@ -177,7 +191,8 @@ def check(config: RunConfig) -> None:
     config.grid()
     if (steps := planned_steps(config)) > MOST_STEPS:
         raise ConfigError("--epochs", config.epochs, f"at most {MOST_STEPS} steps, not {steps}")
-    if steps > MOST_EVALUATIONS * (every := evaluated_every(config)):
+    _check_evaluations(config, steps)
+    if (every := evaluated_every(config)) and steps > MOST_EVALUATIONS * every:
         raise ConfigError("--eval-every", every, f"at least {-(-steps // MOST_EVALUATIONS)} for {steps} steps")
     check_batch_size(config.batch_size, config.data)
     if hasattr(model, "check_input"):
@@ -187,6 +202,17 @@ def check(config: RunConfig) -> None:
 def no_sphere(config: RunConfig) -> UsageError:
     """What to raise where sharpness on the unit sphere is to be recorded, and no weights are on one."""
     return UsageError("--track-sharpness", f"{config.model} has no scale-invariant weights", "leave it out")
+
+
+def _check_evaluations(config: RunConfig, steps: int) -> None:
+    """Refuse updates after which nothing can be evaluated."""
+    if config.eval_at and config.eval_every:
+        raise UsageError("--eval-at", "given together with --eval-every", "give one of the two")
+    if len(config.eval_at) > MOST_EVALUATIONS:
+        raise ConfigError("--eval-at", f"{len(config.eval_at)} evaluations", f"at most {MOST_EVALUATIONS}")
+    for step in config.eval_at[:1] + config.eval_at[-1:]:
+        if not 0 <= step <= steps:
+            raise ConfigError("--eval-at", step, f"updates from 0 to {steps}, the end of the run")
 
 
 def _network(config: RunConfig) -> Any:
@@ -220,13 +246,13 @@ def steps_of_epoch(config: RunConfig) -> int:
     return max(data.steps_per_epoch(len(config.data.images), config.batch_size), 1)
 
 
-def evaluated_every(config: RunConfig) -> int:
-    """Updates between evaluations.
+def evaluated_every(config: RunConfig) -> int | None:
+    """Updates between evaluations; None where they come at given updates.
 
     If not given, a hundredth of the run, but at least as many as an evaluation has mini-batches: forward only, it takes
     a third of the time of so many updates, and so all evaluations take at most a quarter of the run's.
     """
-    if config.eval_every:
+    if config.eval_every or config.eval_at:
         return config.eval_every
     images = len(config.data.images) + len(config.data.test_images)
     in_a_step = len(config.data.images) if config.full_batch else config.batch_size
@@ -244,7 +270,8 @@ def to_manifest(config: RunConfig, layout: str) -> dict[str, Any]:
     config = dataclasses.replace(config, steps=steps, epochs=None, eval_every=evaluated_every(config), layout=layout)
     coords, values = config.whole_grid().coords, dataclasses.asdict(config)
     rest = {name: str(v) if isinstance(v, Path) else v for name, v in values.items() if name not in RUN_AXES}
-    return rest | {name: list(dict.fromkeys(coords[name].tolist())) for name in RUN_AXES}
+    columns = {name: coords[name].tolist() for name in RUN_AXES}
+    return rest | {name: all_ if name in config.points else list(dict.fromkeys(all_)) for name, all_ in columns.items()}
 
 
 def from_manifest(

@@ -17,9 +17,9 @@ from periodic_jax.analysis.online import most_periods
 from periodic_jax.core.errors import ConfigError, UsageError
 from periodic_jax.core.files import used_bytes
 from periodic_jax.core.formatting import counted, format_bytes, format_duration
-from periodic_jax.core.grid import SweepGrid
+from periodic_jax.core.grid import RUN_AXES, SweepGrid
 from periodic_jax.runs import build
-from periodic_jax.runs.config import RUN_AXES, RunConfig
+from periodic_jax.runs.config import RunConfig
 from periodic_jax.storage.writer import along_steps, regular_chunk
 from periodic_jax.sweeps.placement import device_shape
 from periodic_jax.training import xla
@@ -88,7 +88,7 @@ def estimate_resources(sweep: "Sweep", grid: SweepGrid, plan: "SessionPlan") -> 
         plan: what the run does.
     """
     steps, configs = plan.steps - plan.first_step, len(grid)
-    groups, per_seed = device_shape(grid.seeds, len(sweep.placement.devices))
+    groups, per_seed = device_shape(grid.seeds_of("data_seed"), len(sweep.placement.devices))
     shapes = sweep.empty_telemetry()
     numbers = [math.prod(empty.shape[2:]) for empty in shapes.values()]
     itemsize, per_chunk = shapes["loss"].dtype.itemsize, regular_chunk(configs)
@@ -157,7 +157,7 @@ def plan(config: RunConfig) -> SweepPlan:
         measured = -(-len(sweep.grid) // devices)  # configurations of a device
         pace, evaluation = sweep.seconds_per_step() / measured, sweep.seconds_per_evaluation() / measured
         temporary = sweep.bytes_of_temporaries()
-    groups, per_seed = device_shape(grid.seeds, devices)
+    groups, per_seed = device_shape(grid.seeds_of("data_seed"), devices)
     seconds = groups * per_seed * (session.steps * pace + len(session.eval_steps) * evaluation)
     at_once = groups * per_seed // measured if sweep.layout in ("vmap", "unroll") else 1
     estimate = dataclasses.replace(
@@ -186,14 +186,13 @@ def plan_for(config: RunConfig, target: "Target") -> SweepPlan:
         raise UsageError("--for", f"it plans for built-in networks, and not for {config.model}", "leave it out")
     target.check_precision(config.precision)
     grid, session, data = config.grid(), build.plan_session(config, {}), config.data
-    groups, per_seed = device_shape(grid.seeds, 1)
+    groups, per_seed = device_shape(grid.seeds_of("data_seed"), 1)
     each, seeds = groups * per_seed, min(groups, COMPILED)
     configs = min(per_seed, max(COMPILED // seeds, 1))
     tried = autotune.candidates(target.platform, per_seed, config.width)
     layouts = tried if config.layout == "auto" else [config.layout]
     with xla.precision(config.precision):
-        one: dict[str, Any] = {**{name: getattr(config, name)[:1] for name in RUN_AXES}, "shards": None, "shard": None}
-        sweep = build.build_sweep(dataclasses.replace(config, **one))
+        sweep = build.build_sweep(dataclasses.replace(config, **_one(config)))
         shapes = compilation.Workload(
             build.network(config, data.num_classes), sweep.spec, data.image_shape, layouts[0], configs, seeds=seeds,
             images=len(data.images), test_images=len(data.test_images), capacity=sweep.capacity,
@@ -306,4 +305,10 @@ def _few(config: RunConfig, configs: int) -> dict[str, Any]:
     devices = min(jax.local_device_count(), configs)
     each = 1 if jax.default_backend() == "cpu" else min(AT_ONCE, -(-configs // devices))
     lr = tuple(config.lr[0] * (1 - 1e-6 * np.arange(max(devices * each, 1))))
-    return {**{name: getattr(config, name)[:1] for name in RUN_AXES}, "lr": lr, "shards": None, "shard": None}
+    return {**_one(config), "lr": lr}
+
+
+def _one(config: RunConfig) -> dict[str, Any]:
+    """What makes of a grid its first configuration."""
+    first = {name: getattr(config, name)[:1] for name in RUN_AXES}
+    return {**first, "points": (), "shards": None, "shard": None}

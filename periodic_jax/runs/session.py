@@ -6,7 +6,7 @@ give the same bits again.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -36,7 +36,8 @@ class SessionPlan:
     Attributes:
         path: the run directory, claimed and locked.
         steps: number of the last step.
-        eval_every: updates between evaluations.
+        eval_every: updates between evaluations; None where they are given.
+        eval_at: the updates after which to evaluate, ascending.
         first_step: number of the first step; not 0 for a branch.
         ends: the ends of former plans, after which evaluations were made.
         keep, keep_every, seconds: of the checkpoints; see `Checkpoints`.
@@ -46,7 +47,8 @@ class SessionPlan:
 
     path: Path
     steps: int
-    eval_every: int
+    eval_every: int | None
+    eval_at: tuple[int, ...] = ()
     first_step: int = 0
     ends: tuple[int, ...] = ()
     keep: int = 2
@@ -58,7 +60,9 @@ class SessionPlan:
     @property
     def eval_steps(self) -> list[int]:
         """The updates after which evaluations are planned."""
-        regular = range(self.first_step - self.first_step % self.eval_every, self.steps, self.eval_every)
+        regular: Sequence[int] = self.eval_at
+        if self.eval_every:
+            regular = range(self.first_step - self.first_step % self.eval_every, self.steps, self.eval_every)
         planned = {*regular, self.first_step, *self.ends, self.steps}
         return sorted(step for step in planned if self.first_step <= step <= self.steps)
 
@@ -123,7 +127,9 @@ def train_session(
     callbacks.on_start(len(sweep.grid), start.step, plan.steps)  # nothing can be refused from here on
 
     timed_from, timed_steps = 0.0, 0
-    ends = ChunkEnds(origin=plan.first_step, mark_every=plan.keep_every, weights_every=plan.keep_period_minima)
+    ends = ChunkEnds(
+        origin=plan.first_step, eval_at=plan.eval_at, mark_every=plan.keep_every, weights_every=plan.keep_period_minima
+    )
     try:
         for chunk in sweep.chunks(
             plan.steps - start.step, eval_every=plan.eval_every, ends=ends, keep=checkpoints.due,

@@ -62,6 +62,15 @@ class GridAxes:
     )
     schedule_end: tuple[float, ...] = axis((0.0,), "Steps after which a schedule is done; 0: all steps.")
     schedule_factor: tuple[float, ...] = axis((10.0,), "Divisors p of the schedules c and d.")
+    init_seed: tuple[int, ...] = axis((-1,), "Seeds of the initial weights; -1: that of --seed.")
+    data_seed: tuple[int, ...] = axis((-1,), "Seeds of the order of the data and of --augment; -1: that of --seed.")
+    head_seed: tuple[int, ...] = axis((-1,), "Seeds of the head's initial weights; -1: as the other weights.")
+    points: tuple[str, ...] = setting(
+        (),
+        """A csv file with a row for each configuration and a column for each of some axes, such as lr,weight_decay:
+        these are trained, and no product.""",
+        metavar="FILE",
+    )
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,14 @@ class TrainingSettings:
     eval_every: int | None = setting(
         None,
         "Steps between evaluations; a hundredth of the run, or more where they are expensive, if not given.",
+    )
+    eval_at: tuple[int, ...] = setting(
+        (),
+        "Steps after which to evaluate, in the place of --eval-every; also as logspace:1:10000:40.",
+        metavar="STEP ...",
+    )
+    sampling: str = setting(
+        "epochs", "Of mini-batches: epochs (each image once an epoch) or iid (drawn from all, with replacement)."
     )
     full_batch: bool = setting(False, "Full-batch gradient descent: a step is an epoch.")
     precision: str = setting(
@@ -234,9 +251,10 @@ def as_setting(name: str, value: Any, hint: Any) -> Any:
     they are.
     """
     if typing.get_origin(hint) is tuple:
-        several = tuple(value) if isinstance(value, list) else value
+        several = tuple(value.tolist() if isinstance(value, np.ndarray) else value) if _is_listed(value) else value
         if not is_of(several, hint):
-            raise ConfigError(flag_of(name), reprlib.repr(value), "several texts, as in ('width=8',)")
+            accepted = "several whole numbers" if hint == tuple[int, ...] else "several texts, as in ('width=8',)"
+            raise ConfigError(flag_of(name), reprlib.repr(value), accepted)
         return several
     kinds = typing.get_args(hint) or (hint,)
     plain = value.item() if isinstance(value, np.generic) else value
@@ -248,6 +266,10 @@ def as_setting(name: str, value: Any, hint: Any) -> Any:
         accepted = " or ".join(IN_WORDS[kind] for kind in kinds)
         raise ConfigError(flag_of(name), reprlib.repr(value), accepted)
     return plain
+
+
+def _is_listed(value: Any) -> bool:
+    return isinstance(value, list | range) or (isinstance(value, np.ndarray) and value.ndim == 1)
 
 
 def is_of(value: Any, hint: Any) -> bool:

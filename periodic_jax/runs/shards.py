@@ -10,8 +10,9 @@ import numpy as np
 
 from periodic_jax.core.errors import ConfigError, CorruptedRunError, UsageError
 from periodic_jax.core.formatting import flag_of
+from periodic_jax.core.grid import RUN_AXES
 from periodic_jax.core.limits import MOST_CONFIGS
-from periodic_jax.runs.config import NOT_FOLLOWED, RUN_AXES, RunConfig, check, check_images, difference, to_manifest
+from periodic_jax.runs.config import NOT_FOLLOWED, RunConfig, check, check_images, difference, to_manifest
 from periodic_jax.storage.run_directory import CONFIG_FILE, OWN_FILES, SHARDS, SHARDS_FILE, claim_directory
 from periodic_jax.storage.shards import REMAKE, read_shards, write_shards
 
@@ -135,6 +136,8 @@ def fitting_part(config: RunConfig) -> tuple[RunConfig, str]:
     """The first of the runs that a grid must be cut into because a run may not have so many configurations, and which
     it is, in words; the whole where it may.
     """
+    if config.points:  # of which no grid has more than a run may have
+        return config, ""
     configs = math.prod(len(getattr(config, axis)) for axis in RUN_AXES)
     name = max(RUN_AXES, key=lambda axis: len(getattr(config, axis)))
     values = getattr(config, name)

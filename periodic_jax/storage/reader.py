@@ -2,17 +2,34 @@
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from periodic_jax.core.errors import ConfigError, PeriodicJaxError, RunNotFoundError, UsageError, as_corruption
-from periodic_jax.core.grid import AXES, LATER_AXES, HParams
+from periodic_jax.core.errors import (
+    ConfigError,
+    CorruptedRunError,
+    PeriodicJaxError,
+    RunNotFoundError,
+    UsageError,
+    as_corruption,
+)
+from periodic_jax.core.grid import AXES, DEFAULTS, LATER_AXES
 from periodic_jax.storage.checksums import SEAL
-from periodic_jax.storage.run_directory import TELEMETRY, first_step, lengths, reached, read_config
+from periodic_jax.storage.run_directory import (
+    CONFIG_FILE,
+    TELEMETRY,
+    branch_folders,
+    first_step,
+    lengths,
+    reached,
+    read_config,
+)
 from periodic_jax.storage.schema import describe
-from periodic_jax.storage.shards import LOG, Shards, check_members, join_shards, read_shards
+from periodic_jax.storage.shards import LOG, Shards, check_members, join_branches, join_shards, read_shards
 from periodic_jax.storage.verification import metadata_corruptions
 from periodic_jax.storage.verified_store import ARRAYS, MISSING, corrupted_telemetry, open_verified, telemetry_remedy
 
@@ -22,7 +39,8 @@ def open_run(path: str | os.PathLike[str], *, flat: bool = False) -> xr.Dataset:
 
     Args:
         path: the run directory, or the folder of a grid that was cut into shards, which are joined: what no shard has
-            reached yet is NaN, and a corrupted shard is logged and left out.
+            reached yet is NaN, and a corrupted shard is logged and left out. Of a folder of branches from several
+            checkpoints these are joined so, along ``branch_step``.
         flat: keep the one dimension ``config`` instead of one dimension for each swept axis.
 
     Returns:
@@ -37,7 +55,11 @@ def open_run(path: str | os.PathLike[str], *, flat: bool = False) -> xr.Dataset:
             named when it is read, also where that is later.
     """
     path, shards = Path(path), read_shards(path)
-    dataset = _open_flat(path) if shards is None else _open_shards(shards)
+    branches = branch_folders(path) if shards is None and not (path / CONFIG_FILE).exists() else {}
+    if branches:
+        dataset = _open_branches(path, branches)
+    else:
+        dataset = _open_flat(path) if shards is None else _open_shards(shards)
     with as_corruption(path / TELEMETRY, telemetry_remedy(path)):
         return dataset if flat else _unstacked(dataset)
 
@@ -70,6 +92,26 @@ def _open_shards(shards: Shards) -> xr.Dataset:
     return dataset
 
 
+def _open_branches(path: Path, folders: Mapping[int, Path]) -> xr.Dataset:
+    """Branches from several checkpoints as one flat Dataset. Corrupted ones are logged, and left out unless all are."""
+    parts, errors = dict[int, xr.Dataset](), list[PeriodicJaxError]()
+    for step, folder in folders.items():
+        try:
+            if folder.is_symlink():
+                raise CorruptedRunError(folder, "it is a link, which could lead anywhere", "replace it by the folder")
+            parts[step] = _open_flat(folder)
+        except PeriodicJaxError as error:
+            errors.append(error)
+    if not parts:
+        raise errors[0]
+    for error in errors:
+        LOG.warning("a branch is left out: %s", error)
+    dataset = join_branches(parts)
+    dataset.encoding["source"] = str(path)
+    dataset.attrs["name"] = path.resolve().name
+    return dataset
+
+
 def _open_flat(path: Path) -> xr.Dataset:
     """The telemetry of one run directory with its one dimension ``config``."""
     config = read_config(path)
@@ -90,7 +132,7 @@ def _open_flat(path: Path) -> xr.Dataset:
         dataset.attrs.pop(ARRAYS, None)
         settings = config.get("config", {})
         optimizer = str(settings.get("optimizer", "sgd"))
-        dataset = _named(dataset, path, optimizer)
+        dataset = _named(dataset, path, settings)
         dataset.encoding["source"] = str(path)
         dataset.attrs.update(name=path.resolve().name, model=str(settings.get("model", "")), optimizer=optimizer)
         return dataset
@@ -118,7 +160,7 @@ def flattened(dataset: xr.Dataset) -> xr.Dataset:
     """A run with the one dimension ``config`` first, from either form of `open_run`, or from your own Dataset.
 
     All dimensions but ``step``, ``eval_step`` and ``layer`` are those of configurations, in any order. A hyperparameter
-    that is no coordinate has the default of `HParams`; ``lr`` and ``weight_decay`` must be there. An
+    that is no coordinate has the default of `core.grid`; ``lr`` and ``weight_decay`` must be there. An
     ``effective_lr`` that is missing is lr/ρ², which is right at a constant rate, and 0 for ``elr``.
 
     Args:
@@ -146,12 +188,12 @@ def flattened(dataset: xr.Dataset) -> xr.Dataset:
     order = ("config", *shared)
     if any(sorted(array.dims, key=order.index) != list(array.dims) for array in dataset.variables.values()):
         dataset = dataset.transpose(*order, missing_dims="ignore")
-    defaults, configs = {**HParams()._asdict(), "seed": 0}, dataset.sizes["config"]
+    configs = dataset.sizes["config"]
     for name in AXES:
         if name not in dataset.coords and name in ("lr", "weight_decay"):
             raise UsageError("run", f"it has no coordinate {name}", "give a Dataset with lr and weight_decay")
         if name not in dataset.coords or dataset[name].dims != ("config",):
-            values = dataset[name].values if name in dataset.coords else defaults[name]
+            values = dataset[name].values if name in dataset.coords else DEFAULTS[name]
             dataset = dataset.assign_coords({name: ("config", np.broadcast_to(values, configs))})
     if "effective_lr" not in dataset and "weight_norm" in dataset and not source.get("source"):
         norm = dataset["weight_norm"]
@@ -163,11 +205,11 @@ def flattened(dataset: xr.Dataset) -> xr.Dataset:
     return dataset
 
 
-def _named(dataset: xr.Dataset, run: Path, optimizer: str) -> xr.Dataset:
+def _named(dataset: xr.Dataset, run: Path, settings: Mapping[str, Any]) -> xr.Dataset:
     """The flat Dataset of a run's store with all its coordinates, if it is one of ours."""
-    if optimizer == "sgd" and not set(LATER_AXES) & set(dataset.variables):  # as of runs from before they were recorded
-        defaults = {name: np.full(dataset.sizes["config"], getattr(HParams(), name)) for name in LATER_AXES}
-        dataset = dataset.assign({name: ("config", values) for name, values in defaults.items()})
+    for name in LATER_AXES:  # those of runs from before they were recorded, of which all had the default
+        if name not in dataset.variables and settings.get(name, [DEFAULTS[name]]) == [DEFAULTS[name]]:
+            dataset = dataset.assign({name: ("config", np.full(dataset.sizes["config"], DEFAULTS[name]))})
     if missing := {"loss", "weight_norm", "step", *AXES} - set(dataset.variables):
         raise corrupted_telemetry(run, f"no {', '.join(sorted(missing))}")
     if "layer" in dataset.coords:

@@ -28,7 +28,7 @@ from periodic_jax.core.errors import (
     first_line,
 )
 from periodic_jax.core.files import find_foreign_file, read_json, write_json
-from periodic_jax.core.grid import AXES, LATER_AXES
+from periodic_jax.core.grid import LATER_AXES, RUN_AXES
 from periodic_jax.core.limits import MOST_CONFIGS, MOST_LAYERS, MOST_STEPS
 from periodic_jax.storage.checksums import SEAL, is_checksummed, seal
 from periodic_jax.storage.schema import FORMAT
@@ -43,6 +43,7 @@ LANDSCAPE = "landscape.nc"
 MINIMA = "minima"
 COMPARISON = "minima.nc"
 SHARDS_FILE, SHARDS = "shards.json", "shards"  # see `storage.shards`
+BRANCH = "branch_step="  # before the step, in the names of run directories of branches from several checkpoints
 OWN_FILES = (
     CONFIG_FILE, TELEMETRY, CHECKPOINTS, "figures", "report.html", SUMMARY_FILE, ANALYSIS, LANDSCAPE, MINIMA,
     COMPARISON,
@@ -62,6 +63,17 @@ def default_folders(name: str) -> Iterator[Path]:
 def free_folder(name: str) -> str:
     """The first of `default_folders` that does not exist."""
     return next(str(folder) for folder in default_folders(name) if not folder.exists())
+
+
+def branch_folder(path: Path, step: int) -> Path:
+    """The run directory of one of several branches that begin at different steps."""
+    return path / f"{BRANCH}{step}"
+
+
+def branch_folders(path: Path) -> dict[int, Path]:
+    """The run directories of several branches, by the step at which they begin; none where a folder has none."""
+    names = [folder.name.removeprefix(BRANCH) for folder in sorted(path.glob(f"{BRANCH}*"))]
+    return {step: branch_folder(path, step) for step in sorted(int(name) for name in names if name.isdecimal())}
 
 
 def is_sharded(path: str | os.PathLike[str]) -> bool:
@@ -137,6 +149,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
         if is_sharded(path):
             remedy = f"the sweep's command goes on with it; or give a shard, such as {path}/{SHARDS}/0"
             raise RunNotFoundError(path, "it holds a grid in shards", remedy) from None
+        if error.errno == errno.ENOENT and (branches := branch_folders(Path(path))):
+            one = next(iter(branches.values()))
+            raise RunNotFoundError(path, "it holds branches from several checkpoints", f"give one: {one}") from None
         if error.errno == errno.ENOENT and (Path(path) / SHARDS).is_dir():
             raise RunNotFoundError(path, f"there is no {SHARDS_FILE}", "give the sweep's command again") from None
         reason = {errno.ENOENT: f"there is no {CONFIG_FILE}", errno.ENOTDIR: "it is a file"}.get(error.errno or 0)
@@ -164,16 +179,18 @@ def lengths(record: Mapping[str, Any]) -> dict[str, int]:
     """
     config = record.get("config", {})
     config = {name: [None] for name in LATER_AXES} | config  # one value in runs from before they were recorded
-    axes = [config.get(name) for name in AXES if name != "schedule_every"]
-    configs = math.prod(len(axis) if isinstance(axis, list) else MOST_CONFIGS for axis in axes)
+    sizes = [len(axis) if isinstance(axis := config.get(name), list) else MOST_CONFIGS for name in RUN_AXES]
+    configs = max(sizes) if config.get("points") else math.prod(sizes)
     if type(shards := config.get("shards")) is int and shards > 0:
         configs = -(-configs // shards)
+    ends = len(record.get("ends", ()))
     steps, every = (
         value if type(value) is int and 0 < value <= MOST_STEPS else default
         for value, default in ((config.get("steps"), MOST_STEPS), (config.get("eval_every"), 1))
     )
-    evaluations = steps // every + 3 + len(record.get("ends", ()))
-    return {"config": min(configs, MOST_CONFIGS), "step": steps, "eval_step": evaluations, "layer": MOST_LAYERS}
+    given = config.get("eval_at")
+    evaluations = (len(given) if given and isinstance(given, list) else steps // every) + 3
+    return {"config": min(configs, MOST_CONFIGS), "step": steps, "eval_step": evaluations + ends, "layer": MOST_LAYERS}
 
 
 def manifest_error(content: Any) -> str | None:

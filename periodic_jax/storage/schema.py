@@ -127,10 +127,14 @@ QUANTITIES = {
         _Q("beta2", dims=CONFIG),
         _Q("eps", "epsilon", dims=CONFIG),
         _Q("seed", dims=CONFIG),
+        _Q("init_seed", "seed of the initial weights (-1: seed)", dims=CONFIG, short="seed of the weights"),
+        _Q("data_seed", "seed of the order of the data (-1: seed)", dims=CONFIG, short="seed of the data"),
+        _Q("head_seed", "seed of the head (-1: as the other weights)", dims=CONFIG, short="seed of the head"),
         # Along the other dimensions.
         _Q("step", units="step", dims=("step",), number="whole"),
         _Q("eval_step", "updates made before the evaluation", "step", ("eval_step",)),
         _Q("layer", units="", dims=("layer",)),
+        _Q("branch_step", "updates made before the branch", "step", number="whole"),
         # Of an analysis.
         _Q("confidence", heading="sure", number=".2f", help="How sure the regime is, from 0 to 1."),
         _Q("destabilisations", heading="jumps", number="whole",

@@ -29,10 +29,10 @@ from periodic_jax.core.errors import (
     first_line,
 )
 from periodic_jax.core.files import PARTIAL, read_json
-from periodic_jax.core.grid import AXES, LATER_AXES, HParams, SweepGrid
+from periodic_jax.core.grid import AXES, DEFAULTS, LATER_AXES, RUN_AXES, SweepGrid
 from periodic_jax.storage.checksums import seal
 from periodic_jax.storage.run_directory import CONFIG_FILE, SHARDS, SHARDS_FILE, is_sharded, manifest_error
-from periodic_jax.storage.schema import FORMAT
+from periodic_jax.storage.schema import FORMAT, describe
 
 LOG = logging.getLogger("periodic_jax")
 REMAKE = "remove it, and give the sweep's command again: it keeps the shards"
@@ -73,9 +73,9 @@ def read_shards(path: str | os.PathLike[str]) -> Shards | None:
         content = read_json(file)
         if reason := manifest_error(content):
             raise ValueError(reason)
-        recorded = {name: [getattr(HParams(), name)] for name in LATER_AXES} | content["config"]
-        axes = {name: recorded[name] for name in AXES if name != "schedule_every"}
-        grid = SweepGrid.product(**axes, schedule_every=content["schedule_every"])
+        recorded = {name: [DEFAULTS[name]] for name in LATER_AXES} | content["config"]
+        axes = {name: recorded[name] for name in RUN_AXES} | {"schedule_every": content["schedule_every"]}
+        grid = SweepGrid.declared(axes, recorded.get("points", ()))
         count = content["config"]["shards"]
         if type(count) is not int or not 1 <= count <= len(grid):
             raise ValueError(f"{reprlib.repr(count)} shards of {len(grid)} configurations")
@@ -132,12 +132,53 @@ def join_shards(shards: Shards, parts: Mapping[int, xr.Dataset], members: Sequen
         A Dataset as `storage.reader.open_run` gives flat. A quantity of a shard that cannot be read, since it is
         corrupted, is NaN and logged.
     """
-    longest = max(parts.values(), key=lambda part: part.sizes["step"])
-    evaluated = np.unique(np.concatenate([part.eval_step.values for part in parts.values()]))
-    lengths = {**longest.sizes, "config": len(shards.grid), "eval_step": len(evaluated)}
+    coords = {name: (column, parts[min(parts)][name].attrs) for name, column in shards.grid.coords.items()}
+    return _join({index: (part, members[index]) for index, part in parts.items()}, coords, shards.grid.swept)
+
+
+def join_branches(parts: Mapping[int, xr.Dataset]) -> xr.Dataset:
+    """The flat Datasets of branches as one, with a coordinate ``branch_step``. Nothing is read before it is used.
+
+    Args:
+        parts: by the step at which each begins, ascending; before it all is NaN.
+    """
+    ends = np.cumsum([part.sizes["config"] for part in parts.values()])
+    placed = {
+        step: (part, np.arange(end - part.sizes["config"], end))
+        for (step, part), end in zip(parts.items(), ends, strict=True)
+    }
+    coords = {
+        name: (np.concatenate([part[name].values for part in parts.values()]), parts[min(parts)][name].attrs)
+        for name in AXES
+    }
+    starts = np.repeat([*parts], [part.sizes["config"] for part in parts.values()])
+    coords["branch_step"] = starts, describe("branch_step").attributes
+    swept = list(dict.fromkeys(name for part in parts.values() for name in part.attrs["swept"]))
+    return _join(placed, coords, ["branch_step"] * (len(parts) > 1) + swept)
+
+
+def _join(
+    parts: Mapping[int, tuple[xr.Dataset, np.ndarray]],
+    configs: Mapping[str, tuple[np.ndarray, Mapping[str, Any]]],
+    swept: Sequence[str],
+) -> xr.Dataset:
+    """Flat Datasets as one.
+
+    Args:
+        parts: by number, each with its configurations, as places in the whole.
+        configs: coordinates along them, with attributes.
+        swept: the axes of the whole.
+    """
+    longest = max((part for part, _ in parts.values()), key=lambda part: part.sizes["step"])
+    evaluated, recorded = (
+        np.unique(np.concatenate([part[dim].values for part, _ in parts.values()])) for dim in ("eval_step", "step")
+    )
+    number = len(next(iter(configs.values()))[0])
+    lengths = {**longest.sizes, "config": number, "eval_step": len(evaluated), "step": len(recorded)}
     opened = []
-    for index, dataset in parts.items():
-        places = {"config": members[index], "eval_step": np.searchsorted(evaluated, dataset.eval_step.values)}
+    for index, (dataset, members) in parts.items():
+        places = {"config": members, "eval_step": np.searchsorted(evaluated, dataset.eval_step.values)}
+        places["step"] = np.searchsorted(recorded, dataset.step.values)
         opened.append(Part(dataset, places, set(), index))
     variables = {}
     for name, array in longest.data_vars.items():
@@ -145,13 +186,12 @@ def join_shards(shards: Shards, parts: Mapping[int, xr.Dataset], members: Sequen
         shape = tuple(lengths[str(dim)] for dim in array.dims)
         joined = indexing.LazilyIndexedArray(_Joined(str(name), list(map(str, array.dims)), shape, array.dtype, having))
         variables[name] = xr.Variable(array.dims, joined, array.attrs)
-    coords: dict[Any, Any] = {
-        name: xr.Variable("config", column, longest[name].attrs) for name, column in shards.grid.coords.items()
-    }
-    coords |= {"step": longest.step.variable, "eval_step": ("eval_step", evaluated, longest.eval_step.attrs)}
+    coords: dict[Any, Any] = {name: xr.Variable("config", *column) for name, column in configs.items()}
+    for name, values in (("step", recorded), ("eval_step", evaluated)):
+        coords[name] = (name, values, longest[name].attrs)
     if "layer" in longest.coords:
         coords["layer"] = longest.layer.variable
-    return xr.Dataset(variables, coords, {**longest.attrs, "swept": list(shards.grid.swept)})
+    return xr.Dataset(variables, coords, {**longest.attrs, "swept": list(swept)})
 
 
 def check_members(part: xr.Dataset, shards: Shards, index: int, members: np.ndarray) -> None:

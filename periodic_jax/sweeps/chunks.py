@@ -1,5 +1,7 @@
 """A chunk of steps: what a sweep yields, and where one ends."""
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,11 +35,30 @@ class ChunkEnds:
     Attributes:
         seconds: wanted duration of a chunk.
         origin: the run's first step.
+        eval_at: the updates after which to evaluate, ascending, in the place of regular ones.
         mark_every: chunks end at its multiples too.
         weights_every: likewise, and there come with the parameters and running statistics.
     """
 
     seconds: float = 1.0
     origin: int = 0
+    eval_at: Sequence[int] = ()
     mark_every: int | None = None
     weights_every: int | None = None
+
+    def next_evaluation(self, step: int, end: int, every: int | None) -> int:
+        """The update after which the next evaluation is due; the end, where there is none before it.
+
+        Args:
+            step: updates made.
+            end: number of the last step.
+            every: updates between regular evaluations; None: there are none.
+
+        Example:
+            >>> ChunkEnds(eval_at=(1, 10, 100)).next_evaluation(10, 50, None), ChunkEnds().next_evaluation(10, 50, 8)
+            (50, 16)
+        """
+        if self.eval_at:
+            later = bisect_right(self.eval_at, step)
+            return min(self.eval_at[later], end) if later < len(self.eval_at) else end
+        return min((step // every + 1) * every, end) if every else end

@@ -125,6 +125,13 @@ class Placement:
         """Values of configurations ``(configs, ...)`` on the devices, ``(seeds, configs per seed, ...)``."""
         return self.shard(values[self.arrangement.source])
 
+    def distinct(self, values: np.ndarray) -> np.ndarray:
+        """Values of configurations ``(configs, ...)`` as ``(seeds, configs per seed, ...)``, or ``(seeds, 1, ...)``
+        where those of each group are the same.
+        """
+        placed = values[self.arrangement.source]
+        return placed[:, :1] if (placed == placed[:, :1]).all() else placed
+
     def replicate(self, array: Any) -> Array:
         """An array on all devices, each with the whole."""
         return jax.device_put(np.asarray(array), NamedSharding(self.mesh, P()))

@@ -64,7 +64,13 @@ class Programs:
         """``count`` <= capacity steps; a dynamic bound, so that chunks of every length are one program."""
         indices = jax.vmap(
             lambda seed: input_pipeline.batch_indices(
-                seed, first_step, count, capacity=self.capacity, count=self.images, batch_size=self.spec.batch_size
+                seed,
+                first_step,
+                count,
+                capacity=self.capacity,
+                count=self.images,
+                batch_size=self.spec.batch_size,
+                sampling=self.spec.sampling,
             )
         )(seeds)
 

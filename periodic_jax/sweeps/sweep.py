@@ -27,8 +27,9 @@ from periodic_jax.sweeps.chunks import FIRST_STEPS, Chunk, ChunkEnds
 from periodic_jax.sweeps.placement import Placement, copied, named_leaves, weights_of
 from periodic_jax.sweeps.programs import Programs, ShardedPrograms, recorded_names
 from periodic_jax.training import input_pipeline
+from periodic_jax.training.initialisation import seeded_states
 from periodic_jax.training.spec import TrainingSpec
-from periodic_jax.training.state import TrainState, create_train_state
+from periodic_jax.training.state import TrainState
 from periodic_jax.training.vectorize import check_layout
 
 
@@ -87,13 +88,14 @@ class Sweep:
         check_batch_size(spec.batch_size, dataset)
         self.grid, self.spec, self.capacity, self.layout = grid, spec, capacity, check_layout(layout)
         self.evaluations = EVALUATIONS + (() if dataset.corrupted is None else CORRUPTION)
-        self.placement = Placement.of(grid.seeds, devices or jax.devices())
+        self.placement = Placement.of(grid.seeds_of("data_seed"), devices or jax.devices())
         self.step, self.stopped, self._deterministic = 0, 0, deterministic
 
         self._labels = model.labels() if labels is None else labels
         dtype = input_dtype(model)
         self.data = jax.tree.map(self.placement.replicate, input_pipeline.to_device(dataset, dtype))
         self.seeds = self.placement.shard(self.placement.arrangement.seeds.astype(np.uint32))
+        self.initial_seeds = self.placement.shard(self.placement.distinct(grid.initial_seeds()))
         self.hparams = HParams(*(self.placement.shard_configs(h.astype(dtype)) for h in grid.hparams()))
         self._platform = forms.platform_of(self.placement.devices[0])
         if getattr(model, "platform", None) == forms.here():  # and not one that was asked for
@@ -101,7 +103,7 @@ class Sweep:
         self._platform = getattr(model, "platform", self._platform)
         self._model, self._batch_shape = model, (spec.batch_size, *dataset.image_shape)
         self._initialise = self._initialiser(dtype)
-        self._abstract_states = self._initialise.eval_shape(self.seeds)
+        self._abstract_states = self._initialise.eval_shape(self.initial_seeds)
         self._is_compiled = False
         self._programs: ShardedPrograms
         self._states: TrainState
@@ -175,7 +177,7 @@ class Sweep:
         Args:
             steps: number of updates.
             eval_every: steps between evaluations, counted from step 0; the last step is always followed by one, and
-                the first one preceded by one. None: no evaluations at all.
+                the first one preceded by one. None: no evaluations, or those of ``ends``.
             ends: where else chunks end.
             keep: called before each chunk, with the number of updates made after it, whether the states there are
                 wanted. Those at the end of the last chunk come anyway.
@@ -185,24 +187,25 @@ class Sweep:
             Consecutive chunks.
         """
         programs, end, size = self.programs, self.step + steps, min(FIRST_STEPS, self.capacity)
+        has_evaluations = bool(eval_every or ends.eval_at)
         pending: tuple[Chunk, int] | None = None
-        if self.step == ends.origin and eval_every:
+        if self.step == ends.origin and has_evaluations:
             first = jax.tree.map(self.placement.gather, programs.evaluation(self._states, self.data))
             yield Chunk(self.step, self.empty_telemetry(), first, self.placement.gather(self._states.diverged_at))
         started, chunk_number = time.perf_counter(), 0
         while self.step < end:
-            due = min((self.step // eval_every + 1) * eval_every, end) if eval_every else end
+            due = ends.next_evaluation(self.step, end, eval_every)
             marks = [(self.step // every + 1) * every for every in (ends.mark_every, ends.weights_every) if every]
             count = min(size, min(due, *marks) - self.step if marks else due - self.step)
             is_wanted, self.stopped = keep(self.step + count), stop()
             if self.stopped:
                 break
             first_step, self.step = self.step, self.step + count
-            telemetry = self._run(first_step, count)
+            telemetry, is_evaluated = self._run(first_step, count), has_evaluations and self.step == due
             has_weights = ends.weights_every and self.step % ends.weights_every == 0
             computed = Chunk(
                 first_step, telemetry,
-                evaluation=programs.evaluation(self._states, self.data) if eval_every and self.step == due else None,
+                evaluation=programs.evaluation(self._states, self.data) if is_evaluated else None,
                 diverged_at=copied(self._states.diverged_at),
                 weights=copied(weights_of(self._states)) if has_weights else None,
                 states=copied(self._states) if self.step < end and is_wanted else None,
@@ -285,22 +288,12 @@ class Sweep:
         return list(compress((name for name, _ in named_leaves(states.params, "/")), states.task.labels))
 
     def _initialiser(self, dtype: Any) -> Any:
-        """A compiled function from the seeds to the states of step 0, all that the sweep trains."""
-        model: Any = self._model
-        spec, per_seed = self.spec, self.placement.configs_per_seed
-
-        def of_seed(seed: Array) -> TrainState:
-            key = input_pipeline.purpose_key(seed, input_pipeline.INITIALISATION)
-            return create_train_state(
-                model, self._labels, key, jnp.zeros(self._batch_shape, dtype), loss=spec.loss,
-                schedule=spec.schedule, per_filter=spec.per_filter, optimizer=spec.optimizer,
-            )  # fmt: skip
-
-        def initialise(seeds: Array) -> TrainState:
-            # One seed at a time: its initial weights must not depend on how many there are.
-            states = jax.lax.map(of_seed, seeds)
-            return jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], per_seed, axis=1), states)
-
+        """A compiled function from the initial seeds to the states of step 0, all that the sweep trains."""
+        images, copies = jnp.zeros(self._batch_shape, dtype), self.placement.configs_per_seed
+        initialise = seeded_states(
+            self._model, self._labels, images, self.spec, copies=copies // self.initial_seeds.shape[1],
+            has_own_head=self.grid.has_own_head,
+        )  # fmt: skip
         shard = partial(jax.shard_map, mesh=self.placement.mesh, check_vma=False)
         return jax.jit(shard(initialise, in_specs=P("device"), out_specs=P("device")))
 
@@ -321,7 +314,7 @@ class Sweep:
 
     def _train_from_start(self, count: int) -> None:
         """``count`` steps from initial states, which are the sweep's after none; none take as much memory as many."""
-        self._states = self._initialise(self.seeds)
+        self._states = self._initialise(self.initial_seeds)
         for first in range(0, max(count, 1), self.capacity):
             self._run(first, min(count - first, self.capacity))
         jax.block_until_ready(self._states)

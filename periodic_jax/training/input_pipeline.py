@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from periodic_jax.data.dataset import Dataset, steps_per_epoch
 
 # Purposes of randomness: every key is derived from (seed, purpose, epoch or step), never from a position in the grid.
-INITIALISATION, ORDER, AUGMENTATION = 0, 1, 2
+INITIALISATION, ORDER, AUGMENTATION, DRAWN = 0, 1, 2, 3
+SAMPLINGS = ("epochs", "iid")
 PADDING = 4  # pixels of black around an image, in which the random crop moves
 
 
@@ -116,8 +117,10 @@ def batch_indices(
     capacity: int,
     count: int,
     batch_size: int,
+    sampling: str = "epochs",
 ) -> Int[Array, "capacity batch"]:
-    """Which images the mini-batches of consecutive steps hold: an epoch is one permutation, from (seed, epoch) alone.
+    """Which images the mini-batches of consecutive steps hold: an epoch is one permutation, from (seed, epoch) alone;
+    or each image is drawn from all with replacement, from (seed, step) alone.
 
     Args:
         seed: of the configuration.
@@ -126,6 +129,7 @@ def batch_indices(
         capacity: most steps that may be wanted.
         count: images in the training set.
         batch_size: images in a mini-batch.
+        sampling: of `SAMPLINGS`; ``iid`` is with replacement.
 
     Returns:
         Indices into the training set; rows from ``steps`` on are unspecified.
@@ -135,6 +139,13 @@ def batch_indices(
         >>> sorted(rows.ravel().tolist())
         [0, 1, 2, 3, 4, 5, 6, 7]
     """
+    if sampling == "iid":
+        draws = purpose_key(seed, DRAWN)
+
+        def drawn(step: Array) -> Array:
+            return jax.random.randint(jax.random.fold_in(draws, step), (batch_size,), 0, count, jnp.int32)
+
+        return jax.vmap(drawn)(first_step + jnp.arange(capacity, dtype=jnp.int32))
     per_epoch = steps_per_epoch(count, batch_size)
     first_epoch = first_step // per_epoch
     start = first_step - first_epoch * per_epoch
@@ -151,5 +162,5 @@ def batch_indices(
 
 
 def purpose_key(seed: Int[Array, ""], purpose: int) -> Key[Array, ""]:
-    """The PRNG key of one purpose (`INITIALISATION`, `ORDER`, `AUGMENTATION`) under a seed."""
+    """The PRNG key of one purpose (`INITIALISATION`, `ORDER`, `AUGMENTATION`, `DRAWN`) under a seed."""
     return jax.random.fold_in(jax.random.key(seed), purpose)

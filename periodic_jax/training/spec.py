@@ -16,6 +16,7 @@ class TrainingSpec:
         per_filter: a fixed norm is that of each output filter.
         full_batch: each step is full-batch gradient descent, accumulated over mini-batches in the data's own order; the
             images after the last whole one are left out.
+        sampling: how mini-batches are chosen, of `training.input_pipeline.SAMPLINGS`.
         augment: crop and flip the images of each step at random, all configurations of a seed alike.
         track_sharpness: steps between measurements of `landscape.sharpness`; None: no measurements.
         per_layer: record the layers' dynamics too.
@@ -28,6 +29,7 @@ class TrainingSpec:
     schedule: str = "constant"
     per_filter: bool = False
     full_batch: bool = False
+    sampling: str = "epochs"
     augment: bool = False
     track_sharpness: int | None = None
     per_layer: bool = False

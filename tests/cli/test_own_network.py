@@ -19,12 +19,13 @@ Path("imported").touch()
 
 class Net(nn.Module):
     width: int = 4
+    last: str = "head"
 
     @nn.compact
     def __call__(self, x, train):
         x = nn.Dense(self.width, use_bias=False, name="body")(x.reshape(len(x), -1))
         x = nn.BatchNorm(use_running_average=not train, use_bias=False, use_scale=False, name="norm")(x)
-        return nn.Dense(10, name="head")(nn.relu(x))
+        return nn.Dense(10, name=self.last)(nn.relu(x))
 """
 
 
@@ -91,6 +92,7 @@ def test_a_sweep_of_an_imported_network_goes_on_only_when_it_is_named_again(pack
         ),
         (["--model", "nowhere_at_all:Net", "--width", "8"], "--model: nowhere_at_all:Net is not accepted"),
         (["--model", "my_nets.small:Net", "--model-args", "width=x"], "a network of images (8, 8, 1) ("),
+        (["--model", "my_nets.small:Net", "--model-args", "last=out", "--head-seed", "1"], "--head-seed: "),
         (["--model-args", "width=3"], "--model-args: ConvNetSI takes none"),
     ],
 )

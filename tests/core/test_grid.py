@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.formatting import flag_of, short_numbers
-from periodic_jax.core.grid import AXES, HParams, SweepGrid
+from periodic_jax.core.grid import AXES, SEED_AXES, HParams, SweepGrid
 
 # Values that each axis accepts, such that no product of lr and weight decay reaches 1.
 VALUES = {
@@ -42,7 +42,7 @@ def test_hparams_default_and_shrink():
     assert HParams()[:6] == (0.1, 0, 0, 0, 0, 0)
     assert HParams(lr=0.5, weight_decay=0.2).shrink == 0.9
     np.testing.assert_array_equal(HParams(np.array([0.5, 1]), np.array([0.2, 0])).shrink, [0.9, 1])
-    assert list(AXES) == [*HParams._fields, "seed"]
+    assert list(AXES) == [*HParams._fields, *SEED_AXES]
 
 
 @settings(deadline=None)
@@ -53,7 +53,7 @@ def test_product_is_the_product_of_itertools(axes):
     assert len(grid) == len(wanted) == math.prod(map(len, axes.values()))
     assert [tuple(grid.coords[name][i] for name in axes) for i in range(len(grid))] == wanted
     assert grid.swept == tuple(name for name, values in axes.items() if len(values) > 1)
-    defaults = {**HParams()._asdict(), "seed": 0}
+    defaults = {**HParams()._asdict(), "seed": 0, "init_seed": -1, "data_seed": -1, "head_seed": -1}
     for name in set(AXES) - set(axes):
         assert (grid.coords[name] == defaults[name]).all()
 

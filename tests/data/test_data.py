@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.reference import augmented, crop_and_flip
+from scipy import stats
 
 from periodic_jax import ConfigError, data
 from periodic_jax.training import input_pipeline
@@ -64,6 +65,33 @@ def test_batches_do_not_depend_on_how_the_steps_are_cut(capacity):
     whole = indices(3, 0, 40, 40)
     pieces = [indices(3, t, min(capacity, 40 - t), capacity) for t in range(0, 40, capacity)]
     assert np.array_equal(np.concatenate(pieces), whole)
+
+
+def drawn(seed, first, steps, capacity):
+    """With replacement, of 23 images."""
+    rows = input_pipeline.batch_indices(
+        jnp.uint32(seed), jnp.int32(first), steps, capacity=capacity, count=23, batch_size=4, sampling="iid"
+    )
+    return np.asarray(rows)[:steps]
+
+
+@pytest.mark.parametrize("capacity", [1, 7, 40])
+def test_images_drawn_with_replacement_do_not_depend_on_how_the_steps_are_cut(capacity):
+    """Against one draw after the other, from the seed and the number of the step alone."""
+    pieces = [drawn(3, t, min(capacity, 40 - t), capacity) for t in range(0, 40, capacity)]
+    key = jax.random.fold_in(jax.random.key(jnp.uint32(3)), 3)
+    expected = [jax.random.randint(jax.random.fold_in(key, t), (4,), 0, 23) for t in range(40)]
+    assert np.array_equal(np.concatenate(pieces), np.stack(expected))
+    assert not np.array_equal(drawn(4, 0, 40, 40), np.stack(expected))
+
+
+def test_images_drawn_with_replacement_are_independent():
+    """The counts of 2,000 steps are multinomial: chi-squared of images, and of pairs of places in a mini-batch."""
+    rows = drawn(0, 0, 2000, 2000)
+    for values, cells in ((rows.ravel(), 23), (23 * rows[:, 0] + rows[:, 1], 23**2)):
+        counts = np.bincount(values, minlength=cells)
+        assert len(counts) == cells
+        assert 1e-3 < stats.chisquare(counts).pvalue < 1 - 1e-3
 
 
 def test_seeds_have_their_own_order():

@@ -143,7 +143,7 @@ def one_sweep():
         if not made:
             made.append(real(config).compile())
         (sweep,) = made
-        sweep._states, sweep.step, sweep.stopped = sweep._initialise(sweep.seeds), 0, 0
+        sweep._states, sweep.step, sweep.stopped = sweep._initialise(sweep.initial_seeds), 0, 0
         return sweep
 
     build.build_sweep = build_sweep

@@ -77,7 +77,7 @@ def test_numbers_of_the_sphere_follow_from_the_raw_ones(found):
 
 def test_the_command_prints_a_table_and_writes_a_store_and_a_figure(run, found, capsys):
     main(["landscape", str(run), "--checkpoints", "last", "--images", "128", "--probes", "3", "--eigenvalues", "2",
-          "--iterations", "5", "--select", "lr=0.5"])  # fmt: skip
+          "--iterations", "5", "--density", "4", "--select", "lr=0.5"])  # fmt: skip
     said, told = capsys.readouterr()
     assert "sharpness" in said
     assert re.search(r"looking at \d+ of the \d+ training images, in \d+ mini-batches of \d+", told)
@@ -90,6 +90,15 @@ def test_the_command_prints_a_table_and_writes_a_store_and_a_figure(run, found, 
     assert stored.part.values.tolist() == ["all", "corrupted", "clean"]
     for name in ("hessian_trace", "sphere_hessian_eigenvalue", "gradient_norm"):
         np.testing.assert_allclose(stored[name][0, 0], found[name][0, 1], rtol=1e-5)
+    assert "hessian_density_nodes" not in found
+    for name in ("hessian", "sphere_hessian", "gauss_newton", "sphere_gauss_newton"):
+        nodes, weights = stored[f"{name}_density_nodes"], stored[f"{name}_density_weights"]
+        assert nodes.dims == weights.dims == ("config", "checkpoint", "part", "probe", "node")
+        assert (nodes.sizes["probe"], nodes.sizes["node"]) == (3, 4)
+        np.testing.assert_allclose(weights.sum("node"), 1, rtol=1e-5)
+        mean = (nodes * weights).sum("node").mean("probe")  # of the 90 eigenvalues, by the probes of the trace
+        if not name.startswith("sphere"):
+            np.testing.assert_allclose(90 * mean, stored[f"{name}_trace"], rtol=1e-3)
     assert "diverged at step" in tables.landscape_as_text(found)
     ax = plots.landscape(found.isel(config=slice(0, 1), checkpoint=slice(0, 1))).axes[0]
     assert ax.get_ylabel() == "effective learning rate x sharpness"
@@ -105,6 +114,8 @@ def test_the_command_prints_a_table_and_writes_a_store_and_a_figure(run, found, 
         ({"select": {"lr": (0.3,)}}, "--select: lr=0.3"),
         ({"select": {"speed": (0.3,)}}, "--select: speed"),
         ({"weights": "head"}, "--weights: head"),
+        ({"budget": Budget(density=-1)}, "--density: -1"),
+        ({"budget": Budget(density=5, probes=0)}, "--density: 5 with --probes 0"),
         ({"budget": Budget(images=1)}, "--images: 1"),
         ({"budget": Budget(tolerance=-1.0)}, "--tolerance: -1"),
         ({"budget": Budget(tolerance=0.0)}, "--tolerance: 0 is not accepted; expected a number above 0"),

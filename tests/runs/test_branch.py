@@ -10,7 +10,7 @@ from periodic_jax.checkpoints import writer
 from periodic_jax.cli.axis import parse_selection
 from periodic_jax.cli.main import main
 from periodic_jax.inspection.info import describe_run
-from periodic_jax.runs.branch import branch_run, branched_axes
+from periodic_jax.runs.branch import branch_from_each, branch_run, branched_axes
 from periodic_jax.runs.run import resume_run
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.run_directory import checkpoint_steps, read_config
@@ -155,3 +155,61 @@ def test_info_finds_corruption(parent, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "corrupted: telemetry.zarr/accuracy/c/0/0 (from step 0)" in said
     assert "corrupted: checkpoints/20: " in said
+
+
+def test_branches_from_several_checkpoints_are_those_from_each(parent, tmp_path, capsys):
+    """To the bit, opened as one, gone on with by the same command, and each a run directory of its own."""
+    out = tmp_path / "each"
+    options = ["--select", "lr=1", "weight_decay=0.001", "--weight-decay", "0", "0.01", "--steps", "25"]
+    for _ in range(2):  # the second time nothing is left to train
+        main(["branch", str(parent), "--step", "20", "10", *options, "--out", str(out)])
+    assert "holds this run, finished" in capsys.readouterr().err
+    assert sorted(folder.name for folder in out.iterdir()) == ["branch_step=10", "branch_step=20"]
+    joined = open_run(out)
+    assert joined.loss.dims == ("branch_step", "weight_decay", "step")
+    assert (joined.branch_step.values.tolist(), joined.step.values.tolist()) == ([10, 20], list(range(10, 25)))
+    for step in (10, 20):
+        change = {"weight_decay": [0.0, 0.01]}
+        select = {"lr": [1.0], "weight_decay": [1e-3]}
+        alone = branch_run(parent, tmp_path / str(step), step=step, select=select, change=change, steps=25).path
+        one, expected = joined.sel(branch_step=step), open_run(alone)
+        for name in ("loss", "weight_norm", "test_loss", "diverged_at"):
+            coords = {dim: expected[dim] for dim in expected[name].dims}
+            np.testing.assert_array_equal(one[name].sel(coords), expected[name], err_msg=name)
+        assert np.isnan(one.loss.sel(step=slice(None, step - 1))).all()
+        assert not describe_run(out / f"branch_step={step}", verify=True).errors
+    flat = open_run(out, flat=True)
+    assert flat.branch_step.values.tolist() == [10, 10, 20, 20]
+    for command in ("info", "analyze", "plot", "resume"):
+        with pytest.raises(SystemExit):
+            main([command, str(out)])
+        assert f"{out}/branch_step=10" in capsys.readouterr().err
+
+
+def test_branches_of_which_one_cannot_be_are_all_refused(parent, tmp_path):
+    out = tmp_path / "each"
+    for checkpoints, said in (
+        ([10, 15], "--step: 15 is"), ([10, 30], "--step: 30 is"), ([], "no checkpoint"), ([10, 10], "each once"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=said):
+            branch_from_each(parent, out, checkpoints)
+        assert not out.exists()
+    with pytest.raises(ConfigError, match="--out"):
+        branch_from_each(parent, parent, [10, 20])
+    (out / "branch_step=20").mkdir(parents=True)
+    (out / "branch_step=20" / "telemetry.zarr").touch()
+    with pytest.raises(ConfigError, match="branch_step=20"):
+        branch_from_each(parent, out, [10, 20])
+    assert not (out / "branch_step=10").exists()
+
+
+def test_a_branch_that_is_not_there_is_left_out_of_the_joined_run(parent, tmp_path, caplog):
+    out = tmp_path / "each"
+    branch_from_each(parent, out, [20], steps=22)
+    (out / "branch_step=10").mkdir()
+    assert open_run(out).loss.dims == ("lr", "weight_decay", "step")
+    assert "a branch is left out" in caplog.text
+    (out / "branch_step=10").rmdir()
+    (out / "branch_step=10").symlink_to(parent)
+    open_run(out)
+    assert "it is a link" in caplog.text

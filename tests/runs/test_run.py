@@ -244,10 +244,10 @@ def test_numbers_are_no_part_of_the_programs(tmp_path):
     for changes in ({}, {"steps": 2000}, {"weight_decay": (0.0, 0.5), "lr": (0.3, 0.7)}, {"seed": (5,)}):
         sweep = build_sweep(RunConfig(**{**SMALL, **changes}))
         sweep._lay_out("map")
-        states = sweep._initialise.eval_shape(sweep.seeds)
+        states = sweep._initialise.eval_shape(sweep.initial_seeds)
         programs = sweep._programs
         lowered = (
-            sweep._initialise.lower(sweep.seeds), programs.evaluation.lower(states, sweep.data),
+            sweep._initialise.lower(sweep.initial_seeds), programs.evaluation.lower(states, sweep.data),
             programs.chunk.lower(states, sweep.hparams, sweep.seeds, sweep.data, np.int32(0), np.int32(1)),
         )  # fmt: skip
         texts.append([program.as_text() for program in lowered])
