@@ -64,11 +64,11 @@ def test_axes_that_are_drawn_are_points():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--points {file} --lr 0.1", "--lr: given with a column of --points"),
-        ("--points {file} --lr sobol:1:2:4", "--points: a file, with --lr sobol"),
+        ("--points {file} --lr 0.1", "--lr: given together with a column of --points"),
+        ("--points {file} --lr sobol:1:2:4", "--points: given together with --lr sobol"),
         ("--points none.csv", "data file none.csv: No such file"),
         ("--points ''", "--points: an empty value"),
-        ("--points-seed 3", "--points-seed: 3 is not accepted"),
+        ("--points-seed 3", "--points-seed: no axis is drawn"),
         ("--lr 0.1 sobol:1:2:4", "--lr: 0.1 sobol:1:2:4 "),
         ("--lr sobol:1:2", "--lr: sobol:1:2 "),
         ("--lr sobol:1:2:4:logarithmic", "sobol:FIRST:LAST:COUNT:log"),

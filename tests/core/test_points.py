@@ -88,10 +88,10 @@ def test_points_that_are_no_grid_are_refused():
     points = SweepGrid.points
     assert "lr=0.1 given twice" in refusal(points, ("lr",), lr=[0.1, 0.2, 0.1])
     assert "2 of lr, 3 of seed" in refusal(points, ("lr", "seed"), lr=[0.1, 0.2], seed=[0, 1, 2])
-    assert "--seed: 0 1 with --points" in refusal(points, ("lr",), lr=[0.1, 0.2], seed=[0, 1])
+    assert "--seed: several values (0 1) with --points" in refusal(points, ("lr",), lr=[0.1, 0.2], seed=[0, 1])
     assert "an empty axis" in refusal(points, ("lr",), lr=[])
     assert "axis: rate" in refusal(points, ("rate",), lr=[0.1])
-    assert "a product of 2" in refusal(points, ("lr", "weight_decay"), lr=[0.1, 2.0], weight_decay=[0.1, 1.0])
+    assert "lr x weight decay is 2" in refusal(points, ("lr", "weight_decay"), lr=[0.1, 2.0], weight_decay=[0.1, 1.0])
     assert "100001 configurations" in refusal(points, ("seed",), seed=np.arange(100_001))
 
 

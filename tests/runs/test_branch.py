@@ -163,7 +163,7 @@ def test_branches_from_several_checkpoints_are_those_from_each(parent, tmp_path,
     options = ["--select", "lr=1", "weight_decay=0.001", "--weight-decay", "0", "0.01", "--steps", "25"]
     for _ in range(2):  # the second time nothing is left to train
         main(["branch", str(parent), "--step", "20", "10", *options, "--out", str(out)])
-    assert "holds this run, finished" in capsys.readouterr().err
+    assert "the run is finished" in capsys.readouterr().err
     assert sorted(folder.name for folder in out.iterdir()) == ["branch_step=10", "branch_step=20"]
     joined = open_run(out)
     assert joined.loss.dims == ("branch_step", "weight_decay", "step")

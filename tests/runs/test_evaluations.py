@@ -87,7 +87,7 @@ def test_ranges_of_updates_are_rounded_each_once():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--eval-at 5 --eval-every 3", "--eval-at: given with --eval-every 3"),
+        ("--eval-at 5 --eval-every 3", "--eval-at: given together with --eval-every"),
         ("--eval-at 5 21", "--eval-at: 21 is not accepted; expected updates from 0 to 20"),
         ("--eval-at -1", "--eval-at: -1 is"),
         ("--eval-at 2.5", "--eval-at: 2.5 is not accepted; expected whole numbers, or ranges"),

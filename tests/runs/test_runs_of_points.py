@@ -88,7 +88,7 @@ def test_a_branch_of_points_that_cannot_be_is_refused():
     axes, parents = of({"seed": [0]}, {"momentum": [0.9]})
     assert (axes, parents.tolist()) == ({"lr": (0.1, 1.0), "seed": (0, 0), "momentum": (0.9, 0.9)}, [0, 1])
     for select, change, said in (
-        ({}, {"lr": [0.2]}, "one value in --select, since --lr is changed: 0.1 1"),
+        ({}, {"lr": [0.2]}, "--select: no value of lr, which is changed by --lr; give one value that it had: 0.1 1"),
         ({"lr": [1.0], "seed": [1]}, {}, "values that one configuration has together"),
         ({"lr": [0.5]}, {}, "lr=0.5"),
         ({"rate": [0.5]}, {}, "rate"),
@@ -98,9 +98,9 @@ def test_a_branch_of_points_that_cannot_be_is_refused():
 
 
 def test_a_column_and_an_option_are_one_too_many():
-    with pytest.raises(ConfigError, match="--lr: given with a column of --points"):
+    with pytest.raises(ConfigError, match="--lr: given together with a column of --points"):
         RunConfig(points=TABLE, lr=0.5)
-    with pytest.raises(ConfigError, match=r"--momentum: 0 0\.9 with --points"):
+    with pytest.raises(ConfigError, match=r"--momentum: several values \(0 0\.9\) with --points"):
         RunConfig(points=TABLE, momentum=[0, 0.9], steps=5).grid()
 
 

@@ -64,8 +64,8 @@ def test_a_branch_takes_another_order_of_the_data(run, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"init_seed": [3]}, "--init-seed: 3 is"),
-        ({"head_seed": [3]}, "--head-seed: 3 is"),
+        ({"init_seed": [3]}, "--init-seed: the weights are the parent's"),
+        ({"head_seed": [3]}, "--head-seed: the weights are the parent's"),
         ({"seed": [3]}, "--seed: 3"),
     ],
 )
@@ -95,7 +95,7 @@ def test_networks_are_compared_across_all_seeds(run):
         ("--init-seed 1 1", "--init-seed: 1 given twice"),
         ("--head-seed abc", "--head-seed: abc is"),
         ("--sampling bootstrap", "--sampling: bootstrap is not accepted; expected one of epochs, iid"),
-        ("--sampling iid --full-batch", "--sampling: iid with --full-batch is"),
+        ("--sampling iid --full-batch", "--sampling: iid is given together with --full-batch"),
     ],
 )
 def test_what_is_no_seed_is_refused(tmp_path, capsys, monkeypatch, options, said):
