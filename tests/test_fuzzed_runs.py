@@ -155,6 +155,7 @@ def goes_on(run, whole, outcomes):
         return
     dataset, states, minima = results(run)
     assert dataset.identical(whole[0])
+    minima = {name: content for name, content in minima.items() if not name.endswith("~")}  # duplicates stay
     assert (states, minima) == whole[1:]
 
 
