@@ -29,6 +29,7 @@ from periodic_jax.storage.verified_store import is_rebuildable
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 CASES = int(os.environ.get("FUZZ", "30"))
+COPIES = (" (1)", ".partial", "~")  # what a copy's name ends with; a run that goes on leaves it there
 SEED = os.environ.get("FUZZ_SEED", "0")
 MOST = int(os.environ.get("FUZZ_MOST", "120"))  # seconds of one call
 
@@ -79,7 +80,7 @@ def delete(rng, run, other):
 def duplicate(rng, run, other):
     """A file under another name beside itself."""
     file = rng.choice(files_of(run))
-    target = file.with_name(file.name + rng.choice([" (1)", ".partial", "~"]))
+    target = file.with_name(file.name + rng.choice(COPIES))
     shutil.copy(file, target)
     return target
 
@@ -155,7 +156,7 @@ def goes_on(run, whole, outcomes):
         return
     dataset, states, minima = results(run)
     assert dataset.identical(whole[0])
-    minima = {name: content for name, content in minima.items() if not name.endswith("~")}  # duplicates stay
+    minima = {name: content for name, content in minima.items() if not name.endswith(COPIES)}
     assert (states, minima) == whole[1:]
 
 
