@@ -90,8 +90,7 @@ class Programs:
             out = over_seeds(of_seed, self.layout)(states, hparams, batches, augmented)
             return out if self.platform == "cpu" else jax.vmap(jax.vmap(self._update))(states, hparams, *out)
 
-        shapes = jax.eval_shape(lambda s: step(s, jnp.int32(0))[1], states)
-        buffers = {kind: jnp.full((self.capacity, *s.shape), jnp.nan, s.dtype) for kind, s in shapes.items()}
+        buffers = self._unknown_records(states, hparams, (self.capacity, *states.step.shape))
 
         def body(t: Array, carry: tuple[TrainState, dict[str, Array]]) -> tuple[TrainState, dict[str, Array]]:
             states, records = step(carry[0], t)
@@ -109,7 +108,7 @@ class Programs:
             return self._advance_living(state, hparams, batch, step)
 
         def stay(state: TrainState) -> tuple[TrainState, dict[str, Array]]:
-            return state.replace(step=state.step + 1), _unknown(lambda state: advance(state)[1], state)
+            return state.replace(step=state.step + 1), self._unknown_records(state, hparams)
 
         return self._unless_diverged(advance, stay, state)
 
@@ -150,8 +149,21 @@ class Programs:
             sharpness = jnp.where(state.diverged_at < 0, sharpness, jnp.nan)
             product = metrics["effective_lr"] * sharpness
             metrics |= {"sphere_sharpness": sharpness, "elr_times_sharpness": product}
-        kinds = recorded_names(self.spec)
-        return new_state, {kind: jnp.stack([metrics[n] for n in names]) for kind, names in kinds.items() if names}
+        kinds, dtype = recorded_names(self.spec), hparams.lr.dtype
+        stacked = {kind: jnp.stack([metrics[n] for n in names]) for kind, names in kinds.items() if names}
+        return new_state, {kind: numbers.astype(dtype) for kind, numbers in stacked.items()}
+
+    def _unknown_records(
+        self, state: TrainState, hparams: HParams, axes: tuple[int, ...] = ()
+    ) -> dict[str, Float[Array, "..."]]:
+        """NaN in the place of each number that `_update` records, with leading axes. Found without a trace of a step,
+        which takes seconds.
+        """
+        sizes = {"numbers": (), "layers": (sum(state.task.labels),)}
+        kinds, dtype = recorded_names(self.spec), hparams.lr.dtype
+        return {
+            kind: jnp.full((*axes, len(names), *sizes[kind]), jnp.nan, dtype) for kind, names in kinds.items() if names
+        }
 
     def _sharpness(self, states: TrainState, batch: Batch, step: Array) -> Float[Array, "configs"]:
         """Of all configurations of a seed where a measurement is due, NaN elsewhere."""
@@ -197,6 +209,7 @@ class Programs:
         """
         count = len(labels)
         size = min(self.spec.batch_size, count)
+        unknown = jnp.full((), jnp.nan, data.mean.dtype)
         starts = jnp.minimum(jnp.arange(0, count, size), count - size)
         news = jnp.arange(0, count, size)
 
@@ -221,7 +234,7 @@ class Programs:
                 return [(summed(loss, mask), summed(wrong, mask)) for mask in masks]
 
             def of_one(state: TrainState) -> list[tuple[Array, Array]]:
-                return self._unless_diverged(of_living, partial(_unknown, of_living), state)
+                return self._unless_diverged(of_living, lambda _: [(unknown, unknown)] * len(masks), state)
 
             sums = over_seeds(lay_out(of_one, self.layout), self.layout)(states)
             return jax.tree.map(jnp.add, total, sums), None
@@ -258,8 +271,3 @@ class ShardedPrograms:
         self.chunk = jax.jit(sharded, donate_argnums=0, compiler_options=options)
         evaluation = shard(programs.evaluation, in_specs=(over, P()), out_specs=over)
         self.evaluation = jax.jit(evaluation, compiler_options=options)
-
-
-def _unknown(function: Callable[..., Any], *args: Any) -> Any:
-    """NaN in the place of each number that a function returns."""
-    return jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), jax.eval_shape(function, *args))

@@ -4,6 +4,7 @@ import pytest
 from helpers.small_sweeps import collect, network
 
 from periodic_jax import SweepGrid
+from periodic_jax.sweeps.programs import Programs
 from periodic_jax.sweeps.sweep import Sweep
 from periodic_jax.training.spec import TrainingSpec
 
@@ -35,3 +36,20 @@ def test_the_form_for_accelerators_records_what_that_for_cpus_does(float64, tiny
             np.testing.assert_allclose(found[name], values, rtol=1e-9, atol=1e-9, strict=True, err_msg=name)
     assert np.isfinite(telemetry["loss"]).all()
     assert np.isfinite(telemetry["sphere_sharpness"]).nonzero()[1].tolist() == [0, 3, 6, 9] * len(grid)
+
+
+@pytest.mark.parametrize("layout", ["map", "vmap"])
+def test_a_step_is_traced_once(monkeypatch, float64, tiny, layout):
+    """A deep network takes seconds for each trace."""
+    traced, gradients = [], Programs._gradients
+
+    def counted(self, batch, state):
+        traced.append(1)
+        return gradients(self, batch, state)
+
+    monkeypatch.setattr(Programs, "_gradients", counted)
+    sweep = Sweep(
+        network(), tiny, TWO_SEEDS, TrainingSpec(12, per_layer=True), layout=layout, devices=jax.devices()[:1]
+    )
+    sweep.compile()
+    assert len(traced) == 1
