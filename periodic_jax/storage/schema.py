@@ -25,6 +25,7 @@ class Quantity:
         heading: of its column in a table; the name if empty.
         short: the words of a legend or the report, instead of long name and units.
         number: how a table prints it: ``whole``, ``percent``, or a format.
+        help: a sentence for someone who sees it for the first time.
 
     Example:
         >>> Quantity("hessian_lowest").long_name
@@ -41,6 +42,7 @@ class Quantity:
     heading: str = ""
     short: str = ""
     number: str = ".3g"
+    help: str = ""
 
     @property
     def long_name(self) -> str:
@@ -65,14 +67,20 @@ QUANTITIES = {
     quantity.name: quantity
     for quantity in (
         # Of every step.
-        _Q("loss", "mini-batch loss", "nats", STEP, log=True, uses=("analysis", "report")),
+        _Q("loss", "mini-batch loss", "nats", STEP, log=True, uses=("analysis", "report"),
+           help="Loss of the mini-batch, before the step."),
         _Q("accuracy", "mini-batch accuracy", dims=STEP),
-        _Q("weight_norm", dims=STEP, log=True, uses=_ALL),
+        _Q("weight_norm", dims=STEP, log=True, uses=_ALL,
+           help="Euclidean norm of all scale-invariant weights together."),
         _Q("grad_norm", "gradient norm", dims=STEP, log=True),
-        _Q("effective_lr", "effective learning rate", dims=STEP, log=True, uses=_ALL),
-        _Q("effective_grad_norm", "effective gradient norm", dims=STEP, log=True, uses=_ALL),
-        _Q("angular_step", units="rad", dims=STEP, log=True, uses=_ALL),
-        _Q("radial_leak", dims=STEP, uses=("analysis",), heading="leak"),
+        _Q("effective_lr", "effective learning rate", dims=STEP, log=True, uses=_ALL,
+           help="Learning rate over squared weight norm: the learning rate on the unit sphere."),
+        _Q("effective_grad_norm", "effective gradient norm", dims=STEP, log=True, uses=_ALL,
+           help="Gradient norm times weight norm: the gradient on the unit sphere."),
+        _Q("angular_step", units="rad", dims=STEP, log=True, uses=_ALL,
+           help="Angle by which the step turns the scale-invariant weights."),
+        _Q("radial_leak", dims=STEP, uses=("analysis",), heading="leak",
+           help="Cosine between gradient and weights; near 0 where the weights are scale-invariant."),
         _Q("noninvariant_weight_norm", "norm of the other weights", dims=STEP),
         _Q("noninvariant_grad_norm", "gradient norm over the other weights", dims=STEP),
         _Q("radial_update", "radial part of the update", dims=STEP, only="updates", uses=("analysis",)),
@@ -89,10 +97,12 @@ QUANTITIES = {
         _Q("layer_effective_grad_norm", "effective gradient norm of each layer", dims=LAYER),
         _Q("layer_angular_step", "angular step of each layer", "rad", LAYER),
         # Of every evaluation.
-        _Q("train_loss", "training loss", "nats", EVALUATION, log=True, uses=_SHOWN, heading="train loss"),
+        _Q("train_loss", "training loss", "nats", EVALUATION, log=True, uses=_SHOWN, heading="train loss",
+           help="On all training images, with the statistics of each mini-batch."),
         _Q("train_error", "training error", dims=EVALUATION, heading="train error", number="percent"),
         _Q("test_loss", units="nats", dims=EVALUATION, log=True, heading="test loss"),
-        _Q("test_error", dims=EVALUATION, uses=_SHOWN, heading="test error", number="percent"),
+        _Q("test_error", dims=EVALUATION, uses=_SHOWN, heading="test error", number="percent",
+           help="Share of the test images that are classified wrongly."),
         _Q("corrupted_train_loss", "training loss on images of corrupted labels", "nats", EVALUATION, "corruption"),
         _Q("corrupted_train_error", "training error on images of corrupted labels", "1", EVALUATION, "corruption",
            number="percent"),
@@ -101,7 +111,7 @@ QUANTITIES = {
            number="percent"),
         # Of every configuration.
         _Q("diverged_at", "step whose loss or update was not finite", "step", CONFIG, heading="diverged at",
-           short="diverged at step", number="whole"),
+           short="diverged at step", number="whole", help="Step after which loss or weights were no longer finite."),
         _Q("lr", "learning rate", dims=CONFIG, short="learning rate"),
         _Q("weight_decay", dims=CONFIG, heading="decay"),
         _Q("momentum", dims=CONFIG),
@@ -122,25 +132,37 @@ QUANTITIES = {
         _Q("eval_step", "updates made before the evaluation", "step", ("eval_step",)),
         _Q("layer", units="", dims=("layer",)),
         # Of an analysis.
-        _Q("confidence", heading="sure", number=".2f"),
-        _Q("destabilisations", heading="jumps"),
-        _Q("mean_period", units="steps", heading="mean period", number="whole"),
-        _Q("final_train_loss", "final training loss", "nats", heading="train loss"),
-        _Q("lowest_train_loss", "lowest training loss", "nats", heading="lowest"),
-        _Q("final_test_error", heading="test error", number="percent"),
-        _Q("lowest_test_error", heading="lowest", number="percent"),
-        _Q("final_weight_norm", heading="norm"),
-        _Q("steps", "steps recorded"),
-        _Q("mean_fall_steps", "mean fall", "steps", heading="fall", number="whole"),
-        _Q("mean_predicted_fall_steps", "mean fall by decay alone", "steps", heading="predicted", number="whole"),
-        _Q("equilibrium_weight_norm", "equilibrium norm, predicted", heading="norm*"),
-        _Q("measured_weight_norm", "equilibrium norm, measured", heading="measured"),
-        _Q("equilibrium_effective_lr", "equilibrium ELR, predicted", heading="ELR*"),
-        _Q("measured_effective_lr", "equilibrium ELR, measured", heading="measured"),
-        _Q("equilibrium_angular_step", "equilibrium rotation per step, predicted", "rad", heading="angle*"),
-        _Q("measured_angular_step", "equilibrium rotation per step, measured", "rad", heading="measured"),
-        _Q("budget_residual", "rotation budget off by", heading="budget off by"),
-        _Q("violations", "violations of the theory", number="whole"),
+        _Q("confidence", heading="sure", number=".2f", help="How sure the regime is, from 0 to 1."),
+        _Q("destabilisations", heading="jumps", number="whole",
+           help="How often the weight norm jumped up after a fall: one destabilisation ends each period."),
+        _Q("mean_period", units="steps", heading="mean period", number="whole",
+           help="Mean number of steps from one destabilisation to the next."),
+        _Q("final_train_loss", "final training loss", "nats", heading="train loss", help="At the last evaluation."),
+        _Q("lowest_train_loss", "lowest training loss", "nats", heading="lowest", help="Of all evaluations."),
+        _Q("final_test_error", heading="test error", number="percent", help="At the last evaluation."),
+        _Q("lowest_test_error", heading="lowest", number="percent", help="Of all evaluations."),
+        _Q("final_weight_norm", heading="norm", help="Norm of the scale-invariant weights after the last step."),
+        _Q("steps", "steps recorded", number="whole", help="Steps recorded so far."),
+        _Q("mean_fall_steps", "mean fall", "steps", heading="fall", number="whole",
+           help="Mean number of steps in which the weight norm falls, before a destabilisation."),
+        _Q("mean_predicted_fall_steps", "mean fall by decay alone", "steps", heading="predicted", number="whole",
+           help="How long these falls would take by weight decay alone."),
+        _Q("equilibrium_weight_norm", "equilibrium norm, predicted", heading="norm*",
+           help="Weight norm at which decay and gradients balance, from the gradients after the burn-in."),
+        _Q("measured_weight_norm", "equilibrium norm, measured", heading="measured",
+           help="Mean weight norm after the burn-in."),
+        _Q("equilibrium_effective_lr", "equilibrium ELR, predicted", heading="ELR*",
+           help="Effective learning rate at that balance."),
+        _Q("measured_effective_lr", "equilibrium ELR, measured", heading="measured",
+           help="Learning rate over the square of that norm."),
+        _Q("equilibrium_angular_step", "equilibrium rotation per step, predicted", "rad", heading="angle*",
+           help="Angle of a step at that balance: the root of 2 x learning rate x decay, for plain SGD."),
+        _Q("measured_angular_step", "equilibrium rotation per step, measured", "rad", heading="measured",
+           help="Mean angle of a step after the burn-in."),
+        _Q("budget_residual", "rotation budget off by", heading="budget off by",
+           help="How far the sum of squared angles is from what decay and change of norm allow, relative to it."),
+        _Q("violations", "violations of the theory", number="whole",
+           help="Bounds and exact relations that the recorded steps do not keep."),
         _Q("forecast_origin", heading="after step", number="whole"),
         _Q("forecast_soonest", heading="soonest", number="whole"),
         _Q("forecast_latest", heading="latest", number="whole"),

@@ -12,6 +12,7 @@ from periodic_jax.analysis.theory_checks import CHECKS
 from periodic_jax.core.formatting import counted, short_numbers
 from periodic_jax.core.segments import extremes
 from periodic_jax.plots.regime_maps import map_axes
+from periodic_jax.plots.single_period import clearest
 from periodic_jax.plots.style import FAINT, REGIME_COLOURS, label, named, swept_axes
 from periodic_jax.reporting import tables
 from periodic_jax.storage.reader import read
@@ -60,26 +61,70 @@ def report_contents(dataset: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
     ]
     return {
         "name": str(dataset.attrs.get("name", "")),
+        "headline": headline(found),
+        "first": most_telling(found),
         "summary": summary(dataset, found),
         "axes": [
             {"name": name, "title": named(name), "values": values[name].tolist(), "words": short_numbers(values[name])}
             for name in axes
         ],
         "regimes": REGIME_COLOURS,
-        "curves": [{"name": name, "title": label(name)} for name in curves],
+        "curves": [{"name": name, "title": label(name), "help": describe(name).help} for name in curves],
         "evaluations": [
-            {"name": name, "title": label(name), "log": describe(name).log, "percent": _is_share(name)}
+            {
+                "name": name,
+                "title": label(name),
+                "help": describe(name).help,
+                "log": describe(name).log,
+                "percent": describe(name).number == "percent",
+            }
             for name in evaluations
         ],
         "faint": FAINT,
         "numbers": [describe(name).short or label(name) for name in NUMBERS],
         "theory": [describe(name).short or label(name) for name in THEORY],
-        "percent": {"numbers": list(map(_is_share, NUMBERS)), "theory": list(map(_is_share, THEORY))},
+        "formats": {"numbers": [describe(n).number for n in NUMBERS], "theory": [describe(n).number for n in THEORY]},
+        "help": {"numbers": [describe(n).help for n in NUMBERS], "theory": [describe(n).help for n in THEORY]},
         "checks": [name.replace("_", " ") for name in CHECKS],
         "steps": dataset.sizes["step"],
         "bucket": -(-dataset.sizes["step"] // parts),
         "configs": configs,
     }
+
+
+def most_telling(found: xr.Dataset) -> int:
+    """The configuration that the page opens on: the periodic one with the clearest period, which the close-up of
+    `plots.one_period` shows too; of a run without any, the one whose regime is surest.
+    """
+    periodic = np.flatnonzero(found.regime == "periodic")
+    if len(periodic) and (choice := clearest(found.isel(config=periodic))) is not None:
+        return int(periodic[choice[0]])
+    sure = found.confidence.values
+    return int(np.nanargmax(sure)) if np.isfinite(sure).any() else 0
+
+
+def headline(found: xr.Dataset) -> str:
+    """What the run shows, in one sentence."""
+    count, regimes = found.sizes["config"], found.regime.values
+    periodic = int((regimes == "periodic").sum())
+    if not periodic:
+        others = ", ".join(f"{n} {name}" for name in REGIME_COLOURS if (n := int((regimes == name).sum())))
+        return f"No configuration is periodic: {others}." if count else "There is no configuration."
+    i = most_telling(found)
+    lengths = found.period_length.values[i]
+    lengths = lengths[np.isfinite(lengths)]
+    axes = dict.fromkeys(("lr", "weight_decay", *swept_axes(found)))
+    where = ", ".join(f"{named(name)} {short_numbers(found[name].values)[i]}" for name in axes)
+    first = f"{periodic} of {counted(count, 'configuration')} {'is' if periodic == 1 else 'are'} periodic"
+    if not len(lengths):
+        return f"{first}; the clearest: {where}."
+    mean, spread = lengths.mean(), lengths.std(ddof=1) if len(lengths) > 1 else 0.0
+    coarse = 10 ** max(int(np.log10(spread)) - 1, 0) if spread >= 1 else 1  # two digits of the deviation are enough
+    mean, spread = (round(value / coarse) * coarse for value in (mean, spread))
+    period = f"a period of {mean} steps"
+    if len(lengths) > 1:
+        period = f"a period of {mean} ± {spread} steps (mean and standard deviation of {len(lengths)} periods)"
+    return f"{first}; the clearest: {where}, {period}."
 
 
 def summary(dataset: xr.Dataset, found: xr.Dataset) -> list[str]:
@@ -136,11 +181,6 @@ def _decimated(at: np.ndarray, curves: list[np.ndarray], parts: int) -> tuple[st
 
 def _packed(values: np.ndarray, dtype: str) -> str:
     return base64.b64encode(np.asarray(values).astype(dtype).tobytes()).decode()
-
-
-def _is_share(name: str) -> bool:
-    """Whether the page shows a number as per cent, as the tables do."""
-    return describe(name).number == "percent"
 
 
 def _number(value: Any) -> float | None:

@@ -5,7 +5,7 @@
   const el = (id) => document.getElementById(id);
   const live = JSON.parse(el("live").textContent);
   let run = JSON.parse(el("data").textContent);
-  let chosen = 0, kept = null, range = [0, 0], others = [], listening = false;
+  let chosen = run.first, kept = null, range = [0, 0], others = [], listening = false;
   const cache = new Map();
 
   const make = (tag, text, into, set) => {
@@ -31,11 +31,12 @@
     }
     return cache.get(i);
   };
-  const number = (v, percent) => {
+  const number = (v, format) => {  // as tables print it
     if (v === null) return "-";
-    if (percent) return (100 * v).toFixed(1) + " %";
-    if (Number.isInteger(v) && Math.abs(v) < 1e7) return String(v);
-    return Math.abs(v) < 1e-3 ? v.toExponential(3) : String(Number(v.toPrecision(4)));
+    if (format === "percent") return (100 * v).toFixed(1) + " %";
+    if (format === "whole" && Math.abs(v) < 1e9) return v.toFixed(0);
+    if (format === ".2f") return v.toFixed(2);
+    return v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e5) ? v.toExponential(2) : String(Number(v.toPrecision(3)));
   };
   const title = (i) => run.axes.map((a, k) => a.title + " " + a.words[run.configs[i].at[k]]).join(", ");
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
@@ -81,7 +82,7 @@
         button.style.background = (run.regimes[c.regime] || "#ffffff") + (faint ? "66" : "");
         button.classList.toggle("dark", c.regime === "diverged" && !faint);
         button.dataset.config = i;
-        button.setAttribute("aria-label", `${title(i)}: ${c.regime}, confidence ${number(sure)}, ${count} destabilisations`);
+        button.setAttribute("aria-label", `${title(i)}: ${c.regime}, confidence ${number(sure, ".2f")}, ${count} destabilisations`);
       }
     }
     const foot = make("tr", null, table);
@@ -109,7 +110,7 @@
       button.tabIndex = i === chosen ? 0 : -1;
       button.classList.toggle("kept", i === kept);
     }
-    el("keep").textContent = kept === null ? "Keep for comparison" : "Stop comparing";
+    el("keep").textContent = kept === null ? "Compare" : "Stop comparing";
   }
 
   function drawNumbers() {
@@ -120,8 +121,8 @@
     table.replaceChildren();
     const rows = (words, key) => words.forEach((word, k) => {
       const tr = make("tr", null, table);
-      make("th", word, tr, { scope: "row" });
-      shown.forEach((i) => make("td", number(run.configs[i][key][k], run.percent[key][k]), tr));
+      make("th", null, tr, { scope: "row" }).append(make("span", word, null, { title: run.help[key][k] }));
+      shown.forEach((i) => make("td", number(run.configs[i][key][k], run.formats[key][k]), tr));
     });
     if (shown.length > 1) {
       const head = make("tr", null, table);
@@ -189,10 +190,13 @@
     const gap = 0.02, strip = 0.03, height = (1 - strip) / Math.max(panels.length, 1);
     const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, exponentformat: "power",
       ticklabeloverflow: "allow" };  // measuring which labels fit takes an eighth of the time
+    // High enough to read, and low enough that all curves are seen at once.
+    const above = el("curves").getBoundingClientRect().top + window.scrollY;
+    const each = Math.max(85, Math.min(150, (window.innerHeight - above - 70) / Math.max(panels.length, 1)));
     const layout = {
-      height: 150 * panels.length + 70, margin: { l: 60, r: 22, t: 10, b: 40 }, showlegend: false, hovermode: "closest",
+      height: Math.round(each * panels.length + 60), margin: { l: 60, r: 22, t: 10, b: 40 }, showlegend: false, hovermode: "closest",
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, size: 11 }, dragmode: "zoom",
-      xaxis: { ...axis, title: { text: "step" }, anchor: "y" + (panels.length + 1), range: [...range] },
+      xaxis: { ...axis, tickformat: "~s", title: { text: "step" }, anchor: "y" + (panels.length + 1), range: [...range] },
       yaxis: { domain: [1 - strip, 1], visible: false, range: [-1, 1], fixedrange: true },
     };
     const plotted = layout.height - layout.margin.t - layout.margin.b;
@@ -239,7 +243,7 @@
     labels.replaceChildren();  // plotly's own take it two milliseconds each
     panels.forEach((panel, k) => {
       const top = 1 - strip - k * height;
-      make("span", panel.title, labels).style.top = layout.margin.t + (1 - top) * plotted + "px";
+      make("span", panel.title, labels, { title: panel.help }).style.top = layout.margin.t + (1 - top) * plotted + "px";
       layout["yaxis" + (k + 2)] = { ...axis, domain: [Math.max(top - height + gap, 0), top - 0.015],
         type: panel.log ? "log" : "linear", nticks: panel.log ? 3 : 5, ...(panel.percent ? { tickformat: "~%" } : {}) };
     });
@@ -348,9 +352,11 @@
     cache.clear();
     el("name").textContent = run.name || "run";
     el("summary").replaceChildren();
-    run.summary.forEach((sentence) => make("p", sentence, el("summary")));
+    el("headline").textContent = run.headline;
+    el("about").textContent = run.summary[0];
+    run.summary.slice(1).forEach((sentence) => make("p", sentence, el("summary")));
     const some = run.configs.length > 0;
-    el("choice").hidden = el("numbers").hidden = el("pictures").hidden = !some;
+    ["choice", "numbers", "pictures", "findings"].forEach((id) => { el(id).hidden = !some; });
     if (!some) return;
     const focused = el("map").contains(document.activeElement);  // before its cells are made anew
     chosen = Math.min(chosen, run.configs.length - 1);
