@@ -33,19 +33,19 @@ class Axis(tuple[float, ...]):
     __slots__ = ()
 
 
-def read_axis(name: str, *, allows_zero_decay: bool = False) -> PrimitiveConstructorSpec[Any]:
+def read_axis(name: str) -> PrimitiveConstructorSpec[Any]:
     """The constructor of an axis; see `parse_axis`."""
 
     def read(texts: list[str]) -> Axis:
-        numbers = parse_axis(name, _zero_decay_by_name(name, texts) if allows_zero_decay else texts)
+        numbers = parse_axis(name, texts)
         return Axis(map(int, numbers) if name == "seed" else numbers)
 
-    return _constructor("*", "NUMBER ...", read, lambda values: [f"{value:.15g}" for value in values])
+    return _constructor("*", "X ...", read, lambda values: [f"{value:.15g}" for value in values])
 
 
 def read_selection() -> PrimitiveConstructorSpec[Any]:
     """The constructor of a selection of configurations; see `parse_selection`."""
-    return _constructor("*", "AXIS=NUMBER ...", parse_selection)
+    return _constructor("*", "AXIS=X ...", parse_selection)
 
 
 def read_columns() -> PrimitiveConstructorSpec[Any]:
@@ -64,7 +64,7 @@ def read_columns() -> PrimitiveConstructorSpec[Any]:
 
 
 def read_count(
-    name: str, least: float = -math.inf, most: float = math.inf, *, metavar: str = "COUNT", or_all: bool = False
+    name: str, least: float = -math.inf, most: float = math.inf, *, metavar: str = "N", or_all: bool = False
 ) -> PrimitiveConstructorSpec[Any]:
     """The constructor of a whole number, or of ``all``, which is None.
 
@@ -88,6 +88,11 @@ def read_count(
     return _of_one_value(flag_of(name), accepted, metavar + ("|all" if or_all else ""), convert)
 
 
+def read_number(name: str, *, metavar: str = "X") -> PrimitiveConstructorSpec[Any]:
+    """The constructor of a number, which the run checks."""
+    return _of_one_value(flag_of(name), "a number", metavar, float)
+
+
 def read_flag_or_count(name: str, usual: int) -> PrimitiveConstructorSpec[Any]:
     """The constructor of an option that takes one whole number, or none for the usual one.
 
@@ -103,7 +108,7 @@ def read_flag_or_count(name: str, usual: int) -> PrimitiveConstructorSpec[Any]:
             raise ConfigError(flag_of(name), " ".join(texts), "one whole number, or none") from None
         return number
 
-    return _constructor("*", "[COUNT]", read)
+    return _constructor("*", "[N]", read)
 
 
 def read_path(name: str, kind: str = "folder", *, metavar: str = "DIR") -> PrimitiveConstructorSpec[Any]:
@@ -164,7 +169,7 @@ def parse_axis(name: str, texts: Sequence[str]) -> tuple[float, ...]:
     Args:
         name: the axis, e.g. ``weight_decay``; errors call it ``--weight-decay``.
         texts: numbers, ``logspace:FIRST:LAST:COUNT`` or ``linspace:FIRST:LAST:COUNT`` (both ends included), or
-            ``none`` for no weight decay.
+            ``none``, which is a weight decay of 0.
 
     Returns:
         The values in the order given.
@@ -192,8 +197,6 @@ def _numbers(name: str, text: str) -> list[float]:
         except ValueError:
             accepted = f"{wanted}, or a range such as logspace:1e-3:1:7"
             raise ConfigError(flag_of(name), text or "an empty value", accepted) from None
-    if name == "weight_decay" and 0 in numbers:
-        raise ConfigError("--weight-decay", text, "numbers above 0, or none for training without decay")
     try:
         return checked_axis(name, numbers)
     except ConfigError as error:
@@ -239,12 +242,7 @@ def parse_selection(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
         if name in selection:
             raise ConfigError("--select", text, f"each axis once, as {name}=NUMBER,NUMBER ...")
         try:
-            selection[name] = parse_axis(name, _zero_decay_by_name(name, numbers.split(",")))
+            selection[name] = parse_axis(name, numbers.split(","))
         except ConfigError as error:
             raise ConfigError("--select", text, f"{name}= with {error.accepted}") from None
     return selection
-
-
-def _zero_decay_by_name(name: str, texts: Sequence[str]) -> list[str]:
-    """A weight decay of 0 by its name, where it cannot be a slip."""
-    return ["none" if name == "weight_decay" and text.strip("0.") == "" and text else text for text in texts]

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional
 
 import periodic_jax as pj
-from periodic_jax.cli.axis import read_count, read_path
+from periodic_jax.cli.axis import read_count, read_number, read_path
 from periodic_jax.cli.launch import log_line
-from periodic_jax.cli.options import Data, DataFiles, Run, Selected, arg
+from periodic_jax.cli.options import IF_GIVEN, Data, DataFiles, Run, Selected, arg
 from periodic_jax.cli.results import print_and_write
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, UsageError
 from periodic_jax.runs.settings import setting
 from periodic_jax.storage.run_directory import COMPARISON, LANDSCAPE, is_sharded, read_config
 from periodic_jax.training import xla
@@ -30,7 +30,7 @@ class Landscape:
     """
 
     run: Run
-    checkpoints: Annotated[tuple[str, ...], arg("COUNT|all|last ...")] = setting(
+    checkpoints: Annotated[tuple[str, ...], arg("N|all|last ...")] = setting(
         ("all",),
         """Checkpoints to look at, by their number of updates; all that were kept, or the last. See --keep-every of the
         sweep.""",
@@ -45,10 +45,10 @@ class Landscape:
     eigenvalues: Annotated[int, read_count("eigenvalues")] = setting(10, "Leading eigenvalues of each matrix; 0: none.")
     probes: Annotated[int, read_count("probes")] = setting(10, "Random probes for each trace; 0: no traces.")
     iterations: Annotated[int, read_count("iterations")] = setting(100, "Most Lanczos iterations.")
-    tolerance: Annotated[float, arg("NUMBER")] = setting(
+    tolerance: Annotated[float, read_number("tolerance")] = setting(
         1e-3, "Residual at which an eigenvalue has converged, relative to the largest in size."
     )
-    overwrite: bool = setting(False, "Replace a landscape.nc that is there.")
+    overwrite: Annotated[bool, IF_GIVEN] = setting(False, "Replace a landscape.nc that is there.")
     data: Data = DataFiles()
 
     def execute(self) -> None:
@@ -81,7 +81,7 @@ class Minima:
         None, "Training images from which statistics and training losses are taken."
     )
     points: Annotated[int, read_count("points")] = setting(11, "Points of each path, ends included; at least 3.")
-    overwrite: bool = setting(False, "Replace the comparison that is there.")
+    overwrite: Annotated[bool, IF_GIVEN] = setting(False, "Replace the comparison that is there.")
     data: Data = DataFiles()
 
     def execute(self) -> None:
@@ -107,7 +107,7 @@ def _measure(
     if not is_sharded(path):
         read_config(path)
     if (path / file).exists() and not options.overwrite:
-        raise ConfigError("run directory", path / file, "none yet, or --overwrite to replace what was measured")
+        raise UsageError(path / file, "this was measured before", "give --overwrite to measure anew and replace it")
     xla.keep_compiled_programs()
     measured = measure(path, progress=log_line)
     print_and_write(

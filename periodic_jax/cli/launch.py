@@ -21,11 +21,15 @@ def log_line(line: str) -> None:
 
 
 def train_and_report(start: Callable[..., "RunResult"], *arguments: Any, **options: Any) -> None:
-    """Train with a progress bar, draw the figures, and print the table, the summary and the figures' names."""
+    """Train with a progress bar, draw the figures, and print the table, the summary and the figures' names; of a run
+    that was finished before, draw the figures that are missing.
+    """
     run = train_with_progress(start, *arguments, **options)
-    files = draw_figures(run)
-    print_results(run)
-    print(f"figures: {', '.join(file.name for file in files)} in {files[0].parent}")
+    files = draw_figures(run) if run.is_new else complete_figures(run)
+    if run.is_new:
+        print_results(run)
+    if files:
+        print(f"figures: {', '.join(file.name for file in files)} in {files[0].parent}")
 
 
 def train_with_progress(start: Callable[..., "RunResult"], *arguments: Any, **options: Any) -> "RunResult":
@@ -44,10 +48,9 @@ def draw_figures(run: "RunResult") -> list[Path]:
     return pj.plots.save_all(pj.open_run(run, flat=True), run.analysis, run / "figures")
 
 
-def complete_figures(path: Path) -> list[Path]:
+def complete_figures(run: "RunResult") -> list[Path]:
     """Draw those figures of a finished run that are missing; returns their files."""
-    dataset = pj.open_run(path, flat=True)
-    return pj.plots.save_missing(dataset, pj.analysis.analyze(dataset), path / "figures")
+    return pj.plots.save_missing(pj.open_run(run, flat=True), run.analysis, run / "figures")
 
 
 def print_results(run: "RunResult") -> None:

@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, Union
 
-import tyro
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
-from periodic_jax.cli.axis import RefusedValue, read_count
+from periodic_jax.cli.axis import read_count, read_number
 from periodic_jax.cli.launch import log_line
-from periodic_jax.cli.options import IF_GIVEN
-from periodic_jax.cli.sweep import to_config
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.cli.options import IF_GIVEN, parse_options, refuse_unknown
+from periodic_jax.cli.sweep import Sweep, to_config
+from periodic_jax.core.errors import UsageError
 from periodic_jax.core.formatting import counted
 from periodic_jax.engines import ray, slurm
 from periodic_jax.engines.progress import shard_progress
+from periodic_jax.runs.callbacks import LOG_PAUSE
 from periodic_jax.runs.config import RunConfig, check, planned_steps
 from periodic_jax.runs.settings import setting
 from periodic_jax.storage.run_directory import is_sharded
@@ -42,13 +42,13 @@ class Slurm:
         """Time limit of a shard's task, as for sbatch: MINUTES, HOURS:MINUTES:SECONDS ... A minute or two before, the
         task writes a checkpoint and is put back into the queue; so give a quarter of an hour at least.""",
     )
-    gpus_per_task: Annotated[str | None, arg(metavar="COUNT"), IF_GIVEN] = setting(None, "GPUs of each shard.")
+    gpus_per_task: Annotated[str | None, arg(metavar="N"), IF_GIVEN] = setting(None, "GPUs of each shard.")
     cpus_per_task: Annotated[int | None, read_count("cpus_per_task"), IF_GIVEN] = setting(None, "Cores of each shard.")
     mem: Annotated[str | None, arg(metavar="SIZE"), IF_GIVEN] = setting(None, "Memory of each shard, such as 16G.")
     sbatch: UseAppendAction[Annotated[tuple[str, ...], arg(metavar="NAME=VALUE"), IF_GIVEN]] = setting(
         (), "A further option of sbatch, such as account=mine, exclusive or array=0-99%8; may be repeated."
     )
-    print: bool = setting(False, "Print the script of the job, and submit nothing.")
+    print: Annotated[bool, IF_GIVEN] = setting(False, "Print the script of the job, and submit nothing.")
 
     def directives(self) -> list[str]:
         """The options as sbatch takes them."""
@@ -66,14 +66,15 @@ class Ray:
         """Address of the cluster: auto, HOST:PORT, or local for a new one on this machine. If not given, RAY_ADDRESS,
         the cluster that runs on this machine, or a new one.""",
     )
-    num_cpus: Annotated[float, arg(metavar="NUMBER")] = setting(1.0, "Cores of each shard.")
-    num_gpus: Annotated[float, arg(metavar="NUMBER")] = setting(0.0, "GPUs of each shard.")
+    num_cpus: Annotated[float, read_number("num_cpus")] = setting(1.0, "Cores of each shard.")
+    num_gpus: Annotated[float, read_number("num_gpus")] = setting(0.0, "GPUs of each shard.")
     max_retries: Annotated[int, read_count("max_retries")] = setting(
         10, "How often a shard is begun again when its process or its machine dies; -1: always."
     )
 
 
 ENGINES = {"slurm": Slurm, "ray": Ray}
+OF_ENGINES = " or ".join(f"periodic-jax launch {name}" for name in ENGINES)
 
 
 class ParsedLaunch(NamedTuple):
@@ -91,28 +92,23 @@ def parse_launch(arguments: Sequence[str]) -> ParsedLaunch:
         ConfigError: a value that an option does not accept, or no shards.
         SystemExit: as `cli.main.parse_command`.
     """
-    from periodic_jax.cli.main import parse_command
-
-    if not arguments or (not arguments[0].startswith("-") and arguments[0] not in ENGINES):
-        raise ConfigError("launch", "".join(arguments[:1]) or "no engine", " or ".join(ENGINES))
+    name = arguments[0] if arguments else ""
+    if name not in (*ENGINES, "-h", "--help"):
+        raise UsageError("launch", f"{name} is no engine" if name else "no engine is given", f"give {OF_ENGINES}")
     kinds: Any = Union[  # noqa: UP007 (built at run time)
         tuple(
             Annotated[kind, subcommand(name, description=f"{kind.__doc__} {SWEEP_TOO}")]
             for name, kind in ENGINES.items()
         )
     ]
-    try:
-        engine, words = tyro.cli(kinds, prog="periodic-jax launch", args=list(arguments), return_unknown_args=True)
-    except RefusedValue as refused:
-        raise refused.error from None
-    sweep = parse_command(["sweep", *words])
-    wanted = "an option that launch takes: it plans nothing, and starts every shard"
-    if sweep.dry_run:
-        raise ConfigError("--dry-run", "given", wanted)
-    if sweep.machines.shard is not None:
-        raise ConfigError("--shard", sweep.machines.shard, wanted)
-    if sweep.machines.shards is None:
-        raise ConfigError("--shards", "none given", "the number of parts to cut the grid into")
+    engine, words = parse_options(kinds, arguments, "periodic-jax launch")
+    sweep, left = parse_options(Sweep, words, "periodic-jax sweep")
+    refuse_unknown(left, f"periodic-jax launch {name}", type(engine), Sweep)
+    for flag, is_given in (("--dry-run", sweep.dry_run), ("--shard", sweep.many_machines.shard is not None)):
+        if is_given:
+            raise UsageError(flag, "launch does not take it", "leave it out: launch starts every shard")
+    if sweep.many_machines.shards is None:
+        raise UsageError("--shards", "not given", "give the number of shards to cut the grid into")
     return ParsedLaunch(engine, to_config(sweep), words)
 
 
@@ -213,9 +209,14 @@ def _progress(config: RunConfig) -> Iterator[Callable[[], None]]:
     out, steps = config.folder, planned_steps(config)
     sizes = {k: dataclasses.replace(config, shard=k).size() for k in range(config.shards or 0)}
     finished = set[int]()
-    pause = 0.1 if sys.stderr.isatty() else 30
+    pause = 0.1 if sys.stderr.isatty() else LOG_PAUSE
     with tqdm(
-        total=steps * sum(sizes.values()), unit="config-step", unit_scale=True, mininterval=pause, dynamic_ncols=True
+        total=steps * sum(sizes.values()),
+        unit="config-step",
+        unit_scale=True,
+        dynamic_ncols=True,
+        mininterval=pause,
+        maxinterval=max(pause, 10),
     ) as bar:
 
         def report() -> None:

@@ -5,22 +5,32 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tyro.extras import subcommand_cli_from_dict
-
 from periodic_jax._version import __version__
-from periodic_jax.cli.axis import RefusedValue
 from periodic_jax.cli.commands import COMMANDS
 from periodic_jax.cli.launch import log_line
 from periodic_jax.cli.launch_engines import Launch
-from periodic_jax.core.errors import ConfigError, PeriodicJaxError
+from periodic_jax.cli.options import parse_options, refuse_unknown, similar_names
+from periodic_jax.core.errors import ConfigError, PeriodicJaxError, UsageError
 
+USAGE = "usage: periodic-jax COMMAND [-h] [OPTIONS]"
 ABOUT = (
     "Periodic training of networks with batch normalisation and weight decay, a whole hyperparameter grid at once. "
     "periodic-jax --version prints the version."
 )
+FIRST_COMMANDS = f"""{USAGE}
+
+To begin with:
+  periodic-jax demo                        ten configurations in a minute
+  periodic-jax sweep --lr 0.1 1 --steps 2000 --out runs/mine
+                                           a grid of your own
+  periodic-jax analyze runs/mine           what each configuration did
+  periodic-jax resume runs/mine            go on with a run that was stopped
+
+All {len(COMMANDS)} commands: periodic-jax --help. The options of one: periodic-jax sweep --help."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -82,20 +92,43 @@ def parse_command(arguments: Sequence[str]) -> Any:
     """The command with its options, typed.
 
     Raises:
-        ConfigError: a value that an option does not accept.
-        SystemExit: after the help or the version was printed; 2 after tyro has printed why it rejects something.
+        ConfigError: an unknown command, word or option, or a value that an option does not accept.
+        SystemExit: after the help or the version was printed; 2 after the help where nothing was given, or after tyro
+            has printed what is missing.
     """
-    if list(arguments) == ["--version"]:
+    name = arguments[0] if arguments else ""
+    if name == "--version":
         print(f"periodic-jax {__version__}")
         sys.exit(0)
-    if not arguments or (not arguments[0].startswith("-") and arguments[0] not in COMMANDS):
-        raise ConfigError("command", "".join(arguments[:1]) or "none", "one of " + ", ".join(COMMANDS))
-    if arguments[0] == "launch":
+    if name in ("-h", "--help"):
+        print(overview())
+        sys.exit(0)
+    if not arguments:
+        print(FIRST_COMMANDS, file=sys.stderr)
+        sys.exit(2)
+    if name == "launch":
         return Launch(tuple(arguments[1:]))
-    try:
-        return subcommand_cli_from_dict(COMMANDS, prog="periodic-jax", description=ABOUT, args=arguments)
-    except RefusedValue as refused:
-        raise refused.error from None
+    if name not in COMMANDS:
+        similar = similar_names(name, list(COMMANDS))
+        remedy = f"did you mean {' or '.join(similar)}?" if similar else "periodic-jax --help lists the commands"
+        raise UsageError(name or "an empty word", "periodic-jax has no such command", remedy)
+    command, left = parse_options(COMMANDS[name], arguments[1:], f"periodic-jax {name}")
+    refuse_unknown(left, f"periodic-jax {name}", COMMANDS[name])
+    return command
+
+
+def overview() -> str:
+    """All commands, with the first sentence of each.
+
+    Example:
+        >>> print(overview()[:42])
+        usage: periodic-jax COMMAND [-h] [OPTIONS]
+    """
+    lines = [USAGE, "", *textwrap.wrap(ABOUT, 80), "", "commands:"]
+    for name, kind in COMMANDS.items():
+        summary = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+        lines += textwrap.wrap(summary, 80, initial_indent=f"  {name:11}", subsequent_indent=" " * 13)
+    return "\n".join([*lines, "", "periodic-jax COMMAND --help lists the options of a command."])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 import periodic_jax as pj
 from periodic_jax.cli.axis import read_columns, read_count, read_run
 from periodic_jax.cli.options import IF_GIVEN, Folder, Run, arg
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, UsageError
 from periodic_jax.runs.settings import setting
 from periodic_jax.storage.run_directory import steps_per_epoch
 
@@ -30,7 +30,7 @@ class Info:
     """Describe a run directory: what it holds, how far the run came, and whether it is as written."""
 
     run: Run
-    verify: bool = setting(
+    verify: Annotated[bool, IF_GIVEN] = setting(
         False, "Read every telemetry chunk, checkpoint and saved minimum, and compare the checksums."
     )
     model: Annotated[str | None, arg("MODULE:NAME"), IF_GIVEN] = setting(
@@ -57,7 +57,7 @@ class Analyze:
     """
 
     run: Positional[Annotated[Path, read_run(), arg("DIR|FILE.csv", "Run directory, or a csv file.")]]
-    predict: bool = setting(
+    predict: Annotated[bool, IF_GIVEN] = setting(
         False,
         """Also say when the next destabilisation can come and is to be expected, and test such forecasts on those that
         came.""",
@@ -74,7 +74,7 @@ class Analyze:
         """Print and write the analysis."""
         is_log = self.run.suffix.lower() == ".csv"
         if self.columns is not None and not is_log:
-            raise ConfigError("--columns", f"given for {self.run}", "a csv file with it")
+            raise UsageError("--columns", f"{self.run} is no csv file", "leave it out")
         log = pj.analysis.read_log(self.run, self.columns) if is_log else None
         dataset = log.dataset if log else pj.open_run(self.run, flat=True)
         tables, analysis = pj.tables, pj.analysis.analyze(dataset, predict=self.predict)
@@ -95,8 +95,8 @@ class Plot:
     format: Annotated[tuple[str, ...], arg("png|pdf ...")] = setting(
         ("png", "pdf"), "Files to write: png, pdf (vector graphics) or both."
     )
-    in_epochs: bool = setting(False, "Count epochs instead of steps.")
-    log_steps: bool = setting(False, "A logarithmic axis of steps.")
+    in_epochs: Annotated[bool, IF_GIVEN] = setting(False, "Count epochs instead of steps.")
+    log_steps: Annotated[bool, IF_GIVEN] = setting(False, "A logarithmic axis of steps.")
 
     def execute(self) -> None:
         """Draw the figures and print their names."""
@@ -106,7 +106,7 @@ class Plot:
         dataset = pj.open_run(self.run, flat=True)
         epoch = steps_per_epoch(self.run) if self.in_epochs else None
         if self.in_epochs and epoch is None:
-            raise ConfigError("--in-epochs", "given", "a run whose config.json has images and batch size")
+            raise UsageError("--in-epochs", "config.json has no images and batch size to count with", "leave it out")
         files = pj.plots.save_all(
             dataset, pj.analysis.analyze(dataset), self.run / "figures", formats=formats, steps_per_epoch=epoch,
             log_steps=self.log_steps,
@@ -119,7 +119,9 @@ class Report:
     """Write DIR/report.html, to explore a run in a browser without a network, or serve it while the run goes on."""
 
     run: Run
-    live: bool = setting(False, "Serve the report on this machine (127.0.0.1) and refresh it until interrupted.")
+    live: Annotated[bool, IF_GIVEN] = setting(
+        False, "Serve the report on this machine (127.0.0.1) and refresh it until interrupted."
+    )
     port: Annotated[int, read_count("port", 0, 2**16 - 1)] = setting(8000, "Port of --live.")
     every: Annotated[int, read_count("every", 1, metavar="SECONDS")] = setting(
         10, "Seconds between refreshments of --live."

@@ -8,24 +8,18 @@ import tyro
 from tyro.conf import OmitArgPrefixes
 
 import periodic_jax as pj
-from periodic_jax.cli.axis import Axis, read_axis, read_count, read_flag_or_count, read_path
-from periodic_jax.cli.launch import (
-    complete_figures,
-    log_line,
-    print_results,
-    train_and_report,
-    train_with_progress,
-)
+from periodic_jax.cli.axis import Axis, read_axis, read_count, read_flag_or_count, read_number, read_path
+from periodic_jax.cli.launch import log_line, print_results, train_and_report, train_with_progress
 from periodic_jax.cli.options import IF_GIVEN, arg
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import UsageError
 from periodic_jax.runs import settings
 from periodic_jax.runs.config import RUN_AXES, RunConfig
 from periodic_jax.runs.settings import setting
+from periodic_jax.runs.shards import no_folder_of_shards
 from periodic_jax.storage.run_directory import free_folder
 from periodic_jax.training import xla
 
 USUAL_WINDOW = 100  # steps between candidates for a minimum
-METAVARS = {float: "NUMBER", str: "NAME"}
 
 # The headings of `periodic-jax sweep --help`, most used first.
 THEMES: dict[str, type] = {
@@ -33,10 +27,10 @@ THEMES: dict[str, type] = {
     "data": settings.DataSettings,
     "network": settings.NetworkSettings,
     "training": settings.TrainingSettings,
+    "output": settings.OutputSettings,
     "recording": settings.RecordingSettings,
     "checkpoints": settings.CheckpointSettings,
-    "machines": settings.ShardSettings,
-    "output": settings.OutputSettings,
+    "many_machines": settings.ShardSettings,
 }
 
 
@@ -47,24 +41,26 @@ def _annotated(field: dataclasses.Field[Any], hint: Any) -> Any:
     if field.name == "keep_period_minima":
         return Annotated[hint, read_flag_or_count(field.name, USUAL_WINDOW), IF_GIVEN]
     if hint is bool:
-        return hint
+        return Annotated[bool, IF_GIVEN]
     if hint == tuple[str, ...]:
-        return Annotated[hint, arg(field.metadata["metavar"])]
+        return Annotated[hint, arg(field.metadata["metavar"]), IF_GIVEN]
     metavar, marks = field.metadata["metavar"], [] if field.default is not None else [IF_GIVEN]
     if hint in (int, int | None):
-        return Annotated[hint, read_count(field.name, metavar=metavar or "COUNT"), *marks]
-    if hint in (int, float, str):
-        return Annotated[hint, arg(metavar or METAVARS[hint])]
+        return Annotated[hint, read_count(field.name, metavar=metavar or "N"), *marks]
+    if hint is float:
+        return Annotated[hint, read_number(field.name)]
+    if hint is str:
+        return Annotated[hint, arg(metavar or "NAME")]
     return Annotated[str | None, read_path(field.name, metavar=metavar), IF_GIVEN]
 
 
 def _options_of(theme: type) -> type:
-    """A theme of settings as options."""
+    """A theme of settings as options, with its name as their heading."""
     hints, fields = get_type_hints(theme), []
     for field in dataclasses.fields(theme):
         option = dataclasses.field(default=field.default, metadata=field.metadata)
         fields.append((field.name, _annotated(field, hints[field.name]), option))
-    return dataclasses.make_dataclass(theme.__name__, fields, namespace={"__doc__": theme.__doc__}, frozen=True)
+    return dataclasses.make_dataclass(theme.__name__, fields, namespace={"__doc__": ""}, frozen=True)
 
 
 GROUPS = {name: _options_of(theme) for name, theme in THEMES.items()}
@@ -79,36 +75,28 @@ SweepSettings: Any = dataclasses.make_dataclass(
 class Sweep(SweepSettings):
     """Train a grid of hyperparameters side by side and record every step.
 
-    Every option with NUMBER ... is an axis of the grid and takes one or more numbers, or ranges: logspace:1e-3:1:7,
+    Every option with X ... is an axis of the grid and takes one or more numbers, or ranges: logspace:1e-3:1:7,
     linspace:0:0.9:4. All combinations are trained.
     """
 
-    dry_run: bool = setting(
+    dry_run: Annotated[bool, IF_GIVEN] = setting(
         False,
-        """Only print what the sweep, or one of its shards, would take: configurations of each device, memory, disk,
-        time, and how many shards to use. Nothing is written.""",
+        "Only print what the sweep, or one of its shards, would take: memory, disk, time, and how many shards to use.",
     )
     target: Annotated[str | None, tyro.conf.arg(name="for", metavar="DEVICE"), IF_GIVEN] = setting(
         None,
-        """With --dry-run: plan for one device that is not here, h100, h200, a100, v5e or v6e, from the program that is
-        compiled for it. Takes minutes, and needs the extra aot.""",
+        "With --dry-run: plan for a device that is not here: h100, h200, a100, v5e, v6e. Takes minutes.",
     )
 
     def execute(self) -> None:
         """Train and print the results, or print the plan."""
-        from periodic_jax.runs.run import FINISHED, finished_run
-
         config = to_config(self)
         if self.dry_run:
             print_plan(config, self.target)
-        elif finished := finished_run(config):
-            log_line(FINISHED.format(finished))
-            if config.shards is None and (drawn := complete_figures(finished)):
-                print(f"figures: {', '.join(file.name for file in drawn)} in {drawn[0].parent}")
         elif config.shards is None:
             train_and_report(pj.run_sweep, config)
-        else:
-            print_results(train_with_progress(pj.run_sweep, config))
+        elif (run := train_with_progress(pj.run_sweep, config)).is_new:
+            print_results(run)
             print(f"figures of all shards: periodic-jax plot {config.out}")
 
 
@@ -120,11 +108,9 @@ def to_config(sweep: Any) -> RunConfig:
         values["weight_decay"] = (0.0,)
     values |= {name: tuple(values[name]) for name in RUN_AXES}
     if values["shards"] is not None and values["out"] is None and not sweep.dry_run:
-        raise ConfigError("--out", "none given", "with --shards, the folder of the grid, the same for all shards")
+        raise no_folder_of_shards()
     if sweep.target is not None and not sweep.dry_run:
-        raise ConfigError(
-            "--for", f"{sweep.target} without --dry-run", "--dry-run with it: nothing can be trained there"
-        )
+        raise UsageError("--for", "given without --dry-run", "give both: nothing can be trained on a device elsewhere")
     values["out"] = values["out"] or free_folder("sweep")
     return RunConfig(**values)
 
@@ -159,4 +145,5 @@ def print_plan(config: RunConfig, device: str | None = None) -> None:
         return
     xla.use_cores_as_devices()
     xla.keep_compiled_programs()
+    log_line("compiling, to measure the time of a step")
     print(*planning.describe_plan(planning.plan(config), config, planning.device_memory()), sep="\n")

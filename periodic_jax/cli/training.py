@@ -56,7 +56,7 @@ class Resume:
         None, "A new number of the last update, to extend the run; a schedule keeps its end."
     )
     epochs: Annotated[int | None, read_count("epochs"), IF_GIVEN] = setting(None, "The same in epochs.")
-    truncate: bool = setting(
+    truncate: Annotated[bool, IF_GIVEN] = setting(
         False, "Where telemetry is corrupted, go back to the checkpoint before it and compute it again."
     )
     data: Data = DataFiles()
@@ -69,7 +69,6 @@ class Resume:
 
 
 _NEW_VALUES = {
-    "weight_decay": "New values, as for the sweep; 0 or none: without.",
     "fixed_norm": "New values, as for the sweep; negative: the norm at the branch.",
     "schedule_end": "New values, as for the sweep; the parent's, if not given.",
     "seed": "Another order of the data, with the parent's weights.",
@@ -78,7 +77,7 @@ _NEW_VALUES = {
 
 def _new_values(axis: str) -> tuple[str, Any, Any]:
     """The option of an axis of a branch's grid."""
-    kind = Annotated[tuple[float, ...], read_axis(axis, allows_zero_decay=True), IF_GIVEN]
+    kind = Annotated[tuple[float, ...], read_axis(axis), IF_GIVEN]
     return axis, kind, setting((), _NEW_VALUES.get(axis, "New values, as for the sweep."))
 
 

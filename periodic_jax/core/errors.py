@@ -43,6 +43,17 @@ class ConfigError(PeriodicJaxError, ValueError):
         super().__init__(argument, value, accepted)
 
 
+class UsageError(ConfigError):
+    """Something that is missing, unknown, or does not go with something else: what, why, and what to do next.
+
+    Example:
+        >>> str(UsageError("--augment", "does not go with --full-batch", "leave one of the two out"))
+        '--augment: does not go with --full-batch; leave one of the two out'
+    """
+
+    template = "{}: {}; {}"
+
+
 class DataFileError(ConfigError):
     """A file that was given as a data set and is none: the file, what is wrong with it, what is expected.
 

@@ -1,6 +1,7 @@
 """The shards of a grid as the tasks of a Slurm job array. All it needs is ``sbatch`` on the PATH."""
 
 import itertools
+import re
 import shlex
 import shutil
 import subprocess
@@ -9,6 +10,9 @@ from pathlib import Path
 
 from periodic_jax.core.errors import ConfigError, PeriodicJaxError
 
+# As sbatch reads a time limit.
+TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
+TIMES = "MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS or DAYS-HOURS:MINUTES:SECONDS"
 WARNING = 60  # seconds before its time limit at which a task is asked to end; Slurm may be up to a minute early
 
 # Without B: in --signal, Slurm signals the step that srun starts, and not the script, which thus sees how it ended.
@@ -60,6 +64,8 @@ def _directive(option: str) -> str:
     name, equals, value = option.removeprefix("--").partition("=")
     if not name or (equals and not value) or len(option.splitlines()) != 1:
         raise ConfigError("sbatch option", repr(option), "NAME or NAME=VALUE, in one line")
+    if name in ("time", "t") and not TIME.fullmatch(value):
+        raise ConfigError("--time", value or "an empty value", TIMES)
     return f"--{name}{equals}{shlex.quote(value) if value else ''}"
 
 

@@ -46,27 +46,22 @@ class GridAxes:
 
     lr: tuple[float, ...] = axis((0.1,), "Learning rates, above 0.")
     weight_decay: tuple[float, ...] = axis(
-        (1e-3,),
-        """Weight decays, above 0, with lr x decay below 1; none for training without. Training is without too where
-        every --elr is above 0 and this is not given. Coupled (L2) or decoupled: see --optimizer.""",
+        (1e-3,), "Weight decays from 0, with lr x decay below 1; where --elr is given and this is not: 0."
     )
-    momentum: tuple[float, ...] = axis((0.0,), "Momenta of sgd, sgdw and nesterov, from 0 to below 1.")
-    beta1: tuple[float, ...] = axis((0.9,), "beta1 of adam, adamw and lion, from 0 to below 1.")
-    beta2: tuple[float, ...] = axis((0.999,), "beta2 of adam, adamw and lion (usual there: 0.99), from 0 to below 1.")
-    eps: tuple[float, ...] = axis((1e-8,), "epsilon of adam and adamw, above 0.")
+    seed: tuple[int, ...] = axis((0,), "Seeds from 0, of weights and data order.")
+    momentum: tuple[float, ...] = axis((0.0,), "Of sgd, sgdw and nesterov: from 0 to below 1.")
+    beta1: tuple[float, ...] = axis((0.9,), "Of adam, adamw and lion: from 0 to below 1.")
+    beta2: tuple[float, ...] = axis((0.999,), "Of adam, adamw and lion (usual: 0.99): from 0 to below 1.")
+    eps: tuple[float, ...] = axis((1e-8,), "Epsilon of adam and adamw, above 0.")
     noninvariant_lr: tuple[float, ...] = axis(
-        (0.0,),
-        """Learning rates of the weights that are not scale-invariant: 0 freezes them, negative means the same as
-        --lr.""",
+        (0.0,), "Of the weights that are not scale-invariant: 0 freezes them, negative: as --lr."
     )
-    elr: tuple[float, ...] = axis((0.0,), "Fixed effective learning rates: lr = ELR x norm^2 at every step; 0: off.")
+    elr: tuple[float, ...] = axis((0.0,), "Fixed effective learning rates, lr = ELR x norm^2; 0: off.")
     fixed_norm: tuple[float, ...] = axis(
-        (0.0,),
-        "Norms to project the scale-invariant weights on after each step; 0: free, negative: the initial norm.",
+        (0.0,), "Norms of the scale-invariant weights after each step; 0: free, negative: the initial norm."
     )
-    schedule_end: tuple[float, ...] = axis((0.0,), "Updates after which a schedule is done; 0: the end of the run.")
+    schedule_end: tuple[float, ...] = axis((0.0,), "Steps after which a schedule is done; 0: all steps.")
     schedule_factor: tuple[float, ...] = axis((10.0,), "Divisors p of the schedules c and d.")
-    seed: tuple[int, ...] = axis((0,), "Seeds, whole numbers from 0: each has its own initial weights and data order.")
 
 
 @dataclass(frozen=True)
@@ -86,17 +81,15 @@ class DataSettings:
     )
     download: bool = setting(
         False,
-        "Let TFDS download the data set if it is found nowhere; needs the extra tfds. Nothing else uses the network.",
+        "Let TFDS download what is not found.",
     )
     augment: bool = setting(
         False,
-        """Random crops (4 pixels of black around the image) and horizontal flips, the same for all configurations of a
-        seed.""",
+        "Random crops (after a border of 4 pixels) and flips, the same for all configurations of a seed.",
     )
     validation: int | None = setting(
         None,
-        """Evaluate on the last COUNT training images instead of the test set, and do not train on them; the reference
-        takes 5000.""",
+        "Evaluate on the last N training images, left out of training, instead of the test set.",
     )
     split_classes: int | None = setting(
         None,
@@ -104,13 +97,9 @@ class DataSettings:
         horse.""",
         metavar="0|1",
     )
-    use_data_size: int | None = setting(None, "Train on the first COUNT images only.")
-    corrupt_train: float = setting(
-        0.0, "Fraction of the training images that get a random label, which may be the true one."
-    )
-    resize: int | None = setting(
-        None, "Height in pixels to shrink the images to, by averaging over square blocks; 16 for small machines."
-    )
+    use_data_size: int | None = setting(None, "Train on the first N images only.")
+    corrupt_train: float = setting(0.0, "Fraction of training images with a random label.")
+    resize: int | None = setting(None, "Shrink the images to N pixels, by averaging.")
 
 
 @dataclass(frozen=True)
@@ -124,45 +113,20 @@ class NetworkSettings:
         my_package.nets:Net; see docs/guides/own_network.md.""",
     )
     model_args: tuple[str, ...] = setting(
-        (), "Arguments of your own network, such as width=8 norm=false.", metavar="NAME=VALUE ..."
+        (), "Arguments of your own network, such as width=8 norm=false.", metavar="NAME=X ..."
     )
-    width: int = setting(4, "Channels of the first layer; of all layers of MLPSI and ViTSI.")
-    depth: int = setting(3, "Convolutions after the first; hidden layers of MLPSI, blocks of ViTSI.")
-    init_scale: float = setting(
-        10.0, "Norm of the head's weight at the start; not positive: PyTorch's default initialisation."
-    )
+    width: int = setting(4, "Channels of the first layer; of MLPSI and ViTSI: of all.")
+    depth: int = setting(3, "Convolutions after the first; hidden layers.")
+    init_scale: float = setting(10.0, "Initial norm of the head; 0: as PyTorch.")
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     """How the configurations are trained."""
 
+    steps: int | None = setting(None, "Updates to make; this or --epochs.")
+    epochs: int | None = setting(None, "Passes over the training set; this or --steps.")
     batch_size: int = setting(128, "Images in a mini-batch.")
-    steps: int | None = setting(None, "Updates to make: this or --epochs.")
-    epochs: int | None = setting(None, "Passes over the whole mini-batches of the training set: this or --steps.")
-    eval_every: int | None = setting(
-        None,
-        """Updates between evaluations. A hundredth of the run if not given, or as many as take three times as long as
-        an evaluation.""",
-    )
-    layout: str = setting("auto", "How configurations are laid out: auto, vmap, unroll, map, or map:K for blocks of K.")
-    precision: str = setting(
-        "float32",
-        """Of matrix products: float32, tf32, bf16 or float64. On NVIDIA bf16 is tf32, unless --storage is bf16 too; on
-        a CPU all but float64 are float32.""",
-    )
-    storage: str = setting(
-        "float32",
-        """How activations are stored between operations: float32 (as the weights), or bf16, with sums and weights as
-        before. bf16 moves about 0.6 times the bytes on an accelerator; on a CPU it takes several times as long.""",
-    )
-    deterministic: bool = setting(
-        False,
-        """Give the same bits again on a GPU too, also after a kill and a resume, as long as the compiled programs on
-        disk are the same; compiled anew they may give others. Steps took 1 % longer on an H200. A CPU gives the same
-        bits anyway.""",
-    )
-    loss: str = setting("cross_entropy", "cross_entropy or squared.")
     optimizer: str = setting(
         "sgd",
         """sgd, nesterov or adam (weight decay coupled: added to the gradient); sgdw, adamw or lion (decoupled: lr x
@@ -173,12 +137,29 @@ class TrainingSettings:
         """Of the learning rate: constant, cosine, c (flat for a quarter, then linear to lr/p), d (divided by p at each
         quarter) or default (flat for a half, then linear to 1 % at 90 %).""",
     )
-    schedule_per: str = setting("step", "step or epoch: how often the schedule changes the rate.")
-    norm_per: str = setting(
-        "total",
-        "total or filter: whether --fixed-norm holds all scale-invariant weights together or each output filter.",
+    loss: str = setting("cross_entropy", "cross_entropy or squared.")
+    eval_every: int | None = setting(
+        None,
+        "Steps between evaluations; a hundredth of the run, or more where they are expensive, if not given.",
     )
-    full_batch: bool = setting(False, "Full-batch gradient descent, accumulated over mini-batches: a step is an epoch.")
+    full_batch: bool = setting(False, "Full-batch gradient descent: a step is an epoch.")
+    precision: str = setting(
+        "float32",
+        """Of matrix products: float32, tf32, bf16 or float64. On NVIDIA bf16 is tf32, unless --storage is bf16 too; on
+        a CPU all but float64 are float32.""",
+    )
+    storage: str = setting(
+        "float32",
+        "Of activations: float32 or bf16, for accelerators.",
+    )
+    layout: str = setting("auto", "auto, vmap, unroll, map, or map:K for blocks of K.")
+    deterministic: bool = setting(
+        False,
+        """The same bits again on a GPU too, as long as the compiled programs on disk are the same. A CPU gives the same
+        bits anyway.""",
+    )
+    schedule_per: str = setting("step", "step or epoch: how often the schedule changes the rate.")
+    norm_per: str = setting("total", "total or filter: whose norm --fixed-norm holds.")
 
 
 @dataclass(frozen=True)
@@ -188,14 +169,14 @@ class RecordingSettings:
     per_layer: bool = setting(False, "Record the dynamics of every layer too.")
     track_sharpness: int | None = setting(
         None,
-        "Record the sharpness of the mini-batch on the unit sphere every so many updates; at 50 it costs some 8 %.",
+        "Record the sharpness of the mini-batch on the unit sphere every so many steps; at 50 it costs some 8 %.",
         metavar="EVERY",
     )
     keep_period_minima: int | None = setting(
         None,
-        """Save the lowest point of each period of each configuration, for periodic-jax minima. Candidates are COUNT
+        """Save the lowest point of each period of each configuration, for periodic-jax minima. Candidates are N
         steps apart (10 to 10000), 100 if not given: a small part of a period, such as an epoch.""",
-        metavar="[COUNT]",
+        metavar="[N]",
     )
 
 
@@ -203,11 +184,9 @@ class RecordingSettings:
 class CheckpointSettings:
     """Checkpoints."""
 
-    keep: int = setting(2, "How many of the last checkpoints to keep.")
-    keep_every: int | None = setting(
-        None, "Keep the checkpoints at all multiples of COUNT updates too, to branch from them."
-    )
-    checkpoint_seconds: float = setting(10.0, "Least time between two checkpoints; one is always written at the end.")
+    keep: int = setting(2, "Last checkpoints to keep.")
+    keep_every: int | None = setting(None, "Keep the checkpoints at all multiples of N steps too, to branch from them.")
+    checkpoint_seconds: float = setting(10.0, "Least seconds between checkpoints; one is written at the end.")
 
 
 @dataclass(frozen=True)
@@ -216,14 +195,14 @@ class ShardSettings:
 
     shards: int | None = setting(
         None,
-        """Cut the grid into COUNT shards of about equal size. Each is trained by a process of its own, on any machine
+        """Cut the grid into N shards of about equal size. Each is trained by a process of its own, on any machine
         that sees the folder --out, into DIR/shards/0, DIR/shards/1 ... All commands that read a run take DIR.""",
     )
     shard: int | None = setting(
         None,
         """The shard to train, from 0. If not given, the scheduler says: the first that is set of SLURM_ARRAY_TASK_ID,
         JOB_COMPLETION_INDEX, SLURM_PROCID and OMPI_COMM_WORLD_RANK (of several tasks), and TPU_WORKER_ID.""",
-        metavar="NUMBER",
+        metavar="K",
     )
 
 

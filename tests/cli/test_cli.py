@@ -1,5 +1,6 @@
 import itertools
 import os
+import re
 import subprocess
 import sys
 
@@ -25,13 +26,20 @@ def refuse(capsys, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ("", "demo, sweep"),
-        ("bogus", "command: bogus is not accepted; expected one of demo, sweep"),
-        ("sweep", "--steps: neither"),
+        ("bogus", "bogus: periodic-jax has no such command; periodic-jax --help lists the commands"),
+        ("swep", "swep: periodic-jax has no such command; did you mean sweep?"),
+        ("--bogus", "--bogus: periodic-jax has no such command"),
+        ("sweep --wd 0.1", "--wd: periodic-jax sweep has no such option; did you mean --weight-decay?"),
+        ("sweep --steps 5 --bogus 1", "--bogus: periodic-jax sweep has no such option; periodic-jax sweep --help"),
+        ("sweep --weightdecay=1", "--weightdecay: periodic-jax sweep has no such option; did you mean --weight-decay?"),
+        ("sweep more", "more: periodic-jax sweep does not know what to do with it; see periodic-jax sweep --help"),
+        ("analyze run more", "more: periodic-jax analyze does not know"),
+        ("launch slurm --partitoin x", "--partitoin: periodic-jax launch slurm has no such option; did you mean --"),
+        ("sweep", "--steps: not given, and no --epochs either; give one of the two"),
         ("sweep --steps five", "--steps: five is not accepted; expected a whole number"),
         ("sweep --steps 0", "--steps: 0 "),
         ("sweep --steps 1.5", "--steps: 1.5 "),
-        ("sweep --steps 5 --epochs 2", "--steps: 5 with --epochs 2"),
+        ("sweep --steps 5 --epochs 2", "--steps: given together with --epochs; give one of the two"),
         ("sweep --steps 5 --lr", "--lr: an empty axis"),
         ("sweep --steps 5 --lr abc", "--lr: abc"),
         ("sweep --steps 5 --lr -0.1", "--lr: -0.1"),
@@ -50,10 +58,10 @@ def refuse(capsys, *arguments):
         ("sweep --steps 5 --lr nan", "--lr: nan"),
         ("sweep --steps 5 --lr 0.1 0.10", "--lr: 0.1 given twice"),
         ("sweep --steps 5 --lr logspace:1:2", "--lr: logspace:1:2"),
-        ("sweep --steps 5 --weight-decay 0", "--weight-decay: 0 "),
+        ("sweep --steps 5 --corrupt-train half", "--corrupt-train: half is not accepted; expected a number"),
         ("sweep --steps 5 --weight-decay -1", "--weight-decay: -1"),
         ("sweep --steps 5 --weight-decay nan", "--weight-decay: nan"),
-        ("sweep --steps 5 --lr 100 --weight-decay 0.01", "lr x weight decay below 1"),
+        ("sweep --steps 5 --lr 100 --weight-decay 0.01", "lr x weight decay is 1; give numbers whose product is"),
         ("sweep --steps 5 --seed 0.5", "--seed: 0.5"),
         ("sweep --steps 5 --momentum 1", "--momentum: 1 "),
         ("sweep --steps 5 --storage float16", "--storage: float16 is not accepted; expected one of float32, bf16"),
@@ -71,10 +79,10 @@ def refuse(capsys, *arguments):
         ("sweep --steps 5 --validation few", "--validation: few is not accepted; expected a whole number"),
         ("sweep --steps 5 --use-data-size 1501", "--use-data-size: 1501"),
         ("sweep --steps 5 --split-classes a", "--split-classes: a is not accepted; expected a whole number"),
-        ("sweep --steps 5 --split-classes 1", "--split-classes: 1 of digits"),
+        ("sweep --steps 5 --split-classes 1", "--split-classes: digits has no such halves; give it with"),
         ("sweep --steps 5 --corrupt-train 2", "--corrupt-train: 2 is"),
         ("sweep --steps 5 --resize 3", "--resize: 3 "),
-        ("sweep --steps 5 --augment --full-batch", "--augment: given with --full-batch"),
+        ("sweep --steps 5 --augment --full-batch", "--augment: given together with --full-batch; give one"),
         ("sweep --steps 5 --layout scan", "--layout: scan"),
         ("sweep --steps 5 --precision int8", "--precision: int8"),
         ("sweep --steps 5 --out=", "--out: an empty value"),
@@ -134,6 +142,24 @@ def test_lines_of_help_are_full(capsys, monkeypatch, command):
             assert len(f"{line} {following.split()[0]}") > 78, line
 
 
+def test_without_a_command_four_are_shown_to_begin_with(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    said = capsys.readouterr()
+    assert (stop.value.code, said.out) == (2, "")
+    shown = re.findall(r"^  periodic-jax (\w+)", said.err, re.MULTILINE)
+    assert shown == ["demo", "sweep", "analyze", "resume"]
+    assert f"All {len(COMMANDS)} commands: periodic-jax --help" in said.err
+
+
+def test_the_help_names_every_command_with_what_it_does(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if re.match(r"  \w", line)] == list(COMMANDS)
+    assert max(map(len, lines)) <= 80
+
+
 def test_the_version_is_told(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
@@ -144,19 +170,13 @@ def test_the_version_is_told(capsys):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ("--bogus", "--bogus"),
-        ("sweep --bogus 1", "Unrecognized options: --bogus"),
-        ("sweep --weightdecay 1", "--weight-decay"),
-        ("sweep more", "more"),
-        ("analyze run more", "more"),
         ("analyze", "Missing from periodic-jax analyze"),
         ("replay x --out y", "--images"),
         ("sweep --steps", "--steps"),
-        ("sweep --corrupt-train half", "half"),
         ("export nowhere", "--to"),
     ],
 )
-def test_what_is_no_command_is_status_2_and_named(capsys, tmp_path, monkeypatch, arguments, named):
+def test_what_is_missing_is_named_and_status_2(capsys, tmp_path, monkeypatch, arguments, named):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         main(arguments.split())

@@ -43,14 +43,20 @@ def test_the_options_of_the_sweep_go_on_as_they_were_typed():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "slurm or ray"),
-        (["pbs"], "pbs"),
+        ([], "launch: no engine is given; give periodic-jax launch slurm or periodic-jax launch ray"),
+        (["pbs"], "launch: pbs is no engine"),
         (["slurm", *SWEEP], "--out"),
         (["slurm", "--lr", "1", "--steps", "3", "--out", "x"], "--shards"),
         (["slurm", *SWEEP, "--out", "x", "--shard", "0"], "--shard:"),
         (["slurm", *SWEEP, "--out", "x", "--dry-run"], "--dry-run"),
-        (["slurm", *SWEEP, "--out", "x", "--for", "h100"], "--for: h100 without --dry-run"),
+        (["slurm", *SWEEP, "--out", "x", "--for", "h100"], "--for: given without --dry-run"),
         (["slurm", *SWEEP, "--out", "x", "--sbatch", "qos="], "qos="),
+        (
+            ["slurm", *SWEEP, "--out", "x", "--print", "--time", "2 hours"],
+            "--time: 2 hours is not accepted; expected MIN",
+        ),
+        (["slurm", *SWEEP, "--out", "x", "--print", "--sbatch", "time=1:2:3:4"], "--time: 1:2:3:4"),
+        (["slurm", *SWEEP, "--out", "x", "--prnt"], "--prnt: periodic-jax launch slurm has no such option"),
         (["slurm", *SWEEP, "--out", "x", "--cpus-per-task", "two"], "--cpus-per-task"),
         (["slurm", *SWEEP, "--out", "x", "--lr", "0", "--print"], "--lr"),
         (["slurm", *SWEEP, "--out", "x", "--shards", "9", "--print"], "--shards"),

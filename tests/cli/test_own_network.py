@@ -61,18 +61,20 @@ def test_a_sweep_of_an_imported_network_goes_on_only_when_it_is_named_again(pack
         del sys.modules[name]
     capsys.readouterr()
     for command in (["resume", "run", "--steps", "6"], ["landscape", "run"], ["minima", "run"], ["branch", "run"]):
-        assert "--model: none given for my_nets.small:Net" in refused(capsys, *command)
+        assert "--model: not given, and this run's network is my_nets.small:Net; give its import path" in refused(
+            capsys, *command
+        )
     assert "--model: my_nets.small:Other" in refused(capsys, "resume", "run", "--model", "my_nets.small:Other")
     main(["info", "run"])
     assert not (package / "imported").exists()
-    capsys.readouterr()
+    assert "run: my_nets.small:Net with width=3 on digits, layout" in capsys.readouterr().out
     main(["resume", "run", "--steps", "6", "--model", "my_nets.small:Net"])
     assert read_config(package / "run")["config"]["steps"] == 6
     assert (package / "imported").exists()
     branch = ["branch", "run", "--steps", "7", "--out", "branch", "--model", "my_nets.small:Net"]
     for _ in range(2):  # the second time it is there
         main(branch)
-    assert "holds this run, finished" in capsys.readouterr().err
+    assert "the run is finished" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -83,10 +85,13 @@ def test_a_sweep_of_an_imported_network_goes_on_only_when_it_is_named_again(pack
         (["--model", "my_nets/small.py:Net"], "--model: my_nets/small.py:Net is not accepted"),
         (["--model", "my_nets.small:Net", "--model-args", "wide=3"], "--model-args: wide=3 is not accepted"),
         (["--model", "my_nets.small:Net", "--model-args", "width"], "--model-args: width is not accepted"),
-        (["--model", "my_nets.small:Net", "--width", "8"], "--width: 8 is not accepted; expected --model-args"),
+        (
+            ["--model", "my_nets.small:Net", "--width", "8"],
+            "--width: my_nets.small:Net is not one of the built-in networks; give what it takes with --model-args",
+        ),
         (["--model", "nowhere_at_all:Net", "--width", "8"], "--model: nowhere_at_all:Net is not accepted"),
         (["--model", "my_nets.small:Net", "--model-args", "width=x"], "a network of images (8, 8, 1) ("),
-        (["--model-args", "width=3"], "--model-args: width=3 is not accepted; expected none for ConvNetSI"),
+        (["--model-args", "width=3"], "--model-args: ConvNetSI takes none"),
     ],
 )
 def test_what_cannot_be_imported_is_refused_before_anything_is_written(package, capsys, options, words):

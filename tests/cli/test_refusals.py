@@ -11,7 +11,7 @@ from periodic_jax import RunCallbacks, run_sweep
 from periodic_jax.cli.main import main
 from periodic_jax.core.errors import CorruptedRunError
 from periodic_jax.inspection.info import describe_run
-from periodic_jax.runs.run import resume_run
+from periodic_jax.runs.run import FINISHED, resume_run
 
 QUIET = RunCallbacks(log=lambda line: None)
 ONE = {"lr": (0.1, 1.0), "seed": (0,), "momentum": (0.0,), "keep_every": 20}
@@ -123,14 +123,15 @@ def test_the_sweep_of_a_finished_run_draws_what_is_missing(run, capsys):
     first = capsys.readouterr()
     names = {file.name for file in (run / "figures").iterdir()}
     assert len(names) > 5
-    assert "finished: nothing is left to train" in first.err
+    assert FINISHED.format(run) in first.err
     kept = {name: (run / "figures" / name).stat().st_mtime_ns for name in names - {"loss.png", "regimes.png"}}
     (run / "figures/regimes.png").unlink()
     assert status_of("sweep", *WORDS, "--out", run) == 0
     assert capsys.readouterr().out == f"figures: regimes.png in {run / 'figures'}\n"
     assert all((run / "figures" / name).stat().st_mtime_ns == time for name, time in kept.items())
     before = tree(run)
-    assert status_of("sweep", *WORDS, "--out", run) == 0
-    last = capsys.readouterr()
-    assert (last.out, len(last.err.splitlines())) == ("", 1)
+    for command in (("sweep", *WORDS, "--out", run), ("resume", run)):
+        assert status_of(*command) == 0
+        last = capsys.readouterr()
+        assert (last.out, len(last.err.splitlines())) == ("", 1)
     assert tree(run) == before

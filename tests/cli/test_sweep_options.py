@@ -19,7 +19,7 @@ def test_options_become_a_configuration():
         "--lr 0.5 logspace:1e-3:1e-1:3 --weight-decay none --seed 3 1 --steps 7 --elr 0 --width 3 --out x"
     )
     assert config.lr == (0.5, 0.001, 0.01, 0.1)
-    assert config.weight_decay == (0.0,)
+    assert config.weight_decay == sweep_config("--weight-decay 0 --out x").weight_decay == (0.0,)
     assert config.seed == (3, 1)
     assert (config.steps, config.epochs, config.width, config.out) == (7, None, 3, "x")
     assert all(type(axis) is tuple for axis in (config.lr, config.seed))
@@ -70,7 +70,7 @@ def test_help_has_every_setting_once_with_its_help(capsys, monkeypatch):
         main(["sweep", "--help"])
     lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
     text = " ".join(" ".join(lines).split())
-    for theme in ("grid", "data", "network", "training", "recording", "checkpoints", "output"):
+    for theme in ("grid", "data", "network", "training", "output", "recording", "checkpoints", "many-machines"):
         assert sum(f"{theme} options" in line for line in lines) == 1
     for field in dataclasses.fields(RunConfig):
         flag = f"--{field.name.replace('_', '-')}"

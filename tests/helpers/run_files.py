@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from helpers.synthetic import write_run
-from periodic_jax.core.errors import ConfigError, CorruptedRunError, RunNotFoundError
+from periodic_jax.core.errors import ConfigError, CorruptedRunError, RunNotFoundError, UsageError
 
 NAMES = ("loss", "weight_norm", "effective_lr", "angular_step")
 
@@ -29,7 +29,9 @@ def refusal(call, *args, **kwargs) -> str:
         call(*args, **kwargs)
     message = str(caught.value)
     assert message.isprintable()
-    if isinstance(caught.value, ConfigError):
+    if isinstance(caught.value, UsageError):
+        assert message.endswith(f"; {caught.value.accepted}")
+    elif isinstance(caught.value, ConfigError):
         assert " is not accepted; expected " in message
     else:
         assert message.endswith(f"; {caught.value.remedy}")
