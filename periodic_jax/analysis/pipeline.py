@@ -16,7 +16,7 @@ from periodic_jax.analysis.stability import before_onsets
 from periodic_jax.analysis.theory_checks import CHECKS, Theory, Trajectory, check_theory
 from periodic_jax.core import segments
 from periodic_jax.core.blocks import map_blocks
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import UsageError
 from periodic_jax.core.grid import AXES
 from periodic_jax.storage.reader import flattened, read
 from periodic_jax.storage.schema import used_by
@@ -86,7 +86,7 @@ def analyze(dataset: xr.Dataset, *, predict: bool = False, most_in_memory: int =
     """
     dataset = flattened(dataset)
     if (missing := [name for name in NEEDED if name not in dataset]) and "source" not in dataset.encoding:
-        raise ConfigError("run", f"no {' and no '.join(missing)}", f"a Dataset with {', '.join(NEEDED)}")
+        raise UsageError("run", f"it has no {' and no '.join(missing)}", f"give a Dataset with {', '.join(NEEDED)}")
     hyper = hyperparameters_of(dataset)
     configs = dataset.sizes["config"]
     # As few blocks as memory allows: each chunk of a store holds all configurations, and is read again for every block.

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, UsageError
 
 
 def steps_last(
@@ -39,7 +39,7 @@ def steps_last(
             arrays[name] = (lr[..., None] / norm**2).astype(norm.dtype)
         elif name in needed:
             more = " (or lr, from which it follows)" if name == "effective_lr" else ""
-            raise ConfigError("telemetry", f"no {name}", ", ".join(needed) + more)
+            raise UsageError("telemetry", f"it has no {name}", f"give {', '.join(needed)}{more}")
     shapes = {name: array.shape for name, array in arrays.items()}
     if len(set(shapes.values())) > 1 or () in shapes.values():
         raise ConfigError("telemetry", shapes, "arrays of one shape (..., steps)")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, UsageError
 from periodic_jax.core.formatting import flag_of
 from periodic_jax.core.limits import MOST_CONFIGS
 
@@ -112,7 +112,7 @@ class SweepGrid:
         """
         checked = [{name: _single(name, value) for name, value in given.items()} for given in configurations]
         if not checked:
-            raise ConfigError("configurations", "none", "at least one")
+            raise UsageError("configurations", "there is none", "give at least one")
         grid = SweepGrid(_coordinates(checked))
         _, first, times = np.unique(np.stack([*grid.coords.values()]), axis=1, return_index=True, return_counts=True)
         for i in first[times > 1]:
@@ -215,6 +215,6 @@ def _coordinates(configurations: Sequence[Mapping[str, float]]) -> dict[str, np.
     if (product >= 1).any():
         worst = int(np.argmax(product))
         pair = f"--lr {coords['lr'][worst]:g} with --weight-decay {coords['weight_decay'][worst]:g}"
-        raise ConfigError(pair, f"a product of {product[worst]:g}", "lr x weight decay below 1")
+        raise UsageError(pair, f"lr x weight decay is {product[worst]:g}", "give numbers whose product is below 1")
     coords["seed"] = coords["seed"].astype(np.uint32)
     return coords

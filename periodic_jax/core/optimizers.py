@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, UsageError
 from periodic_jax.core.formatting import flag_of
 from periodic_jax.core.grid import HParams
 
@@ -53,6 +53,7 @@ def check_hyperparameters(name: str, axes: Mapping[str, Any]) -> None:
     for axis in SPECIAL:
         given = np.atleast_1d(axes.get(axis, getattr(HParams(), axis)))
         if axis not in OPTIMIZERS[name].reads and (given != getattr(HParams(), axis)).any():
-            values = " ".join(f"{value:g}" for value in given[:5])
             users = ", ".join(other for other, optimizer in OPTIMIZERS.items() if axis in optimizer.reads)
-            raise ConfigError(flag_of(axis), f"{values} with --optimizer {name}", f"it with {users}")
+            raise UsageError(
+                flag_of(axis), f"--optimizer {name} does not read it", f"leave it out, or give one of {users}"
+            )

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from periodic_jax.core.errors import ConfigError, DataFileError
+from periodic_jax.core.errors import ConfigError, DataFileError, UsageError
 from periodic_jax.data.cache import cached
 from periodic_jax.data.dataset import CIFAR_MEAN, CIFAR_STD, Dataset, checked
 from periodic_jax.data.locations import Place, folders, home
@@ -98,10 +98,10 @@ def _from_disk(name: str, where: Where, official: list[Place], files: str, num_c
         present = next(place for place in tfds.find_places(name, where.data_dir) if place.path.exists())
     if present is None:
         looked = ", ".join(_short(place.path) for place in candidates)
-        raise ConfigError(
+        raise UsageError(
             "--dataset",
-            f"{name} (looked for {looked})",
-            f"--data-dir DIR with {files} in it, or --download to fetch it with TFDS, which needs "
+            f"{name} is not on this machine (looked for {looked})",
+            f"give --data-dir DIR with {files} in it, or --download to fetch it with TFDS, which needs "
             'python -m pip install "periodic_jax[tfds]"',
         )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, UsageError
 from periodic_jax.core.formatting import flag_of
 from periodic_jax.data.dataset import Dataset
 
@@ -89,7 +89,7 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
 def split(dataset: Dataset, half: int) -> Dataset:
     """Half of CIFAR-10's classes, in training and test set, renumbered in their order."""
     if dataset.name != "cifar10":
-        raise ConfigError("--split-classes", f"{half} of {dataset.name}", "--dataset cifar10 with it")
+        raise UsageError("--split-classes", f"{dataset.name} has no such halves", "give it with --dataset cifar10")
     classes = np.array(SPLIT_CLASSES[half])
     train, test = np.isin(dataset.labels, classes), np.isin(dataset.test_labels, classes)
     if train.sum() < 2 or not test.any():

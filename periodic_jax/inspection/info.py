@@ -12,6 +12,7 @@ from periodic_jax.core.errors import CorruptedRunError, PeriodicJaxError, RunNot
 from periodic_jax.core.files import used_bytes
 from periodic_jax.core.formatting import counted, format_bytes
 from periodic_jax.core.grid import AXES
+from periodic_jax.models.imported import is_import_path
 from periodic_jax.runs.build import recorded_states
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.locks import is_locked
@@ -121,7 +122,9 @@ def _describe_shards(shards: Shards, *, verify: bool, model: str | None) -> RunD
 
 def _network(config: dict[str, Any]) -> str:
     model, width, depth, dataset = (config.get(name) for name in ("model", "width", "depth", "dataset"))
-    return f"{model} of width {width} and depth {depth} on {dataset}"
+    given = " ".join(map(str, config.get("model_args") or ()))
+    own = f" with {given}" if given else ""
+    return f"{model}{own if is_import_path(str(model)) else f' of width {width} and depth {depth}'} on {dataset}"
 
 
 def _progress(path: Path, manifest: dict[str, Any], done: int, steps: int) -> str:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import UsageError
 from periodic_jax.core.formatting import counted
 from periodic_jax.core.grid import AXES
 from periodic_jax.inspection import load
@@ -81,10 +81,14 @@ def compare(
         xla.check_reductions()
         abstract = load.abstract_state(run)
         if not any(abstract.task.labels):
-            raise ConfigError("run directory", path, "a network with scale-invariant weights")
+            raise UsageError(
+                path,
+                "its network has no scale-invariant weights, whose minima are compared",
+                "periodic-jax landscape measures it",
+            )
         if abstract.key is not None or abstract.other:
-            accepted = "a network that draws no random numbers and changes nothing but running statistics"
-            raise ConfigError("run directory", path, accepted)
+            reason = "its network draws random numbers, or changes more than running statistics"
+            raise UsageError(path, reason, "periodic-jax landscape measures it")
         source, saved = minima_of(run, configs, abstract)
         networks = Networks(abstract.task, run.config.data, images=images)
         limit = "" if last is None else f", the last {last} at most"

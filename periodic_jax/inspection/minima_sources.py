@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from periodic_jax import analysis
-from periodic_jax.core.errors import ConfigError, CorruptedRunError
+from periodic_jax.core.errors import CorruptedRunError, UsageError
 from periodic_jax.inspection.load import LoadedRun, load_arrays, load_states
 from periodic_jax.landscape.connectivity import Params
 from periodic_jax.models.adapters import input_dtype
@@ -57,8 +57,8 @@ def minima_of(run: LoadedRun, configs: Sequence[int], abstract: TrainState) -> t
         minima.update(zip(here, saved, strict=True))
     if not any(minima.values()):
         every = run.config.keep_period_minima
-        accepted = f"one that has saved minima: each is the lowest of every {every} steps of a finite network"
-        raise ConfigError("run directory", run.path, accepted)
+        reason = f"no minimum is saved yet: each is the lowest of every {every} steps of a finite network"
+        raise UsageError(run.path, reason, f"periodic-jax resume {run.path} --steps N makes the run longer")
     return SAVED, list(minima.values())
 
 
@@ -84,9 +84,9 @@ def _saved(run: LoadedRun, configs: Sequence[int], abstract: TrainState) -> list
 
 def _from_checkpoints(run: LoadedRun, configs: Sequence[int]) -> list[list[SavedState]]:
     """The last checkpoint before each onset."""
-    steps, accepted = np.array(run.checkpoint_steps()), "a run with minima: a sweep with --keep-period-minima"
+    steps, remedy = np.array(run.checkpoint_steps()), "give a run of periodic-jax sweep --keep-period-minima"
     if not len(steps):
-        raise ConfigError("run directory", run.path, f"{accepted} (it has no checkpoint either)")
+        raise UsageError(run.path, "it has neither minima nor a checkpoint", remedy)
     onsets = analysis.analyze(open_run(run.path, flat=True)).onset_step.values
     before: dict[int, dict[int, int]] = {i: {} for i in configs}
     for i in configs:
@@ -94,8 +94,7 @@ def _from_checkpoints(run: LoadedRun, configs: Sequence[int]) -> list[list[Saved
             if (steps <= at).any():  # several periods may have ended since: the first is the one that it was in
                 before[i].setdefault(int(steps[steps <= at].max()), int(at))
     if not any(before.values()):
-        accepted += " (it has no checkpoint before a destabilisation either)"
-        raise ConfigError("run directory", run.path, accepted)
+        raise UsageError(run.path, "it has neither minima nor a checkpoint before a destabilisation", remedy)
     minima: dict[int, list[SavedState]] = {i: [] for i in configs}
     for step in sorted(set().union(*before.values())):
         here = [i for i in configs if step in before[i]]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, UsageError
 from periodic_jax.core.files import write_atomically
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10, as the reference normalises
@@ -187,10 +187,10 @@ def _config_of(recording: Mapping[str, Any]) -> dict[str, Any]:
     try:
         config = json.loads(str(recording["config"]))
     except (KeyError, ValueError):
-        raise ConfigError("recording", "config", "a JSON object under the key config") from None
+        raise UsageError("recording", "its config is no JSON object", "give a recording of the reference") from None
     missing = [name for name in _NEEDED if not isinstance(config, dict) or name not in config]
     if missing:
-        raise ConfigError("recording", "config", f"a JSON object with {', '.join(missing)}")
+        raise UsageError("recording", f"its config has no {', '.join(missing)}", "give a recording of the reference")
     if config["loss"] not in LOSSES:
         raise ConfigError("recording loss", config["loss"], "one of " + ", ".join(LOSSES))
     return config
@@ -199,7 +199,7 @@ def _config_of(recording: Mapping[str, Any]) -> dict[str, Any]:
 def _checked_images(images: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     for name in ("images", "labels"):
         if name not in images:
-            raise ConfigError("images file", f"no {name}", "the arrays images and labels")
+            raise UsageError("images file", f"it has no array {name}", "give one with the arrays images and labels")
     pixels, labels = images["images"], images["labels"]
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or len(labels) != len(pixels):
         raise ConfigError(
@@ -211,7 +211,7 @@ def _checked_images(images: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 def _order_of(recording: Mapping[str, Any], count: int) -> np.ndarray:
     order = recording.get("order")
     if order is None or order.ndim != 2 or order.dtype.kind not in "iu":
-        raise ConfigError("recording", "order", "integers (steps, batch)")
+        raise UsageError("recording", "its order is no array of integers (steps, batch)", "give one of the reference")
     if order.size and not 0 <= order.min() <= order.max() < count:
         raise ConfigError("recording order", f"{order.min()} to {order.max()}", f"indices below the {count} images")
     return order

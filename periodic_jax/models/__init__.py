@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, UsageError
 from periodic_jax.models import forms
 from periodic_jax.models.convnet import ConvNet
 from periodic_jax.models.dense import MLP, ViT
@@ -97,7 +97,7 @@ def build(
     if not issubclass(module, ResNet18):
         options = {**options, "depth": depth}
     elif depth != 3:
-        raise ConfigError("--depth", depth, f"no depth for {name}, which has 18 layers")
+        raise UsageError("--depth", f"{name} always has 18 layers", "leave it out")
     forms.form_of(forms.check_platform(platform), storage)
     if issubclass(module, ImageNetwork):
         options = {**options, "platform": platform, "storage": storage}

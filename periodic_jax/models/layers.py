@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import UsageError
 from periodic_jax.models import forms
 from periodic_jax.models.forms import Form
 from periodic_jax.ops.direct import precision
@@ -40,7 +40,7 @@ def _constant(images: Array) -> Array:
 
 @_constant.defjvp
 def _(primals: Any, tangents: Any) -> Any:
-    raise ConfigError("derivatives", "of images", "those of weights: the first layer computes no others")
+    raise UsageError("derivatives", "the first layer computes none with respect to images", "take those of weights")
 
 
 class ImageNetwork(nn.Module):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from periodic_jax.core.errors import ConfigError, PeriodicJaxError, UnreadableError
+from periodic_jax.core.errors import ConfigError, PeriodicJaxError, UnreadableError, UsageError
 from periodic_jax.core.formatting import flag_of
 from periodic_jax.runs.build import abstract_states, initial_minima
 from periodic_jax.runs.callbacks import RunCallbacks
@@ -78,19 +78,17 @@ def branch_run(
     axes, parents = branched_axes({name: getattr(parent, name) for name in RUN_AXES}, select, change)
     parts = [(part, members) for part, members in run_parts(parent) if np.isin(parents, members).any()]
     if not np.isin(parents, [i for _, members in parts for i in members]).all():
-        raise ConfigError(
-            "run directory", path, "one that holds the selected configurations (some shards are not there)"
-        )
+        raise UsageError(path, "shards of selected configurations are not there", "train them first, or select others")
     checkpoints = sorted(set.intersection(*(set(run_directory.checkpoint_steps(part.folder)) for part, _ in parts)))
     if not checkpoints:
-        raise ConfigError("run directory", path, "one with checkpoints to branch from")
+        raise UsageError(path, "it has no checkpoint to branch from", f"periodic-jax resume {path} goes on with it")
     is_newest, step = step is None, checkpoints[-1] if step is None else step
     if step not in checkpoints:
         raise ConfigError("--step", step, f"a checkpoint of {path}: {', '.join(map(str, checkpoints))}")
     planned = steps or planned_steps(parent)
     config = dataclasses.replace(parent, out=out, steps=planned, shards=None, shard=None, **axes)
     if planned_steps(config) <= step and steps is None and is_newest:
-        raise ConfigError("--steps", "none given", f"a number above {step}, where {path} ends and the branch begins")
+        raise UsageError("--steps", f"not given, and {path} ends where the branch begins", f"give more than {step}")
     if planned_steps(config) <= step and steps is None:
         raise ConfigError("--step", step, f"one below the parent's end, {planned_steps(config)}, or --steps above it")
     if planned_steps(config) <= step:
@@ -141,9 +139,9 @@ def branched_axes(parent: Axes, select: Axes, change: Axes) -> tuple[dict[str, t
     for name, values in parent.items():
         chosen = [_nearest(name, wanted, values) for wanted in select.get(name, values)]
         if name in change and len(chosen) != 1:
-            wanted = f"one value in --select, since {flag_of(name)} is changed: {' '.join(f'{v:g}' for v in values)}"
-            given = ",".join(f"{v:g}" for v in select.get(name, ()))
-            raise ConfigError("--select", f"{name}={given}" if given else f"no {name}", wanted)
+            of = "several values" if select.get(name) else "no value"
+            remedy = f"give one value that it had: {' '.join(f'{v:g}' for v in values)}"
+            raise UsageError("--select", f"{of} of {name}, which is changed by {flag_of(name)}", remedy)
         axes[name] = tuple(change[name]) if name in change else tuple(values[i] for i in chosen)
         positions.append(chosen * len(axes[name]) if name in change else chosen)
     indices = np.arange(math.prod(map(len, parent.values()))).reshape([len(values) for values in parent.values()])

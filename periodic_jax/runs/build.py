@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from periodic_jax.analysis.online import initial_rule
-from periodic_jax.core.errors import ConfigError, CorruptedRunError
-from periodic_jax.core.formatting import format_bytes
-from periodic_jax.runs.config import RunConfig, evaluated_every, from_manifest, planned_steps
+from periodic_jax.core.errors import CorruptedRunError, UsageError
+from periodic_jax.core.formatting import counted, format_bytes
+from periodic_jax.runs.config import RunConfig, evaluated_every, from_manifest, no_sphere, planned_steps
 from periodic_jax.runs.manifest import former_ends
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.minima_files import with_rule_state
@@ -103,9 +103,9 @@ def abstract_states(config: RunConfig, image_shape: Sequence[int], num_classes: 
     if config.keep_period_minima:
         states |= initial_minima(states, config.keep_period_minima)
     if (wanted := sum(array.nbytes for array in states.values())) > memory:
-        given = f"{config.model} of width {config.width} and depth {config.depth}, {configs} times"
-        accepted = f"states of at most {format_bytes(memory)}, this machine's memory (they take {format_bytes(wanted)})"
-        raise ConfigError("network", given, accepted)
+        there = f"and this machine has {format_bytes(memory)}"
+        reason = f"the states of {counted(configs, 'network')} take {format_bytes(wanted)}, {there}"
+        raise UsageError("memory", reason, "give a smaller network or grid, or --shards")
     return states
 
 
@@ -159,20 +159,19 @@ def build_sweep(config: RunConfig) -> "Sweep":
     from periodic_jax.training.spec import TrainingSpec
 
     abstract_states(config, config.data.image_shape, config.data.num_classes)  # refused here, where they do not fit
-    marks = abstract_state(config, config.data.image_shape, config.data.num_classes).task.labels
-    if config.track_sharpness and not any(marks):
-        accepted = f"no measurements of {config.model}: it has no scale-invariant weights"
-        raise ConfigError("--track-sharpness", config.track_sharpness, accepted)
     spec = TrainingSpec(
         batch_size=config.batch_size, loss=config.loss, schedule=config.schedule,
         per_filter=config.norm_per == "filter", full_batch=config.full_batch, augment=config.augment,
         track_sharpness=config.track_sharpness, per_layer=config.per_layer, optimizer=config.optimizer,
     )  # fmt: skip
     shape, classes = config.data.image_shape, config.data.num_classes
-    return Sweep(
+    sweep = Sweep(
         network(config, classes), config.data, config.grid(), spec, labels=labels_of(config, shape, classes),
         layout=config.layout, deterministic=config.deterministic,
     )  # fmt: skip
+    if config.track_sharpness and not sweep.layer_names():
+        raise no_sphere(config)
+    return sweep
 
 
 def plan_session(config: RunConfig, manifest: Mapping[str, Any]) -> "SessionPlan":

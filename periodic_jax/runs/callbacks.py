@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # HUP: the terminal was closed; USR1 and USR2: what a scheduler sends before the time is up. Windows has none of them.
 WARNINGS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 ENDS = (signal.SIGTERM, signal.SIGINT)
+LOG_PAUSE = 30.0  # seconds between the lines of a progress bar in a log file
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class RunCallbacks:
             return
         from tqdm.auto import tqdm
 
-        rarely = not (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        pause = 0 if sys.stderr.isatty() or "ipykernel" in sys.modules else LOG_PAUSE
         bar: Any = None
         with contextlib.ExitStack() as shown:
 
@@ -65,7 +66,7 @@ class RunCallbacks:
                 nonlocal bar
                 bar = shown.enter_context(tqdm(
                     total=steps * configs, initial=first_step * configs, unit="config-step", unit_scale=True,
-                    desc="compiling", mininterval=30 if rarely else 0, dynamic_ncols=True,
+                    desc="compiling", mininterval=pause, maxinterval=max(pause, 10), dynamic_ncols=True,
                 ))  # fmt: skip
                 self.on_start(configs, first_step, steps)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from periodic_jax.core.errors import ConfigError, CorruptedRunError
+from periodic_jax.core.errors import ConfigError, CorruptedRunError, UsageError
 from periodic_jax.core.formatting import flag_of
 from periodic_jax.core.grid import AXES, LATER_AXES, SweepGrid
 from periodic_jax.core.limits import MOST_EVALUATIONS, MOST_STEPS
@@ -82,7 +82,7 @@ class RunConfig(
             ConfigError: none was given.
         """
         if self.out is None:
-            raise ConfigError("--out", "none given", "a run directory")
+            raise UsageError("--out", "not given", "give the run directory")
         return Path(self.out)
 
     @functools.cached_property
@@ -144,8 +144,9 @@ def check(config: RunConfig) -> None:
         if value is not None and not least <= value <= most:
             raise ConfigError(flag_of(name), value, f"a whole number from {least} to {most}")
     if (config.steps is None) == (config.epochs is None):
-        given = "neither" if config.steps is None else f"{config.steps} with --epochs {config.epochs}"
-        raise ConfigError("--steps", given, "either --steps or --epochs")
+        if config.steps is None:
+            raise UsageError("--steps", "not given, and no --epochs either", "give one of the two")
+        raise UsageError("--steps", "given together with --epochs", "give one of the two")
     for name, accepted in CHOICES.items():
         if getattr(config, name) not in accepted:
             raise ConfigError(flag_of(name), getattr(config, name), "one of " + ", ".join(accepted))
@@ -157,7 +158,7 @@ def check(config: RunConfig) -> None:
     if config.batch_size < 2:
         raise ConfigError("--batch-size", config.batch_size, "a whole number from 2")
     if config.augment and config.full_batch:
-        raise ConfigError("--augment", "given with --full-batch", "one of the two")
+        raise UsageError("--augment", "given together with --full-batch", "give one of the two")
 
     from periodic_jax import models
     from periodic_jax.checkpoints import reader
@@ -171,8 +172,7 @@ def check(config: RunConfig) -> None:
     losses.check_loss(config.loss)
     model = _network(config)
     if config.track_sharpness and hasattr(model, "labels") and not models.has_scale_invariant(model):
-        accepted = f"no measurements of {config.model}: it has no scale-invariant weights"
-        raise ConfigError("--track-sharpness", config.track_sharpness, accepted)
+        raise no_sphere(config)
     # From here on data are read, and downloaded if that was asked for.
     config.grid()
     if (steps := planned_steps(config)) > MOST_STEPS:
@@ -184,6 +184,11 @@ def check(config: RunConfig) -> None:
         model.check_input(*config.data.image_shape[:2])
 
 
+def no_sphere(config: RunConfig) -> UsageError:
+    """What to raise where sharpness on the unit sphere is to be recorded, and no weights are on one."""
+    return UsageError("--track-sharpness", f"{config.model} has no scale-invariant weights", "leave it out")
+
+
 def _network(config: RunConfig) -> Any:
     """The network, for a look at it."""
     from periodic_jax import models
@@ -191,12 +196,13 @@ def _network(config: RunConfig) -> Any:
 
     if not imported.is_import_path(config.model):
         if config.model_args:
-            raise ConfigError("--model-args", " ".join(config.model_args), f"none for {config.model}")
+            raise UsageError("--model-args", f"{config.model} takes none", "leave it out, or give --model MODULE:NAME")
         return models.build(config.model, width=config.width, depth=config.depth, platform="cpu")  # JAX need not start
     model = imported.import_model(config.model, config.model_args)
     for field in dataclasses.fields(config):
-        if field.name in BUILT_IN and (value := getattr(config, field.name)) != field.default:
-            raise ConfigError(flag_of(field.name), value, f"--model-args for what {config.model} takes")
+        if field.name in BUILT_IN and getattr(config, field.name) != field.default:
+            remedy = "give what it takes with --model-args"
+            raise UsageError(flag_of(field.name), f"{config.model} is not one of the built-in networks", remedy)
     return model
 
 
@@ -281,13 +287,13 @@ def from_manifest(
     if dataset is not None:
         values["dataset"] = dataset
     elif values["dataset"] not in DATASETS:
-        wanted = "the npz file of this run: paths in config.json are not followed"
-        raise ConfigError("--dataset", f"none given for {values['dataset']}", wanted)
+        wanted = "give the npz file: paths in config.json are not followed"
+        raise UsageError("--dataset", f"not given, and this run's data set is {values['dataset']}", wanted)
     if model is not None and model != values["model"]:
         raise ConfigError("--model", model, f"{values['model']}, as before")
     if model is None and ":" in values["model"]:
-        wanted = "the import path of this run's network: nothing that config.json names is imported"
-        raise ConfigError("--model", f"none given for {values['model']}", wanted)
+        wanted = "give its import path: nothing that config.json names is imported"
+        raise UsageError("--model", f"not given, and this run's network is {values['model']}", wanted)
     return RunConfig(out=path, data_dir=data_dir, **values)
 
 
@@ -310,6 +316,9 @@ def difference(config: RunConfig, manifest: Mapping[str, Any]) -> str:
     layout = str(recorded.get("layout")) if config.layout == "auto" else config.layout
     wanted = json.loads(json.dumps(to_manifest(config, layout)))
     names = [n for n in wanted if n not in (*FREE, *NOT_FOLLOWED) and wanted[n] != recorded.get(n)]
+    if "steps" in names:  # from which these follow where they are not given
+        follows = {"eval_every": config.eval_every is None, "schedule_end": not any(config.schedule_end)}
+        names = [n for n in names if not follows.get(n)]
     return "; ".join(f"{flag_of(n)} {_shown(recorded.get(n))} there, {_shown(wanted[n])} here" for n in names)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from periodic_jax.analysis.online import most_periods
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, UsageError
 from periodic_jax.core.files import used_bytes
 from periodic_jax.core.formatting import counted, format_bytes, format_duration
 from periodic_jax.core.grid import SweepGrid
@@ -183,7 +183,7 @@ def plan_for(config: RunConfig, target: "Target") -> SweepPlan:
     from periodic_jax.sweeps import autotune, compilation
 
     if is_import_path(config.model):
-        raise ConfigError("--for", target.name, f"a built-in network, not {config.model}")
+        raise UsageError("--for", f"it plans for built-in networks, and not for {config.model}", "leave it out")
     target.check_precision(config.precision)
     grid, session, data = config.grid(), build.plan_session(config, {}), config.data
     groups, per_seed = device_shape(grid.seeds, 1)

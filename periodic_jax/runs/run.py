@@ -21,6 +21,7 @@ from periodic_jax.core.errors import (
     RunInterrupted,
     RunNotFoundError,
     UnreadableError,
+    UsageError,
 )
 from periodic_jax.core.formatting import counted
 from periodic_jax.reporting import tables
@@ -28,7 +29,7 @@ from periodic_jax.runs import build
 from periodic_jax.runs.callbacks import RunCallbacks
 from periodic_jax.runs.config import RunConfig, check, check_images, difference, from_manifest, planned_steps
 from periodic_jax.runs.manifest import finished_manifest, next_manifest
-from periodic_jax.runs.shards import enter_shard
+from periodic_jax.runs.shards import enter_shard, no_folder_of_shards
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.locks import LEASE_FILE, LOCK_FILE, locked
 from periodic_jax.storage.reader import open_run
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from periodic_jax.runs.session import SessionPlan
     from periodic_jax.sweeps.sweep import Sweep
 
-FINISHED = "{} holds this run, finished: nothing is left to train"
+FINISHED = "{0}: the run is finished: nothing is left to train; periodic-jax analyze {0} prints its results"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +50,12 @@ class RunResult:
     Attributes:
         path: the run directory.
         analysis: the result of `analysis.analyze`.
+        is_new: it was trained by the call that returned it, and not found finished.
     """
 
     path: Path
     analysis: xr.Dataset = field(repr=False)
+    is_new: bool = True
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)
@@ -111,7 +114,7 @@ def run_sweep(config: RunConfig, *, callbacks: RunCallbacks | None = None) -> Ru
 def _default_folder(config: RunConfig, log: Callable[[str], None]) -> Path:
     """Where this very run is, of the folders that runs without ``out`` have, or a new one of them."""
     if config.shards is not None:
-        raise ConfigError("--out", "none given", "with --shards, the folder of the grid, the same for all shards")
+        raise no_folder_of_shards()
     check(config)
     for folder in run_directory.default_folders("sweep"):
         if not folder.exists():
@@ -135,7 +138,8 @@ def claim_run(config: RunConfig, log: Callable[[str], None] = lambda line: None)
         ConfigError: as `run_sweep`.
     """
     config = enter_shard(config, log)
-    check(config)
+    if config.shards is None:  # that of a shard is checked
+        check(config)
     if resumable_manifest(config) is None:
         run_directory.claim_directory(config.folder)
     return config
@@ -144,18 +148,7 @@ def claim_run(config: RunConfig, log: Callable[[str], None] = lambda line: None)
 def finished_result(path: Path, log: Callable[[str], None]) -> RunResult:
     """A run in which nothing is left to train, and a line that says so."""
     log(FINISHED.format(path))
-    return RunResult(path, analysis.analyze(open_run(path, flat=True)))
-
-
-def finished_run(config: RunConfig) -> Path | None:
-    """The directory of a sweep's run, or of its shard's, where nothing is left to train; None where something is.
-
-    Raises:
-        ConfigError: as `run_sweep`.
-    """
-    config = enter_shard(config)
-    check(config)
-    return config.folder if "summary" in (resumable_manifest(config) or {}) else None
+    return RunResult(path, analysis.analyze(open_run(path, flat=True)), is_new=False)
 
 
 def resume_run(
@@ -201,10 +194,10 @@ def resume_run(
         before = planned_steps(config)
         if steps is not None or epochs is not None:
             config = dataclasses.replace(config, steps=steps, epochs=epochs)
-            check(config)
-        if (after := planned_steps(config)) < before:
-            raise ConfigError("--steps", after, f"at least the {before} steps of the run")
         check(config)
+        if (after := planned_steps(config)) < before:
+            given = ("--steps", steps) if epochs is None else (f"--epochs {epochs}", f"{after} steps")
+            raise ConfigError(*given, f"at least the {before} steps of the run")
         is_finished = after == before and "summary" in manifest
         if is_finished and (result := _finished_or_mended(config, manifest, truncate, callbacks.log)):
             return result
@@ -225,7 +218,7 @@ def _finished_or_mended(
     path, states = config.folder, partial(build.recorded_states, model=config.model)
     found = list(corruptions(path, manifest, states))
     if not found and truncate:
-        raise ConfigError("--truncate", path, "a corrupted run; this one is finished and verified")
+        raise UsageError("--truncate", f"{path} is finished, and nothing in it is corrupted", "leave it out")
     if not found:
         return finished_result(path, log)
     remedy = f"periodic-jax resume {path} --truncate computes it again"
@@ -261,8 +254,8 @@ def resumable_manifest(config: RunConfig) -> dict[str, Any] | None:
     except PeriodicJaxError as error:
         raise ConfigError("--out", path, f"a folder that holds no run yet ({error})") from None
     if differing := difference(config, manifest):
-        more = f"{differing}; open_run({os.fspath(path)!r}) reads the one there"
-        raise ConfigError("--out", path, f"a folder that holds no run yet, or this one ({more})")
+        remedy = f"give another folder; periodic-jax analyze {path} and open_run read the run there"
+        raise UsageError("--out", f"{path} holds another run: {differing}", remedy)
     return manifest
 
 

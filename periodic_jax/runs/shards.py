@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from periodic_jax.core.errors import ConfigError, CorruptedRunError
+from periodic_jax.core.errors import ConfigError, CorruptedRunError, UsageError
 from periodic_jax.core.formatting import flag_of
 from periodic_jax.core.limits import MOST_CONFIGS
 from periodic_jax.runs.config import NOT_FOLLOWED, RUN_AXES, RunConfig, check, check_images, difference, to_manifest
@@ -39,6 +39,11 @@ def scheduled_shard(environment: Mapping[str, str]) -> tuple[str, str] | None:
     return None
 
 
+def no_folder_of_shards() -> UsageError:
+    """What to raise where a grid in shards has no folder, of which each shard would find another one."""
+    return UsageError("--out", "not given", "with --shards, give the folder of the grid, the same for all shards")
+
+
 def with_shard(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> RunConfig:
     """The configuration with the number of its shard, from the scheduler if it has none of its own.
 
@@ -51,7 +56,7 @@ def with_shard(config: RunConfig, log: Callable[[str], None] = lambda line: None
     """
     if config.shards is None:
         if config.shard is not None:
-            raise ConfigError("--shard", config.shard, "--shards beside it, the number of shards")
+            raise UsageError("--shard", "given without --shards", "give --shards, the number of shards, too")
         return config
     config.whole_grid().members(config.shards)
     accepted = f"a whole number from 0 to {config.shards - 1}, below --shards {config.shards}"
@@ -62,7 +67,7 @@ def with_shard(config: RunConfig, log: Callable[[str], None] = lambda line: None
     scheduled = scheduled_shard(os.environ)
     if scheduled is None:
         variables = ", ".join(name + (" of several tasks" if count else "") for name, count in VARIABLES)
-        raise ConfigError("--shard", "none given", f"{accepted}, or one from the scheduler ({variables})")
+        raise UsageError("--shard", "not given, and no scheduler says which", f"give {accepted}, or set {variables}")
     name, number = scheduled
     if not number.isdecimal() or int(number) >= config.shards:
         raise ConfigError(name, number, accepted)
@@ -101,8 +106,8 @@ def enter_shard(config: RunConfig, log: Callable[[str], None] = lambda line: Non
         if shards is None:
             raise CorruptedRunError(path / SHARDS_FILE, "it is gone again", REMAKE)
     if differing := difference(whole, shards.manifest):
-        unused = "" if (path / SHARDS).exists() else f"; no shard is begun: remove {SHARDS_FILE} for another grid"
-        raise ConfigError("--out", path, f"a folder that holds no grid yet, or this one ({differing}){unused}")
+        unused = "" if (path / SHARDS).exists() else f", or remove {SHARDS_FILE}, since no shard is begun"
+        raise UsageError("--out", f"{path} holds another grid: {differing}", f"give another folder{unused}")
     check_images(config, shards.manifest)
     return dataclasses.replace(config, out=shards.folder(config.shard or 0))
 

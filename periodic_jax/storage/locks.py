@@ -16,13 +16,12 @@ from pathlib import Path
 
 from filelock import FileLock, LeaseCompromise, LeaseSettingsMismatch, SoftFileLease, Timeout
 
-from periodic_jax.core.errors import ConfigError, RunInterrupted, first_line
+from periodic_jax.core.errors import ConfigError, RunInterrupted, UsageError, first_line
 
 LOG = logging.getLogger("periodic_jax")
 LOCK_FILE, LEASE_FILE = ".lock", ".lease"
 LEASE = 60.0  # seconds without a renewal after which another machine's lease is stale
 RENEWED = 5.0  # seconds between renewals
-FREE = "one that no other process is writing to"  # what a run directory must be
 # What flock says where there are no locks: it is the file system's answer, and none about other processes.
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EINTR}
 
@@ -56,7 +55,7 @@ def locked(path: Path) -> Iterator[Callable[[], None]]:
             lock.acquire()
             held.callback(_release, lock)
         except Timeout:
-            raise ConfigError("run directory", path, FREE + _holder(lease)) from None
+            raise _in_use(path, lease, "wait until it ends, or give another folder") from None
         except (OSError, NotImplementedError) as error:  # filelock raises the latter where there is no flock at all
             if not _has_no_locks(error):
                 raise _unwritable(path, error) from None
@@ -68,8 +67,7 @@ def locked(path: Path) -> Iterator[Callable[[], None]]:
             _acquire(lease, path)
             held.callback(_release, lease)
         except (Timeout, LeaseSettingsMismatch):
-            more = f"{_holder(lease)}; if that process is gone, remove {path / LEASE_FILE}"
-            raise ConfigError("run directory", path, FREE + more) from None
+            raise _in_use(path, lease, f"wait until it ends; if it is gone, remove {path / LEASE_FILE}") from None
         except OSError as error:
             raise _unwritable(path, error) from None
 
@@ -137,9 +135,10 @@ def _is_here(hostname: str) -> bool:
     return hostname.partition("?")[0] == socket.gethostname()  # filelock adds the container's number space
 
 
-def _holder(lease: SoftFileLease) -> str:
+def _in_use(path: Path, lease: SoftFileLease, remedy: str) -> UsageError:
     owner = lease.owner
-    return f" (process {owner.pid} on {owner.hostname} is)" if owner else ""
+    process = f"process {owner.pid} on {owner.hostname}" if owner else "another process"
+    return UsageError(path, f"{process} is writing to it", remedy)
 
 
 def _has_no_locks(error: BaseException) -> bool:

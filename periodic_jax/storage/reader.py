@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from periodic_jax.core.errors import ConfigError, PeriodicJaxError, RunNotFoundError, as_corruption
+from periodic_jax.core.errors import ConfigError, PeriodicJaxError, RunNotFoundError, UsageError, as_corruption
 from periodic_jax.core.grid import AXES, LATER_AXES, HParams
 from periodic_jax.storage.checksums import SEAL
 from periodic_jax.storage.run_directory import TELEMETRY, first_step, lengths, reached, read_config
@@ -149,7 +149,7 @@ def flattened(dataset: xr.Dataset) -> xr.Dataset:
     defaults, configs = {**HParams()._asdict(), "seed": 0}, dataset.sizes["config"]
     for name in AXES:
         if name not in dataset.coords and name in ("lr", "weight_decay"):
-            raise ConfigError("run", f"no coordinate {name}", "a Dataset with the coordinates lr and weight_decay")
+            raise UsageError("run", f"it has no coordinate {name}", "give a Dataset with lr and weight_decay")
         if name not in dataset.coords or dataset[name].dims != ("config",):
             values = dataset[name].values if name in dataset.coords else defaults[name]
             dataset = dataset.assign_coords({name: ("config", np.broadcast_to(values, configs))})

@@ -206,7 +206,7 @@ def checkpoint_steps(path: Path) -> list[int]:
         names = [name for name in os.listdir(folder) if name.isdecimal()] if folder.is_dir() else []
         return sorted(int(name) for name in names if (folder / name / CHECKSUMS).exists())
     except OSError as error:
-        raise UnreadableError(folder, first_line(error)) from None
+        raise UnreadableError(folder, failed_read(error) or first_line(error)) from None
 
 
 def reached(path: Path, record: Mapping[str, Any]) -> int:

@@ -14,7 +14,7 @@ import google_crc32c
 import zarr
 from zarr.storage import LocalStore, WrapperStore
 
-from periodic_jax.core.errors import CorruptedRunError, UnreadableError, as_corruption, first_line
+from periodic_jax.core.errors import CorruptedRunError, UnreadableError, as_corruption, failed_read, first_line
 from periodic_jax.core.grid import AXES
 from periodic_jax.storage.run_directory import TELEMETRY
 
@@ -62,7 +62,7 @@ class VerifiedStore(WrapperStore[LocalStore]):
         try:
             return await self._verified(key, prototype, byte_range)
         except OSError as error:
-            raise UnreadableError(self._store.root / key, first_line(error)) from None
+            raise UnreadableError(self._store.root / key, failed_read(error) or first_line(error)) from None
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """The entries of a folder, of the group's without those that are no arrays: zarr would warn of them."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from periodic_jax.core.errors import ConfigError, MissingDependencyError, first_line
+from periodic_jax.core.errors import ConfigError, MissingDependencyError, UsageError, first_line
 from periodic_jax.sweeps.targets import Target
 from periodic_jax.sweeps.traffic import ChunkCost, Cost, chunk_cost
 from periodic_jax.training.spec import TrainingSpec
@@ -146,9 +146,8 @@ def compile_layouts(workload: Workload, layouts: Sequence[str], target: Target) 
             if not is_out_of_memory(error):
                 raise
     if not chunks:
-        raise ConfigError(
-            "--for", target.name, "a device with more memory, more --shards, or a smaller --width or --batch-size"
-        )
+        remedy = "give a device with more memory, more --shards, or a smaller --width or --batch-size"
+        raise UsageError("--for", f"no program fits the memory of {target.name}", remedy)
     return chunks
 
 

@@ -85,7 +85,7 @@ def test_what_cannot_be_analysed_is_refused_in_one_line(path):
     dataset.encoding = {}
     with pytest.raises(ConfigError, match="no coordinate lr"):
         analysis.analyze(dataset.drop_vars(["lr", "effective_lr"]))
-    with pytest.raises(ConfigError, match=r"no effective_lr .*expected loss.* \(or lr"):
+    with pytest.raises(ConfigError, match=r"no effective_lr; give loss.* \(or lr"):
         analysis.detect_periods({"loss": np.ones(5), "weight_norm": np.ones(5)})
     with pytest.raises(ConfigError, match="one shape"):
         analysis.detect_periods(dict(zip(("loss", "weight_norm", "effective_lr"), np.ones((3, 5)), strict=True),

@@ -157,7 +157,7 @@ def test_decay_of_a_whole_step_or_more_is_refused(lr, decay):
     [
         (lambda: SweepGrid.product(rate=[0.1]), ("axis", "rate", "one of lr, weight_decay")),
         (lambda: SweepGrid.of([{"rate": 0.1}]), ("axis", "rate", "one of lr, weight_decay")),
-        (lambda: SweepGrid.of([]), ("configurations", "none", "at least one")),
+        (lambda: SweepGrid.of([]), ("configurations", "there is none", "at least one")),
         (lambda: SweepGrid.of([{"lr": 0.5}, {}, {"lr": 0.5, "seed": 0}]), ("configurations", "lr=0.5", "once")),
         (lambda: SweepGrid.of([{"lr": [0.1, 0.2]}]), ("--lr", "[0.1, 0.2]", "one number")),
     ],

@@ -112,5 +112,5 @@ def test_what_cannot_be_is_refused(cifar10, variations, said):
 
 
 def test_only_cifar10_has_two_halves():
-    with pytest.raises(ConfigError, match="--split-classes: 0 of digits is not accepted"):
+    with pytest.raises(ConfigError, match="--split-classes: digits has no such halves"):
         vary(load("digits"), Variations(split_classes=0))

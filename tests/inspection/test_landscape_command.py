@@ -83,7 +83,7 @@ def test_the_command_prints_a_table_and_writes_a_store_and_a_figure(run, found, 
     assert re.search(r"looking at \d+ of the \d+ training images, in \d+ mini-batches of \d+", told)
     with pytest.raises(SystemExit):
         main(["landscape", str(run)])
-    assert "expected none yet, or --overwrite to replace what was measured" in capsys.readouterr().err
+    assert "this was measured before; give --overwrite to measure anew and replace it" in capsys.readouterr().err
     assert (run / "figures/landscape.png").stat().st_size > 0
     stored = datasets.read_store(run / LANDSCAPE, "a landscape")
     assert stored.sizes["config"] == 1

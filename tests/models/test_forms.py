@@ -66,5 +66,7 @@ def test_a_platform_is_one_that_is_known():
 def test_gradients_of_images_are_refused(platform):
     model, images = models.build("ConvNetSI", width=2, depth=1, platform=platform), jnp.ones((2, 4, 4, 1))
     variables = model.init(jax.random.key(0), images, train=True)
-    with pytest.raises(ConfigError, match="derivatives: of images is not accepted; expected those of weights"):
+    with pytest.raises(
+        ConfigError, match="derivatives: the first layer computes none with respect to images; take those of weights"
+    ):
         jax.grad(lambda images: model.apply(variables, images, train=False).sum())(images)

@@ -246,7 +246,7 @@ def test_labels_must_fit_the_parameters():
         ({"name": "VGG"}, "--model: VGG"),
         ({"width": 0}, "--width: 0"),
         ({"depth": 0}, "--depth: 0"),
-        ({"name": "ResNet18", "depth": 4}, "--depth: 4 is not accepted; expected no depth for ResNet18"),
+        ({"name": "ResNet18", "depth": 4}, "--depth: ResNet18 always has 18 layers; leave it out"),
     ],
 )
 def test_a_network_that_cannot_be_is_refused(arguments, named):

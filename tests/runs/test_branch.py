@@ -105,14 +105,14 @@ def test_changed_hyperparameters_are_axes_again(parent, tmp_path, capsys):
         ({"step": 30, "steps": 20}, "--steps: 20 is not accepted; expected above 30"),
         ({"step": 10, "select": {"lr": [0.2]}}, "--select: lr=0.2 is not accepted; expected one of 0"),
         ({"step": 10, "select": {"rate": [0.2]}}, "--select: rate is not"),
-        ({"step": 10, "change": {"lr": [0.2]}}, "--select: no lr is not accepted; expected one value"),
+        ({"step": 10, "change": {"lr": [0.2]}}, "--select: no value of lr, which is changed by --lr; give one value"),
         (
             {"step": 10, "select": {"lr": []}, "change": {"lr": [0.2]}},
-            "--select: no lr is not accepted; expected one value",
+            "--select: no value of lr, which is changed by --lr; give one value",
         ),
         (
             {"step": 10, "select": {"lr": [1.0, 0.1]}, "change": {"lr": [0.2]}},
-            "--select: lr=1,0.1 is not accepted; expected one value",
+            "--select: several values of lr, which is changed by --lr; give one value",
         ),
         ({"step": 10, "select": {"lr": [1.0]}, "change": {"lr": [200.0]}}, "--lr 200 with --weight-decay 0.01"),
     ],

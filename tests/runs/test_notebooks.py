@@ -10,6 +10,7 @@ from helpers.survival import STEPS, assert_same_run, configured
 from periodic_jax import ConfigError, RunCallbacks, RunConfig, branch_run, open_run, resume_run, run_sweep
 from periodic_jax.core.errors import UnreadableError
 from periodic_jax.runs.config import from_manifest
+from periodic_jax.runs.run import FINISHED
 from periodic_jax.storage.run_directory import read_config
 
 SMALL = {"lr": 0.1, "width": 2, "depth": 1, "steps": 5}
@@ -43,12 +44,12 @@ def test_a_cell_run_again_gives_the_finished_run(capsys):
         again = cell(nothing_trained())
         assert again.path == first.path
         assert again.analysis.identical(first.analysis)
-        assert capsys.readouterr().out == f"{first.path} holds this run, finished: nothing is left to train\n"
+        assert capsys.readouterr().out == FINISHED.format(first.path) + "\n"
 
 
 def test_another_configuration_is_refused_with_the_difference_and_open_run():
     run = run_sweep(RunConfig(out="run", **SMALL))
-    with pytest.raises(ConfigError, match=r"--lr 0.1 there, 0.2 here; open_run\('run'\) reads the one there"):
+    with pytest.raises(ConfigError, match=r"--lr 0.1 there, 0.2 here; give another folder; .* and open_run read"):
         run_sweep(RunConfig(out=run, **{**SMALL, "lr": 0.2}))
 
 
@@ -58,7 +59,7 @@ def test_without_a_folder_a_run_gets_a_new_one_and_is_found_again(capsys):
         paths.append(str(run_sweep(RunConfig(**{**SMALL, "lr": lr}), callbacks=callbacks)))
     assert paths == ["runs/sweep", "runs/sweep-2"] * 2
     assert "run directory: runs/sweep-2\n" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match=r"^--out: none given"):
+    with pytest.raises(ConfigError, match=r"^--out: not given; with --shards, give the folder"):
         run_sweep(RunConfig(shards=2, shard=0, **{**SMALL, "lr": [0.1, 0.2]}))
 
 

@@ -1,5 +1,6 @@
 """Runs that are stopped, killed or corrupted, and go on to the bits that they would have had."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -21,7 +22,7 @@ from periodic_jax.runs import callbacks
 from periodic_jax.runs.build import build_sweep
 from periodic_jax.runs.config import difference, from_manifest, to_manifest
 from periodic_jax.runs.planning import check_room, estimate_resources
-from periodic_jax.runs.run import resume_run
+from periodic_jax.runs.run import FINISHED, resume_run
 from periodic_jax.runs.session import SessionPlan, find_resume_point
 from periodic_jax.storage.run_directory import checkpoint_steps, read_config, write_config
 from periodic_jax.sweeps.sweep import Sweep
@@ -84,14 +85,23 @@ def test_the_same_sweep_again_goes_on_and_another_one_is_refused(whole, cut):
     assert checkpoint_steps(cut) == [STEPS]
     told, before = [], (cut / "config.json").read_bytes()
     again = run_sweep(configured(cut), callbacks=RunCallbacks(log=told.append))
-    assert told == [f"{cut} holds this run, finished: nothing is left to train"]
+    assert told == [FINISHED.format(cut)]
     assert again.analysis.identical(run_sweep(configured(whole)).analysis)
     assert (cut / "config.json").read_bytes() == before
     assert resume_run(cut, callbacks=RunCallbacks(log=told.append)).analysis.identical(again.analysis)
     assert told == [told[0]] * 2
     assert (cut / "config.json").read_bytes() == before
-    with pytest.raises(ConfigError, match="at least the 40 steps"):
+    with pytest.raises(ConfigError, match="--steps: 39 is not accepted; expected at least the 40 steps"):
         resume_run(cut, steps=39)
+    with pytest.raises(ConfigError, match=r"^--epochs 1: \d+ steps is not accepted; expected at least the 40 steps"):
+        resume_run(cut, epochs=1)
+
+
+def test_what_follows_from_the_steps_is_not_listed_as_another_difference(cut):
+    config = configured(cut, steps=STEPS + 20, eval_every=None)
+    assert difference(config, read_config(cut)) == f"--steps {STEPS} there, {STEPS + 20} here"
+    config = dataclasses.replace(config, schedule_end=(5,))
+    assert difference(config, read_config(cut)).endswith(f"; --schedule-end {STEPS}.0 there, 5.0 here")
 
 
 def test_a_corrupted_newest_checkpoint_falls_back_to_the_one_before(sweep, cut):
@@ -189,7 +199,9 @@ def test_no_path_in_a_record_is_followed(cut, monkeypatch):
     record = read_config(cut)
     strange = {"dataset": "/etc/secret.npz", "data_dir": "/etc", "download": True, "out": "/etc"}
     write_config(cut, {**record, "config": {**record["config"], **strange}})
-    with pytest.raises(ConfigError, match=r"--dataset: none given for /etc/secret\.npz"):
+    with pytest.raises(
+        ConfigError, match=r"--dataset: not given, and this run's data set is /etc/secret\.npz; give the npz file"
+    ):
         resume_run(cut)
     config = from_manifest(read_config(cut), cut, dataset="digits")
     assert (config.out, config.data_dir, config.download, config.dataset) == (cut, None, False, "digits")
@@ -225,7 +237,7 @@ def test_two_processes_are_kept_off_one_directory(cut):
     with (cut / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         for start in (lambda: resume_run(cut), lambda: run_sweep(configured(cut))):
-            with pytest.raises(ConfigError, match="no other process"):
+            with pytest.raises(ConfigError, match="is writing to it"):
                 start()
 
 
@@ -265,7 +277,7 @@ def test_no_room_is_said(sweep, tmp_path, monkeypatch):
 
 
 def test_a_network_beyond_the_memory_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ConfigError, match=r"network: ConvNetSI of width 60000 .*\(they take [0-9.]+ TB\)"):
+    with pytest.raises(ConfigError, match=r"memory: the states of 6 networks take [0-9.]+ TB, and this machine has"):
         run_sweep(configured(tmp_path / "run", width=60000, depth=3))
     assert not (tmp_path / "run" / "config.json").exists()
 

@@ -110,7 +110,7 @@ def test_the_same_configuration_gives_the_same_bits(run, tmp_path):
 
 
 def test_a_run_directory_is_never_written_over(run):
-    with pytest.raises(ConfigError, match=r"--out: .* is not accepted; expected a folder that holds no run yet"):
+    with pytest.raises(ConfigError, match=r"--out: .* holds another run: .*; give another folder"):
         run_sweep(RunConfig(out=run[0].path, **SMALL))
 
 
@@ -155,8 +155,8 @@ def test_epochs_are_whole_mini_batches(tmp_path):
         ({"momentum": (1.0,)}, "--momentum: 1 "),
         ({"seed": (0, 0)}, "--seed: 0 given twice"),
         ({"steps": 0}, "--steps: 0 "),
-        ({"steps": None}, "--steps: neither"),
-        ({"epochs": 3}, "--steps: 25 with --epochs 3"),
+        ({"steps": None}, "--steps: not given, and no --epochs either"),
+        ({"epochs": 3}, "--steps: given together with --epochs"),
         ({"steps": None, "epochs": 0}, "--epochs: 0 "),
         ({"eval_every": -1}, "--eval-every: -1 "),
         ({"precision": "int8"}, "--precision: int8"),

@@ -20,6 +20,7 @@ from periodic_jax.cli.main import main
 from periodic_jax.inspection import minima
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.inspection.landscape import Budget, measure_landscape
+from periodic_jax.runs.run import FINISHED
 from periodic_jax.runs.shards import VARIABLES, enter_shard, scheduled_shard, with_shard
 from periodic_jax.storage.datasets import read_store
 from periodic_jax.storage.run_directory import checkpoint_steps, read_config
@@ -122,7 +123,7 @@ def test_a_finished_shard_is_left_alone(undisturbed, capsys):
         "--keep-period-minima", "10", "--shards", "2", "--shard", "1", "--out", str(undisturbed),
     ])  # fmt: skip
     said = capsys.readouterr()
-    assert said.err == f"periodic-jax: {undisturbed}/shards/1 holds this run, finished: nothing is left to train\n"
+    assert said.err == f"periodic-jax: {FINISHED.format(undisturbed / 'shards/1')}\n"
     assert {file: file.stat().st_mtime_ns for file in undisturbed.rglob("*") if file.is_file()} == files
 
 
@@ -145,7 +146,7 @@ def test_the_scheduler_numbers_the_shard(environment, expected, monkeypatch):
         monkeypatch.setenv(name, value)
     told = []
     if expected is None:
-        assert "or one from the scheduler" in refusal(with_shard, config("x", shards=6))
+        assert "and no scheduler says which" in refusal(with_shard, config("x", shards=6))
     else:
         assert with_shard(config("x", shards=6), told.append).shard == int(expected[1])
         assert told == [f"shard {expected[1]} of 6, by {expected[0]}"]
@@ -159,7 +160,7 @@ def test_the_scheduler_numbers_the_shard(environment, expected, monkeypatch):
         ({"shards": 4, "shard": -1}, {}, "--shard: -1"),
         ({"shards": 13, "shard": 0}, {}, "--shards: 13"),
         ({"shards": 0, "shard": 0}, {}, "--shards: 0"),
-        ({"shard": 0}, {}, "--shard: 0 is not accepted; expected --shards beside it"),
+        ({"shard": 0}, {}, "--shard: given without --shards; give --shards"),
         ({"shards": 4}, {"SLURM_ARRAY_TASK_ID": "4"}, "SLURM_ARRAY_TASK_ID: 4"),
         ({"shards": 4}, {"SLURM_ARRAY_TASK_ID": "1.5"}, "SLURM_ARRAY_TASK_ID: 1.5"),
         ({"shards": 4, "shard": 0, "steps": 0}, {}, "--steps: 0"),
@@ -176,7 +177,7 @@ def test_a_wrong_number_is_refused_before_anything_is_written(tmp_path, changes,
 def test_the_command_wants_a_folder_for_shards_and_its_help_names_the_variables(capsys):
     with pytest.raises(SystemExit):
         main(["sweep", "--steps", "5", "--shards", "2", "--shard", "0"])
-    assert "--out: none given is not accepted; expected with --shards, the folder" in capsys.readouterr().err
+    assert "--out: not given; with --shards, give the folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["sweep", "--help"])
     words = capsys.readouterr().out.replace("│", " ").split()
@@ -204,7 +205,7 @@ def test_another_grid_and_another_folder_are_refused_with_the_difference(undistu
     assert [file.name for file in broken.iterdir()] == ["shards.json"]
     shutil.copy(undisturbed / "shards.json", broken)
     empty = refusal(run_sweep, configured(broken, shards=3, shard=0))
-    assert empty.endswith("no shard is begun: remove shards.json for another grid")
+    assert empty.endswith("remove shards.json, since no shard is begun")
 
 
 def test_a_lost_file_of_shards_is_written_again(undisturbed, tmp_path):
@@ -296,7 +297,7 @@ def test_a_branch_takes_configurations_of_several_shards(undisturbed, tmp_path):
     own = branch_run(undisturbed / "shards/0", tmp_path / "own", step=30, select={"lr": [0.1], "seed": [0]})
     np.testing.assert_allclose(open_run(own, flat=True).loss.values[0], parent.loss.values[of[0], 30:], rtol=1e-5)
     wanted = refusal(branch_run, undisturbed / "shards/0", tmp_path / "no", step=30, select={"seed": [1]})
-    assert "holds the selected configurations" in wanted
+    assert "shards of selected configurations are not there" in wanted
 
 
 def test_the_landscape_of_shards_is_that_of_each(undisturbed):
