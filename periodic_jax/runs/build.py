@@ -103,7 +103,8 @@ def abstract_states(config: RunConfig, image_shape: Sequence[int], num_classes: 
     if config.keep_period_minima:
         states |= initial_minima(states, config.keep_period_minima)
     if (wanted := sum(array.nbytes for array in states.values())) > memory:
-        reason = f"the states of {counted(configs, 'network')} take {format_bytes(wanted)} of {format_bytes(memory)}"
+        there = f"and this machine has {format_bytes(memory)}"
+        reason = f"the states of {counted(configs, 'network')} take {format_bytes(wanted)}, {there}"
         raise UsageError("memory", reason, "give a smaller network or grid, or --shards")
     return states
 

@@ -136,8 +136,8 @@ HEADLINES = {
     ),
     "one period": (
         ["converging", "periodic", "equilibrium"], [[NAN], [101], [30]], 1,
-        "1 of 3 configurations is periodic; the clearest: learning rate 0.2, weight decay 0.001, a period of 101 "
-        "steps.",
+        "1 of 3 configurations is periodic; "
+        "the clearest: learning rate 0.2, weight decay 0.001, a period of 101 steps.",
     ),
     "none": (["undecided", "converging", "converging"], [[NAN]] * 3, 0,
              "No configuration is periodic: 2 converging, 1 undecided."),

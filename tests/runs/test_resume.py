@@ -277,7 +277,7 @@ def test_no_room_is_said(sweep, tmp_path, monkeypatch):
 
 
 def test_a_network_beyond_the_memory_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ConfigError, match=r"network: ConvNetSI of width 60000 .*\(they take [0-9.]+ TB\)"):
+    with pytest.raises(ConfigError, match=r"memory: the states of 6 networks take [0-9.]+ TB, and this machine has"):
         run_sweep(configured(tmp_path / "run", width=60000, depth=3))
     assert not (tmp_path / "run" / "config.json").exists()
 

@@ -156,7 +156,7 @@ def test_epochs_are_whole_mini_batches(tmp_path):
         ({"seed": (0, 0)}, "--seed: 0 given twice"),
         ({"steps": 0}, "--steps: 0 "),
         ({"steps": None}, "--steps: not given, and no --epochs either"),
-        ({"epochs": 3}, "--steps: 25 with --epochs 3"),
+        ({"epochs": 3}, "--steps: given together with --epochs"),
         ({"steps": None, "epochs": 0}, "--epochs: 0 "),
         ({"eval_every": -1}, "--eval-every: -1 "),
         ({"precision": "int8"}, "--precision: int8"),

@@ -150,7 +150,7 @@ def test_the_scheduler_numbers_the_shard(environment, expected, monkeypatch):
         monkeypatch.setenv(name, value)
     told = []
     if expected is None:
-        assert "or one from the scheduler" in refusal(with_shard, config("x", shards=6))
+        assert "and no scheduler says which" in refusal(with_shard, config("x", shards=6))
     else:
         assert with_shard(config("x", shards=6), told.append).shard == int(expected[1])
         assert told == [f"shard {expected[1]} of 6, by {expected[0]}"]
@@ -209,7 +209,7 @@ def test_another_grid_and_another_folder_are_refused_with_the_difference(undistu
     assert [file.name for file in broken.iterdir()] == ["shards.json"]
     shutil.copy(undisturbed / "shards.json", broken)
     empty = refusal(run_sweep, configured(broken, shards=3, shard=0))
-    assert empty.endswith("no shard is begun: remove shards.json for another grid")
+    assert empty.endswith("remove shards.json, since no shard is begun")
 
 
 def test_a_lost_file_of_shards_is_written_again(undisturbed, tmp_path):
@@ -301,7 +301,7 @@ def test_a_branch_takes_configurations_of_several_shards(undisturbed, tmp_path):
     own = branch_run(undisturbed / "shards/0", tmp_path / "own", step=30, select={"lr": [0.1], "seed": [0]})
     np.testing.assert_allclose(open_run(own, flat=True).loss.values[0], parent.loss.values[of[0], 30:], rtol=1e-5)
     wanted = refusal(branch_run, undisturbed / "shards/0", tmp_path / "no", step=30, select={"seed": [1]})
-    assert "holds the selected configurations" in wanted
+    assert "shards of selected configurations are not there" in wanted
 
 
 def test_the_landscape_of_shards_is_that_of_each(undisturbed):
