@@ -185,7 +185,9 @@ def estimate(config: RunConfig) -> tuple[float, float, int]:
     batches = (len(config.data.images) + len(config.data.test_images)) / config.batch_size
     mini_batches = left * (len(config.data.images) // config.batch_size if config.full_batch else 1)
     each = per_step * left / max(mini_batches, 1) / 3
-    return per_step * left + left / evaluated_every(config) * batches * each, per_step, left
+    every = evaluated_every(config)
+    evaluations = left / every if every else sum(at > done for at in config.eval_at)
+    return per_step * left + evaluations * batches * each, per_step, left
 
 
 def format_duration(seconds: float) -> str:
