@@ -186,7 +186,7 @@ def estimate(config: RunConfig) -> tuple[float, float, int]:
     mini_batches = left * (len(config.data.images) // config.batch_size if config.full_batch else 1)
     each = per_step * left / max(mini_batches, 1) / 3
     every = evaluated_every(config)
-    evaluations = left / every if every else sum(step > done for step in config.eval_at)
+    evaluations = left / every if every else sum(at > done for at in config.eval_at)
     return per_step * left + evaluations * batches * each, per_step, left
 
 

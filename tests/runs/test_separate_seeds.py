@@ -31,15 +31,10 @@ def test_a_run_goes_on_with_its_seeds(run, tmp_path):
     assert open_run(run).loss.dims == ("init_seed", "data_seed", "step")
 
 
-def test_a_run_goes_on_drawing_with_replacement(tmp_path):
-    """After it was stopped within a chunk's reach, and in a branch: to the bits of the undisturbed run."""
+def test_a_branch_goes_on_drawing_with_replacement(tmp_path):
+    """From its checkpoint on, to the bits of the undisturbed run."""
     small = {**SMALL, "sampling": "iid", "init_seed": (-1,), "data_seed": (-1,), "head_seed": (-1,)}
     whole = run_sweep(RunConfig(out=tmp_path / "whole", **small), callbacks=QUIET).path
-    callbacks = RunCallbacks(should_stop=lambda: 3, log=lambda line: None, progress=False)
-    with pytest.raises(RunInterrupted):
-        run_sweep(RunConfig(out=tmp_path / "run", **small), callbacks=callbacks)
-    resumed = resume_run(tmp_path / "run", callbacks=QUIET).path
-    np.testing.assert_array_equal(open_run(resumed).loss, open_run(whole).loss)
     branch = branch_run(whole, tmp_path / "branch", step=10, callbacks=QUIET).path
     np.testing.assert_array_equal(open_run(branch).loss, open_run(whole).loss.sel(step=slice(10, None)))
 
