@@ -292,7 +292,7 @@ def run_session(
     from periodic_jax.runs.session import find_resume_point, train_session
 
     started, path, is_new = time.perf_counter(), config.folder, "config" not in manifest
-    with xla.precision(config.precision), _without_a_trace(path):
+    with _without_a_trace(path), xla.precision(config.precision):
         xla.check_reductions()
         xla.say_if_cores_share_a_device()
         finalize_store(path)
