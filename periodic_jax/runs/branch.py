@@ -70,7 +70,7 @@ def branch_run(
     """
     from periodic_jax.checkpoints.reader import load_checkpoint
 
-    path, out = Path(path), Path(out)
+    path, out = Path(path).absolute(), Path(out).absolute()  # as in `run_sweep`
     select, change = ({name: list(values) for name, values in (axes or {}).items()} for axes in (select, change))
     shards = read_shards(path)
     manifest = run_directory.read_config(path) if shards is None else shards.manifest

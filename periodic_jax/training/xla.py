@@ -201,8 +201,10 @@ def precision(name: str) -> Iterator[None]:
     """Set the precision of all matrix products, and 64-bit numbers for ``float64``, within a ``with`` block.
 
     JAX's searches for NaN and infinity are off in it: they stop every program that returns NaN, which stands for
-    "not reached" here. Random numbers are those of `RANDOM_NUMBERS`, whatever is set outside, so that a run that is
-    resumed under other settings goes on with the same mini-batches.
+    "not reached" here. So is ``disable_jit``. Random numbers are those of `RANDOM_NUMBERS`, whatever is set outside, so
+    that a run that is resumed under other settings goes on with the same mini-batches. Guards of yours against
+    transfers and against the promotion of ranks, and a mesh of yours, are left outside: a run transfers and places its
+    configurations by itself.
 
     Args:
         name: ``float32`` (exact products of float32 numbers, the default for science), ``tf32`` or ``bf16`` (faster on
@@ -217,6 +219,7 @@ def precision(name: str) -> Iterator[None]:
         raise ConfigError("--precision", name, "one of " + ", ".join(PRECISIONS))
 
     import jax
+    import numpy as np
 
     if offset := jax.config.values["jax_random_seed_offset"]:
         raise ConfigError("JAX_RANDOM_SEED_OFFSET", offset, "0: --seed alone tells which random numbers a run has")
@@ -225,13 +228,17 @@ def precision(name: str) -> Iterator[None]:
         _say_once(
             f"{' and '.join(searching)}: off while periodic_jax computes, where NaN stands for what is not reached"
         )
+    if jax.config.values["jax_disable_jit"]:
+        _say_once("jax_disable_jit: off while periodic_jax computes: operation by operation a run would take days")
     for flag, value in RANDOM_NUMBERS.items():
         if (given := getattr(jax.config, flag)) != value:
             _say_once(f"{flag}={given}: {value} while periodic_jax computes, whose runs have the same random numbers")
     with (
         jax.default_matmul_precision(PRECISIONS[name]), jax.enable_x64(name == "float64"), jax.debug_nans(False),
         jax.debug_infs(False), jax.default_prng_impl(RANDOM_NUMBERS["jax_default_prng_impl"]),
-        jax.threefry_partitionable(RANDOM_NUMBERS["jax_threefry_partitionable"]), _started_devices(),
+        jax.threefry_partitionable(RANDOM_NUMBERS["jax_threefry_partitionable"]), jax.disable_jit(False),
+        jax.transfer_guard("allow"), jax.numpy_rank_promotion("allow"),
+        jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ())), _started_devices(),
     ):  # fmt: skip
         yield
 
