@@ -31,7 +31,7 @@ def train_and_report(start: Callable[..., "RunResult"], *arguments: Any, **optio
     if run.is_new:
         print_results(run)
     if files:
-        print(f"figures: {', '.join(file.name for file in files)} in {files[0].parent}")
+        print(f"figures: {', '.join(file.name for file in files)} in {shown_path(files[0].parent)}")
 
 
 def train_with_progress(start: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
@@ -66,5 +66,10 @@ def print_results(run: "RunResult") -> None:
         + f" config-steps in {summary['seconds']:.1f} s with compilation, "
         + (f"{pace:.3g} ms each after it; " if pace else "")
         + (f"peak memory {summary['peak_rss_mb']:.0f} MB; " if summary["peak_rss_mb"] else "")
-        + f"in {run}"
+        + f"in {shown_path(run.path)}"
     )
+
+
+def shown_path(path: Path) -> Path:
+    """A path from the working directory, where it leads there; else as it is."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (`runs.callbacks.Stop`), 1 when something could not be read or written; with one line on stderr. And as other
     programs do, with 141 and no message, when the reader of its output has gone: all files are written by then.
     """
+    _open_missing_streams()
     try:
         try:
             _do(arguments)
@@ -46,6 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python, which flushes at its end
         sys.exit(128 + signal.SIGPIPE)
+
+
+def _open_missing_streams() -> None:
+    """Open what was closed of standard input, output and error, as a service may start its programs, on nothing.
+
+    Their numbers would go to the next files that are opened, such as telemetry, into which libraries then log.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their numbers
+        if getattr(sys, name) is None:
+            # It gets the lowest free number, its own, and stays open.
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 class _LogLines(logging.Handler):

@@ -9,7 +9,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 import periodic_jax as pj
 from periodic_jax.cli.axis import read_axis, read_count, read_run, read_selection, read_steps
-from periodic_jax.cli.launch import draw_figures, print_results, train_and_report, train_with_progress
+from periodic_jax.cli.launch import draw_figures, print_results, shown_path, train_and_report, train_with_progress
 from periodic_jax.cli.options import IF_GIVEN, Data, DataFiles, Folder, Run, arg
 from periodic_jax.core.formatting import counted
 from periodic_jax.core.grid import INITIAL_SEEDS, RUN_AXES
@@ -43,7 +43,7 @@ class Demo:
         run = train_with_progress(pj.run_sweep, config)
         files = draw_figures(run)
         print_results(run)
-        print("Look at:", *files, sep="\n  ")
+        print("Look at:", *map(shown_path, files), sep="\n  ")
 
 
 @dataclass(frozen=True)

@@ -164,14 +164,15 @@ def window_max(y: Float[Array, "channels height width lanes"]) -> Array:
 def route_to_max(y: Float[Array, "channels height width lanes"], peak: Array, gradient: Array) -> Array:
     """The gradient of `window_max`: to the first maximum of each window, as in PyTorch; zero elsewhere."""
     a, b, c, _ = windows(y)
+    dtype = y.dtype  # `find_place` outlives this trace in the program: a hold on ``y`` would be a leak
 
     def find_place(a: Array, b: Array, c: Array, peak: Array, gradient: Array) -> tuple[Array, Array]:
         place = jnp.where(a == peak, 0, jnp.where(b == peak, 1, jnp.where(c == peak, 2, 3)))
-        return place.astype(y.dtype), gradient  # places as numbers: compared in full vectors
+        return place.astype(dtype), gradient  # places as numbers: compared in full vectors
 
     # Found for each window first: fused into the rest, it would be found again for each of the four entries.
     first, gradient = materialise(find_place, a, b, c, peak, gradient)
-    place = jnp.array([[0, 1], [2, 3]], y.dtype)[None, None, :, None, :, None]
+    place = jnp.array([[0, 1], [2, 3]], dtype)[None, None, :, None, :, None]
     first, gradient = first[:, :, None, :, None, :], gradient[:, :, None, :, None, :]
     return jnp.where(first == place, gradient, 0).reshape(y.shape)
 

@@ -25,8 +25,9 @@ from periodic_jax.storage.reader import flattened
 from periodic_jax.storage.schema import describe
 
 STYLE_FILE = Path(__file__).with_name("periodic_jax.mplstyle")
-# As rcParams, which include what has to be restored: the user's own settings stay out of the figures.
-STYLE: dict[Any, Any] = dict(mpl.rc_params_from_file(STYLE_FILE, use_default_template=False))
+# All rcParams but the backend, which draws nothing here: what the user's matplotlibrc sets, such as text.usetex, stays
+# out of the figures.
+STYLE: dict[Any, Any] = {k: v for k, v in mpl.rc_params_from_file(STYLE_FILE).items() if k != "backend"}
 REGIME_COLOURS = {  # in order of lightness in grey: 0.79, 0.66, 0.47, 0.2, 0.95
     "converging": "#A6CEE3", "periodic": "#E69F00", "equilibrium": "#009E73", "diverged": "#333333", "undecided":
     "#F0F0F0",

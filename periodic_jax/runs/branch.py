@@ -141,7 +141,7 @@ def _plan(
     files: Files,
 ) -> _BranchPlan:
     """Refuse a branch that cannot be; arguments as for `branch_run`."""
-    path, out = Path(path), Path(out)
+    path, out = Path(path).absolute(), Path(out).absolute()  # as in `run_sweep`
     select, change = ({name: list(values) for name, values in (axes or {}).items()} for axes in (select, change))
     shards = read_shards(path)
     manifest = run_directory.read_config(path) if shards is None else shards.manifest

@@ -51,9 +51,9 @@ class RunCallbacks:
     @contextlib.contextmanager
     def showing_progress(self) -> Iterator["RunCallbacks"]:
         """Within a ``with`` block, the same with a bar in config-steps, if ``progress`` is set, that is moved once a
-        chunk; in a log file, where each state is a line, twice a minute.
+        chunk; in a log file, where each state is a line, twice a minute. A process without stderr shows none.
         """
-        if not self.progress:
+        if not self.progress or sys.stderr is None:
             yield self
             return
         from tqdm.auto import tqdm

@@ -17,7 +17,7 @@ from periodic_jax.core.limits import MOST_EVALUATIONS, MOST_STEPS
 from periodic_jax.core.optimizers import check_hyperparameters
 from periodic_jax.core.points import as_points
 from periodic_jax.runs import settings
-from periodic_jax.storage.run_directory import CONFIG_FILE, RESTORE
+from periodic_jax.storage.run_directory import CONFIG_FILE, RESTORE, check_encoding
 from periodic_jax.training import xla
 
 if TYPE_CHECKING:
@@ -151,6 +151,8 @@ def check(config: RunConfig) -> None:
     Raises:
         ConfigError: a setting that cannot be used.
     """
+    if config.out is not None:
+        check_encoding("--out", config.out)
     for name, (least, most) in BOUNDS.items():
         value = getattr(config, name)
         if value is not None and not least <= value <= most:

@@ -96,7 +96,8 @@ def run_sweep(config: RunConfig, *, callbacks: RunCallbacks | None = None) -> Ru
     callbacks = callbacks or RunCallbacks()
     if config.out is None:
         config = dataclasses.replace(config, out=_default_folder(config, callbacks.log))
-    config = claim_run(config, callbacks.log)
+    # A callback, or another thread, may change the working directory while the run goes on.
+    config = claim_run(dataclasses.replace(config, out=config.folder.absolute()), callbacks.log)
     path = config.folder
     with locked(path) as check_held:
         callbacks = callbacks.checking(check_held)
@@ -185,7 +186,7 @@ def resume_run(
         CorruptedRunError: the run is corrupted.
         RunInterrupted: as `run_sweep`.
     """
-    path = Path(path)
+    path = Path(path).absolute()  # as in `run_sweep`
     run_directory.read_config(path)  # before a lock is put where there is no run
     with locked(path) as check_held:
         callbacks = (callbacks or RunCallbacks()).checking(check_held)
@@ -285,7 +286,7 @@ def run_session(
     from periodic_jax.runs.session import find_resume_point, train_session
 
     started, path, is_new = time.perf_counter(), config.folder, "config" not in manifest
-    with xla.precision(config.precision), _without_a_trace(path):
+    with _without_a_trace(path), xla.precision(config.precision):
         xla.check_reductions()
         xla.say_if_cores_share_a_device()
         finalize_store(path)

@@ -125,7 +125,7 @@ def _open_flat(path: Path) -> xr.Dataset:
         for corruption in metadata_corruptions(store, lengths(config)):
             raise corrupted_telemetry(path, corruption.reason, corruption.file)
         # Version 3 only, the one that is written here: its codecs are few, and none of them unpickles.
-        verified = open_verified(store, start_step, step)
+        verified = open_verified(store.absolute(), start_step, step)  # read later, maybe from another directory
         dataset = xr.open_zarr(verified, consolidated=False, zarr_format=3, chunks=None)
         for described in (dataset, *dataset.variables.values()):
             described.attrs.pop(SEAL, None)
@@ -133,7 +133,7 @@ def _open_flat(path: Path) -> xr.Dataset:
         settings = config.get("config", {})
         optimizer = str(settings.get("optimizer", "sgd"))
         dataset = _named(dataset, path, settings)
-        dataset.encoding["source"] = str(path)
+        dataset.encoding["source"] = str(path.absolute())
         dataset.attrs.update(name=path.resolve().name, model=str(settings.get("model", "")), optimizer=optimizer)
         return dataset
 

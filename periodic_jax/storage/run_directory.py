@@ -84,6 +84,23 @@ def is_sharded(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def check_encoding(argument: str, path: str | os.PathLike[str]) -> None:
+    """Refuse a path that is not UTF-8, such as one from a system that wrote Latin-1: checkpoints and results can
+    neither be written nor read there.
+
+    Args:
+        argument: what the path was given as.
+        path: of a run directory, which need not exist.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(argument, path, "a path in UTF-8: rename the folder, or go through a link") from None
+
+
 def check_unused(path: Path, taken_by: Iterable[str] = (*OWN_FILES, SHARDS_FILE)) -> None:
     """Refuse a run directory that is taken.
 
@@ -133,10 +150,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """The content of a run's config.json.
 
     Raises:
+        ConfigError: the path is not UTF-8.
         RunNotFoundError: there is no run.
         CorruptedRunError: its config.json is corrupted, or there are links among its files, which could lead out of it.
         UnreadableError: it cannot be read now.
     """
+    check_encoding("run directory", path)
     file = Path(path) / CONFIG_FILE
     if strange := find_foreign_file(Path(path), (n + ending for n in OWN_FILES for ending in ("", ".partial"))):
         reason = "it is no plain file or folder, and a link could lead anywhere"

@@ -26,13 +26,17 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
-from periodic_jax.core.errors import ConfigError
+from periodic_jax.core.errors import ConfigError, first_line
 from periodic_jax.core.files import cache_folder
 
 LOG = logging.getLogger("periodic_jax")
 # name -> what JAX calls that precision of matrix products
 PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bf16": "bfloat16", "float64": "highest"}
+
+# What decides which numbers a key gives.
+RANDOM_NUMBERS: dict[str, Any] = {"jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": True}
 
 SAFE_REDUCTIONS = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
 UNSAFE_JAXLIB = frozenset({"0.10.2", "0.11.0"})  # that need it
@@ -197,7 +201,10 @@ def precision(name: str) -> Iterator[None]:
     """Set the precision of all matrix products, and 64-bit numbers for ``float64``, within a ``with`` block.
 
     JAX's searches for NaN and infinity are off in it: they stop every program that returns NaN, which stands for
-    "not reached" here.
+    "not reached" here. So is ``disable_jit``. Random numbers are those of `RANDOM_NUMBERS`, whatever is set outside, so
+    that a run that is resumed under other settings goes on with the same mini-batches. Guards of yours against
+    transfers and against the promotion of ranks, and a mesh of yours, are left outside: a run transfers and places its
+    configurations by itself.
 
     Args:
         name: ``float32`` (exact products of float32 numbers, the default for science), ``tf32`` or ``bf16`` (faster on
@@ -205,23 +212,55 @@ def precision(name: str) -> Iterator[None]:
             ``bf16`` of float32 numbers is ``tf32``, to the bit on an H200.
 
     Raises:
-        ConfigError: none of these.
+        ConfigError: none of these; every seed is shifted by ``JAX_RANDOM_SEED_OFFSET``; or, in the block, JAX finds no
+            device to start.
     """
     if name not in PRECISIONS:
         raise ConfigError("--precision", name, "one of " + ", ".join(PRECISIONS))
 
     import jax
+    import numpy as np
 
+    if offset := jax.config.values["jax_random_seed_offset"]:
+        raise ConfigError("JAX_RANDOM_SEED_OFFSET", offset, "0: --seed alone tells which random numbers a run has")
     searching = [flag for flag in ("jax_debug_nans", "jax_debug_infs") if getattr(jax.config, flag)]
     if searching:
         _say_once(
             f"{' and '.join(searching)}: off while periodic_jax computes, where NaN stands for what is not reached"
         )
+    if jax.config.values["jax_disable_jit"]:
+        _say_once("jax_disable_jit: off while periodic_jax computes: operation by operation a run would take days")
+    for flag, value in RANDOM_NUMBERS.items():
+        if (given := getattr(jax.config, flag)) != value:
+            _say_once(f"{flag}={given}: {value} while periodic_jax computes, whose runs have the same random numbers")
     with (
         jax.default_matmul_precision(PRECISIONS[name]), jax.enable_x64(name == "float64"), jax.debug_nans(False),
-        jax.debug_infs(False),
+        jax.debug_infs(False), jax.default_prng_impl(RANDOM_NUMBERS["jax_default_prng_impl"]),
+        jax.threefry_partitionable(RANDOM_NUMBERS["jax_threefry_partitionable"]), jax.disable_jit(False),
+        jax.transfer_guard("allow"), jax.numpy_rank_promotion("allow"),
+        jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ())), _started_devices(),
     ):  # fmt: skip
         yield
+
+
+@contextlib.contextmanager
+def _started_devices() -> Iterator[None]:
+    """Say in one line, where a ``with`` block fails because JAX finds no device, what to set.
+
+    JAX is asked after the failure only: to start it earlier would be too early for `sweeps.compilation.prepare_jax`.
+    """
+    try:
+        yield
+    except (RuntimeError, AssertionError):  # the latter, where a known platform has no device
+        import jax
+
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError) as error:
+            given = repr(jax.config.values["jax_platforms"] or "")
+            wanted = f"cpu, or platforms that start here (JAX: {first_line(error) if str(error) else 'no device'})"
+            raise ConfigError("JAX_PLATFORMS", given, wanted) from None
+        raise
 
 
 @functools.cache

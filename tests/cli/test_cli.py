@@ -320,3 +320,19 @@ def test_who_reads_the_output_may_go(demo, words):
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
     assert (run / "summary.csv").exists() == (words == ["analyze", "RUN"])
+
+
+def test_closed_streams_are_opened_on_nothing(tmp_path):
+    """A service may close all three: the next files would get their numbers, and libraries would log into them."""
+    program = """
+import sys
+from periodic_jax.cli.main import main
+try:
+    main(["--version"])
+finally:
+    with open(sys.argv[1], "w") as seen:
+        print(*(stream.fileno() for stream in (sys.stdin, sys.stdout, sys.stderr)), file=seen)
+"""
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", program, str(tmp_path / "seen")]
+    assert subprocess.run(command, timeout=100).returncode == 0
+    assert (tmp_path / "seen").read_text() == "0 1 2\n"

@@ -140,3 +140,11 @@ def test_nan_goes_through_every_pooling():
     x = jnp.zeros((1, 1, 2, 2, 1)).at[0, 0, 1, 0, 0].set(jnp.nan)
     for pool in (primitives.max_pool, primitives.global_max_pool, primitives.global_average_pool):
         assert np.isnan(pool(x)).all()
+
+
+def test_a_gradient_of_pooling_leaks_no_tracer():
+    """`jax.checking_leaks` is how users look for their own."""
+    y = jnp.arange(32.0).reshape(2, 4, 4, 1)
+    with jax.checking_leaks():
+        routed = jax.jit(primitives.route_to_max)(y, primitives.window_max(y), jnp.ones((2, 2, 2, 1)))
+    assert routed.sum() == 8

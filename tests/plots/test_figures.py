@@ -45,7 +45,8 @@ def test_same_run_gives_the_same_bytes(run, tmp_path, monkeypatch):
     dataset = run("one step")
     found = analysis.analyze(dataset)
     first = plots.save_all(dataset, found, tmp_path / "a", formats=("png", "pdf"))
-    own = {"savefig.dpi": 50, "axes.grid": False, "font.size": 20}
+    own = {"savefig.dpi": 50, "axes.grid": False, "font.size": 20, "axes.facecolor": "k", "lines.linestyle": ":"}
+    own |= {"text.usetex": True, "savefig.format": "svg", "axes.formatter.use_locale": True}
     with mpl.rc_context(own):
         second = plots.save_all(dataset, found, tmp_path / "b", formats=("png", "pdf"))
         assert {name: mpl.rcParams[name] for name in own} == own

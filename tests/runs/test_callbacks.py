@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from periodic_jax.runs.callbacks import Stop
+from periodic_jax.runs.callbacks import RunCallbacks, Stop
 
 SIGNALS = [
     (signal.SIGTERM, 143),
@@ -15,6 +15,13 @@ SIGNALS = [
     (signal.SIGUSR1, 138),
     (signal.SIGUSR2, 140),
 ]
+
+
+def test_a_process_without_stderr_shows_no_progress(monkeypatch):
+    """As under pythonw, or where a service closed it."""
+    monkeypatch.setattr(sys, "stderr", None)
+    with RunCallbacks().showing_progress() as shown:
+        shown.on_start(2, 0, 10)
 
 
 @pytest.mark.parametrize(("number", "status"), SIGNALS)

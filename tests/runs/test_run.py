@@ -109,6 +109,15 @@ def test_the_same_configuration_gives_the_same_bits(run, tmp_path):
     assert open_run(again).drop_attrs().equals(open_run(run[0]).drop_attrs())
 
 
+def test_a_change_of_the_working_directory_leaves_the_run_where_it_began(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = RunConfig(out="run", width=2, depth=1, steps=3)
+    there = run_sweep(settings, callbacks=RunCallbacks(on_chunk=lambda chunk: os.chdir(tmp_path / "elsewhere")))
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert np.isfinite(open_run(there).loss).all()
+
+
 def test_a_run_directory_is_never_written_over(run):
     with pytest.raises(ConfigError, match=r"--out: .* holds another run: .*; give another folder"):
         run_sweep(RunConfig(out=run[0].path, **SMALL))

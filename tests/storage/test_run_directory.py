@@ -1,10 +1,12 @@
 import json
+import os
 
 import numpy as np
 import pytest
 from helpers.run_files import NAMES, refusal, telemetry_of, written
 from helpers.synthetic import EVALUATIONS, open_flat, write_run
 
+from periodic_jax import ConfigError, RunConfig, resume_run, run_sweep
 from periodic_jax.core.grid import AXES, SweepGrid
 from periodic_jax.storage import run_directory, schema
 from periodic_jax.storage.reader import open_run
@@ -150,6 +152,26 @@ def test_any_folder_name(tmp_path, name):
     assert path.is_dir()
     assert sorted(file.name for file in path.iterdir()) == ["config.json", "telemetry.zarr"]
     assert open_run(path).loss.sel(lr=0.2, step=3) == 1003
+
+
+def test_a_run_is_read_after_a_change_of_the_working_directory(tmp_path, monkeypatch):
+    grid = SweepGrid.product(lr=[0.1, 0.2])
+    write_run(tmp_path / "run", grid, telemetry_of(grid))
+    monkeypatch.chdir(tmp_path)
+    dataset = open_run("run")
+    monkeypatch.chdir("/")
+    assert dataset.loss.sel(lr=0.2, step=3) == 1003
+
+
+@pytest.mark.parametrize(
+    "use", [read_config, open_run, resume_run, lambda path: run_sweep(RunConfig(out=path, steps=1))]
+)
+def test_a_path_that_is_not_utf_8_is_no_corruption(tmp_path, monkeypatch, use):
+    """Checkpoints, read and written by tensorstore, and results by HDF5 have no such paths."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="a path in UTF-8: rename the folder"):
+        use(os.fsdecode(b"caf\xe9"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_existing_folder_with_other_files_can_be_claimed(tmp_path):

@@ -27,6 +27,58 @@ def test_searches_for_nan_are_off_in_a_run_and_on_again_after_it(tmp_path, caplo
     ]
 
 
+def test_random_numbers_are_the_same_whatever_is_set_outside(tmp_path, caplog):
+    config = {"lr": (0.1, 1.0), "steps": 5, "width": 2, "depth": 1, "augment": True}
+    expected = open_run(run_sweep(RunConfig(out=tmp_path / "one", **config)))
+    with jax.default_prng_impl("rbg"), jax.threefry_partitionable(False):
+        run = open_run(run_sweep(RunConfig(out=tmp_path / "two", **config)))
+        assert jax.config.jax_default_prng_impl == "rbg"
+    np.testing.assert_array_equal(run.loss, expected.loss)
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split(" while")[0] for line in lines] == [
+        "jax_default_prng_impl=rbg: threefry2x32", "jax_threefry_partitionable=False: True"
+    ]  # fmt: skip
+
+
+def test_shifted_seeds_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(type(jax.config), "values", {**jax.config.values, "jax_random_seed_offset": 3})
+    with pytest.raises(ConfigError, match="JAX_RANDOM_SEED_OFFSET: 3 is not accepted"):
+        run_sweep(RunConfig(out=tmp_path / "run", steps=1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_compiles_transfers_and_places_by_itself(tmp_path):
+    mesh = jax.make_mesh((len(jax.devices()),), ("mine",))
+    guards = jax.transfer_guard("disallow"), jax.numpy_rank_promotion("raise")
+    with guards[0], guards[1], jax.set_mesh(mesh), jax.disable_jit():
+        run = run_sweep(RunConfig(out=tmp_path / "run", lr=(0.1, 1.0), steps=3, width=2, depth=1))
+        assert jax.sharding.get_abstract_mesh().axis_names == ("mine",)
+    assert np.isfinite(open_run(run).loss).all()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(RuntimeError("Unable to initialize backend 'cuda': x\ny"), "Unable to initialize backend 'cuda': x"),
+     (AssertionError(), "no device")],
+)  # fmt: skip
+def test_no_device_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, error, reason):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(jax, "default_backend", fail)
+    monkeypatch.setattr(jax, "devices", fail)
+    with pytest.raises(ConfigError) as refused:
+        run_sweep(RunConfig(out=tmp_path / "run", steps=1, width=2, depth=1))
+    assert refused.value.argument == "JAX_PLATFORMS"
+    assert str(refused.value).endswith(f"platforms that start here (JAX: {reason})")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_error_stays_as_it_is():
+    with pytest.raises(RuntimeError, match="mine"), xla.precision("float32"):
+        raise RuntimeError("mine")
+
+
 def test_one_device_for_several_cores_is_said_once(monkeypatch, caplog):
     monkeypatch.setattr("jax.local_device_count", lambda: 1)
     monkeypatch.setattr(xla, "_cores", lambda: 4)
