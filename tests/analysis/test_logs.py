@@ -108,7 +108,7 @@ def test_a_cell_that_is_no_number_is_named(tmp_path):
     [
         ({"lr": "1", "weight_decay": "-3"}, "columns: weight_decay=-3"),
         ({"lr": "0.1", "beta1": "7", "optimizer": "adamw"}, "columns: beta1=7"),
-        ({"lr": "0.1", "momentum": "0.9", "optimizer": "adamw"}, "--momentum: 0.9 with --optimizer adamw"),
+        ({"lr": "0.1", "momentum": "0.9", "optimizer": "adamw"}, "--momentum: --optimizer adamw does not read it"),
     ],
 )
 def test_hyperparameters_of_a_csv_are_held_to_the_rules_of_the_grid(tmp_path, given, words):
@@ -144,7 +144,11 @@ def test_a_log_without_loss_or_norm_is_undecided_for_that_reason(curves, name):
         ({"loss": [1.0, 2.0], "momentum": [0.9, 0.9]}, {}, "columns: momentum is not accepted"),
         ({"loss": [1.0, 2.0]}, {"weight_decay": -5.0}, "columns: weight_decay=-5"),
         ({"loss": [1.0, 2.0], "lr": [0.1, -1.0]}, {}, "columns: lr=-1"),
-        ({"loss": [1.0, 2.0]}, {"optimizer": "adamw", "momentum": 0.9}, "--momentum: 0.9"),
+        (
+            {"loss": [1.0, 2.0]},
+            {"optimizer": "adamw", "momentum": 0.9},
+            "--momentum: --optimizer adamw does not read it",
+        ),
     ],
 )
 def test_arrays_are_held_to_the_same_rules(curves, numbers, words):

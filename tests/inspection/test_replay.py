@@ -126,7 +126,7 @@ def test_the_command_writes_what_it_replayed(tmp_path, capsys):
         (["convnet_si.npz", "--copies", "0"], "--copies: 0"),
         (["convnet_si.npz", "--precision", "bf16"], "--precision: bf16"),
         (["convnet_si.npz", "--layout", "scan"], "--layout: scan"),
-        (["images.npz"], "recording: config"),
+        (["images.npz"], "recording: its config is no JSON object"),
     ],
 )
 def test_what_cannot_be_replayed_is_refused(tmp_path, monkeypatch, capsys, arguments, named):

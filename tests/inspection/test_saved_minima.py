@@ -131,7 +131,9 @@ def test_a_run_that_is_whole_is_left_so_by_truncation(whole, tmp_path):
     assert any("minima of periods" in line for line in describe_run(whole).lines)
     cut = shutil.copytree(whole, tmp_path / "run")
     files = {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()}
-    with pytest.raises(ConfigError, match=f"^--truncate: {cut} .*a corrupted run; this one is finished"):
+    with pytest.raises(
+        ConfigError, match=f"^--truncate: {cut} is finished, and nothing in it is corrupted; leave it out"
+    ):
         resume_run(cut, truncate=True)
     assert {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()} == files
 

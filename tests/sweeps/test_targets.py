@@ -61,7 +61,7 @@ def test_the_least_time_is_the_slower_of_two_and_launches():
 
 
 def test_what_cannot_be_planned_is_refused_in_one_line(capsys, monkeypatch):
-    assert refused(capsys, "--for", "h100").startswith("periodic-jax: --for: h100 without --dry-run ")
+    assert refused(capsys, "--for", "h100").startswith("periodic-jax: --for: given without --dry-run; ")
     assert "h100, h200, a100, v5e, v6e" in refused(capsys, "--dry-run", "--for", "b200")
     with pytest.raises(ConfigError, match="--precision: float64 for v5e"):
         find_target("v5e").check_precision("float64")
