@@ -22,7 +22,8 @@ from periodic_jax.core.errors import ConfigError, PeriodicJaxError, RunInterrupt
 from periodic_jax.core.files import write_json
 from periodic_jax.runs.branch import branch_run
 from periodic_jax.runs.callbacks import RunCallbacks, Stop
-from periodic_jax.runs.config import RunConfig, difference, evaluated_every, planned_steps
+from periodic_jax.runs.config import RunConfig, evaluated_every, planned_steps
+from periodic_jax.runs.manifest import difference
 from periodic_jax.runs.run import resume_run, run_sweep
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.reader import open_run

@@ -12,7 +12,7 @@ from experiments.common import main
 from experiments.declare import Experiment, Finding, Numbers, Runs, desktop, paper, small_images
 from experiments.pages import percent, table
 from periodic_jax import analysis
-from periodic_jax.runs.config import from_manifest
+from periodic_jax.runs.manifest import from_manifest
 from periodic_jax.storage.reader import open_run
 from periodic_jax.storage.run_directory import checkpoint_steps, read_config
 

@@ -14,7 +14,8 @@ from periodic_jax.checkpoints.reader import load_checkpoint
 from periodic_jax.core.errors import ConfigError, CorruptedRunError
 from periodic_jax.core.grid import AXES, HParams, SweepGrid
 from periodic_jax.runs import build
-from periodic_jax.runs.config import RunConfig, check_images, from_manifest
+from periodic_jax.runs.config import RunConfig
+from periodic_jax.runs.manifest import check_images, from_manifest
 from periodic_jax.runs.shards import run_parts
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.schema import describe

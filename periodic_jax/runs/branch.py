@@ -17,7 +17,8 @@ from periodic_jax.core.formatting import flag_of
 from periodic_jax.core.grid import INITIAL_SEEDS, RUN_AXES
 from periodic_jax.runs.build import abstract_states, initial_minima
 from periodic_jax.runs.callbacks import RunCallbacks
-from periodic_jax.runs.config import RunConfig, check, difference, from_manifest, planned_steps
+from periodic_jax.runs.config import RunConfig, check, planned_steps
+from periodic_jax.runs.manifest import difference, from_manifest
 from periodic_jax.runs.run import RunResult, resume_run, run_session
 from periodic_jax.runs.shards import run_parts
 from periodic_jax.storage import run_directory

@@ -11,8 +11,8 @@ import numpy as np
 from periodic_jax.analysis.online import initial_rule
 from periodic_jax.core.errors import CorruptedRunError, UsageError
 from periodic_jax.core.formatting import counted, format_bytes
-from periodic_jax.runs.config import RunConfig, evaluated_every, from_manifest, no_sphere, planned_steps
-from periodic_jax.runs.manifest import former_ends
+from periodic_jax.runs.config import RunConfig, evaluated_every, no_sphere, planned_steps
+from periodic_jax.runs.manifest import former_ends, from_manifest
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.minima_files import with_rule_state
 from periodic_jax.training import xla

@@ -27,8 +27,8 @@ from periodic_jax.core.formatting import counted
 from periodic_jax.reporting import tables
 from periodic_jax.runs import build
 from periodic_jax.runs.callbacks import RunCallbacks
-from periodic_jax.runs.config import RunConfig, check, check_images, difference, from_manifest, planned_steps
-from periodic_jax.runs.manifest import finished_manifest, next_manifest
+from periodic_jax.runs.config import RunConfig, check, planned_steps
+from periodic_jax.runs.manifest import check_images, difference, finished_manifest, from_manifest, next_manifest
 from periodic_jax.runs.shards import enter_shard, no_folder_of_shards
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.locks import LEASE_FILE, LOCK_FILE, locked
@@ -37,7 +37,6 @@ from periodic_jax.storage.writer import finalize_store
 from periodic_jax.training import xla
 
 if TYPE_CHECKING:
-    from periodic_jax.runs.session import SessionPlan
     from periodic_jax.sweeps.sweep import Sweep
 
 FINISHED = "{0}: the run is finished: nothing is left to train; periodic-jax analyze {0} prints its results"
@@ -283,7 +282,7 @@ def run_session(
     """
     from periodic_jax.checkpoints.writer import finalize_first
     from periodic_jax.runs.planning import check_room, estimate_resources
-    from periodic_jax.runs.session import find_resume_point, train_session
+    from periodic_jax.runs.session import find_resume_point, saying_how_to_go_on, train_session, what_is_kept
 
     started, path, is_new = time.perf_counter(), config.folder, "config" not in manifest
     with _without_a_trace(path), xla.precision(config.precision):
@@ -303,7 +302,7 @@ def run_session(
             prepare(sweep)
             run_directory.write_config(path, manifest)
             finalize_first(path, forget=False)
-            with callbacks.showing_progress() as shown, _saying_how_to_go_on(plan, callbacks.log):
+            with callbacks.showing_progress() as shown, saying_how_to_go_on(plan, callbacks.log):
                 outcome = train_session(sweep, plan, shown, start)
             if outcome.step < plan.steps:
                 done = f"{outcome.step} of {counted(plan.steps, 'step')}"
@@ -312,30 +311,8 @@ def run_session(
             tables.to_csv(analyzed, path / run_directory.SUMMARY_FILE)
             run_directory.write_config(path, finished_manifest(manifest, sweep, outcome, started))
         except OSError as error:
-            raise RunInterrupted(_kept(path, plan, error), 1) from error
+            raise RunInterrupted(what_is_kept(path, plan, error), 1) from error
     return RunResult(path, analyzed)
-
-
-def _kept(path: Path, plan: "SessionPlan", error: OSError) -> str:
-    """Why a run ended that could not write, and what is kept of it."""
-    reason = error.strerror or str(error)
-    if not (path / run_directory.CONFIG_FILE).exists():
-        return f"{path}: {reason}; nothing is recorded yet: the same command begins again"
-    step = max(run_directory.checkpoint_steps(path), default=plan.first_step)
-    return f"{path}: {reason}; all up to step {step} is kept: periodic-jax resume {path} goes on from there"
-
-
-@contextlib.contextmanager
-def _saying_how_to_go_on(plan: "SessionPlan", log: Callable[[str], None]) -> Iterator[None]:
-    """Log, where a cell of a notebook is interrupted, what is kept."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        kept = max(run_directory.checkpoint_steps(plan.path), default=plan.first_step)
-        log(
-            f"{plan.path}: interrupted; all up to step {kept} is kept: the same call, or resume_run, goes on from there"
-        )
-        raise
 
 
 @contextlib.contextmanager

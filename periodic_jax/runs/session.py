@@ -5,8 +5,9 @@ at the newest verified checkpoint, forgets what was recorded after it, and goes 
 give the same bits again.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -272,3 +273,25 @@ def _corrupted_telemetry(
     step = max((step for step in checkpoint_steps(plan.path) if step <= last_good), default=plan.first_step)
     remedy = f"periodic-jax resume {plan.path} --truncate computes it again from step {step} on"
     return CorruptedRunError(plan.path / TELEMETRY / corruptions[0].file, f"{corruptions[0].reason}{more}", remedy)
+
+
+def what_is_kept(path: Path, plan: SessionPlan, error: OSError) -> str:
+    """Why a run ended that could not write, and what is kept of it."""
+    reason = error.strerror or str(error)
+    if not (path / CONFIG_FILE).exists():
+        return f"{path}: {reason}; nothing is recorded yet: the same command begins again"
+    step = max(checkpoint_steps(path), default=plan.first_step)
+    return f"{path}: {reason}; all up to step {step} is kept: periodic-jax resume {path} goes on from there"
+
+
+@contextlib.contextmanager
+def saying_how_to_go_on(plan: SessionPlan, log: Callable[[str], None]) -> Iterator[None]:
+    """Log, where a cell of a notebook is interrupted, what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = max(checkpoint_steps(plan.path), default=plan.first_step)
+        log(
+            f"{plan.path}: interrupted; all up to step {kept} is kept: the same call, or resume_run, goes on from there"
+        )
+        raise

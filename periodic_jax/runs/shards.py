@@ -12,7 +12,8 @@ from periodic_jax.core.errors import ConfigError, CorruptedRunError, UsageError
 from periodic_jax.core.formatting import flag_of
 from periodic_jax.core.grid import RUN_AXES
 from periodic_jax.core.limits import MOST_CONFIGS
-from periodic_jax.runs.config import NOT_FOLLOWED, RunConfig, check, check_images, difference, to_manifest
+from periodic_jax.runs.config import RunConfig, check
+from periodic_jax.runs.manifest import NOT_FOLLOWED, check_images, difference, to_manifest
 from periodic_jax.storage.run_directory import CONFIG_FILE, OWN_FILES, SHARDS, SHARDS_FILE, claim_directory
 from periodic_jax.storage.shards import REMAKE, read_shards, write_shards
 

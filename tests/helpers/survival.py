@@ -12,7 +12,7 @@ import numpy as np
 from periodic_jax import RunCallbacks, RunConfig, open_run
 from periodic_jax.checkpoints.reader import load_checkpoint
 from periodic_jax.runs.build import abstract_states
-from periodic_jax.runs.config import from_manifest
+from periodic_jax.runs.manifest import from_manifest
 from periodic_jax.storage.run_directory import read_config
 
 # One configuration diverges at once, and momentum fills the optimiser's state.

@@ -10,7 +10,7 @@ from helpers.survival import STEPS, assert_same_run, configured
 
 from periodic_jax import ConfigError, RunCallbacks, RunConfig, branch_run, open_run, resume_run, run_sweep
 from periodic_jax.core.errors import UnreadableError
-from periodic_jax.runs.config import from_manifest
+from periodic_jax.runs.manifest import from_manifest
 from periodic_jax.runs.run import FINISHED
 from periodic_jax.storage.run_directory import read_config
 

@@ -13,7 +13,7 @@ import pytest
 
 from periodic_jax import RunCallbacks, analysis, dynamics, open_run, resume_run
 from periodic_jax.inspection.info import describe_run
-from periodic_jax.runs.config import difference, from_manifest
+from periodic_jax.runs.manifest import difference, from_manifest
 from periodic_jax.storage.run_directory import checkpoint_steps, read_config
 
 OLD_RUN = Path(__file__).parents[1] / "data" / "old_run"

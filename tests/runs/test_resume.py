@@ -20,7 +20,7 @@ from periodic_jax.core.errors import CorruptedRunError, RunInterrupted
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.runs import callbacks
 from periodic_jax.runs.build import build_sweep
-from periodic_jax.runs.config import difference, from_manifest, to_manifest
+from periodic_jax.runs.manifest import difference, from_manifest, to_manifest
 from periodic_jax.runs.planning import check_room, estimate_resources
 from periodic_jax.runs.run import FINISHED, resume_run
 from periodic_jax.runs.session import SessionPlan, find_resume_point

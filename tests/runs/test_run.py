@@ -18,7 +18,8 @@ from periodic_jax import (
     run_sweep,
 )
 from periodic_jax.runs.build import build_sweep
-from periodic_jax.runs.config import LATER, check, evaluated_every, from_manifest, planned_steps
+from periodic_jax.runs.config import check, evaluated_every, planned_steps
+from periodic_jax.runs.manifest import LATER, from_manifest
 from periodic_jax.storage.run_directory import read_config
 from periodic_jax.training import input_pipeline
 
