@@ -38,7 +38,7 @@ def test_the_form_for_accelerators_records_what_that_for_cpus_does(float64, tiny
     assert np.isfinite(telemetry["sphere_sharpness"]).nonzero()[1].tolist() == [0, 3, 6, 9] * len(grid)
 
 
-@pytest.mark.parametrize("layout", ["map", "vmap"])
+@pytest.mark.parametrize("layout", ["map", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_a_step_is_traced_once(monkeypatch, float64, tiny, layout):
     """A deep network takes seconds for each trace."""
     traced, gradients = [], Programs._gradients
