@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx, traverse_util
+from flax.core import unfreeze
 from flax.errors import InvalidRngError
 from jaxtyping import Array, Key
 from typing_extensions import override
@@ -72,7 +73,7 @@ class LinenNetwork(Network):
             mutable=collections if train else [],
             rngs=None if key is None else {"params": key, "dropout": key},
         )
-        return outputs, dict(mutated)
+        return outputs, unfreeze(dict(mutated))
 
     @override
     def prepare(self, inputs: Any) -> Any:
@@ -100,7 +101,7 @@ class FunctionNetwork(Network):
         if unknown := set(mutated) - set(before):
             accepted = f"those of init: {', '.join(before) or 'none'}"
             raise ConfigError("apply", "new collections: " + ", ".join(sorted(unknown)), accepted)
-        return outputs, {**before, **mutated} if train else {}
+        return outputs, unfreeze({**before, **mutated}) if train else {}
 
     @override
     def prepare(self, inputs: Any) -> Any:
@@ -266,7 +267,8 @@ def _split(module: Any) -> Any:
 
 
 def _completed(variables: Mapping[str, Any]) -> dict[str, Any]:
-    return {"params": {}, STATISTICS: {}, **variables}
+    # Plain dictionaries, whatever Flax is set to return: a FrozenDict is another structure than the labels'.
+    return unfreeze({"params": {}, STATISTICS: {}, **variables})
 
 
 def _mode(module: Any, train: bool) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from flax.core import unfreeze
 
 from periodic_jax.core.errors import ConfigError, first_line
 
@@ -41,6 +42,8 @@ def leaf_labels(params: Any, labels: Any) -> Labels:
         if len(labels) != (count := len(jax.tree.leaves(params))):
             raise ConfigError("labels", f"{len(labels)} of them", f"one for each of {count} parameters")
         return labels
+    trees: Any = params, labels
+    params, labels = map(unfreeze, trees)
     _check_keys(params, labels, "")
     try:
         words = jax.tree.leaves(jax.tree.map(lambda word, sub: jax.tree.map(lambda _: word, sub), labels, params))

@@ -95,7 +95,7 @@ def run_sweep(config: RunConfig, *, callbacks: RunCallbacks | None = None) -> Ru
     callbacks = callbacks or RunCallbacks()
     if config.out is None:
         config = dataclasses.replace(config, out=_default_folder(config, callbacks.log))
-    # A callback, or another thread, may change the working directory while the run goes on.
+    # Absolute, since a callback or another thread may change the working directory while the run goes on.
     config = claim_run(dataclasses.replace(config, out=config.folder.absolute()), callbacks.log)
     path = config.folder
     with locked(path) as check_held:

@@ -35,8 +35,10 @@ LOG = logging.getLogger("periodic_jax")
 # name -> what JAX calls that precision of matrix products
 PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bf16": "bfloat16", "float64": "highest"}
 
-# What decides which numbers a key gives.
-RANDOM_NUMBERS: dict[str, Any] = {"jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": True}
+# What decides which numbers a key gives, and which keys Flax makes of one.
+RANDOM_NUMBERS: dict[str, Any] = {
+    "jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": True, "flax_fix_rng_separator": False
+}  # fmt: skip
 
 SAFE_REDUCTIONS = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
 UNSAFE_JAXLIB = frozenset({"0.10.2", "0.11.0"})  # that need it
@@ -218,6 +220,7 @@ def precision(name: str) -> Iterator[None]:
     if name not in PRECISIONS:
         raise ConfigError("--precision", name, "one of " + ", ".join(PRECISIONS))
 
+    import flax
     import jax
     import numpy as np
 
@@ -231,12 +234,13 @@ def precision(name: str) -> Iterator[None]:
     if jax.config.values["jax_disable_jit"]:
         _say_once("jax_disable_jit: off while periodic_jax computes: operation by operation a run would take days")
     for flag, value in RANDOM_NUMBERS.items():
-        if (given := getattr(jax.config, flag)) != value:
+        if (given := getattr(flax.config if flag.startswith("flax") else jax.config, flag)) != value:
             _say_once(f"{flag}={given}: {value} while periodic_jax computes, whose runs have the same random numbers")
     with (
         jax.default_matmul_precision(PRECISIONS[name]), jax.enable_x64(name == "float64"), jax.debug_nans(False),
         jax.debug_infs(False), jax.default_prng_impl(RANDOM_NUMBERS["jax_default_prng_impl"]),
         jax.threefry_partitionable(RANDOM_NUMBERS["jax_threefry_partitionable"]), jax.disable_jit(False),
+        flax.config.temp_flip_flag("fix_rng_separator", RANDOM_NUMBERS["flax_fix_rng_separator"]),
         jax.transfer_guard("allow"), jax.numpy_rank_promotion("allow"),
         jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ())), _started_devices(),
     ):  # fmt: skip

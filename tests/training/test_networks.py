@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.core import freeze
 
 from periodic_jax import Batch, ConfigError, HParams, SweepGrid, create_train_state, eval_step, sphere_sgd, train_step
 from periodic_jax.training.step import full_batch_step
@@ -115,6 +117,22 @@ def test_three_kinds_of_one_network_walk_one_path(float64, kind):
     scores, _ = function_apply(variables, batches[0].images, False, None)
     np.testing.assert_allclose(values, -jax.nn.log_softmax(scores)[jnp.arange(6), batches[0].labels], rtol=1e-10)
     assert np.array_equal(wrong, scores.argmax(1) != batches[0].labels)
+
+
+def test_frozen_dictionaries_are_as_good_as_plain_ones(float64):
+    """Flax returns them where it is set so, as older code has it; labels may be one too."""
+    images = jnp.ones((4, 6, 6, 1))
+    batch = Batch(images, jnp.arange(4) % 3)
+    expected, before = None, flax.config.flax_return_frozendict
+    for returns_frozen in (False, True):
+        flax.config.update("flax_return_frozendict", returns_frozen)
+        try:
+            state = create_train_state(Linen(), freeze(LABELS), jax.random.key(0), images)
+            state, metrics = train_step(state, HParams(lr=0.1, weight_decay=0.01), batch)
+        finally:
+            flax.config.update("flax_return_frozendict", before)
+        expected = expected or (jax.tree.structure(state.params), float(metrics["loss"]))
+        assert (jax.tree.structure(state.params), float(metrics["loss"])) == expected
 
 
 def test_an_instance_of_nnx_keeps_its_weights_and_a_class_takes_them_from_the_key(float64):

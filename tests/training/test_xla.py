@@ -1,5 +1,6 @@
 """What is around JAX while the package computes."""
 
+import flax
 import jax
 import numpy as np
 import pytest
@@ -30,13 +31,16 @@ def test_searches_for_nan_are_off_in_a_run_and_on_again_after_it(tmp_path, caplo
 def test_random_numbers_are_the_same_whatever_is_set_outside(tmp_path, caplog):
     config = {"lr": (0.1, 1.0), "steps": 5, "width": 2, "depth": 1, "augment": True}
     expected = open_run(run_sweep(RunConfig(out=tmp_path / "one", **config)))
-    with jax.default_prng_impl("rbg"), jax.threefry_partitionable(False):
+    separated = flax.config.temp_flip_flag("fix_rng_separator", True)
+    with jax.default_prng_impl("rbg"), jax.threefry_partitionable(False), separated:
         run = open_run(run_sweep(RunConfig(out=tmp_path / "two", **config)))
         assert jax.config.jax_default_prng_impl == "rbg"
+        assert flax.config.flax_fix_rng_separator
     np.testing.assert_array_equal(run.loss, expected.loss)
     lines = [record.getMessage() for record in caplog.records]
     assert [line.split(" while")[0] for line in lines] == [
-        "jax_default_prng_impl=rbg: threefry2x32", "jax_threefry_partitionable=False: True"
+        "jax_default_prng_impl=rbg: threefry2x32", "jax_threefry_partitionable=False: True",
+        "flax_fix_rng_separator=True: False",
     ]  # fmt: skip
 
 
