@@ -224,7 +224,7 @@ def precision(name: str) -> Iterator[None]:
     import jax
     import numpy as np
 
-    if offset := jax.config.values["jax_random_seed_offset"]:
+    if offset := getattr(jax.config, "jax_random_seed_offset", 0):
         raise ConfigError("JAX_RANDOM_SEED_OFFSET", offset, "0: --seed alone tells which random numbers a run has")
     searching = [flag for flag in ("jax_debug_nans", "jax_debug_infs") if getattr(jax.config, flag)]
     if searching:
@@ -261,7 +261,7 @@ def _started_devices() -> Iterator[None]:
         try:
             jax.devices()
         except (RuntimeError, AssertionError) as error:
-            given = repr(jax.config.values["jax_platforms"] or "")
+            given = repr(jax.config.jax_platforms or "")
             wanted = f"cpu, or platforms that start here (JAX: {first_line(error) if str(error) else 'no device'})"
             raise ConfigError("JAX_PLATFORMS", given, wanted) from None
         raise
