@@ -261,7 +261,7 @@ def _started_devices() -> Iterator[None]:
         try:
             jax.devices()
         except (RuntimeError, AssertionError) as error:
-            given = repr(jax.config.jax_platforms or "")
+            given = repr(jax.config.values["jax_platforms"] or "")
             wanted = f"cpu, or platforms that start here (JAX: {first_line(error) if str(error) else 'no device'})"
             raise ConfigError("JAX_PLATFORMS", given, wanted) from None
         raise
