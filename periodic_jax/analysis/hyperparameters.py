@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from periodic_jax import dynamics
-from periodic_jax.core.grid import AXES
+from periodic_jax.core.grid import AXES, SEED_AXES
 from periodic_jax.core.optimizers import find_optimizer
 
 
@@ -41,7 +41,7 @@ def hyperparameters_of(dataset: xr.Dataset) -> Hyperparameters:
     Returns:
         The numbers. Where decay sets no pace that is known, as under Adam with coupled decay, ``pacing_decay`` is 0.
     """
-    axes = {name: np.asarray(dataset[name].values) for name in AXES}
+    axes = {name: np.asarray(dataset[name].values) for name in AXES if name not in SEED_AXES}
     lr, weight_decay, momentum = axes["lr"], axes["weight_decay"], axes["momentum"]
     name = str(dataset.attrs.get("optimizer", "sgd"))
     optimizer = find_optimizer(name)

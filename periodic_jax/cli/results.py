@@ -13,7 +13,7 @@ from periodic_jax.cli.axis import read_columns, read_count, read_run
 from periodic_jax.cli.options import IF_GIVEN, Folder, Run, arg
 from periodic_jax.core.errors import ConfigError, UsageError
 from periodic_jax.runs.settings import setting
-from periodic_jax.storage.run_directory import CONFIG_FILE, branch_folders, steps_per_epoch
+from periodic_jax.storage.run_directory import branch_folders, steps_per_epoch
 
 
 def print_and_write(text: str, write: Callable[[], list[Path]]) -> None:
@@ -27,7 +27,7 @@ def print_and_write(text: str, write: Callable[[], list[Path]]) -> None:
 
 def _open_flat(path: Path) -> Any:
     """A run's telemetry, flat. Tables and figures tell configurations apart by their axes, which branches share."""
-    if not (path / CONFIG_FILE).exists() and (branches := branch_folders(path)):
+    if branches := branch_folders(path):
         one = next(iter(branches.values()))
         raise ConfigError("run directory", path, f"one of its branches, such as {one}")
     return pj.open_run(path, flat=True)

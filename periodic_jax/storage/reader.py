@@ -20,7 +20,6 @@ from periodic_jax.core.errors import (
 from periodic_jax.core.grid import AXES, DEFAULTS, LATER_AXES
 from periodic_jax.storage.checksums import SEAL
 from periodic_jax.storage.run_directory import (
-    CONFIG_FILE,
     TELEMETRY,
     branch_folders,
     first_step,
@@ -55,7 +54,7 @@ def open_run(path: str | os.PathLike[str], *, flat: bool = False) -> xr.Dataset:
             named when it is read, also where that is later.
     """
     path, shards = Path(path), read_shards(path)
-    branches = branch_folders(path) if shards is None and not (path / CONFIG_FILE).exists() else {}
+    branches = branch_folders(path) if shards is None else {}
     if branches:
         dataset = _open_branches(path, branches)
     else:

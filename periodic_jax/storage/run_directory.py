@@ -71,7 +71,9 @@ def branch_folder(path: Path, step: int) -> Path:
 
 
 def branch_folders(path: Path) -> dict[int, Path]:
-    """The run directories of several branches, by the step at which they begin; none where a folder has none."""
+    """The run directories of several branches, by the step at which they begin; none where a folder is a run itself."""
+    if not os.path.isdir(path) or (path / CONFIG_FILE).exists():  # the former is false of a path that cannot be
+        return {}
     names = [folder.name.removeprefix(BRANCH) for folder in sorted(path.glob(f"{BRANCH}*"))]
     return {step: branch_folder(path, step) for step in sorted(int(name) for name in names if name.isdecimal())}
 
