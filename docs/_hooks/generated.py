@@ -78,6 +78,7 @@ def public(_: str) -> str:
 FEATURES = {
     "": "always",
     "sharpness": "`--track-sharpness`",
+    "eigenvalue": "`--track-eigenvalue`",
     "corruption": "`--corrupt-train`",
     "updates": "other optimisers than SGD",
 }

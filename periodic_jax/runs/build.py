@@ -11,7 +11,7 @@ import numpy as np
 from periodic_jax.analysis.online import initial_rule
 from periodic_jax.core.errors import CorruptedRunError, UsageError
 from periodic_jax.core.formatting import counted, format_bytes
-from periodic_jax.runs.config import RunConfig, evaluated_every, no_sphere, planned_steps
+from periodic_jax.runs.config import RunConfig, check_sphere, evaluated_every, planned_steps
 from periodic_jax.runs.manifest import former_ends, from_manifest
 from periodic_jax.storage import run_directory
 from periodic_jax.storage.minima_files import with_rule_state
@@ -166,15 +166,14 @@ def build_sweep(config: RunConfig) -> "Sweep":
     spec = TrainingSpec(
         batch_size=config.batch_size, loss=config.loss, schedule=config.schedule,
         per_filter=config.norm_per == "filter", full_batch=config.full_batch, sampling=config.sampling,
-        augment=config.augment, track_sharpness=config.track_sharpness, per_layer=config.per_layer,
-        optimizer=config.optimizer,
+        augment=config.augment, track_sharpness=config.track_sharpness, track_eigenvalue=config.track_eigenvalue,
+        per_layer=config.per_layer, optimizer=config.optimizer,
     )  # fmt: skip
     sweep = Sweep(
         network(config, classes), config.data, grid, spec, labels=labels_of(config, shape, classes),
         layout=config.layout, deterministic=config.deterministic,
     )  # fmt: skip
-    if config.track_sharpness and not sweep.layer_names():
-        raise no_sphere(config)
+    check_sphere(config, bool(sweep.layer_names()))
     return sweep
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # What a network of one's own has arguments of its own for.
 BUILT_IN = ("width", "depth", "init_scale", "storage")
-COUNTS = ("steps", "epochs", "eval_every", "track_sharpness", "keep", "keep_every")
+COUNTS = ("steps", "epochs", "eval_every", "track_sharpness", "track_eigenvalue", "keep", "keep_every")
 BOUNDS = {**dict.fromkeys(COUNTS, (1, MOST_STEPS)), "keep_period_minima": (10, 10**4)}
 CHOICES = {
     "precision": xla.PRECISIONS,
@@ -178,12 +178,14 @@ def check(config: RunConfig) -> None:
     schedules.check_schedule(config.schedule)
     losses.check_loss(config.loss)
     model = _network(config)
-    if config.track_sharpness and hasattr(model, "labels") and not models.has_scale_invariant(model):
-        raise no_sphere(config)
+    if hasattr(model, "labels"):
+        check_sphere(config, models.has_scale_invariant(model))
     # From here on data are read, and downloaded if that was asked for.
     config.grid()
     if (steps := planned_steps(config)) > MOST_STEPS:
         raise ConfigError("--epochs", config.epochs, f"at most {MOST_STEPS} steps, not {steps}")
+    if (config.track_eigenvalue or 0) > steps:
+        raise ConfigError("--track-eigenvalue", config.track_eigenvalue, f"at most {steps}, the steps of the run")
     _check_evaluations(config, steps)
     if (every := evaluated_every(config)) and steps > MOST_EVALUATIONS * every:
         raise ConfigError("--eval-every", every, f"at least {-(-steps // MOST_EVALUATIONS)} for {steps} steps")
@@ -192,9 +194,11 @@ def check(config: RunConfig) -> None:
         model.check_input(*config.data.image_shape[:2])
 
 
-def no_sphere(config: RunConfig) -> UsageError:
-    """What to raise where sharpness on the unit sphere is to be recorded, and no weights are on one."""
-    return UsageError("--track-sharpness", f"{config.model} has no scale-invariant weights", "leave it out")
+def check_sphere(config: RunConfig, has_scale_invariant: bool) -> None:
+    """Refuse to record curvature on the unit sphere of a network that has no weights on one."""
+    for name in ("track_sharpness", "track_eigenvalue"):
+        if getattr(config, name) and not has_scale_invariant:
+            raise UsageError(flag_of(name), f"{config.model} has no scale-invariant weights", "leave it out")
 
 
 def _check_evaluations(config: RunConfig, steps: int) -> None:

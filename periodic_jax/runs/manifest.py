@@ -37,7 +37,7 @@ FREE = ("keep", "keep_every", "checkpoint_seconds")  # what may change while a r
 # What the first run directories have not, and did not do.
 LATER = (
     "track_sharpness", "keep_period_minima", "shards", "shard", "storage", "deterministic", "model_args", "optimizer",
-    "points", "sampling", "eval_at", *LATER_AXES,
+    "points", "sampling", "eval_at", "track_eigenvalue", *LATER_AXES,
 )  # fmt: skip
 
 

@@ -156,9 +156,11 @@ def plan(config: RunConfig) -> SweepPlan:
         devices = len(sweep.placement.devices)
         measured = -(-len(sweep.grid) // devices)  # configurations of a device
         pace, evaluation = sweep.seconds_per_step() / measured, sweep.seconds_per_evaluation() / measured
-        temporary = sweep.bytes_of_temporaries()
+        temporary, eigenvalue = sweep.bytes_of_temporaries(), sweep.seconds_per_eigenvalue() / measured
     groups, per_seed = device_shape(grid.seeds_of("data_seed"), devices)
-    seconds = groups * per_seed * (session.steps * pace + len(session.eval_steps) * evaluation)
+    eigenvalues = -(-session.steps // (config.track_eigenvalue or session.steps))
+    each = session.steps * pace + len(session.eval_steps) * evaluation + eigenvalues * eigenvalue
+    seconds = groups * per_seed * each
     at_once = groups * per_seed // measured if sweep.layout in ("vmap", "unroll") else 1
     estimate = dataclasses.replace(
         estimate_resources(sweep, grid, session), temporary_bytes=temporary * at_once, seconds=seconds

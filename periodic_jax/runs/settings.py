@@ -189,6 +189,13 @@ class RecordingSettings:
         "Record the sharpness of the mini-batch on the unit sphere every so many steps; at 50 it costs some 8 %.",
         metavar="EVERY",
     )
+    track_eigenvalue: int | None = setting(
+        None,
+        """Record the largest eigenvalue of the Hessian on the unit sphere every so many steps: of the loss on 1024
+        training images, always the same, while the sharpness is of each step's own mini-batch, along its gradient.
+        One measurement takes about as long as 300 steps of 128 images.""",
+        metavar="EVERY",
+    )
     keep_period_minima: int | None = setting(
         None,
         """Save the lowest point of each period of each configuration, for periodic-jax minima. Candidates are N

@@ -91,6 +91,8 @@ QUANTITIES = {
            heading="sharpness"),
         _Q("elr_times_sharpness", "effective learning rate x sharpness", dims=STEP, only="sharpness", log=True,
            heading="x ELR"),
+        _Q("sphere_hessian_largest", "largest eigenvalue of the Hessian on the unit sphere", dims=STEP,
+           only="eigenvalue", log=True),
         # Of every scale-invariant layer in every step.
         _Q("layer_weight_norm", "norm of each scale-invariant layer", dims=LAYER, log=True),
         _Q("layer_effective_lr", "effective learning rate of each layer", dims=LAYER),
@@ -236,5 +238,5 @@ def recorded(dims: tuple[str, ...], only: str = "") -> tuple[str, ...]:
 
 SCALARS, PER_LAYER = recorded(STEP), recorded(LAYER)
 UPDATES = recorded(STEP, "updates")  # of other optimisers than sgd
-SHARPNESS = recorded(STEP, "sharpness")  # if asked for
+SHARPNESS, EIGENVALUE = recorded(STEP, "sharpness"), recorded(STEP, "eigenvalue")  # if asked for
 EVALUATIONS, CORRUPTION = recorded(EVALUATION), recorded(EVALUATION, "corruption")

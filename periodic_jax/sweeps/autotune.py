@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -83,6 +84,14 @@ def seconds_per_step(train: Callable[[int], None]) -> float:
         if elapsed > SECONDS / 3:
             return elapsed / count
         count *= 4
+
+
+def seconds_of(program: Callable[..., Any], *arguments: Any) -> float:
+    """Time of one call of a compiled program, after one to compile."""
+    jax.block_until_ready(program(*arguments))
+    started = time.perf_counter()
+    jax.block_until_ready(program(*arguments))
+    return time.perf_counter() - started
 
 
 def fastest(layouts: Sequence[str], time_of: Callable[[str], float], about: object) -> str:

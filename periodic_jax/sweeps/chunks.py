@@ -21,6 +21,7 @@ class Chunk(NamedTuple):
     diverged_at: Any  # (configs,) step, or -1
     weights: Any = None  # parameters and running statistics at its end, on the device, where candidates were asked for
     states: TrainState | None = None  # at the end of the chunk, on the device, where they were asked for
+    eigenvalue: Any = None  # (configs,) before its first step, on the devices, where a measurement was due
 
     @property
     def steps(self) -> int:

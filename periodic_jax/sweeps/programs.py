@@ -1,7 +1,7 @@
-"""The programs that a sweep compiles: a chunk of steps, and an evaluation, of all configurations."""
+"""The programs that a sweep compiles, of all configurations: a chunk of steps, an evaluation, an eigenvalue."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from periodic_jax.core.grid import HParams
-from periodic_jax.landscape.sharpness import sphere_sharpness
+from periodic_jax.landscape.objective import Batches
+from periodic_jax.landscape.sharpness import largest_eigenvalue, sphere_sharpness
 from periodic_jax.storage.schema import PER_LAYER, SCALARS, SHARPNESS, UPDATES
 from periodic_jax.training import input_pipeline
 from periodic_jax.training.input_pipeline import DeviceData
@@ -205,6 +206,19 @@ class Programs:
                 results[f"{name}_loss"], results[f"{name}_error"] = loss / count, wrong / count
         return results
 
+    def eigenvalue(self, states: TrainState, fixed: Batches) -> Float[Array, "seeds members"]:
+        """The largest eigenvalue on the same mini-batches for all; NaN of those that diverged."""
+        images, labels, _, mean, std = (jnp.asarray(leaf) for leaf in fixed)
+        unknown, batches = jnp.full((), jnp.nan, mean.dtype), Batch(input_pipeline.normalise(images, mean, std), labels)
+        # Few at a time, whatever the layout of the steps: each has a whole mini-batch in memory.
+        few = replace(self, layout="map" if self.platform == "cpu" else "map:2")
+
+        def of_one(state: TrainState) -> Array:
+            value = few._unless_diverged(lambda state: largest_eigenvalue(state, batches), lambda _: unknown, state)
+            return jnp.where(state.diverged_at < 0, value, unknown)
+
+        return over_seeds(lay_out(of_one, few.layout), few.layout)(states)
+
     def _sums(
         self, states: TrainState, images: Array, labels: Array, data: DeviceData, train: bool, parts: list[Array]
     ) -> list[tuple[Array, Array]]:
@@ -259,7 +273,7 @@ class ShardedPrograms:
 
     Attributes:
         chunk: as `Programs.chunk`; takes over the memory of the states.
-        evaluation: as `Programs.evaluation`.
+        evaluation, eigenvalue: as of `Programs`.
         compilations: how often the chunk program was traced; 1 after any number of chunks.
     """
 
@@ -275,5 +289,7 @@ class ShardedPrograms:
         sharded = shard(chunk, in_specs=(over, over, over, P(), P(), P()), out_specs=results)
         options = DETERMINISTIC if deterministic else None
         self.chunk = jax.jit(sharded, donate_argnums=0, compiler_options=options)
-        evaluation = shard(programs.evaluation, in_specs=(over, P()), out_specs=over)
-        self.evaluation = jax.jit(evaluation, compiler_options=options)
+        self.evaluation, self.eigenvalue = (
+            jax.jit(shard(program, in_specs=(over, P()), out_specs=over), compiler_options=options)
+            for program in (programs.evaluation, programs.eigenvalue)
+        )

@@ -18,10 +18,11 @@ from jaxtyping import Array
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.grid import HParams, SweepGrid
 from periodic_jax.data.dataset import Dataset
+from periodic_jax.landscape.objective import fixed_batches
 from periodic_jax.models import forms
 from periodic_jax.models.adapters import input_dtype
 from periodic_jax.models.labels import LabelTree
-from periodic_jax.storage.schema import CORRUPTION, EVALUATIONS
+from periodic_jax.storage.schema import CORRUPTION, EIGENVALUE, EVALUATIONS
 from periodic_jax.sweeps import autotune
 from periodic_jax.sweeps.chunks import FIRST_STEPS, Chunk, ChunkEnds
 from periodic_jax.sweeps.placement import Placement, copied, named_leaves, weights_of
@@ -94,6 +95,8 @@ class Sweep:
         self._labels = model.labels() if labels is None else labels
         dtype = input_dtype(model)
         self.data = jax.tree.map(self.placement.replicate, input_pipeline.to_device(dataset, dtype))
+        fixed = fixed_batches(dataset, spec.batch_size, dtype=dtype) if spec.track_eigenvalue else None
+        self._fixed = jax.tree.map(self.placement.replicate, fixed)
         self.seeds = self.placement.shard(self.placement.arrangement.seeds.astype(np.uint32))
         self.initial_seeds = self.placement.shard(self.placement.distinct(grid.initial_seeds()))
         self.hparams = HParams(*(self.placement.shard_configs(h.astype(dtype)) for h in grid.hparams()))
@@ -187,7 +190,7 @@ class Sweep:
             Consecutive chunks.
         """
         programs, end, size = self.programs, self.step + steps, min(FIRST_STEPS, self.capacity)
-        has_evaluations = bool(eval_every or ends.eval_at)
+        has_evaluations, measured_every = bool(eval_every or ends.eval_at), self.spec.track_eigenvalue
         pending: tuple[Chunk, int] | None = None
         if self.step == ends.origin and has_evaluations:
             first = jax.tree.map(self.placement.gather, programs.evaluation(self._states, self.data))
@@ -195,11 +198,14 @@ class Sweep:
         started, chunk_number = time.perf_counter(), 0
         while self.step < end:
             due = ends.next_evaluation(self.step, end, eval_every)
-            marks = [(self.step // every + 1) * every for every in (ends.mark_every, ends.weights_every) if every]
+            between = ends.mark_every, ends.weights_every, measured_every
+            marks = [(self.step // every + 1) * every for every in between if every]
             count = min(size, min(due, *marks) - self.step if marks else due - self.step)
             is_wanted, self.stopped = keep(self.step + count), stop()
             if self.stopped:
                 break
+            is_measured = measured_every and self.step % measured_every == 0
+            eigenvalue = programs.eigenvalue(self._states, self._fixed) if is_measured else None
             first_step, self.step = self.step, self.step + count
             telemetry, is_evaluated = self._run(first_step, count), has_evaluations and self.step == due
             has_weights = ends.weights_every and self.step % ends.weights_every == 0
@@ -209,6 +215,7 @@ class Sweep:
                 diverged_at=copied(self._states.diverged_at),
                 weights=copied(weights_of(self._states)) if has_weights else None,
                 states=copied(self._states) if self.step < end and is_wanted else None,
+                eigenvalue=eigenvalue,
             )  # fmt: skip
             if pending:
                 yield self._fetch(*pending)
@@ -237,11 +244,11 @@ class Sweep:
 
     def seconds_per_evaluation(self) -> float:
         """Time of an evaluation of all configurations, after one to compile."""
-        evaluation, states = self.programs.evaluation, self.states
-        jax.block_until_ready(evaluation(states, self.data))
-        started = time.perf_counter()
-        jax.block_until_ready(evaluation(states, self.data))
-        return time.perf_counter() - started
+        return autotune.seconds_of(self.programs.evaluation, self.states, self.data)
+
+    def seconds_per_eigenvalue(self) -> float:
+        """Time of a measurement of the largest eigenvalue, likewise; 0 where there are none."""
+        return autotune.seconds_of(self.programs.eigenvalue, self.states, self._fixed) if self._fixed else 0.0
 
     def bytes_of_temporaries(self) -> int:
         """Memory that the chunk program takes on one device, besides states and results."""
@@ -269,7 +276,8 @@ class Sweep:
         dtype, one_number = self.hparams.lr.dtype, (len(self.grid), 0)
         shapes = {"numbers": one_number, "layers": (*one_number, len(self.layer_names()))}
         names = recorded_names(self.spec)
-        return {name: np.empty(shapes[kind], dtype) for kind in names for name in names[kind]}
+        empty = {name: np.empty(shapes[kind], dtype) for kind in names for name in names[kind]}
+        return empty | {name: np.empty(one_number, dtype) for name in EIGENVALUE if self.spec.track_eigenvalue}
 
     def abstract_states(self) -> dict[str, np.ndarray]:
         """Arrays of the names, shapes and dtypes that ``placement.fetch(sweep.states)`` gives, which take no memory;
@@ -333,5 +341,9 @@ class Sweep:
             flat = self.placement.gather(buffer, axis=1)[:steps]  # (steps, configs, names, ...)
             for i, name in enumerate(recorded_names(self.spec)[kind]):
                 arrays[name] = np.moveaxis(flat[:, :, i], 0, 1)
+        if self.spec.track_eigenvalue:
+            arrays |= {name: np.full_like(arrays["loss"], np.nan) for name in EIGENVALUE}
+            if chunk.eigenvalue is not None:
+                arrays[EIGENVALUE[0]][:, 0] = self.placement.gather(chunk.eigenvalue)
         evaluation, diverged_at = jax.tree.map(self.placement.gather, (chunk.evaluation, chunk.diverged_at))
-        return chunk._replace(telemetry=arrays, evaluation=evaluation, diverged_at=diverged_at)
+        return chunk._replace(telemetry=arrays, evaluation=evaluation, diverged_at=diverged_at, eigenvalue=None)

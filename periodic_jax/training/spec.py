@@ -19,6 +19,7 @@ class TrainingSpec:
         sampling: how mini-batches are chosen, of `training.input_pipeline.SAMPLINGS`.
         augment: crop and flip the images of each step at random, all configurations of a seed alike.
         track_sharpness: steps between measurements of `landscape.sharpness`; None: no measurements.
+        track_eigenvalue: steps between measurements of `landscape.sharpness.largest_eigenvalue`; None: no measurements.
         per_layer: record the layers' dynamics too.
         optimizer: a key of `core.optimizers.OPTIMIZERS`, or a function of the hyperparameters; see
             `training.optimizers.build_optimizer`. What only other optimisers than ``sgd`` need is recorded for them.
@@ -32,5 +33,6 @@ class TrainingSpec:
     sampling: str = "epochs"
     augment: bool = False
     track_sharpness: int | None = None
+    track_eigenvalue: int | None = None
     per_layer: bool = False
     optimizer: str | Callable[..., Any] = "sgd"

@@ -101,7 +101,8 @@ def test_every_option_of_the_command_reaches_the_run(tmp_path):
         "batch_size": "64", "steps": "6", "epochs": "2", "eval_every": "3", "eval_at": "2",
         "layout": "vmap", "keep": "3",
         "keep_every": "4", "checkpoint_seconds": "60", "precision": "float64", "storage": "bf16",
-        "deterministic": "", "per_layer": "", "track_sharpness": "50", "keep_period_minima": "20", "out": "y",
+        "deterministic": "", "per_layer": "", "track_sharpness": "50", "track_eigenvalue": "3",
+        "keep_period_minima": "20", "out": "y",
         "points": str(tmp_path / "points.csv"),
         "shards": "3", "shard": "1", "optimizer": "adamw", "beta1": "0.5", "beta2": "0.9", "eps": "1e-6",
     }  # fmt: skip

@@ -45,6 +45,17 @@ def test_sharpness_is_recorded_at_multiples_and_nowhere_else(run):
     assert np.isnan(ds.sphere_sharpness.values[1, 1:]).all()
 
 
+@pytest.mark.slow
+def test_the_tracked_eigenvalue_is_what_the_landscape_of_as_many_images_has(tmp_path):
+    config = pj.RunConfig(
+        out=tmp_path / "run", lr=0.5, width=2, depth=1, steps=6, batch_size=64, track_eigenvalue=3, keep_every=3,
+    )  # fmt: skip
+    tracked = open_run(pj.run_sweep(config), flat=True).sphere_hessian_largest
+    budget = Budget(probes=0, eigenvalues=1, iterations=20, tolerance=1e-4)
+    measured = landscape.measure_landscape(tmp_path / "run", checkpoints=["3"], budget=budget)
+    assert tracked.sel(step=3).values[0] == pytest.approx(measured.sphere_hessian_eigenvalue.values.item(), rel=1e-3)
+
+
 def test_every_checkpoint_configuration_and_part_is_measured(found):
     assert found.sizes == {"config": 2, "checkpoint": 2, "part": 3, "rank": 2}
     assert found.checkpoint.values.tolist() == [3, 6]
@@ -126,9 +137,19 @@ def test_unusable_requests_are_refused(run, options, named):
         landscape.measure_landscape(run, **options)
 
 
-def test_tracking_needs_scale_invariant_weights():
-    with pytest.raises(ConfigError, match="--track-sharpness"):
-        check(pj.RunConfig(out="x", model="ConvNet", steps=3, track_sharpness=1))
+@pytest.mark.parametrize("name", ["track_sharpness", "track_eigenvalue"])
+@pytest.mark.parametrize(
+    ("value", "model", "named"),
+    [(1, "ConvNet", "no scale-invariant weights"), (0, "ConvNetSI", ": 0 "), (-2, "ConvNetSI", ": -2 ")],
+)
+def test_what_cannot_be_tracked_is_refused(name, value, model, named):
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}.*{named}"):
+        check(pj.RunConfig(out="x", model=model, steps=3, **{name: value}))
+
+
+def test_an_eigenvalue_beyond_the_end_is_refused():
+    with pytest.raises(ConfigError, match=r"--track-eigenvalue: 4 .* at most 3, the steps of the run"):
+        check(pj.RunConfig(out="x", steps=3, track_eigenvalue=4))
 
 
 def test_means_before_onsets_are_those_of_a_loop():

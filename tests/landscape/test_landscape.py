@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from periodic_jax import Batch, ConfigError, landscape
 from periodic_jax.landscape import Surface, fixed_batches, hutchinson, lanczos
-from periodic_jax.landscape.sharpness import sphere_sharpness
+from periodic_jax.landscape.sharpness import largest_eigenvalue, largest_ritz_value, sphere_sharpness
 
 
 def of_images(scores, jacobian, labels):
@@ -234,3 +234,36 @@ def test_tracked_sharpness_is_the_curvature_along_the_gradient(states, dense):
     dead = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e-30), states.params)  # no gradient passes
     dead["head"] = jax.tree.map(jnp.zeros_like, dead["head"])
     assert np.isnan(measure(states.replace(params=dead), Batch(images, labels))).all()
+
+
+def test_the_tracked_eigenvalue_is_that_of_the_dense_matrix(states, dense):
+    """Of the mean over the mini-batches, at x/ρ and on the tangents; never above it, and NaN where the weights are
+    not finite.
+    """
+    batches, found = dense
+    size = invariant(states)
+    images = jnp.asarray((batches.images / 255 - batches.mean) / batches.std)
+    fixed = Batch(images, jnp.asarray(batches.labels))
+    few, many = (
+        jax.jit(jax.vmap(partial(largest_eigenvalue, iterations=n), (0, None)))(states, fixed) for n in (3, 40)
+    )
+    for k in range(2):
+        x = np.concatenate([np.ravel(states.params[n]["kernel"][k]) for n in ("conv0", "conv1")])
+        tangents = np.eye(size) - np.outer(x, x) / (x @ x)
+        hessian = np.mean([one[2] for one in found[k]], 0)[:size, :size]
+        largest = np.linalg.eigvalsh((x @ x) * tangents @ hessian @ tangents)[-1]
+        assert many[k] == pytest.approx(largest, rel=1e-8)
+        assert few[k] <= largest * (1 + 1e-9)
+    assert np.isnan([few[2], many[2]]).all()
+
+
+def test_a_negative_eigenvalue_is_not_the_largest_however_large():
+    """Also where the start is an eigenvector, and where there are more products than dimensions."""
+    matrix = jnp.diag(jnp.array([3.0, -5.0, 2.0, 1.0]))
+
+    def of(start, iterations):
+        return float(largest_ritz_value(lambda v: matrix @ v, jnp.array(start), iterations))
+
+    assert of([1.0, 1.0, 1.0, 1.0], 4) == pytest.approx(3, rel=1e-5)
+    assert of([1.0, 1.0, 1.0, 1.0], 9) == pytest.approx(3, rel=1e-5)
+    assert of([0.0, 0.0, 1.0, 0.0], 3) == pytest.approx(2, rel=1e-5)

@@ -19,6 +19,7 @@ from periodic_jax.cli.main import main
 from periodic_jax.core.errors import CorruptedRunError, RunInterrupted
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.runs import callbacks
+from periodic_jax.runs.branch import branch_run
 from periodic_jax.runs.build import build_sweep
 from periodic_jax.runs.manifest import difference, from_manifest, to_manifest
 from periodic_jax.runs.planning import check_room, estimate_resources
@@ -73,6 +74,20 @@ def test_a_stopped_run_goes_on_to_the_same_bits(whole, cut):
     assert record["summary"]["config_steps"] == 6 * STEPS
     assert record["summary"]["session_config_steps"] == 6 * (STEPS - 30)
     assert (cut / "summary.csv").read_bytes() == (whole / "summary.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_tracked_eigenvalue_goes_on_to_the_same_bits_and_in_a_branch_too(tmp_path):
+    """Nothing but the weights is needed for it."""
+    changes = {"lr": (0.1,), "seed": (0,), "track_eigenvalue": 7, "keep_every": 14}
+    whole = run_sweep(configured(tmp_path / "whole", **changes)).path
+    cut = interrupted(tmp_path / "cut", **changes)
+    assert checkpoint_steps(cut)[-1] == 14  # where a measurement is due
+    resume_run(cut)
+    assert_same_run(cut, whole)
+    branch = open_run(branch_run(whole, tmp_path / "branch", step=28), flat=True).sphere_hessian_largest
+    np.testing.assert_array_equal(branch, open_run(whole, flat=True).sphere_hessian_largest.sel(step=slice(28, None)))
+    assert np.isfinite(branch).values.nonzero()[1].tolist() == [0, 7]
 
 
 def test_the_same_sweep_again_goes_on_and_another_one_is_refused(whole, cut):

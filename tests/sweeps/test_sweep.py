@@ -10,6 +10,8 @@ from helpers.reference import augmented
 from helpers.small_sweeps import collect, network
 
 from periodic_jax import Batch, ConfigError, SweepGrid, create_train_state, dynamics, models, train_step
+from periodic_jax.landscape import fixed_batches
+from periodic_jax.landscape.sharpness import largest_eigenvalue
 from periodic_jax.sweeps.placement import SEED_COST, Arrangement, device_shape
 from periodic_jax.sweeps.sweep import Sweep
 from periodic_jax.training import input_pipeline
@@ -377,3 +379,29 @@ def test_without_corruption_there_are_no_such_evaluations(tiny):
         "test_loss",
         "test_error",
     )
+
+
+@pytest.mark.parametrize(("layout", "platform"), [("map", "cpu"), pytest.param("vmap", "cuda", marks=pytest.mark.slow)])
+def test_a_tracked_eigenvalue_changes_nothing_else_by_one_bit(tiny, model, layout, platform):
+    """And is that of each configuration's weights on the fixed mini-batches; NaN between, and once it diverged."""
+    model = model.clone(platform=platform)
+    grid = SweepGrid.product(lr=[0.05, 0.3, 1e30], weight_decay=0.0, seed=[4, 0])
+    tracked = Sweep(model, tiny, grid, TrainingSpec(12, track_eigenvalue=4), layout=layout)
+    found, evaluations = collect(tracked, 10, eval_every=5)
+    values = found.pop("sphere_hessian_largest")
+    assert np.isfinite(values[:4]).nonzero()[1].tolist() == [0, 4, 8] * 4
+    assert np.isnan(values[4:, 1:]).all()
+    plain = Sweep(model, tiny, grid, TrainingSpec(12), layout=layout)
+    before, first = collect(plain, 8, eval_every=5)
+    batches = fixed_batches(tiny, 12)
+    fixed = Batch((batches.images / np.float32(255) - batches.mean) / batches.std, batches.labels)
+    for i in (0, 3):
+        place = plain.placement.arrangement.row[i], plain.placement.arrangement.column[i]
+        alone = jax.tree.map(lambda leaf, place=place: jax.device_get(leaf)[place], plain.states)
+        assert values[i, 8] == pytest.approx(float(jax.jit(largest_eigenvalue)(alone, fixed)), rel=1e-3)
+    after, last = collect(plain, 2, eval_every=5)
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, np.concatenate([before[name], after[name]], 1), err_msg=name)
+    for name, array in evaluations.items():
+        np.testing.assert_array_equal(array[:, :2], first[name][:, :2], err_msg=name)
+        np.testing.assert_array_equal(array[:, -1:], last[name][:, -1:], err_msg=name)
