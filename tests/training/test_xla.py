@@ -44,10 +44,13 @@ def test_random_numbers_are_the_same_whatever_is_set_outside(tmp_path, caplog):
     ]  # fmt: skip
 
 
-def test_shifted_seeds_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(type(jax.config), "values", {**jax.config.values, "jax_random_seed_offset": 3})
-    with pytest.raises(ConfigError, match="JAX_RANDOM_SEED_OFFSET: 3 is not accepted"):
-        run_sweep(RunConfig(out=tmp_path / "run", steps=1))
+def test_shifted_seeds_are_refused(tmp_path):
+    jax.config.update("jax_random_seed_offset", 3)
+    try:
+        with pytest.raises(ConfigError, match="JAX_RANDOM_SEED_OFFSET: 3 is not accepted"):
+            run_sweep(RunConfig(out=tmp_path / "run", steps=1))
+    finally:
+        jax.config.update("jax_random_seed_offset", 0)
     assert not (tmp_path / "run").exists()
 
 
