@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import periodic_jax as pj
+from periodic_jax.core.files import shown_path
 from periodic_jax.storage.run_directory import read_config
 from periodic_jax.training import xla
 
@@ -68,8 +69,3 @@ def print_results(run: "RunResult") -> None:
         + (f"peak memory {summary['peak_rss_mb']:.0f} MB; " if summary["peak_rss_mb"] else "")
         + f"in {shown_path(run.path)}"
     )
-
-
-def shown_path(path: Path) -> Path:
-    """A path from the working directory, where it leads there; else as it is."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -9,8 +9,9 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 import periodic_jax as pj
 from periodic_jax.cli.axis import read_axis, read_count, read_run, read_selection, read_steps
-from periodic_jax.cli.launch import draw_figures, print_results, shown_path, train_and_report, train_with_progress
+from periodic_jax.cli.launch import draw_figures, print_results, train_and_report, train_with_progress
 from periodic_jax.cli.options import IF_GIVEN, Data, DataFiles, Folder, Run, arg
+from periodic_jax.core.files import shown_path
 from periodic_jax.core.formatting import counted
 from periodic_jax.core.grid import INITIAL_SEEDS, RUN_AXES
 from periodic_jax.runs.config import RunConfig

@@ -163,6 +163,11 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def shown_path(path: Path) -> Path:
+    """A path from the working directory, where it leads there; else as it is."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def cache_folder() -> Path:
     """Where what can be made again is kept: on Linux $XDG_CACHE_HOME/periodic_jax, or ~/.cache/periodic_jax."""
     return platformdirs.user_cache_path("periodic_jax", appauthor=False)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from periodic_jax._version import __version__
 from periodic_jax.core.errors import ConfigError, CorruptedRunError, UsageError
+from periodic_jax.core.files import shown_path
 from periodic_jax.core.formatting import flag_of
 from periodic_jax.core.grid import LATER_AXES, RUN_AXES
 from periodic_jax.runs import settings
@@ -154,6 +155,7 @@ def to_manifest(config: RunConfig, layout: str) -> dict[str, Any]:
     steps = planned_steps(config)
     config = dataclasses.replace(config, steps=steps, epochs=None, eval_every=evaluated_every(config), layout=layout)
     coords, values = config.whole_grid().coords, dataclasses.asdict(config)
+    values["out"] = None if config.out is None else str(shown_path(Path(config.out)))
     rest = {name: str(v) if isinstance(v, Path) else v for name, v in values.items() if name not in RUN_AXES}
     columns = {name: coords[name].tolist() for name in RUN_AXES}
     return rest | {name: all_ if name in config.points else list(dict.fromkeys(all_)) for name, all_ in columns.items()}

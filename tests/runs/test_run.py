@@ -117,6 +117,8 @@ def test_a_change_of_the_working_directory_leaves_the_run_where_it_began(tmp_pat
     there = run_sweep(settings, callbacks=RunCallbacks(on_chunk=lambda chunk: os.chdir(tmp_path / "elsewhere")))
     assert not list((tmp_path / "elsewhere").iterdir())
     assert np.isfinite(open_run(there).loss).all()
+    # A run directory is passed on: it does not tell what is above the directory that the run was started in.
+    assert read_config(there.path)["config"]["out"] == "run"
 
 
 def test_a_run_directory_is_never_written_over(run):
