@@ -8,9 +8,10 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
+from typing_extensions import Unpack
 
 from periodic_jax.core.errors import ConfigError, PeriodicJaxError, UnreadableError, UsageError
 from periodic_jax.core.formatting import flag_of
@@ -31,7 +32,17 @@ if TYPE_CHECKING:
     from periodic_jax.sweeps.sweep import Sweep
 
 Axes = Mapping[str, Sequence[float]]
-Files = dict[str, Any]  # data set, its folder and model, as for `resume_run`
+
+
+class BranchOptions(TypedDict, total=False):
+    """What a branch may be told beside its checkpoint, as `branch_run` has it."""
+
+    select: Axes | None
+    change: Axes | None
+    steps: int | None
+    dataset: str | None
+    data_dir: str | None
+    model: str | None
 
 
 def branch_run(
@@ -72,8 +83,10 @@ def branch_run(
         CorruptedRunError: the checkpoint is corrupted.
         RunInterrupted: as `run_sweep`.
     """
-    files: Files = {"dataset": dataset, "data_dir": data_dir, "model": model}
-    return _start(_plan(path, out, step, select, change, steps, files), files, callbacks)
+    options = BranchOptions(
+        select=select, change=change, steps=steps, dataset=dataset, data_dir=data_dir, model=model
+    )  # fmt: skip
+    return _start(_plan(path, out, step, options), callbacks)
 
 
 def branch_from_each(
@@ -82,12 +95,7 @@ def branch_from_each(
     checkpoints: Sequence[int],
     *,
     callbacks: RunCallbacks | None = None,
-    select: Axes | None = None,
-    change: Axes | None = None,
-    steps: int | None = None,
-    dataset: str | None = None,
-    data_dir: str | None = None,
-    model: str | None = None,
+    **options: Unpack[BranchOptions],
 ) -> list[RunResult]:
     """Start the same branch from each of several checkpoints, one after the other, or go on with these very ones.
 
@@ -95,9 +103,10 @@ def branch_from_each(
     compiled program. ``open_run(out)`` gives all as one Dataset, with a dimension ``branch_step``.
 
     Args:
-        path, callbacks, select, change, steps, dataset, data_dir, model: as for `branch_run`.
+        path, callbacks: as for `branch_run`.
         out: the folder of the new runs.
         checkpoints: their steps.
+        **options: ``select``, ``change``, ``steps``, ``dataset``, ``data_dir`` and ``model``, as for `branch_run`.
 
     Returns:
         The runs, in the order of the checkpoints.
@@ -107,19 +116,15 @@ def branch_from_each(
         CorruptedRunError: a checkpoint is corrupted.
         RunInterrupted: as `run_sweep`; the same call goes on.
     """
-    files: Files = {"dataset": dataset, "data_dir": data_dir, "model": model}
     if not checkpoints or len(set(checkpoints)) < len(checkpoints):
         given = " ".join(map(str, checkpoints)) or "no checkpoint"
         raise ConfigError("--step", given, "checkpoints, each once")
     run_directory.check_unused(Path(out))
-    plans = [
-        _plan(path, run_directory.branch_folder(Path(out), step), step, select, change, steps, files)
-        for step in checkpoints
-    ]
+    plans = [_plan(path, run_directory.branch_folder(Path(out), step), step, options) for step in checkpoints]
     for plan in plans:
         if not _is_there(plan.config, plan.origin):
             run_directory.check_unused(plan.config.folder)
-    return [_start(plan, files, callbacks) for plan in plans]
+    return [_start(plan, callbacks) for plan in plans]
 
 
 class _BranchPlan(NamedTuple):
@@ -130,20 +135,22 @@ class _BranchPlan(NamedTuple):
     origin: dict[str, Any]  # what config.json says of the parent
     parts: list[tuple[RunConfig, np.ndarray]]  # the run directories of the parent, and their configurations
     parents: np.ndarray  # of each configuration, its parent's place
+    files: dict[str, Any]  # data set, its folder and model, as for `resume_run`
 
 
 def _plan(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str],
     step: int | None,
-    select: Axes | None,
-    change: Axes | None,
-    steps: int | None,
-    files: Files,
+    options: BranchOptions,
 ) -> _BranchPlan:
     """Refuse a branch that cannot be; arguments as for `branch_run`."""
     path, out = Path(path).absolute(), Path(out).absolute()  # as in `run_sweep`
-    select, change = ({name: list(values) for name, values in (axes or {}).items()} for axes in (select, change))
+    steps, files = options.get("steps"), {name: options.get(name) for name in ("dataset", "data_dir", "model")}
+    select, change = (
+        {name: list(values) for name, values in (axes or {}).items()}
+        for axes in (options.get("select"), options.get("change"))
+    )
     shards = read_shards(path)
     manifest = run_directory.read_config(path) if shards is None else shards.manifest
     parent = from_manifest(manifest, path, **files)
@@ -175,14 +182,14 @@ def _plan(
         "name": path.resolve().name, "path": os.fspath(path.resolve()), "step": step,
         "selected": select, "changed": change, "config": manifest["config"],
     }  # fmt: skip
-    return _BranchPlan(parent, config, origin, parts, parents)
+    return _BranchPlan(parent, config, origin, parts, parents, files)
 
 
-def _start(plan: _BranchPlan, files: Files, callbacks: RunCallbacks | None) -> RunResult:
+def _start(plan: _BranchPlan, callbacks: RunCallbacks | None) -> RunResult:
     """Begin a branch, or go on with it."""
     from periodic_jax.checkpoints.reader import load_checkpoint
 
-    parent, config, origin, parts, parents = plan
+    parent, config, origin, parts, parents, files = plan
     out, step = config.folder, origin["step"]
     if _is_there(config, origin):
         return resume_run(out, callbacks=callbacks, **files)
@@ -209,8 +216,7 @@ def _check_seeds(parent: RunConfig, change: Axes) -> None:
         if name in change:
             raise UsageError(flag_of(name), "the weights are the parent's", "leave it out")
     if "seed" in change and "data_seed" not in change and max(parent.data_seed) >= 0:
-        given = " ".join(map(str, change["seed"]))
-        raise ConfigError("--seed", given, "--data-seed, which the parent has for the order of its data")
+        raise UsageError("--seed", "the parent has a --data-seed for the order of its data", "give --data-seed")
 
 
 def branched_axes(

@@ -61,7 +61,7 @@ def test_a_branch_takes_another_order_of_the_data(run, tmp_path):
     [
         ({"init_seed": [3]}, "--init-seed: the weights are the parent's"),
         ({"head_seed": [3]}, "--head-seed: the weights are the parent's"),
-        ({"seed": [3]}, "--seed: 3"),
+        ({"seed": [3]}, "--seed: the parent has a --data-seed"),
     ],
 )
 def test_a_branch_refuses_seeds_that_change_nothing(run, tmp_path, change, said):
