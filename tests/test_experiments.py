@@ -271,60 +271,6 @@ def test_what_is_published_of_a_run_names_no_folder():
     assert published(record) == {"command": ["sweep", "--out", "run"], "data": {"source": "cifar", "images": 5}}
 
 
-def test_trends_and_slopes_have_intervals_that_cover_the_truth():
-    from experiments.statistics import slope, trend
-
-    rng = np.random.default_rng(0)
-    covered = []
-    for _ in range(40):
-        series = [5 - 0.3 * np.arange(12) + rng.normal(size=12) for _ in range(6)]
-        found = trend(series)
-        covered.append(found.low <= -0.3 <= found.high)
-        assert found.high - found.low < 10 / np.sqrt(6 * 143)  # 2.5 times as wide as that of known noise
-        expected = np.mean([np.polyfit(np.arange(12), one, 1)[0] for one in series])
-        assert found.value == pytest.approx(expected)
-    assert np.mean(covered) >= 0.9
-    x = rng.normal(size=30)
-    assert slope(x, 2 * x + 1).value == pytest.approx(2)
-    assert slope(x, 2 * x + rng.normal(size=30)).sign() == 1
-    assert slope(x, rng.normal(size=30) * 100).sign() is None
-
-
-def test_what_cannot_be_told_has_no_interval():
-    from experiments.statistics import slope, trend
-
-    for found in (trend([]), trend([np.array([1.0, 2.0])]), slope([1.0, 2.0], [1.0, 2.0])):
-        assert np.isnan(found.value)
-        assert found.sign() is None
-
-
-@pytest.mark.parametrize(("configurations", "sign"), [(1, None), (2, None), (3, -1)])
-def test_two_configurations_make_no_trend(configurations, sign):
-    from experiments.statistics import trend
-
-    falling = 5 - 0.3 * np.arange(12) + 1e-3 * np.random.default_rng(0).normal(size=(configurations, 12))
-    assert trend(falling).value == pytest.approx(-0.3, abs=1e-3)
-    assert trend(falling).sign() == sign
-
-
-def test_two_periodic_rates_do_not_tell_that_larger_ones_have_more_periods():
-    from experiments.rate_and_decay import _counts
-
-    rows = [{"lr": 0.01 * 2**k, "jumps": 5 + 6 * k, "regime": "periodic", "seed": 0} for k in range(8)]
-    assert _counts(rows, "lr").holds is True
-    assert _counts(rows[::-1], "lr").holds is True
-    assert _counts([row | {"jumps": 50 - row["jumps"]} for row in rows], "lr").holds is False
-    assert _counts(rows[:2], "lr").holds is None
-    assert _counts([row | {"regime": "equilibrium"} for row in rows], "lr").holds is None
-
-
-def test_a_slope_without_an_interval_decides_nothing():
-    numbers = {"rows": [], "slope": [-1.4, np.nan, np.nan]}
-    assert [finding.holds for finding in experiment("full_batch").findings(numbers)] == [False, None, None]
-    numbers["slope"] = [-1.4, -1.6, -1.2]
-    assert experiment("full_batch").findings(numbers)[1].holds is False
-
-
 @pytest.mark.parametrize(("name", "scale"), WRITTEN)
 def test_a_page_without_failures_points_to_what_is_open(name, scale):
     from experiments.pages import CANNOT_TELL, UNTESTED, folder_name
@@ -360,45 +306,3 @@ def test_how_long_a_run_takes_is_estimated_from_a_step(monkeypatch, tmp_path):
     # 1,797 images are 17.97 forward passes of a third of a step, ten times.
     assert (per_step, left) == (0.5, 100)
     assert seconds == pytest.approx(50 + 10 * 17.97 * 0.5 / 3)
-
-
-def test_the_sphere_meets_the_decay_where_its_rotation_does():
-    from experiments.sphere import crossing
-
-    # g̃ = 0.3 η̃^-0.4, so η̃ = (√(ηλ(2-ηλ)) / 0.3)^(1/0.6)
-    rows = [{"elr": e, "strength": 0.3 * e**-0.4, "regime": "equilibrium"} for e in np.geomspace(1e-3, 1, 7)]
-    expected = (np.sqrt(1e-3 * (2 - 1e-3)) / 0.3) ** (1 / 0.6)
-    assert crossing(rows, 1e-3) == pytest.approx(expected)
-    assert crossing(rows, 0.5) is None
-    assert crossing([row | {"regime": "converging"} for row in rows], 1e-3) is None
-
-
-def test_two_slopes_are_fitted_together():
-    from experiments.reading import fit
-
-    rng = np.random.default_rng(1)
-    x, y = rng.normal(size=(2, 50))
-    found = fit({"x": x, "y": y}, -x + 0.5 * y + 3 + 1e-3 * rng.normal(size=50))
-    assert found["x"][0] == pytest.approx(-1, abs=5 * found["x"][1])
-    assert found["y"][0] == pytest.approx(0.5, abs=5 * found["y"][1])
-    assert 1e-5 < found["x"][1] < 1e-3
-
-
-def test_the_mean_of_earlier_falls_is_of_earlier_ones_only():
-    from experiments.theory import _mean_so_far
-
-    found = _mean_so_far(np.array([[2.0, 4.0, 9.0, np.nan], [5.0, np.nan, np.nan, np.nan]]))
-    np.testing.assert_array_equal(found, [[np.nan, 2, 3, np.nan], [np.nan] * 4])
-
-
-def test_numbers_are_plain_and_compared():
-    from experiments.checking import unequal
-    from experiments.kept import plain
-
-    tree = plain({"a": np.array([1.0, np.nan]), "b": (np.int64(2), "x"), 3: np.float32(0.5)})
-    assert tree == {"a": [1.0, None], "b": [2, "x"], "3": 0.5}
-    assert unequal(tree, plain(tree)) == []
-    assert unequal({"a": 1.0}, {"a": 1.0005}) == []
-    assert unequal({"a": 1.0}, {"a": 1.002}) == ["a: 1.0 recorded, 1.002 derived"]
-    assert unequal({"a": 1}, {}) == ["a: 1 recorded, None derived"]
-    assert unequal({"a": None}, {"a": 1.0}) != []

@@ -1,5 +1,7 @@
 """Runs of configurations that are no product: against each alone, in shards, resumed, and branched."""
 
+import functools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -84,7 +86,7 @@ def test_a_branch_of_points_takes_each_with_all_new_values(run, tmp_path):
 
 def test_a_branch_of_points_that_cannot_be_is_refused():
     parent = {"lr": (0.1, 1.0, 0.1), "seed": (0, 0, 1), "momentum": (0.5,)}
-    of = lambda select, change: branched_axes(parent, select, change, ("lr", "seed"))  # noqa: E731
+    of = functools.partial(branched_axes, parent, points=("lr", "seed"))
     axes, parents = of({"seed": [0]}, {"momentum": [0.9]})
     assert (axes, parents.tolist()) == ({"lr": (0.1, 1.0), "seed": (0, 0), "momentum": (0.9, 0.9)}, [0, 1])
     for select, change, said in (

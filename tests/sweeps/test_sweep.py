@@ -1,24 +1,23 @@
+"""Sweeps: each configuration against itself alone, their telemetry, mini-batches and evaluations."""
+
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.reference import augmented
-from helpers.small_sweeps import collect, network
+from helpers.small_sweeps import LAYOUTS, Probe, collect, network
 
 from periodic_jax import Batch, ConfigError, SweepGrid, create_train_state, dynamics, models, train_step
 from periodic_jax.landscape import fixed_batches
 from periodic_jax.landscape.sharpness import largest_eigenvalue
-from periodic_jax.sweeps.placement import SEED_COST, Arrangement, device_shape
 from periodic_jax.sweeps.sweep import Sweep
 from periodic_jax.training import input_pipeline
 from periodic_jax.training.spec import TrainingSpec
 from periodic_jax.training.vectorize import lay_out
 
-LAYOUTS = ["vmap", "unroll", "map", "map:2"]
 ALONE = ("loss", "weight_norm", "angular_step", "accuracy")
 GRID = SweepGrid.product(lr=[0.05, 1.0], weight_decay=[1e-3, 1e-2], seed=[4, 0])
 
@@ -68,90 +67,6 @@ def test_in_float32_too(tiny, model, alone):
         expected = alone(model, i)
         np.testing.assert_allclose(telemetry["loss"][i], expected["loss"], rtol=2e-3)
         np.testing.assert_allclose(telemetry["weight_norm"][i], expected["weight_norm"], rtol=1e-4)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_nan_configuration_changes_no_other_by_one_bit(tiny, model, layout):
-    grid = SweepGrid.product(lr=[0.05, 0.1, 0.5, 1.0], weight_decay=1e-3)
-    sweep = Sweep(model, tiny, grid, TrainingSpec(12), layout=layout).compile()
-    start = sweep.states
-
-    def run(poisoned):
-        sweep.step, sweep.states = 0, jax.tree.map(jnp.copy, start)  # a step takes the memory of the states it is given
-        if poisoned is not None:
-            place = (sweep.placement.arrangement.row[poisoned], sweep.placement.arrangement.column[poisoned])
-            params = jax.tree.map(lambda leaf: leaf.at[place].set(jnp.nan), sweep.states.params)
-            sweep.states = sweep.states.replace(
-                params=jax.device_put(params, jax.tree.map(lambda p: p.sharding, sweep.states.params))
-            )
-        initial = sweep.placement.fetch(sweep.states)
-        telemetry, evaluations = collect(sweep, 20)
-        return {**telemetry, **evaluations}, initial, sweep.placement.fetch(sweep.states)
-
-    sound, _, sound_states = run(None)
-    assert (sound_states["diverged_at"] == -1).all()
-    for poisoned in (0, 2):
-        broken, initial, states = run(poisoned)
-        others = [i for i in range(4) if i != poisoned]
-        for name in sound:
-            assert np.array_equal(broken[name][others], sound[name][others]), name
-            assert np.isnan(broken[name][poisoned][1:]).all(), name
-        assert np.isnan(broken["loss"][poisoned]).all()
-        initial["step"][poisoned], initial["diverged_at"][poisoned] = 20, 0
-        for name in states:
-            assert np.array_equal(states[name][others], sound_states[name][others]), name
-            assert np.array_equal(states[name][poisoned], initial[name][poisoned], equal_nan=True), name
-
-
-class Direction(nn.Module):
-    """Logits by a matrix of norm 1: a scale-invariant weight without a normalisation layer, quick to compile."""
-
-    param_dtype: jnp.dtype = jnp.float64
-
-    @nn.compact
-    def __call__(self, images, train):
-        flat = images.reshape(len(images), -1)
-        weight = self.param("weight", nn.initializers.normal(), (flat.shape[1], 3), self.param_dtype)
-        return flat @ weight / jnp.linalg.norm(weight)
-
-    def labels(self):
-        return "scale_invariant"
-
-
-@pytest.mark.parametrize("layout", ["map", pytest.param("unroll", marks=pytest.mark.slow)])
-def test_what_is_left_out_of_a_diverged_configuration_changes_no_result(float64, tiny, layout):
-    """Against blocks, which compute all of it and drop what has no result."""
-    grid = SweepGrid.product(lr=[0.05, 1e200], weight_decay=0.0, seed=[4, 0])
-
-    def run(layout):
-        sweep = Sweep(Direction(), tiny, grid, TrainingSpec(12, per_layer=True), layout=layout)
-        results = collect(sweep, 4, eval_every=2)
-        return *results, sweep.placement.fetch(sweep.states)
-
-    found, expected = run(layout), run("map:2")
-    for these, those in zip(found, expected, strict=True):
-        assert these.keys() == those.keys()
-        for name, values in those.items():
-            np.testing.assert_allclose(these[name], values, rtol=1e-9, atol=1e-12, strict=True, err_msg=name)
-    assert found[2]["diverged_at"].tolist() == [-1, -1, 0, 0]
-    assert np.isnan(found[0]["layer_weight_norm"][2:, 1:]).all()
-
-
-def test_a_diverged_configuration_is_not_computed(tiny):
-    class Counted(Probe):
-        def __call__(self, images, train):
-            jax.debug.callback(lambda: calls.append(None))
-            return super().__call__(images, train)
-
-    calls: list[None] = []
-    sweep = Sweep(Counted(), tiny, SweepGrid.product(lr=[0.1, 0.2, 0.3, 0.4], weight_decay=0.0), TrainingSpec(12))
-    states = sweep.states
-    dead = sweep.placement.shard_configs(np.array([-1, 0, -1, 0], np.int32))
-    sweep.states = states.replace(diverged_at=dead)
-    calls.clear()
-    list(sweep.chunks(5, eval_every=None))
-    jax.effects_barrier()
-    assert len(calls) == 2 * 5
 
 
 def test_one_compilation_serves_chunks_of_every_length(tiny, model):
@@ -247,25 +162,6 @@ def test_per_layer_telemetry_adds_up(tiny, model):
     np.testing.assert_allclose(total, telemetry["weight_norm"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("seeds", [[0], [3, 3, 3], [5, 1, 5, 1, 5], [0, 1, 2, 3, 4, 5, 6]])
-@pytest.mark.parametrize("devices", [1, 2, 3])
-def test_an_arrangement_shows_every_configuration_in_its_place(seeds, devices):
-    seeds = np.array(seeds)
-    arranged = Arrangement.of(seeds, devices)
-    assert arranged.source.shape[0] % devices == 0
-    assert np.array_equal(arranged.source[arranged.row, arranged.column], np.arange(len(seeds)))
-    assert (seeds[arranged.source] == arranged.seeds[:, None]).all()
-    assert np.array_equal(arranged.flatten(arranged.source), np.arange(len(seeds)))
-
-
-@pytest.mark.parametrize("devices", [2, 3])
-def test_of_the_largest_rates_every_device_has_as_many(devices):
-    arranged = Arrangement.of(np.zeros(24, int), devices)
-    for first in range(24):
-        counts = np.bincount(arranged.row[first:], minlength=devices)
-        assert counts.max() - counts.min() <= 1
-
-
 def test_a_grid_with_ragged_seeds_is_padded_and_unpadded(tiny, model):
     grid = SweepGrid.of(
         [{"lr": 0.1, "seed": 2}, {"lr": 0.2, "seed": 1}, {"lr": 0.3, "seed": 2}, {"lr": 0.4, "seed": 2}]
@@ -275,20 +171,6 @@ def test_a_grid_with_ragged_seeds_is_padded_and_unpadded(tiny, model):
         single = SweepGrid.of([{name: grid.coords[name][i] for name in ("lr", "seed")}])
         one, _ = collect(Sweep(model, tiny, single, TrainingSpec(12)), 6)
         np.testing.assert_allclose(ragged["loss"][i], one["loss"][0], rtol=1e-4)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_every_configuration_has_a_place_and_no_other_shape_leaves_less_to_do(seed):
-    rng = np.random.default_rng(seed)
-    seeds, devices = rng.integers(0, rng.integers(1, 6), rng.integers(1, 20)), int(rng.integers(1, 4))
-    rows, members = device_shape(seeds, devices)
-    arranged = Arrangement.of(seeds, devices)
-    assert arranged.source.shape == (rows * devices, members)
-    assert (seeds[arranged.source] == arranged.seeds[:, None]).all()
-    assert np.array_equal(arranged.flatten(arranged.source), np.arange(len(seeds)))
-    sizes = [int((seeds == s).sum()) for s in set(seeds.tolist())]
-    least = min((m + SEED_COST) * -(-sum(-(-size // m) for size in sizes) // devices) for m in range(1, 21))
-    assert rows * (members + SEED_COST) == pytest.approx(least)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -312,19 +194,6 @@ def test_lay_out_stacks_a_function_of_several_trees(layout):
 def test_unusable_settings_are_refused(tiny, model, options, named):
     with pytest.raises(ConfigError, match=named):
         Sweep(model, tiny, GRID, TrainingSpec(options.pop("batch_size", 12)), **options)
-
-
-class Probe(nn.Module):
-    """Not a network: its logits are fixed linear functions of the images, so that the loss tells which it saw."""
-
-    @nn.compact
-    def __call__(self, images, train):
-        scale = self.param("scale", nn.initializers.ones, (1,))
-        flat = images.reshape(len(images), -1)
-        return 0 * scale + flat @ jnp.sin(jnp.arange(flat.shape[1] * 3.0)).reshape(-1, 3)
-
-    def labels(self):
-        return "scale_invariant"
 
 
 @pytest.mark.parametrize(

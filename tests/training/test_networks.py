@@ -1,6 +1,4 @@
-"""The same small network as a Linen module, an NNX module and a pair of functions; what is refused."""
-
-from typing import Any
+"""Networks of each kind that is accepted: what they compute, draw and keep."""
 
 import flax
 import flax.linen as nn
@@ -10,57 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.core import freeze
+from helpers.three_kinds import KINDS, LABELS, Linen, Nnx, function_apply, function_init
 
-from periodic_jax import Batch, ConfigError, HParams, SweepGrid, create_train_state, eval_step, sphere_sgd, train_step
+from periodic_jax import Batch, HParams, SweepGrid, create_train_state, eval_step, train_step
 from periodic_jax.training.step import full_batch_step
-
-LABELS = {"conv": "scale_invariant", "head": "other", "norm": "other"}
-MOMENTUM, EPS = 0.9, 1e-5
-
-
-class Linen(nn.Module):
-    @nn.compact
-    def __call__(self, x, train):
-        x = nn.Conv(4, (3, 3), use_bias=False, param_dtype=jnp.float64, name="conv")(x)
-        x = nn.BatchNorm(
-            use_running_average=not train, momentum=MOMENTUM, epsilon=EPS, param_dtype=jnp.float64, name="norm"
-        )(x)
-        return nn.Dense(3, param_dtype=jnp.float64, name="head")(nn.relu(x).mean((1, 2)))
-
-
-class Nnx(nnx.Module):
-    def __init__(self, rngs):
-        self.conv = nnx.Conv(1, 4, (3, 3), use_bias=False, param_dtype=jnp.float64, rngs=rngs)
-        self.norm = nnx.BatchNorm(4, momentum=MOMENTUM, epsilon=EPS, param_dtype=jnp.float64, rngs=rngs)
-        self.head = nnx.Linear(4, 3, param_dtype=jnp.float64, rngs=rngs)
-
-    def __call__(self, x):
-        return self.head(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))
-
-
-def function_init(key, x):
-    kernels = jax.random.split(key)
-    params = {
-        "conv": {"kernel": jax.random.normal(kernels[0], (3, 3, x.shape[-1], 4), x.dtype)},
-        "head": {"bias": jnp.zeros(3, x.dtype), "kernel": jax.random.normal(kernels[1], (4, 3), x.dtype)},
-        "norm": {"bias": jnp.zeros(4, x.dtype), "scale": jnp.ones(4, x.dtype)},
-    }
-    return {"params": params, "batch_stats": {"norm": {"mean": jnp.zeros(4), "var": jnp.ones(4)}}}
-
-
-def function_apply(variables, x, train, rngs):
-    params, old = variables["params"], variables["batch_stats"]["norm"]
-    x = jax.lax.conv_general_dilated(
-        x, params["conv"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    mean, var = (x.mean((0, 1, 2)), x.var((0, 1, 2))) if train else (old["mean"], old["var"])
-    new = {"mean": MOMENTUM * old["mean"] + (1 - MOMENTUM) * mean, "var": MOMENTUM * old["var"] + (1 - MOMENTUM) * var}
-    x = (x - mean) / jnp.sqrt(var + EPS) * params["norm"]["scale"] + params["norm"]["bias"]
-    out = jax.nn.relu(x).mean((1, 2)) @ params["head"]["kernel"] + params["head"]["bias"]
-    return out, {"batch_stats": {"norm": new}}
-
-
-KINDS = {"linen": Linen(), "nnx": Nnx, "functions": (function_init, function_apply)}
 
 
 def mini_batches(count=4):
@@ -225,138 +176,6 @@ def test_other_variables_of_a_network_are_kept():
     assert float(state.other["other"]["calls"]) == 3
 
 
-class Wanting(nn.Module):
-    @nn.compact
-    def __call__(self, x, mask, training):
-        return x
-
-
-class Growing(nnx.Module):
-    def __init__(self, rngs):
-        self.head = nnx.Linear(25, 3, rngs=rngs)
-
-    def __call__(self, x):
-        self.new = nnx.Variable(x.sum())
-        return self.head(x.reshape(len(x), -1))
-
-
-def as_functions(apply):
-    return lambda key, x: {"params": {"w": jnp.ones(3)}}, apply
-
-
-@pytest.mark.parametrize(
-    ("model", "words"),
-    [
-        (object(), "model: an object of type object is not accepted; expected a Linen module, an NNX module"),
-        (Linen, r"model: the class Linen \(its instance Linen\(...\) would be\)"),
-        (Wanting(), r"model: Wanting.__call__\(self, x, mask, training\) .* takes \(inputs\) or \(inputs, train\)"),
-        ((function_init, lambda variables, x: x), r"model: apply\(variables, x\) is not accepted"),
-        ((lambda key, x: jnp.ones(3), function_apply), "init: a result of type .* expected a dictionary with params"),
-        (as_functions(lambda v, x, train, rngs: x), "apply: a result of type .* expected a pair"),
-        (as_functions(lambda v, x, train, rngs: (x, {"ema": 0})), "apply: new collections: ema is not accepted"),
-        (Growing, "model: an NNX module that makes variables when it is called"),
-        (lambda rngs: 3, "model: an object of type function"),
-    ],
-)
-def test_what_is_no_network_is_refused_in_a_line(model, words):
-    images = jnp.ones((4, 5, 5, 1))
-
-    def try_it():
-        state = create_train_state(model, "other", jax.random.key(0), images)
-        train_step(state, HParams(), Batch(images, jnp.zeros(4, jnp.int32)))
-
-    with pytest.raises(ConfigError, match=words) as refused:
-        try_it()
-    assert "\n" not in str(refused.value)
-
-
-def linear_state(loss: Any = "cross_entropy"):
-    images = jnp.ones((4, 5, 5, 1))
-
-    def init(key, x):
-        return {"params": {"kernel": 0.1 * jax.random.normal(key, (25, 3))}}
-
-    def apply(variables, x, train, rngs):
-        return x.reshape(len(x), -1) @ variables["params"]["kernel"], {}
-
-    return create_train_state((init, apply), "auto", jax.random.key(0), images, loss=loss), images
-
-
-def test_stacked_numbers_outside_of_vmap_are_refused():
-    state, images = linear_state()
-    batch, four = Batch(images, jnp.arange(4) % 3), HParams(lr=jnp.full(4, 0.1))
-    with pytest.raises(ConfigError, match=r"lr: an array of shape \(4,\) is not accepted; expected one number"):
-        sphere_sgd(four, (False,))
-    with pytest.raises(ConfigError, match=r"lr: an array of shape \(4,\)"):
-        train_step(state, four, batch)
-    with pytest.raises(ConfigError, match="state: one of 2 configurations"):
-        train_step(state.replace(step=jnp.zeros(2, jnp.int32)), HParams(), batch)
-
-
-@pytest.mark.parametrize(
-    ("labels", "words"),
-    [
-        (jnp.arange(5) % 3, r"labels: \(5,\) of int32 is not accepted; expected 4 whole numbers"),
-        (jnp.zeros((4, 3)), r"labels: \(4, 3\) of float32"),
-        ([0, 1, 2, 0], r"labels: .* of list"),
-        (jnp.array([0, 1, 2, 3]), "labels: 3 is not accepted; expected whole numbers from 0 to 2, for 3 outputs"),
-        (np.array([0, -1, 2, 1]), "labels: -1 is not accepted"),
-    ],
-)
-def test_labels_that_do_not_fit_are_refused(labels, words):
-    state, images = linear_state()
-    with pytest.raises(ConfigError, match=words):
-        train_step(state, HParams(), Batch(images, labels))
-
-
-def test_labels_that_are_no_classes_are_nan_within_a_program():
-    state, images = linear_state()
-    _, metrics = jax.jit(train_step)(state, HParams(), Batch(images, jnp.array([0, -1, 2, 1])))
-    assert np.isnan(metrics["loss"])
-
-
-def test_a_pair_is_a_batch_and_nothing_else_is():
-    state, images = linear_state()
-    labels = jnp.arange(4) % 3
-    _, expected = train_step(state, HParams(), Batch(images, labels))
-    _, metrics = train_step(state, HParams(), (images, labels))
-    assert float(metrics["loss"]) == float(expected["loss"])
-    of_dictionary: Any = {"images": images, "labels": labels}
-    with pytest.raises(ConfigError, match="batch: a dict is not accepted; expected a Batch, or a pair"):
-        train_step(state, HParams(), of_dictionary)
-
-
-@pytest.mark.parametrize("reduced", [False, True])
-def test_a_loss_of_ones_own_gives_each_example_or_one_number(reduced):
-    def loss(outputs, targets):
-        each = ((outputs - targets) ** 2).sum(-1)
-        return each.mean() if reduced else each
-
-    state, images = linear_state(loss)
-    targets = jax.random.normal(jax.random.key(2), (4, 3))
-    after, metrics = jax.jit(train_step)(state, HParams(noninvariant_lr=0.01), (images, targets))
-    outputs = images.reshape(4, -1) @ state.params["kernel"]
-    assert float(metrics["loss"]) == pytest.approx(float(((outputs - targets) ** 2).sum(-1).mean()), rel=1e-5)
-    assert np.isnan(metrics["accuracy"])
-    gradient = images.reshape(4, -1).T @ (outputs - targets) / 2
-    np.testing.assert_allclose(after.params["kernel"], state.params["kernel"] - 0.01 * gradient, rtol=1e-4, atol=1e-6)
-    values, wrong = eval_step(state, (images, targets))
-    assert values.shape == wrong.shape == (() if reduced else (4,))
-    assert np.isnan(wrong).all()
-
-
-@pytest.mark.parametrize("loss", ["hinge", ["squared"], 3, None])
-def test_what_is_no_loss_is_refused(loss):
-    with pytest.raises(ConfigError, match=r"--loss: .* is not accepted; expected one of cross_entropy, squared"):
-        linear_state(loss)
-
-
-def test_a_loss_that_returns_no_numbers_is_refused():
-    state, images = linear_state(lambda outputs, targets: None)
-    with pytest.raises(ConfigError, match="loss: a result of type NoneType is not accepted"):
-        train_step(state, HParams(), (images, jnp.zeros(4)))
-
-
 def test_a_stream_of_random_numbers_of_any_name_is_served():
     class Noisy(nn.Module):
         @nn.compact
@@ -371,48 +190,3 @@ def test_a_stream_of_random_numbers_of_any_name_is_served():
     state, first = train_step(state, HParams(noninvariant_lr=0.0), batch)
     _, second = train_step(state, HParams(noninvariant_lr=0.0), batch)
     assert first["loss"] != second["loss"]
-
-
-@pytest.mark.parametrize("name", ["training", "deterministic"])
-def test_a_network_whose_mode_has_another_name_is_refused(name):
-    class Net(nn.Module):
-        if name == "training":
-
-            @nn.compact
-            def __call__(self, x, training=False):
-                return nn.Dense(3)(x.reshape(len(x), -1))
-        else:
-
-            @nn.compact
-            def __call__(self, x, deterministic=True):
-                return nn.Dense(3)(x.reshape(len(x), -1))
-
-    with pytest.raises(ConfigError, match=rf"Net.__call__\(.*{name}.* is not accepted; expected a __call__ that takes"):
-        create_train_state(Net(), "other", jax.random.key(0), jnp.ones((2, 5, 5, 1)))
-
-
-def test_one_output_has_no_answers():
-    def apply(variables, x, train, rngs):
-        return x.reshape(len(x), -1) @ variables["params"]["kernel"], {}
-
-    def loss(outputs, targets):
-        return (outputs[:, 0] - targets) ** 2
-
-    images = jnp.ones((4, 5, 5, 1))
-    network = (lambda key, x: {"params": {"kernel": jnp.ones((25, 1))}}), apply
-    state = create_train_state(network, "other", jax.random.key(0), images, loss=loss)
-    _, metrics = train_step(state, HParams(lr=0.1), Batch(images, jnp.array([0, 0, 0, 1])))
-    assert jnp.isnan(metrics["accuracy"])
-
-
-def test_a_collection_that_grows_is_one_line():
-    class Growing(nn.Module):
-        @nn.compact
-        def __call__(self, x, train):
-            self.sow("aux", "mean", x.mean())
-            return nn.Dense(3)(x.reshape(len(x), -1))
-
-    batch = Batch(jnp.ones((4, 5, 5, 1)), jnp.arange(4) % 3)
-    state = create_train_state(Growing(), "other", jax.random.key(0), batch.images)
-    with pytest.raises(ConfigError, match="model: a collection aux that grows in a step is not accepted"):
-        train_step(state, HParams(noninvariant_lr=0.0), batch)
