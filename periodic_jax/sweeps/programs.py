@@ -15,7 +15,7 @@ from periodic_jax.core.grid import HParams
 from periodic_jax.landscape.objective import Batches
 from periodic_jax.landscape.sharpness import largest_eigenvalue, sphere_sharpness
 from periodic_jax.storage.schema import PER_LAYER, SCALARS, SHARPNESS, UPDATES
-from periodic_jax.training import input_pipeline
+from periodic_jax.training import input_pipeline, xla
 from periodic_jax.training.input_pipeline import DeviceData
 from periodic_jax.training.spec import TrainingSpec
 from periodic_jax.training.state import Batch, TrainState
@@ -287,7 +287,9 @@ class ShardedPrograms:
         shard, over = partial(jax.shard_map, mesh=mesh, check_vma=False), P("device")
         results = (over, P(None, "device"))
         sharded = shard(chunk, in_specs=(over, over, over, P(), P(), P()), out_specs=results)
-        options = DETERMINISTIC if deterministic else None
+        options = dict(DETERMINISTIC) if deterministic else {}
+        if mesh.devices.flat[0].platform == "cpu":
+            options |= xla.cpu_options()
         self.chunk = jax.jit(sharded, donate_argnums=0, compiler_options=options)
         self.evaluation, self.eigenvalue = (
             jax.jit(shard(program, in_specs=(over, P()), out_specs=over), compiler_options=options)

@@ -14,6 +14,11 @@ def _nothing_said_yet():
     xla._say_once.cache_clear()
 
 
+def said(caplog):
+    """The lines of the log, but for the one on cores without a device, which depends on the machine."""
+    return [line for line in caplog.messages if "use_cores_as_devices" not in line]
+
+
 def test_searches_for_nan_are_off_in_a_run_and_on_again_after_it(tmp_path, caplog):
     config = {"lr": (0.1, 1e30), "weight_decay": 0.0, "steps": 5, "width": 2, "depth": 1}
     with jax.debug_nans(True), jax.debug_infs(True):
@@ -22,8 +27,7 @@ def test_searches_for_nan_are_off_in_a_run_and_on_again_after_it(tmp_path, caplo
         with pytest.raises(FloatingPointError):
             jax.numpy.log(-1.0)
     assert np.isfinite(open_run(run).diverged_at.sel(lr=1e30))
-    lines = [record.getMessage() for record in caplog.records]
-    assert lines == [
+    assert said(caplog) == [
         "jax_debug_nans and jax_debug_infs: off while periodic_jax computes, where NaN stands for what is not reached"
     ]
 
@@ -37,8 +41,7 @@ def test_random_numbers_are_the_same_whatever_is_set_outside(tmp_path, caplog):
         assert jax.config.jax_default_prng_impl == "rbg"
         assert flax.config.flax_fix_rng_separator
     np.testing.assert_array_equal(run.loss, expected.loss)
-    lines = [record.getMessage() for record in caplog.records]
-    assert [line.split(" while")[0] for line in lines] == [
+    assert [line.split(" while")[0] for line in said(caplog)] == [
         "jax_default_prng_impl=rbg: threefry2x32", "jax_threefry_partitionable=False: True",
         "flax_fix_rng_separator=True: False",
     ]  # fmt: skip
@@ -110,3 +113,32 @@ def test_a_flag_that_comes_too_late_is_said_at_the_import(monkeypatch, caplog):
     assert "JAX started before periodic_jax was imported, so its flag comes too late" in caplog.text
     with pytest.raises(ConfigError, match="imported before JAX starts"):
         xla.check_reductions()
+
+
+@pytest.fixture
+def fresh_options():
+    """The options are found anew, in the test and after it."""
+    xla.cpu_options.cache_clear()
+    yield
+    xla.cpu_options.cache_clear()
+
+
+def test_sums_on_a_cpu_are_not_left_to_the_library(fresh_options, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=")
+    options = xla.cpu_options()
+    squares = jax.jit(lambda x: (x * x).sum(1), compiler_options=options)
+    x = jax.numpy.arange(64.0 * 4096).reshape(64, 4096)
+    assert options
+    assert "ynn" not in squares.lower(x).compile().as_text()
+    np.testing.assert_allclose(squares(x), (np.asarray(x, np.float64) ** 2).sum(1), rtol=1e-6)
+
+
+def test_your_own_choice_of_the_library_stays(fresh_options, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"--{xla.LIBRARY}=reduce")
+    assert xla.cpu_options() == {}
+
+
+def test_a_version_that_knows_no_such_option_goes_without(fresh_options, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(xla, "LIBRARY", "xla_cpu_no_such_option")
+    assert xla.cpu_options() == {}
