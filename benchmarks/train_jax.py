@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from functools import partial
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,8 @@ def main() -> None:
         started = time.perf_counter()
         sweep = build(options)
         train(sweep, 1)
-        serve(partial(train, sweep), start_up_s=round(time.perf_counter() - started, 2), layout=sweep.layout)
+        said = {"start_up_s": round(time.perf_counter() - started, 2), "layout": sweep.layout}
+        serve(partial(train, sweep), jax=metadata.version("jax"), **said)
 
 
 if __name__ == "__main__":

@@ -1,48 +1,64 @@
 """How many times faster is a grid here than the best way to train it in PyTorch?
 
-    python -m benchmarks.vs_pytorch [--quick] [--sizes 8 32] [--widths 4 8] [--grids 1 4 16 64]
+    python -m benchmarks.vs_pytorch [--quick] [--sizes 8 32] [--widths 4 8] [--grids 1 4 16 64] [--python PYTHON ...]
 
 Milliseconds per configuration and step of ConvNetSI, batch 128, float32. PyTorch in every way that a user would try:
 eager and compiled, contiguous and channels-last, one process with all cores and two processes with one core each, all
-configurations stacked with torch.func, and on a GPU as CUDA graphs. The ratio is against the best of them. All take
-turns, round after round. PyTorch records nothing; here every step is recorded.
+configurations as one network of grouped convolutions (as HFTA does, arXiv 2102.02344) or stacked with torch.func, and
+on a GPU as CUDA graphs. The ratio is against the best of them. All take turns, round after round. PyTorch records
+nothing; here every step is recorded.
 """
 
 import argparse
 import os
+import sys
+from typing import NamedTuple
 
 from benchmarks.common import Contender, Worker, ratio, save, table, take_turns
 
 
-def pytorch_ways(gpu: bool, configs: int, quick: bool) -> dict[str, tuple[list[str], int]]:
-    """Name -> (options of the worker, processes at once)."""
-    cores = os.cpu_count() or 1
-    ways: dict[str, tuple[list[str], int]] = {}
-    variants = ["eager", "compiled", "cuda_graph"] if gpu else ["eager", "compiled"]
-    for variant in variants:
+class Way(NamedTuple):
+    """One way to train a grid in PyTorch."""
+
+    options: list[str]  # of a worker
+    processes: int = 1
+    configs: int = 1  # that a worker trains side by side
+
+
+def pytorch_ways(gpu: bool, configs: int, quick: bool) -> dict[str, Way]:
+    """All ways that make sense for so many configurations, by name."""
+    cores = 1 if gpu or configs == 1 else os.cpu_count() or 1
+    one_by_one = ["eager", "compiled", *["cuda_graph"] * gpu]
+    together = ["fused", *["fused_graph"] * gpu] if configs > 1 and not quick else []
+    ways: dict[str, Way] = {}
+    for variant in [*one_by_one, *together]:
+        beside = configs if variant in together else 1
         for memory in ("", "channels-last"):
-            options = ["--variant", variant, *(["--channels-last"] if memory else [])]
-            name = f"{variant} {memory}".strip()
-            ways[name] = (options, 1)
-            if not gpu and configs > 1 and cores > 1:
-                ways[f"{name}, {cores} processes"] = ([*options, "--threads", "1"], cores)
+            name, options = f"{variant} {memory}".strip(), ["--variant", variant, *["--channels-last"] * bool(memory)]
+            ways[name] = Way([*options, "--configs", str(beside)], 1, beside)
+            share = 1 if beside == 1 else beside // cores
+            if cores > 1 and (beside == 1 or beside == share * cores):
+                alone = [*options, "--configs", str(share), "--threads", "1"]
+                ways[f"{name}, {cores} processes"] = Way(alone, cores, share)
     if configs > 1 and not quick:
-        ways["stacked"] = (["--variant", "stacked", "--configs", str(configs)], 1)
+        ways["stacked"] = Way(["--variant", "stacked", "--configs", str(configs)], 1, configs)
     return ways
 
 
 def compare(size: int, channels: int, width: int, configs: int, options: argparse.Namespace) -> dict:
     """All contenders at one network and grid size."""
     shape = ["--size", str(size), "--channels", str(channels), "--width", str(width), "--precision", options.precision]
-    ours = ["--configs", str(configs), "--layout", options.layout]
-    contenders = {"periodic_jax": Contender([Worker("train_jax", [*shape, *ours])], configs, options.seconds)}
-    for name, (more, processes) in pytorch_ways(options.gpu, configs, options.quick).items():
-        workers = [
-            Worker("train_torch", [*shape, *more], threads=1 if processes > 1 else None) for _ in range(processes)
-        ]
-        stacked = configs if "stacked" in more else 1
+    ours = [*shape, "--configs", str(configs), "--layout", options.layout]
+    contenders = {}
+    for python in [sys.executable, *options.python]:
+        one = Contender([Worker("train_jax", ours, python=python)], configs, options.seconds)
+        contenders[f"JAX {one.said['jax']}"] = one
+    jax_lines = list(contenders)
+    for name, way in pytorch_ways(options.gpu, configs, options.quick).items():
+        threads = 1 if way.processes > 1 else None
+        workers = [Worker("train_torch", [*shape, *way.options], threads=threads) for _ in range(way.processes)]
         try:
-            contenders[name] = Contender(workers, stacked, options.seconds)
+            contenders[name] = Contender(workers, way.configs, options.seconds)
         except RuntimeError as error:  # as when a variant needs more memory than there is
             print(f"{name}: {error}")
             for worker in workers:
@@ -50,8 +66,8 @@ def compare(size: int, channels: int, width: int, configs: int, options: argpars
     results = take_turns(contenders, options.rounds)
     for contender in contenders.values():
         contender.close()
-    best = min((name for name in results if name != "periodic_jax"), key=lambda name: results[name]["median"])
-    speed_up = ratio(results[best], results["periodic_jax"])
+    best = min((name for name in results if name not in jax_lines), key=lambda name: results[name]["median"])
+    speed_up = {name: ratio(results[best], results[name]) for name in jax_lines}
     return {"size": size, "width": width, "configs": configs, "best": best, "speed_up": speed_up, "ways": results}
 
 
@@ -65,7 +81,8 @@ def main() -> None:
     parser.add_argument("--layout", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement")
-    parser.add_argument("--quick", action="store_true", help="leave out torch.func")
+    parser.add_argument("--python", nargs="+", default=[], help="interpreters with other versions of JAX, compared too")
+    parser.add_argument("--quick", action="store_true", help="leave out grouped convolutions and torch.func")
     parser.add_argument("--out", help="folder for the JSON file")
     options = parser.parse_args()
     import torch
@@ -80,20 +97,18 @@ def main() -> None:
                 ways = sorted(result["ways"].items(), key=lambda item: item[1]["median"])
                 print(f"\n{size}x{size}, width {width}, {configs} configurations, ms per configuration and step")
                 print(table(("", "median", "min", "max"), [(n, w["median"], w["min"], w["max"]) for n, w in ways]))
-                print(
-                    f"{result['speed_up']['of_medians']:.2f} times the best of PyTorch ({result['best']})", flush=True
-                )
+                for name, up in result["speed_up"].items():
+                    print(f"{name}: {up['of_medians']:.2f} times the best of PyTorch ({result['best']})", flush=True)
     rows = []
     for r in results:
-        ours, best, up = r["ways"]["periodic_jax"]["median"], r["ways"][r["best"]]["median"], r["speed_up"]
-        span = f"{up['min']:.2f} - {up['max']:.2f}"
-        rows.append(
-            (f"{r['size']}x{r['size']}", r["width"], r["configs"], ours, best, r["best"], up["of_medians"], span)
-        )
+        for name, up in r["speed_up"].items():
+            ours, best = r["ways"][name]["median"], r["ways"][r["best"]]["median"]
+            span = f"{up['min']:.2f} - {up['max']:.2f}"
+            images = f"{r['size']}x{r['size']}"
+            rows.append((images, r["width"], r["configs"], name, ours, best, r["best"], up["of_medians"], span))
     print()
-    print(
-        table(("images", "width", "configs", "periodic_jax", "PyTorch", "its best way", "speed-up", "of rounds"), rows)
-    )
+    header = "images", "width", "configs", "JAX", "periodic_jax", "PyTorch", "its best way", "speed-up", "of rounds"
+    print(table(header, rows))
     print(save("vs_pytorch", results, options.out))
 
 

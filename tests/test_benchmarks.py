@@ -63,6 +63,21 @@ def test_results_stand_beside_the_machine(tmp_path):
     assert table(("a", "b"), [(1, 0.12345)]) == "| a | b |\n|---|---|\n| 1 | 0.123 |"
 
 
+@pytest.mark.parametrize("configs", [1, 3, 10])
+def test_each_way_of_pytorch_trains_a_whole_grid(configs, monkeypatch):
+    from benchmarks import vs_pytorch
+
+    monkeypatch.setattr(vs_pytorch.os, "cpu_count", lambda: 2)
+    ways = vs_pytorch.pytorch_ways(gpu=False, configs=configs, quick=False)
+    for name, way in ways.items():
+        together = "fused" in name or name == "stacked"
+        assert way.configs * way.processes == (configs if together else way.processes)
+        assert way.options[way.options.index("--configs") + 1] == str(way.configs)
+        assert ("--threads" in way.options) == (way.processes == 2)
+    assert ("fused channels-last, 2 processes" in ways) == (configs == 10)
+    assert ("fused" in ways) == (configs > 1)
+
+
 def test_a_worker_trains_what_it_is_asked_for(tmp_path, monkeypatch):
     from benchmarks import common
 
