@@ -69,15 +69,18 @@ def test_in_float32_too(tiny, model, alone):
         np.testing.assert_allclose(telemetry["weight_norm"][i], expected["weight_norm"], rtol=1e-4)
 
 
-def test_one_compilation_serves_chunks_of_every_length(tiny, model):
-    sweep = Sweep(model, tiny, GRID, TrainingSpec(12), capacity=9)
-    lengths = [chunk.steps for chunk in sweep.chunks(50, eval_every=11)]
+@pytest.mark.parametrize("devices", [1, None])
+def test_one_compilation_serves_chunks_of_every_length(tiny, model, devices, caplog):
+    with jax.log_compiles():
+        sweep = Sweep(model, tiny, GRID, TrainingSpec(12), capacity=9, devices=jax.devices()[:devices])
+        lengths = [chunk.steps for chunk in sweep.chunks(50, eval_every=11)]
+        list(sweep.chunks(5, eval_every=100))
     assert sum(lengths) == 50
     assert len(set(lengths)) > 2
-    list(sweep.chunks(5, eval_every=100))
     assert sweep.compilations == 1
-    assert sweep.programs.chunk._cache_size() == 1
-    assert sweep.programs.evaluation._cache_size() == 1
+    compiled = [line for line in caplog.messages if line.startswith("Finished XLA compilation of ")]
+    for program in ("chunk", "evaluation"):
+        assert sum(f"jit({program})" in line for line in compiled) == 1
 
 
 @pytest.mark.parametrize("capacity", [4])
