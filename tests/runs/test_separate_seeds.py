@@ -1,5 +1,7 @@
 """Runs with separate seeds: resumed, in shards, branched, and what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,24 @@ def test_a_branch_goes_on_drawing_with_replacement(tmp_path):
     whole = run_sweep(RunConfig(out=tmp_path / "whole", **small), callbacks=QUIET).path
     branch = branch_run(whole, tmp_path / "branch", step=10, callbacks=QUIET).path
     np.testing.assert_array_equal(open_run(branch).loss, open_run(whole).loss.sel(step=slice(10, None)))
+
+
+@pytest.mark.slow
+def test_shards_draw_and_measure_as_the_whole_run_does_also_after_a_stop(tmp_path):
+    """Mini-batches with replacement, and eigenvalues: neither a cut of the grid nor a new start changes a bit."""
+    small = {name: value for name, value in SMALL.items() if not name.endswith("_seed")}
+    small |= {"sampling": "iid", "track_eigenvalue": 6, "seed": (0, 1)}
+    whole = open_run(run_sweep(RunConfig(out=tmp_path / "whole", **small), callbacks=QUIET).path)
+    config = RunConfig(out=tmp_path / "cut", shards=2, shard=0, **small)
+    stopping = RunCallbacks(should_stop=lambda: 3, log=lambda line: None, progress=False)
+    with pytest.raises(RunInterrupted):
+        run_sweep(config, callbacks=stopping)
+    for shard in range(2):
+        run_sweep(dataclasses.replace(config, shard=shard), callbacks=QUIET)
+    cut = open_run(tmp_path / "cut")
+    for name in ("loss", "sphere_hessian_largest"):
+        np.testing.assert_array_equal(cut[name], whole[name], err_msg=name)
+    assert np.isfinite(cut.sphere_hessian_largest).values[0].nonzero()[0].tolist() == [0, 6, 12, 18]
 
 
 def test_shards_keep_what_shares_its_data_together(run, tmp_path):
