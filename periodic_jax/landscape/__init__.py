@@ -1,6 +1,7 @@
 """The loss landscape around a state: products with curvature matrices, traces, leading eigenvalues, gradient noise."""
 
-from periodic_jax.landscape.density import Spectrum, broadened_density, stochastic_lanczos
+from periodic_jax.core.density import broadened_density
+from periodic_jax.landscape.density import Spectrum, stochastic_lanczos
 from periodic_jax.landscape.gradient_noise import GradientNoise
 from periodic_jax.landscape.hvp import PRODUCTS
 from periodic_jax.landscape.lanczos import Eigenvalues, lanczos

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 from scipy.linalg import eigh_tridiagonal
-from scipy.stats import norm
 
 from periodic_jax.landscape.lanczos import tridiagonals
 from periodic_jax.landscape.trace import probe
@@ -72,29 +71,3 @@ def _quadrature(diagonal: np.ndarray, beside: np.ndarray) -> tuple[np.ndarray, n
         return np.full_like(diagonal, np.nan), np.full_like(diagonal, np.nan)
     values, vectors = eigh_tridiagonal(diagonal, beside)
     return values, vectors[0] ** 2
-
-
-def broadened_density(
-    nodes: Float[np.ndarray, "... probes nodes"],
-    weights: Float[np.ndarray, "... probes nodes"],
-    at: Float[np.ndarray, "points"],
-    width: float,
-) -> Float[np.ndarray, "... points"]:
-    r"""The spectral density with each eigenvalue broadened to a normal distribution.
-
-    $$ \phi(t) = \frac1m \sum_{j=1}^m \sum_k w_{jk}\, \mathcal N(t;\, \theta_{jk}, \sigma^2) $$
-
-    Args:
-        nodes, weights: of a `Spectrum`, or of a landscape, with probes and nodes last.
-        at: eigenvalues t.
-        width: σ, in units of the eigenvalues.
-
-    Returns:
-        The density at each; its integral is 1.
-
-    Example:
-        >>> broadened_density(np.array([[0.0, 2.0]]), np.array([[0.5, 0.5]]), np.array([0.0, 1.0]), 0.1).round(2)
-        array([1.99, 0.  ])
-    """
-    each = norm.pdf(np.asarray(at)[:, None, None], np.asarray(nodes)[..., None, :, :], width)
-    return (each * np.asarray(weights)[..., None, :, :]).sum(-1).mean(-1)

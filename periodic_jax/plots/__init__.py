@@ -21,6 +21,7 @@ from periodic_jax.plots.curvature import (
     against_checkpoints,
     against_threshold,
     at_onsets,
+    densities,
     landscape,
     spectra,
     thresholds,
@@ -51,6 +52,7 @@ __all__ = [
     "barriers",
     "colours",
     "curves",
+    "densities",
     "ensembles",
     "equilibria",
     "equilibrium",
@@ -119,7 +121,8 @@ def save_missing(dataset: xr.Dataset, found: xr.Dataset, folder: Path) -> list[P
 
 def save_landscape(found: xr.Dataset, folder: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
     """Draw a landscape that `measure_landscape` measured, and write it; arguments as of `save_all`."""
-    return save([("landscape", landscape(found))], folder, formats)
+    drawn = [("landscape", partial(landscape, found)), ("spectral_density", partial(densities, found))]
+    return save(_drawn(drawn), folder, formats)
 
 
 def save_minima(found: xr.Dataset, folder: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
@@ -185,5 +188,7 @@ def _applicable(
     if "elr_times_sharpness" in dataset:
         yield "sharpness", partial(in_panels, dataset, against_threshold, "elr_times_sharpness", **options)
         yield "sharpness_at_onset", partial(at_onsets, found)
+    if "sphere_hessian_largest" in dataset:
+        yield "eigenvalue", partial(in_panels, dataset, curves, "sphere_hessian_largest", **options)
     if "layer_weight_norm" in dataset:
         yield "layer_weight_norm", partial(layers, dataset)

@@ -9,6 +9,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from periodic_jax.core.density import broadened_density
 from periodic_jax.core.formatting import counted
 from periodic_jax.plots import style
 from periodic_jax.plots.style import PHASE_A, PHASE_B, STYLE, colours, named
@@ -73,6 +74,45 @@ def landscape(found: xr.Dataset) -> Figure:
         scale = colours(found[colour_by].values)
         style.legend(figure, scale, named(colour_by), found[dash_by] if dash_by else None)
         return figure
+
+
+def densities(found: xr.Dataset) -> Figure | None:
+    """Spectral densities of each configuration at the last checkpoint, on the unit sphere where they were measured
+    there, of all images; None where none was measured.
+
+    Each eigenvalue is a normal distribution whose standard deviation is a hundredth of the range that is shown.
+    """
+    found = found.isel(part=0, checkpoint=-1)
+    prefix = "sphere_" if "sphere_hessian_density_nodes" in found else ""
+    names = [name for kind in ("hessian", "gauss_newton") if f"{(name := prefix + kind)}_density_nodes" in found]
+    if not names:
+        return None
+    with mpl.rc_context(STYLE):
+        colour_by, dash_by = style.axis_roles(found)
+        figure = Figure(figsize=(9.6, 3.8))
+        for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            nodes, weights = (found[f"{name}_density_{end}"].values for end in ("nodes", "weights"))
+            _draw_densities(ax, nodes, weights, style.line_styles(found, colour_by, dash_by))
+            ax.set_xlabel(f"{style.label(f'{name}_eigenvalue')}, at step {int(found.checkpoint)}")
+            ax.set_ylabel("density")
+        scale = colours(found[colour_by].values)
+        style.legend(figure, scale, named(colour_by), found[dash_by] if dash_by else None)
+        return figure
+
+
+def _draw_densities(ax: Axes, nodes: np.ndarray, weights: np.ndarray, lines: Sequence[dict[str, Any]]) -> None:
+    """Densities of quadratures ``(configs, probes, nodes)``, down to a millionth of the highest."""
+    known = nodes[np.isfinite(nodes)]
+    style.note_if_empty(ax, nodes)
+    if not known.size:
+        return
+    margin = max((known.max() - known.min()) / 20, 1e-6 * max(abs(known.max()), 1e-30))
+    at = np.linspace(known.min() - margin, known.max() + margin, 1000)
+    density = broadened_density(nodes, weights, at, (at[-1] - at[0]) / 100)
+    for row, line in zip(density, lines, strict=True):
+        ax.plot(at, row, lw=0.8, **line)
+    highest = np.nanmax(density)
+    ax.set(yscale="log", ylim=(highest * 1e-6, highest * 2), xlim=(at[0], at[-1]))
 
 
 def against_threshold(ax: Axes, dataset: xr.Dataset, name: str, *arguments: Any, **options: Any) -> Axes:

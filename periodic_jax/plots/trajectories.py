@@ -69,7 +69,8 @@ def curves(
         ax.set_xscale("log")
     elif not steps_per_epoch:
         ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    ax.set(xlabel="epoch" if steps_per_epoch else "step", ylabel=style.label(name))
+    words = textwrap.fill(style.label(name), 40)  # no longer than a panel is high
+    ax.set(xlabel="epoch" if steps_per_epoch else "step", ylabel=words)
     return ax
 
 
