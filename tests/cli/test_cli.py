@@ -167,6 +167,14 @@ def test_the_version_is_told(capsys):
     assert capsys.readouterr().out == f"periodic-jax {__version__}\n"
 
 
+def test_the_package_is_the_command(capsys):
+    """For a Python whose folder of scripts is not on the path."""
+    program = [sys.executable, "-m", "periodic_jax", "swep"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert done.stderr == refuse(capsys, "swep")
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
