@@ -104,9 +104,8 @@ def parse_command(arguments: Sequence[str]) -> Any:
     """The command with its options, typed.
 
     Raises:
-        ConfigError: an unknown command, word or option, or a value that an option does not accept.
-        SystemExit: after the help or the version was printed; 2 after the help where nothing was given, or after tyro
-            has printed what is missing.
+        ConfigError: an unknown command, word or option, a value that an option does not accept, or one that is missing.
+        SystemExit: after the help or the version was printed; 2 after the help where nothing was given.
     """
     name = arguments[0] if arguments else ""
     if name == "--version":

@@ -1,7 +1,10 @@
 """How the options of a command are read, and those that several commands have."""
 
+import contextlib
 import dataclasses
 import difflib
+import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,14 +59,36 @@ def parse_options(kinds: Any, arguments: Sequence[str], command: str) -> tuple[A
         command: as it is typed, for the help.
 
     Raises:
-        ConfigError: a value that an option does not accept.
-        SystemExit: 0 after the help was printed, 2 after tyro has printed what is missing.
+        ConfigError: a value that an option does not accept, or something that is missing.
+        SystemExit: after the help was printed.
     """
     markers = (FlagCreatePairsOff,)  # every flag is off unless it is given
+    complaint = io.StringIO()
     try:
-        return tyro.cli(kinds, prog=command, args=list(arguments), return_unknown_args=True, config=markers)
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kinds, prog=command, args=list(arguments), return_unknown_args=True, config=markers)
     except RefusedValue as refused:
         raise refused.error from None
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        said = _in_a_line(complaint.getvalue(), command)
+        option = re.search(r"Missing value for argument '(-\S+)'", said)
+        what, why = (option[1], "a value is missing") if option else (command.removeprefix("periodic-jax "), said)
+        raise UsageError(what, why, f"see {command} --help") from None
+
+
+def _in_a_line(complaint: str, command: str) -> str:
+    r"""What tyro complains of in a frame of several lines, without its hint at the help.
+
+    Example:
+        >>> _in_a_line("╭─ Required ─────╮\n│ Missing from x y: │\n│     --to NAME │\n│ For full helptext │", "x y")
+        'not given: --to NAME'
+    """
+    lines = [line.strip("│| ") for line in complaint.splitlines() if not re.search("[-─]{4}", line)]
+    words = " ".join(lines).partition("For full helptext")[0].replace(" (required)", "").strip(" .")
+    missing = words.partition(f"Missing from {command}: ")[2]  # behind a title, in a terminal without its characters
+    return f"not given: {missing}" if missing else words
 
 
 def refuse_unknown(words: Sequence[str], command: str, *kinds: type) -> None:
