@@ -60,7 +60,7 @@ def metadata_corruptions(store: Path, lengths: Mapping[str, int]) -> Iterator[Co
         file = folder / METADATA
         if folder != store and folder.name not in QUANTITIES and not file.exists():
             continue
-        if reason := _file_error(file, lengths):
+        if reason := _file_error(file, lengths, "" if folder == store else folder.name):
             yield Corruption(os.fspath(file.relative_to(store)), None, reason)
 
 
@@ -70,14 +70,14 @@ def _listed(store: Path) -> Iterator[str]:
         yield from (name for name in read_json(store / METADATA)["attributes"][ARRAYS] if name in QUANTITIES)
 
 
-def _file_error(file: Path, lengths: Mapping[str, int]) -> str | None:
+def _file_error(file: Path, lengths: Mapping[str, int], array: str) -> str | None:
     try:
         content = read_json(file)
         if content.get(CONSOLIDATED) and not _is_consolidated(content.pop(CONSOLIDATED), file.parent):
             return "declares the arrays a second time, and otherwise"
         if content != seal_metadata(content):
             return "its checksum is another one" if SEAL in content["attributes"] else "it has no checksum"
-        return _metadata_error(content, lengths)
+        return _place_error(content, array) or _metadata_error(content, lengths)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         if failed := failed_read(error):
             raise UnreadableError(file, failed) from None
@@ -87,6 +87,24 @@ def _file_error(file: Path, lengths: Mapping[str, int]) -> str | None:
 def _is_consolidated(consolidated: Any, store: Path) -> bool:
     """Whether consolidated metadata are those of the arrays in a store."""
     return consolidated["metadata"] == {file.parent.name: read_json(file) for file in store.glob(f"*/{METADATA}")}
+
+
+def _place_error(content: Any, array: str) -> str | None:
+    """Whether metadata belong elsewhere, as after two files were swapped; None where they do not.
+
+    Args:
+        content: of the file.
+        array: in whose folder it is; none: in the store's.
+    """
+    if content["node_type"] != ("array" if array else "group"):
+        return f"declares a node of the type {content['node_type']}"
+    if array in QUANTITIES:
+        quantity, name = QUANTITIES[array], content["attributes"].get("long_name")
+        if name != quantity.long_name and name in {other.long_name for other in QUANTITIES.values()}:
+            return f"belongs to another array: {name}"
+        if quantity.dims and tuple(content["dimension_names"]) != quantity.dims:
+            return f"declares the dimensions {', '.join(map(str, content['dimension_names']))}"
+    return None
 
 
 def _metadata_error(content: Any, lengths: Mapping[str, int]) -> str | None:

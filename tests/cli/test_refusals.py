@@ -83,10 +83,15 @@ def test_the_commands_of_a_checkpoint_that_is_corrupted_change_nothing(run, caps
         assert len(capsys.readouterr().err.splitlines()) < 5
 
 
-def test_a_finished_run_whose_metadata_are_lost_is_mended_without_training(run, finished, monkeypatch):
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_finished_run_whose_metadata_are_lost_is_mended_without_training(run, finished, monkeypatch, swapped):
     chunks = {name: content for name, content in tree(run).items() if "/c/" in name}
     for file in ("zarr.json", "loss/zarr.json", "lr/c/0", "eval_step/c/0"):
         (run / "telemetry.zarr" / file).unlink()
+    if swapped:  # each has its checksum
+        for source, target in (("seed", "."), ("lr", "seed"), ("test_loss", "loss"), (".", "lr")):
+            source = finished / "telemetry.zarr" / source / "zarr.json"
+            shutil.copy(source, run / "telemetry.zarr" / target / "zarr.json")
     said = []
     monkeypatch.setattr("periodic_jax.sweeps.sweep.Sweep.compile", lambda self: pytest.fail("compiled"))
     resume_run(run, callbacks=RunCallbacks(log=said.append))

@@ -81,6 +81,28 @@ def test_metadata_that_declare_too_much(run, name, changes, named):
     assert named in found.reason
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "named"),
+    [
+        ("loss", "", "declares a node of the type array"),
+        ("", "loss", "declares a node of the type group"),
+        ("lr", "seed", "belongs to another array: learning rate"),  # as many bytes, read as other numbers
+        ("seed", "lr", "belongs to another array: seed"),
+        ("train_loss", "loss", "belongs to another array: training loss"),
+        ("weight_decay", "loss", "belongs to another array: weight decay"),
+    ],
+)
+def test_metadata_in_the_place_of_others_are_found(run, source, target, named):
+    store = run / "telemetry.zarr"
+    shutil.copy(store / source / "zarr.json", store / target / "zarr.json")
+    with pytest.raises(CorruptedRunError, match=named):
+        open_run(run, flat=True)
+    report = describe_run(run, verify=True)
+    assert any(named in line for line in report.errors)
+    assert report.lines[-1] == f"to mend it: periodic-jax resume {run}"
+    assert not [line for line in report.errors if "/c/" in line]  # of the numbers nothing is lost
+
+
 def test_consolidated_metadata_of_the_arrays_are_accepted(run):
     """As xarray advises; what no longer agrees is named, and told to be rebuilt."""
     expected = open_run(run, flat=True).load()
