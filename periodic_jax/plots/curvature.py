@@ -84,7 +84,7 @@ def densities(found: xr.Dataset) -> Figure | None:
     """
     found = found.isel(part=0, checkpoint=-1)
     prefix = "sphere_" if "sphere_hessian_density_nodes" in found else ""
-    names = [name for kind in ("hessian", "gauss_newton") if f"{(name := prefix + kind)}_density_nodes" in found]
+    names = [name for name in (f"{prefix}hessian", f"{prefix}gauss_newton") if f"{name}_density_nodes" in found]
     if not names:
         return None
     with mpl.rc_context(STYLE):
@@ -106,7 +106,7 @@ def _draw_densities(ax: Axes, nodes: np.ndarray, weights: np.ndarray, lines: Seq
     style.note_if_empty(ax, nodes)
     if not known.size:
         return
-    margin = max((known.max() - known.min()) / 20, 1e-6 * max(abs(known.max()), 1e-30))
+    margin = (known.max() - known.min()) / 20 or 1.0
     at = np.linspace(known.min() - margin, known.max() + margin, 1000)
     density = broadened_density(nodes, weights, at, (at[-1] - at[0]) / 100)
     for row, line in zip(density, lines, strict=True):

@@ -119,7 +119,7 @@ def _guarded() -> bool:
 def cpu_options() -> dict[str, str]:
     """Compiler options of a sweep's programs on a CPU: the library makes products, XLA's own loops make sums.
 
-    Under JAX 0.12 a step takes 6 - 15 % less time so: docs/development/decisions/xla-flag-by-version.md. There are none
+    Under JAX 0.12 a step takes 6 - 16 % less time so: docs/development/decisions/xla-flag-by-version.md. There are none
     where ``XLA_FLAGS`` has the option, by the guard or by you, and under versions of jaxlib that do not know it.
     """
     import jax
