@@ -1,6 +1,6 @@
 """What does recording every step cost?
 
-    python -m benchmarks.telemetry_cost [--shapes 8:4 8:8 32:8]
+    python -m benchmarks.telemetry_cost [--shapes 8:4 8:8 32:8] [--optimizer adamw]
 
 Milliseconds per configuration and step of ten configurations: without any measurement (the optimiser's chain measures
 nothing and only the loss is kept), with all quantities of every step, and with those of every layer too.
@@ -25,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["8:4", "8:8", "32:8"], help="size:width")
     parser.add_argument("--configs", type=int, default=10)
+    parser.add_argument("--optimizer", default="sgd", help="see periodic-jax sweep")
     parser.add_argument("--starts", type=int, default=7, help="how often all are started")
     parser.add_argument("--rounds", type=int, default=3, help="of each start")
     parser.add_argument("--seconds", type=float, default=1.0)
@@ -34,7 +35,7 @@ def main() -> None:
     for shape in options.shapes:
         size, width = shape.split(":")
         base = ["--size", size, "--channels", "1" if size == "8" else "3", "--width", width]
-        base += ["--configs", str(options.configs)]
+        base += ["--configs", str(options.configs), "--optimizer", options.optimizer]
         with tempfile.TemporaryDirectory() as cache:  # of compiled programs
             os.environ.update(JAX_COMPILATION_CACHE_DIR=cache, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.5")
             starts = [_start(base, options) for _ in range(options.starts)]
@@ -45,7 +46,8 @@ def main() -> None:
             cells = [f"{100 * (more[of] - 1):+.1f} %" for of in ("of_medians", "min", "max")]
             rows.append((f"{size}x{size}, width {width}", said, found["median"], cells[0], " to ".join(cells[1:])))
     print(table(("network", "recorded", "ms per config-step", "more", "of starts"), rows))
-    print(save("telemetry_cost", results, options.out))
+    name = "telemetry_cost" if options.optimizer == "sgd" else f"telemetry_cost-{options.optimizer}"
+    print(save(name, results, options.out))
 
 
 def _start(base: Sequence[str], options: argparse.Namespace) -> dict[str, dict[str, Any]]:

@@ -39,8 +39,11 @@ def build(options: argparse.Namespace):
     with _measuring_nothing() if options.record == "nothing" else contextlib.nullcontext():
         return Sweep(
             model, images_of(options.size, options.channels), SweepGrid.product(lr=rates, weight_decay=1e-3),
-            TrainingSpec(batch_size=options.batch, per_layer=options.record == "layers"), layout=options.layout,
-            capacity=options.capacity, deterministic=getattr(options, "deterministic", False),
+            TrainingSpec(
+                batch_size=options.batch, per_layer=options.record == "layers",
+                optimizer=options.optimizer,
+            ),
+            layout=options.layout, capacity=options.capacity, deterministic=getattr(options, "deterministic", False),
         ).compile()  # fmt: skip
 
 
@@ -87,6 +90,7 @@ def arguments() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", default=default)
     parser.add_argument("--storage", help="of what is kept for the backward pass, where the network has a choice")
     parser.add_argument("--deterministic", action="store_true", help="see periodic-jax sweep")
+    parser.add_argument("--optimizer", default="sgd", help="see periodic-jax sweep")
     parser.add_argument("--record", choices=("steps", "layers", "nothing"), default="steps")
     parser.add_argument("--devices", type=int, default=0, help="cores to spread over; 0: all")
     return parser

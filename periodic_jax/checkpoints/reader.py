@@ -1,6 +1,7 @@
 """Checkpoints of a run, in orbax's format: the states of all configurations at the end of a chunk; read when verified.
 
     DIR/checkpoints/STEP/                  a flat tree of arrays, configurations first and in the grid's order
+    DIR/checkpoints/STEP/telemetry.json    the run's id, and what its telemetry held then
     DIR/checkpoints/STEP/checksums.json    of all other files there
 
 The order is the grid's, so that a run can go on with another number of devices. Earlier versions could share a grid
@@ -27,7 +28,7 @@ import numpy as np
 from periodic_jax.core.errors import MissingDependencyError, as_corruption
 from periodic_jax.core.files import read_json, used_bytes
 from periodic_jax.storage.checksums import SEAL, is_checksummed
-from periodic_jax.storage.run_directory import CHECKPOINTS, CHECKSUMS
+from periodic_jax.storage.run_directory import CHECKPOINTS, CHECKSUMS, other_run, recorded_id
 
 Tree = Mapping[str, np.ndarray]
 ORBAX_V1 = ("orbax.checkpoint.v1", "orbax.checkpoint.experimental.v1")  # where it is bound for, and where it is
@@ -70,6 +71,8 @@ def load_checkpoint(path: Path, step: int, like: Tree) -> dict[str, np.ndarray]:
     folder, configs = path / CHECKPOINTS / str(step), len(next(iter(like.values())))
     with as_corruption(folder, "use another checkpoint"):
         _check_files(folder, sum(array.nbytes for array in like.values()))
+        if (run_id := recorded_id(path)) and other_run(path, step, run_id):
+            raise ValueError("it is of another run")
         declared = orbax().metadata(os.path.abspath(folder)).metadata
         if declared is None:
             raise ValueError("what it declares cannot be read")

@@ -32,7 +32,8 @@ def corruptions(
         if done > start:
             yield f"{run_directory.TELEMETRY}: {MISSING}"
     else:
-        errors = list(verification.find_corruptions(store, start, done, run_directory.lengths(manifest)))
+        recorded = run_directory.recorded_checksums(path, manifest, done)
+        errors = list(verification.find_corruptions(store, start, done, run_directory.lengths(manifest), recorded))
         yield from (f"{run_directory.TELEMETRY}/{corruption}" for corruption in errors)
         if not errors:
             yield from _missing_steps(path, start, done)
@@ -51,7 +52,7 @@ def corruptions(
     weights = {name: array[0] for name, array in like.items() if name.startswith(WEIGHTS)}
     for minimum in minima:
         try:
-            read_minimum(minimum, weights)
+            read_minimum(minimum, weights, manifest.get("id"))
         except CorruptedRunError as error:
             yield f"{minimum.file.relative_to(path)}: {error.reason}"
 

@@ -7,6 +7,7 @@ Orbax writes a checkpoint beside its place and renames it; it counts when its ch
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from periodic_jax.checkpoints.reader import Tree, checksum, file_checksums, orba
 from periodic_jax.core.errors import first_line
 from periodic_jax.core.files import write_json
 from periodic_jax.storage.checksums import seal
-from periodic_jax.storage.run_directory import CHECKPOINTS, CHECKSUMS, checkpoint_steps
+from periodic_jax.storage.run_directory import CHECKPOINTS, CHECKSUMS, RECORD, checkpoint_steps
 
 DRAFT = f"{CHECKPOINTS}.partial"
 
@@ -48,8 +49,13 @@ class Checkpoints:
         interval = max(self._seconds, 100 * self._took) if self._seconds else 0.0
         return marked or time.monotonic() - self._last >= interval
 
-    def save(self, step: int, states: Tree) -> None:
+    def save(self, step: int, states: Tree, record: Mapping[str, Any] | None = None) -> None:
         """Begin to write a checkpoint, as soon as the one before is written.
+
+        Args:
+            step: its step.
+            states: of all configurations.
+            record: what `storage.run_directory.checkpoint_record` is to give, where there is telemetry.
 
         Raises:
             OSError: the one before could not be written.
@@ -57,7 +63,7 @@ class Checkpoints:
         self.wait()
         self._last = time.monotonic()
         content = packed(states, np.array([[step, len(next(iter(states.values()))), checksum(states)]], np.uint32))
-        self._pending = self._thread.submit(self._write, step, content)
+        self._pending = self._thread.submit(self._write, step, content, record)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written.
@@ -69,7 +75,7 @@ class Checkpoints:
         if pending:
             pending.result()
 
-    def _write(self, step: int, content: dict[str, Any]) -> None:
+    def _write(self, step: int, content: dict[str, Any], record: Mapping[str, Any] | None) -> None:
         """Write a checkpoint, then remove those that are no longer wanted."""
         started = time.monotonic()
         folder = self._path / CHECKPOINTS / str(step)
@@ -81,6 +87,8 @@ class Checkpoints:
                 orbax().save(os.path.abspath(folder), content)
         except Exception as error:  # tensorstore has its own errors for a full disk and its like
             raise OSError(None, first_line(error)) from error
+        if record is not None:
+            write_json(folder / RECORD, record)
         write_json(folder / CHECKSUMS, seal(file_checksums(folder)))
         for old in checkpoint_steps(self._path)[: -self._keep]:
             if old != self._first_step and (self._keep_every is None or old % self._keep_every):

@@ -15,7 +15,7 @@ from periodic_jax.models.adapters import input_dtype
 from periodic_jax.runs import build
 from periodic_jax.storage.minima_files import find_missing_minima, read_minimum, saved_minima
 from periodic_jax.storage.reader import open_run
-from periodic_jax.storage.run_directory import MINIMA, checkpoint_steps
+from periodic_jax.storage.run_directory import MINIMA, checkpoint_steps, recorded_id
 from periodic_jax.sweeps.placement import named_leaves, weights_of
 from periodic_jax.training.initialisation import seeded_state
 from periodic_jax.training.spec import TrainingSpec
@@ -74,9 +74,10 @@ def _saved(run: LoadedRun, configs: Sequence[int], abstract: TrainState) -> list
     weights = weights_of(abstract)
     like = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in named_leaves(weights)}
     minima: dict[int, list[SavedState]] = {i: [] for i in configs}
+    run_id = recorded_id(run.path)
     for minimum in saved_minima(run.path):
         if minimum.config in minima:
-            arrays = read_minimum(minimum, like)
+            arrays = read_minimum(minimum, like, run_id)
             read = jax.tree.structure(weights).unflatten([arrays[name] for name in like])
             state = SavedState(minimum.step, minimum.ended, read["params"], read["batch_stats"])
             minima[minimum.config].append(state)

@@ -192,4 +192,5 @@ def plan_session(config: RunConfig, manifest: Mapping[str, Any]) -> "SessionPlan
         ends=tuple(former_ends(config, manifest)), keep=config.keep, keep_every=config.keep_every,
         seconds=config.checkpoint_seconds,
         keep_period_minima=config.keep_period_minima, is_finished="summary" in manifest,
+        run_id=manifest.get("id"),
     )  # fmt: skip

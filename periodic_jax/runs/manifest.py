@@ -1,6 +1,7 @@
 """What config.json holds: the configuration, versions, command, code and hardware of its sessions, and the summary."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -115,11 +116,26 @@ def next_manifest(config: RunConfig, manifest: dict[str, Any], sweep: "Sweep") -
     data = json.loads(json.dumps(config.data.described()))
     resolved = {"config": to_manifest(config, sweep.layout), "data": data}
     if "config" not in manifest:
-        return {"format": schema.FORMAT, **manifest, **resolved, **provenance(sweep)}
+        new = {**manifest, **resolved}
+        return {"format": schema.FORMAT, "id": run_id(new), **new, **provenance(sweep)}
     check_images(config, manifest)
     sessions = [*manifest.get("sessions", ()), provenance(sweep)]
-    unfinished = {name: value for name, value in manifest.items() if name != "summary"}
+    unfinished = {name: value for name, value in manifest.items() if name not in ("summary", "telemetry")}
     return {**unfinished, **resolved, "ends": former_ends(config, manifest), "sessions": sessions}
+
+
+def run_id(manifest: Mapping[str, Any]) -> str:
+    """By which a file of another run is told: the same for runs that begin with the same steps, on the same images.
+
+    Args:
+        manifest: the content of a new run's config.json.
+    """
+    later = (*NOT_FOLLOWED, *FREE, "steps", "eval_every", "eval_at", "schedule_end", "layout")
+    config = {name: value for name, value in manifest["config"].items() if name not in later}
+    origin = {name: value for name, value in manifest.get("parent", {}).items() if name not in ("name", "path")}
+    data = {name: value for name, value in manifest["data"].items() if name != "source"}
+    content = json.dumps([config, data, origin], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def finished_manifest(
@@ -142,7 +158,7 @@ def finished_manifest(
         "compilations": sweep.compilations, "seconds": round(time.perf_counter() - started, 3),
         "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
-    return {**manifest, "summary": summary}
+    return {**manifest, "summary": summary, "telemetry": outcome.checksums.as_json()}
 
 
 def to_manifest(config: RunConfig, layout: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from periodic_jax.analysis.online import Rule, conclude_periods, initial_rule, update_rule
-from periodic_jax.storage.minima_files import PREFIX, find_missing_minima, write_minimum
+from periodic_jax.storage.minima_files import PREFIX, find_missing_minima, run_of, write_minimum
 from periodic_jax.sweeps.chunks import Chunk
 from periodic_jax.sweeps.placement import choose, copied, weights_of
 from periodic_jax.sweeps.sweep import Sweep
@@ -19,10 +19,11 @@ class MinimaRecorder:
         sweep: at its first step.
         path: the run directory.
         every: steps between candidates.
+        run_id: of the run.
     """
 
-    def __init__(self, sweep: Sweep, path: Path, every: int) -> None:
-        self._sweep, self._path = sweep, path
+    def __init__(self, sweep: Sweep, path: Path, every: int, run_id: str | None) -> None:
+        self._sweep, self._path, self._run_id = sweep, path, run_id
         self._rule: Rule = initial_rule(len(sweep.grid), every, np.dtype(sweep.hparams.lr.dtype))
         self._lowest = copied(weights_of(sweep.states))
 
@@ -64,4 +65,5 @@ class MinimaRecorder:
         weights = self._sweep.placement.fetch(self._lowest)
         for i in configs.tolist():
             arrays = {name: array[i] for name, array in weights.items()}
-            write_minimum(self._path, i, int(steps[i]), ended, {**arrays, "score": scores[i]})
+            arrays |= run_of(self._run_id) | {"score": scores[i]}
+            write_minimum(self._path, i, int(steps[i]), ended, arrays)

@@ -296,6 +296,7 @@ def run_session(
             finalize_first(path, forget=False)
             start = find_resume_point(sweep, plan, truncate, callbacks.log)
         manifest = next_manifest(config, manifest, sweep.compile())
+        plan = dataclasses.replace(plan, run_id=manifest.get("id"))
         try:
             if is_new:
                 finalize_first(path, forget=True)

@@ -22,8 +22,16 @@ from periodic_jax.runs.build import initial_minima
 from periodic_jax.runs.callbacks import RunCallbacks
 from periodic_jax.runs.minima_recorder import MinimaRecorder
 from periodic_jax.storage import verification
+from periodic_jax.storage.checksums import TelemetryChecksums
 from periodic_jax.storage.minima_files import WEIGHTS, discard_after, find_corrupted, find_missing_minima
-from periodic_jax.storage.run_directory import CHECKPOINTS, CONFIG_FILE, TELEMETRY, checkpoint_steps
+from periodic_jax.storage.run_directory import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    TELEMETRY,
+    checkpoint_steps,
+    read_config,
+    recorded_checksums,
+)
 from periodic_jax.storage.verified_store import MISSING
 from periodic_jax.storage.writer import Rebuilt, TelemetryLayout, TelemetryWriter, rebuild
 from periodic_jax.sweeps.chunks import ChunkEnds
@@ -44,6 +52,7 @@ class SessionPlan:
         keep, keep_every, seconds: of the checkpoints; see `Checkpoints`.
         keep_period_minima: steps between the candidates for the lowest point of each period; None: none are saved.
         is_finished: whether the run had ended before.
+        run_id: from config.json, by which files of another run are told; None in runs of earlier versions.
     """
 
     path: Path
@@ -57,6 +66,7 @@ class SessionPlan:
     seconds: float = 10.0
     keep_period_minima: int | None = None
     is_finished: bool = False
+    run_id: str | None = None
 
     @property
     def eval_steps(self) -> list[int]:
@@ -84,6 +94,7 @@ class SessionResult(NamedTuple):
     step: int  # and now
     seconds: float  # from the end of the first chunk, whose program is compiled
     timed_steps: int  # made in that time
+    checksums: TelemetryChecksums
 
 
 def train_session(
@@ -104,7 +115,9 @@ def train_session(
         CorruptedRunError: corrupted telemetry, and ``start`` is not given.
         OSError: something could not be written; all up to the last checkpoint is kept.
     """
-    minima = MinimaRecorder(sweep, plan.path, plan.keep_period_minima) if plan.keep_period_minima else None
+    minima = None
+    if plan.keep_period_minima:
+        minima = MinimaRecorder(sweep, plan.path, plan.keep_period_minima, plan.run_id)
     start = start or find_resume_point(sweep, plan, False, callbacks.log)
     checkpoints = Checkpoints(
         plan.path, keep=plan.keep, keep_every=plan.keep_every, seconds=plan.seconds, first_step=plan.first_step,
@@ -146,7 +159,8 @@ def train_session(
             if chunk.states is not None:
                 writer.commit()
                 states = sweep.placement.fetch(chunk.states)
-                checkpoints.save(end, {**states, **minima.export()} if minima else states)
+                record = {"run": plan.run_id, **writer.checksums(end).as_json()}
+                checkpoints.save(end, {**states, **minima.export()} if minima else states, record)
             callbacks.on_chunk(chunk)
             if timed_from:
                 timed_steps += chunk.steps
@@ -157,7 +171,7 @@ def train_session(
     if minima and sweep.step == plan.steps:
         minima.write_unfinished()
     seconds = time.perf_counter() - timed_from if timed_from else 0.0
-    return SessionResult(start.step, sweep.step, seconds, timed_steps)
+    return SessionResult(start.step, sweep.step, seconds, timed_steps, writer.checksums(sweep.step))
 
 
 def find_resume_point(sweep: Sweep, plan: SessionPlan, truncate: bool, log: Callable[[str], None]) -> ResumePoint:
@@ -173,12 +187,15 @@ def find_resume_point(sweep: Sweep, plan: SessionPlan, truncate: bool, log: Call
     store, lost = plan.path / TELEMETRY, dict[Path, str]()
     if truncate and plan.keep_period_minima:
         weights = {name: array[0] for name, array in sweep.abstract_states().items() if name.startswith(WEIGHTS)}
-        lost = find_corrupted(plan.path, weights)
+        lost = find_corrupted(plan.path, weights, plan.run_id)
     start = newest_checkpoint(sweep, plan, plan.steps, log, truncate=truncate, lost=lost)
     if start.step == plan.first_step:
         return start
     if store.exists():
-        rebuilt = rebuild(plan.path, telemetry_layout(sweep, plan), start.step, store_lengths(sweep, plan))
+        rebuilt = rebuild(
+            plan.path, telemetry_layout(sweep, plan), start.step, store_lengths(sweep, plan),
+            recorded_checksums(plan.path, {}, start.step),
+        )  # fmt: skip
     else:
         rebuilt = Rebuilt({}, [verification.Corruption("", None, MISSING)])
     # When each configuration diverged is in the checkpoint.
@@ -242,7 +259,8 @@ def rebuild_finished(sweep: Sweep, plan: SessionPlan) -> list[str]:
     Returns:
         The files that were written.
     """
-    rebuilt = rebuild(plan.path, telemetry_layout(sweep, plan), plan.steps, store_lengths(sweep, plan))
+    recorded = recorded_checksums(plan.path, read_config(plan.path), plan.steps)
+    rebuilt = rebuild(plan.path, telemetry_layout(sweep, plan), plan.steps, store_lengths(sweep, plan), recorded)
     if rebuilt.left:
         return []
     rebuilt.write(plan.path)

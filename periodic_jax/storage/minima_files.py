@@ -3,10 +3,11 @@
     DIR/minima/CONFIG/STEP-END.npz           the lowest point of a period that had ended after END updates
     DIR/minima/CONFIG/STEP-unfinished.npz    that of the last one, where the run ended before it
 
-A file holds plain arrays, uncompressed, by the names of a checkpoint (``params...``, ``batch_stats...``), ``score`` and
-``which``: what its name says, (CONFIG, STEP, END or -1). It is written while the configuration is trained,
-atomically; zip's own CRC-32 shows corruption, ``which`` a file in another's place, and the last checkpoint how
-many there must be. Orbax would take a folder and 0.1 s for each. Nothing is unpickled.
+A file holds plain arrays, uncompressed, by the names of a checkpoint (``params...``, ``batch_stats...``), ``score``,
+``which``: what its name says, (CONFIG, STEP, END or -1), and ``run``: the run's id. It is written while the
+configuration is trained, atomically; zip's own CRC-32 shows corruption, ``which`` and ``run`` a file in the place of
+another, and the last checkpoint how many there must be. Orbax would take a folder and 0.1 s for each. Nothing is
+unpickled.
 """
 
 import contextlib
@@ -55,7 +56,7 @@ def write_minimum(path: Path, config: int, step: int, ended: int | None, arrays:
     Args:
         path: the run directory.
         config, step, ended: see `Minimum`.
-        arrays: of that configuration: weights, statistics and ``score``.
+        arrays: of that configuration: weights, statistics, `run_of` and ``score``.
     """
     folder = path / MINIMA / str(config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,24 +65,32 @@ def write_minimum(path: Path, config: int, step: int, ended: int | None, arrays:
     write_atomically(file, lambda opened: np.savez(opened, **content), sync_folder=True)
 
 
-def read_minimum(minimum: Minimum, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run_of(run_id: str | None) -> dict[str, np.ndarray]:
+    """What a file holds of the run's id; nothing in a run of an earlier version, which has none."""
+    return {} if run_id is None else {"run": np.frombuffer(run_id.encode(), np.uint8)}
+
+
+def read_minimum(minimum: Minimum, like: Mapping[str, np.ndarray], run_id: str | None) -> dict[str, np.ndarray]:
     """The arrays of a minimum.
 
     Args:
         minimum: of `saved_minima`.
         like: arrays of the names, shapes and dtypes of one configuration's weights and statistics.
+        run_id: of the run, from its config.json.
 
     Raises:
         CorruptedRunError: a corrupted file, one of other arrays, or another's in its place.
     """
     named, run = _which(*minimum[:3]), minimum.file.parents[2]
-    wanted = {**like, "score": np.zeros((), next(iter(like.values())).dtype), "which": named}
+    wanted = {**like, "score": np.zeros((), next(iter(like.values())).dtype), "which": named, **run_of(run_id)}
     with as_corruption(minimum.file, f"periodic-jax resume {run} --truncate finds it again"):
         with zipfile.ZipFile(minimum.file) as archive:
             _check_members(archive, wanted)
             arrays = {name: _member(archive, name, array) for name, array in wanted.items()}
         if (which := arrays["which"]).tolist() != named.tolist():
             raise ValueError("it is that of configuration {}, step {}, end {}".format(*which))
+        if any(arrays[name].tolist() != wanted[name].tolist() for name in run_of(run_id)):
+            raise ValueError("it is that of another run")
         return arrays
 
 
@@ -119,17 +128,17 @@ def discard_after(path: Path, step: int) -> None:
             folder.rmdir()
 
 
-def find_corrupted(path: Path, like: Mapping[str, np.ndarray]) -> dict[Path, str]:
+def find_corrupted(path: Path, like: Mapping[str, np.ndarray], run_id: str | None) -> dict[Path, str]:
     """What is not as it was written, and what is wrong with it.
 
     Args:
         path: the run directory.
-        like: as for `read_minimum`.
+        like, run_id: as for `read_minimum`.
     """
     errors = {}
     for minimum in saved_minima(path):
         try:
-            read_minimum(minimum, like)
+            read_minimum(minimum, like, run_id)
         except CorruptedRunError as error:
             errors[minimum.file] = error.reason
     return errors

@@ -26,6 +26,7 @@ from periodic_jax.storage.run_directory import (
     lengths,
     reached,
     read_config,
+    recorded_checksums,
 )
 from periodic_jax.storage.schema import describe
 from periodic_jax.storage.shards import LOG, Shards, check_members, join_branches, join_shards, read_shards
@@ -124,7 +125,8 @@ def _open_flat(path: Path) -> xr.Dataset:
         for corruption in metadata_corruptions(store, lengths(config)):
             raise corrupted_telemetry(path, corruption.reason, corruption.file)
         # Version 3 only, the one that is written here: its codecs are few, and none of them unpickles.
-        verified = open_verified(store.absolute(), start_step, step)  # read later, maybe from another directory
+        # Read later, maybe from another directory.
+        verified = open_verified(store.absolute(), start_step, step, recorded_checksums(path, config, step))
         dataset = xr.open_zarr(verified, consolidated=False, zarr_format=3, chunks=None)
         for described in (dataset, *dataset.variables.values()):
             described.attrs.pop(SEAL, None)

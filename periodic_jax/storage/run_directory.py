@@ -1,7 +1,8 @@
 """The run directory: telemetry of every step as zarr arrays with names, coordinates and units, opened as an xarray
 Dataset.
 
-    DIR/config.json      resolved configuration, versions, command, hardware, and the summary when the run has ended
+    DIR/config.json      resolved configuration, versions, command, hardware, and when the run has ended the summary
+                         and the checksums of its telemetry
        /telemetry.zarr   zarr v3 group, dims (config, step) and (config, eval_step), NaN where nothing was reached
        /checkpoints/     see `checkpoints.reader`
        /minima/          see `storage.minima_files`
@@ -9,12 +10,14 @@ Dataset.
 No pickle and no code is ever read from a run directory.
 """
 
+import contextlib
 import errno
 import itertools
 import math
 import os
 import reprlib
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,13 +27,14 @@ from periodic_jax.core.errors import (
     CorruptedRunError,
     RunNotFoundError,
     UnreadableError,
+    as_corruption,
     failed_read,
     first_line,
 )
 from periodic_jax.core.files import find_foreign_file, read_json, write_json
 from periodic_jax.core.grid import LATER_AXES, RUN_AXES
 from periodic_jax.core.limits import MOST_CONFIGS, MOST_LAYERS, MOST_STEPS
-from periodic_jax.storage.checksums import SEAL, is_checksummed, seal
+from periodic_jax.storage.checksums import SEAL, TelemetryChecksums, is_checksummed, seal
 from periodic_jax.storage.schema import FORMAT
 
 CONFIG_FILE = "config.json"
@@ -38,6 +42,7 @@ TELEMETRY = "telemetry.zarr"
 SUMMARY_FILE = "summary.csv"
 CHECKPOINTS = "checkpoints"
 CHECKSUMS = "checksums.json"  # the last file of a checkpoint to be written
+RECORD = "telemetry.json"  # in a checkpoint: the run's id, and `storage.checksums.TelemetryChecksums`
 ANALYSIS = "analysis.nc"
 LANDSCAPE = "landscape.nc"
 MINIMA = "minima"
@@ -52,7 +57,10 @@ OWN_FILES = (
 GIVE = "give the folder of a run"
 RESTORE = "restore it from a copy, or remove the run's folder and train it again"
 # What config.json holds beside its format, where it holds it.
-KINDS = {"config": dict, "data": dict, "parent": dict, "summary": dict, "sessions": list, "ends": list, "command": list}
+KINDS = {
+    "id": str, "config": dict, "data": dict, "parent": dict, "summary": dict, "telemetry": dict, "sessions": list,
+    "ends": list, "command": list,
+}  # fmt: skip
 
 
 def default_folders(name: str) -> Iterator[Path]:
@@ -183,6 +191,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise CorruptedRunError(file, f"no readable JSON: {error}", RESTORE) from None
     if reason := manifest_error(content):
         raise CorruptedRunError(file, reason, RESTORE)
+    for step in checkpoint_steps(Path(path))[-1:]:
+        if other_run(Path(path), step, content.get("id")):
+            remedy = "restore the one of the two that was replaced, or remove the checkpoint"
+            raise CorruptedRunError(file, f"it is of another run than {CHECKPOINTS}/{step}", remedy)
     return {key: value for key, value in content.items() if key != SEAL}
 
 
@@ -227,6 +239,11 @@ def manifest_error(content: Any) -> str | None:
     for name, kind in KINDS.items():
         if not isinstance(content.get(name, kind()), kind):
             return f"its {name} is {reprlib.repr(content[name])}, which is no {'object' if kind is dict else 'list'}"
+    try:
+        if "telemetry" in content:
+            TelemetryChecksums.from_json(content["telemetry"])
+    except (ValueError, LookupError, TypeError) as error:
+        return f"its telemetry is {reprlib.repr(content['telemetry'])} ({first_line(error)})"
     for step in (*content.get("ends", ()), content.get("parent", {}).get("step", 0)):
         if type(step) is not int or not 0 <= step <= MOST_STEPS:
             return f"it names step {reprlib.repr(step)}"
@@ -245,6 +262,67 @@ def checkpoint_steps(path: Path) -> list[int]:
         return sorted(int(name) for name in names if (folder / name / CHECKSUMS).exists())
     except OSError as error:
         raise UnreadableError(folder, failed_read(error) or first_line(error)) from None
+
+
+def checkpoint_record(path: Path, step: int) -> dict[str, Any] | None:
+    """What a checkpoint says of its run and of the telemetry by then; None where it does not, or not as it was written.
+
+    Args:
+        path: the run directory.
+        step: of the checkpoint.
+
+    Raises:
+        UnreadableError: it cannot be read now.
+    """
+    folder = path / CHECKPOINTS / str(step)
+    try:
+        sealed, content = read_json(folder / CHECKSUMS), read_json(folder / RECORD)
+        is_right = is_checksummed(sealed) and sealed.get(RECORD) == zlib.crc32((folder / RECORD).read_bytes())
+    except OSError as error:
+        if failed := failed_read(error):
+            raise UnreadableError(folder, failed) from None
+        return None
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return content if is_right and isinstance(content, dict) else None
+
+
+def recorded_id(path: Path) -> str | None:
+    """The id of a run, by which files of another are told; None in runs of earlier versions."""
+    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
+        return read_json(path / CONFIG_FILE).get("id")
+    return None
+
+
+def other_run(path: Path, step: int, run_id: str | None) -> bool:
+    """Whether a checkpoint says that it is of another run.
+
+    Args:
+        path, step: as for `checkpoint_record`.
+        run_id: of the run, from its config.json.
+    """
+    record = checkpoint_record(path, step) or {}
+    return record.get("run") not in (None, run_id)
+
+
+def recorded_checksums(path: Path, record: Mapping[str, Any], step: int) -> TelemetryChecksums | None:
+    """What a run's telemetry held after so many updates; None where that is not recorded, as earlier versions did not.
+
+    Args:
+        path: the run directory.
+        record: the content of its config.json, which has it of a finished run.
+        step: of a checkpoint, or of the run's end.
+
+    Raises:
+        CorruptedRunError: it is no such record.
+        UnreadableError: it cannot be read now.
+    """
+    content = record.get("telemetry") if "summary" in record else checkpoint_record(path, step)
+    if not content:
+        return None
+    with as_corruption(path / CHECKPOINTS / str(step) / RECORD, RESTORE):
+        checksums = TelemetryChecksums.from_json(content)
+    return checksums if checksums.step == step else None
 
 
 def reached(path: Path, record: Mapping[str, Any]) -> int:

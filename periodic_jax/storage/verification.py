@@ -16,7 +16,7 @@ import numpy as np
 
 from periodic_jax.core.errors import CorruptedRunError, UnreadableError, as_corruption, failed_read, first_line
 from periodic_jax.core.files import read_json
-from periodic_jax.storage.checksums import SEAL, seal_metadata
+from periodic_jax.storage.checksums import SEAL, TelemetryChecksums, seal_metadata
 from periodic_jax.storage.schema import QUANTITIES
 from periodic_jax.storage.verified_store import ARRAYS, CONSOLIDATED, METADATA, Expected, open_group, open_verified
 
@@ -139,7 +139,9 @@ def _metadata_error(content: Any, lengths: Mapping[str, int]) -> str | None:
     return None
 
 
-def find_corruptions(store: Path, first_step: int, step: int, lengths: Mapping[str, int]) -> Iterator[Corruption]:
+def find_corruptions(
+    store: Path, first_step: int, step: int, lengths: Mapping[str, int], checksums: TelemetryChecksums | None = None
+) -> Iterator[Corruption]:
     """All files of a telemetry store that are missing or not as written, as far as a run has come.
 
     Args:
@@ -147,6 +149,7 @@ def find_corruptions(store: Path, first_step: int, step: int, lengths: Mapping[s
         first_step: the run's first step.
         step: updates made; what is recorded of later ones is not looked at.
         lengths: as for `metadata_corruptions`.
+        checksums: those recorded after ``step`` updates, by which what is of another run or place is found.
 
     Yields:
         Metadata first; the arrays only where all metadata are verified, and of each the first few.
@@ -158,7 +161,7 @@ def find_corruptions(store: Path, first_step: int, step: int, lengths: Mapping[s
     yield from broken
     if broken:
         return
-    verified = open_verified(store, first_step, step)
+    verified = open_verified(store, first_step, step, checksums)
     group, evaluated = open_group(verified), np.empty(0)
     # A corrupted chunk is found when the array's own turn comes.
     with contextlib.suppress(CorruptedRunError), as_corruption("eval_step", ""):

@@ -20,7 +20,7 @@ from zarr.storage import LocalStore
 from periodic_jax.core.errors import UnreadableError
 from periodic_jax.core.files import PARTIAL, replace_folder, sync, write_atomically, write_json
 from periodic_jax.core.grid import AXES, SweepGrid
-from periodic_jax.storage.checksums import seal_metadata
+from periodic_jax.storage.checksums import RunningChecksums, TelemetryChecksums, checksum_of_values, seal_metadata
 from periodic_jax.storage.run_directory import TELEMETRY
 from periodic_jax.storage.schema import FORMAT, describe
 from periodic_jax.storage.verification import ITEM_SIZES, Corruption, find_corruptions
@@ -87,6 +87,7 @@ class TelemetryWriter:
         steps, eval_steps = _steps_of(layout)
         self._fit(len(steps), len(eval_steps))
         self._arrays = self._opened()
+        self._checksums = RunningChecksums(self._store, self._arrays)
         self._chunks = range(-(-len(layout.grid) // self._arrays["loss"].chunks[0]))  # along the configurations
         for name, values in (("step", steps), ("eval_step", eval_steps)):
             if not np.array_equal(self._arrays[name][:], values):
@@ -97,11 +98,13 @@ class TelemetryWriter:
         for name, block in telemetry.items():
             if block.shape[1]:
                 self._put(name, first_step - self._layout.first_step, block)
+                self._checksums.add(name, first_step - self._layout.first_step, block)
 
     def write_evaluation(self, step: int, evaluation: Mapping[str, np.ndarray]) -> None:
         """Write the evaluation ``(configs,)`` made after ``step`` updates."""
         for name, values in evaluation.items():
             self._put(name, self._eval_index[step], values[:, None])
+            self._checksums.add(name, self._eval_index[step], values[:, None])
 
     def write_diverged(self, diverged_at: np.ndarray) -> None:
         """Write the step at which each configuration diverged, -1 for never."""
@@ -123,6 +126,20 @@ class TelemetryWriter:
         for file in [*self._changed, *{file.parent for file in self._changed}]:
             sync(file)
         self._changed.clear()
+
+    def checksums(self, step: int) -> TelemetryChecksums:
+        """What the store holds after ``step`` updates, all of which are written."""
+        evaluated = sum(at <= step for at in self._eval_index)
+        chunks = {}
+        for name, array in self._arrays.items():
+            if array.ndim == 1:
+                values = [array.blocks[(chunk,)] for chunk in range(array.cdata_shape[0])]
+                chunks[name] = tuple(checksum_of_values(name, block, step=step) for block in values)
+            elif name in self._layout.evaluations:
+                chunks[name] = self._checksums.of(name, evaluated)
+            else:
+                chunks[name] = self._checksums.of(name, step - self._layout.first_step)
+        return TelemetryChecksums(step, evaluated, chunks)
 
     def _put(self, name: str, begin: int, block: np.ndarray) -> None:
         array, end = self._arrays[name], begin + block.shape[1]
@@ -224,7 +241,9 @@ class Rebuilt(NamedTuple):
             write_atomically(path / TELEMETRY / name, content)
 
 
-def rebuild(path: Path, layout: TelemetryLayout, step: int, lengths: Mapping[str, int]) -> Rebuilt:
+def rebuild(
+    path: Path, layout: TelemetryLayout, step: int, lengths: Mapping[str, int], checksums: TelemetryChecksums | None
+) -> Rebuilt:
     """Find what is corrupted in a store, and make anew what config.json determines of it: metadata and coordinates.
 
     Writes nothing into the run. The chunks are verified as the new metadata declare them.
@@ -232,14 +251,13 @@ def rebuild(path: Path, layout: TelemetryLayout, step: int, lengths: Mapping[str
     Args:
         path: the run directory.
         layout: that of its telemetry, by config.json.
-        step: updates made, as for `find_corruptions`.
-        lengths: as for `find_corruptions`.
+        step, lengths, checksums: as for `find_corruptions`.
 
     Raises:
         UnreadableError: a file cannot be read now.
     """
     store, corrupted, files = path / TELEMETRY, set[str](), dict[str, bytes]()
-    left = list(find_corruptions(store, layout.first_step, step, lengths))
+    left = list(find_corruptions(store, layout.first_step, step, lengths, checksums))
     if not store.is_dir() or not any(is_rebuildable(corruption.file) for corruption in left):
         return Rebuilt(files, left)
     with tempfile.TemporaryDirectory() as folder:
@@ -254,7 +272,7 @@ def rebuild(path: Path, layout: TelemetryLayout, step: int, lengths: Mapping[str
             trial = Path(folder, f"trial-{len(corrupted)}")
             _overlay(trial, store, files)
             try:
-                left = list(find_corruptions(trial, layout.first_step, step, lengths))
+                left = list(find_corruptions(trial, layout.first_step, step, lengths, checksums))
             except UnreadableError as error:
                 raise UnreadableError(store / Path(str(error.file)).relative_to(trial), error.reason) from None
     return Rebuilt(files, left)

@@ -312,13 +312,13 @@ def test_killed_and_terminated_runs_lose_nothing(whole, tmp_path, capfd, monkeyp
 
     save = Checkpoints.save
 
-    def saves(self, step, states):
+    def saves(self, step, states, record=None):
         os.kill(os.getpid(), signal.SIGTERM)
         until = time.monotonic() + 60
         while not entered[-1]():  # a thread hears it
             assert time.monotonic() < until
             time.sleep(0.01)
-        save(self, step, states)
+        save(self, step, states, record)
 
     entered, enter = [], callbacks.Stop.__enter__
     with monkeypatch.context() as patch:
