@@ -18,10 +18,12 @@ EVIDENCE, RECORD = "evidence.npz", "record.json"
 
 
 def published(record: dict[str, Any]) -> dict[str, Any]:
-    """A run's record without places on the machine: of a branch's parent, and of files only their names."""
+    """A run's record without what tells its telemetry, which is not kept, and without places on the machine: of a
+    branch's parent, and of files only their names.
+    """
     parent = record.get("parent")
     whole = record if parent is None else record | {"parent": {k: v for k, v in parent.items() if k != "path"}}
-    return _without_folders(whole)
+    return _without_folders({name: value for name, value in whole.items() if name != "telemetry"})
 
 
 def _without_folders(value: Any) -> Any:

@@ -70,6 +70,19 @@ def slope(x: ArrayLike, y: ArrayLike) -> Estimate:
     return _with_interval(lambda times: _slopes(x, y, times), np.arange(len(x)))
 
 
+def mean(values: ArrayLike) -> Estimate:
+    """The mean of a value of each configuration.
+
+    Example:
+        >>> mean([1.0, 2.0, 3.0]).value
+        2.0
+    """
+    values = np.asarray(values, np.float64)
+    if not len(values):
+        return Estimate(np.nan, np.nan, np.nan)
+    return _with_interval(lambda times: times @ values / times.sum(1), np.arange(len(values)))
+
+
 def _with_interval(statistic: Statistic, groups: np.ndarray) -> Estimate:
     with np.errstate(invalid="ignore", divide="ignore"):  # draws that determine nothing are NaN
         value = float(statistic(np.ones((1, len(groups))))[0])
