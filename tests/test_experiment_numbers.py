@@ -32,10 +32,24 @@ def test_trends_and_slopes_have_intervals_that_cover_the_truth():
     assert slope(x, rng.normal(size=30) * 100).sign() is None
 
 
-def test_what_cannot_be_told_has_no_interval():
-    from experiments.statistics import slope, trend
+def test_means_have_intervals_that_cover_the_truth():
+    from experiments.statistics import mean
 
-    for found in (trend([]), trend([np.array([1.0, 2.0])]), slope([1.0, 2.0], [1.0, 2.0])):
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(60):
+        values = rng.normal(3, 2, 12)
+        found = mean(values)
+        covered.append(found.low <= 3 <= found.high)
+        assert found.value == pytest.approx(values.mean())
+        assert found.high - found.low < 8 * 2 / np.sqrt(12)
+    assert np.mean(covered) >= 0.9
+
+
+def test_what_cannot_be_told_has_no_interval():
+    from experiments.statistics import mean, slope, trend
+
+    for found in (mean([]), trend([]), trend([np.array([1.0, 2.0])]), slope([1.0, 2.0], [1.0, 2.0])):
         assert np.isnan(found.value)
         assert found.sign() is None
 

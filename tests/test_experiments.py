@@ -20,7 +20,8 @@ from periodic_jax.training import xla
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "experiments"
 NAMES = (
-    "rate_and_decay", "one_period", "ablations", "product", "practice", "full_batch", "minima", "sphere", "theory"
+    "rate_and_decay", "one_period", "ablations", "product", "practice", "full_batch", "minima", "sphere", "theory",
+    "optimizers",
 )  # fmt: skip
 WRITTEN = [*((name, "laptop") for name in NAMES), ("rate_and_decay", "paper")]
 
