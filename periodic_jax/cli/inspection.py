@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class Landscape:
     """Measure the loss landscape around checkpoints: curvature, leading eigenvalues, gradient noise.
 
-    On the same mini-batches in train mode for all configurations. Prints a table, writes landscape.nc and a figure.
+    Measures all configurations on the same mini-batches in train mode. Prints a table, writes landscape.nc and a
+    figure.
     """
 
     run: Run
@@ -44,14 +45,14 @@ class Landscape:
     )
     eigenvalues: Annotated[int, read_count("eigenvalues")] = setting(10, "Leading eigenvalues of each matrix; 0: none.")
     probes: Annotated[int, read_count("probes")] = setting(10, "Random probes for each trace; 0: no traces.")
-    iterations: Annotated[int, read_count("iterations")] = setting(100, "Most Lanczos iterations.")
+    iterations: Annotated[int, read_count("iterations")] = setting(100, "Largest number of Lanczos iterations.")
     tolerance: Annotated[float, read_number("tolerance")] = setting(
         1e-3, "Residual at which an eigenvalue has converged, relative to the largest in size."
     )
     density: Annotated[int, read_count("density")] = setting(
         0, "Iterations of stochastic Lanczos from each probe, for the spectral density of each matrix; 0: none."
     )
-    overwrite: Annotated[bool, IF_GIVEN] = setting(False, "Replace a landscape.nc that is there.")
+    overwrite: Annotated[bool, IF_GIVEN] = setting(False, "Replace an existing landscape.nc.")
     data: Data = DataFiles()
 
     def execute(self) -> None:
@@ -84,7 +85,7 @@ class Minima:
         None, "Training images from which statistics and training losses are taken."
     )
     points: Annotated[int, read_count("points")] = setting(11, "Points of each path, ends included; at least 3.")
-    overwrite: Annotated[bool, IF_GIVEN] = setting(False, "Replace the comparison that is there.")
+    overwrite: Annotated[bool, IF_GIVEN] = setting(False, "Replace an existing minima.nc.")
     data: Data = DataFiles()
 
     def execute(self) -> None:
@@ -131,7 +132,7 @@ class Replay:
     ]
     precision: Annotated[str, arg("NAME")] = setting("float64", "float64 or float32.")
     copies: Annotated[int, read_count("copies", 1)] = setting(
-        1, "Stacked copies that are trained side by side; the last is written."
+        1, "Copies to train side by side; the command writes the last one."
     )
     layout: Annotated[str, arg("NAME")] = setting(
         "map", "How the copies are laid out: vmap, unroll, map, or map:K for blocks of K."

@@ -27,7 +27,7 @@ from periodic_jax.runs.settings import setting
 from periodic_jax.storage.run_directory import is_sharded
 
 SWEEP_TOO = (
-    "Takes every option of periodic-jax sweep too, of which --shards and --out are needed. The same command again goes "
+    "Takes every option of periodic-jax sweep too, and requires --shards and --out. The same command again goes "
     "on with the shards that are not finished."
 )
 
@@ -40,7 +40,7 @@ class Slurm:
     time: Annotated[str | None, arg(metavar="TIME"), IF_GIVEN] = setting(
         None,
         """Time limit of a shard's task, as for sbatch: MINUTES, HOURS:MINUTES:SECONDS ... A minute or two before, the
-        task writes a checkpoint and is put back into the queue; so give a quarter of an hour at least.""",
+        task writes a checkpoint and goes back into the queue. So give a quarter of an hour at least.""",
     )
     gpus_per_task: Annotated[str | None, arg(metavar="N"), IF_GIVEN] = setting(None, "GPUs of each shard.")
     cpus_per_task: Annotated[int | None, read_count("cpus_per_task"), IF_GIVEN] = setting(None, "Cores of each shard.")
@@ -63,13 +63,13 @@ class Ray:
 
     address: Annotated[str | None, arg(metavar="ADDRESS"), IF_GIVEN] = setting(
         None,
-        """Address of the cluster: auto, HOST:PORT, or local for a new one on this machine. If not given, RAY_ADDRESS,
-        the cluster that runs on this machine, or a new one.""",
+        """Address of the cluster: auto, HOST:PORT, or local for a new one on this machine. If not given: that of
+        RAY_ADDRESS, else the cluster that runs on this machine, else a new one.""",
     )
     num_cpus: Annotated[float, read_number("num_cpus")] = setting(1.0, "Cores of each shard.")
     num_gpus: Annotated[float, read_number("num_gpus")] = setting(0.0, "GPUs of each shard.")
     max_retries: Annotated[int, read_count("max_retries")] = setting(
-        10, "How often a shard is begun again when its process or its machine dies; -1: always."
+        10, "How often a shard starts again after its process or its machine has died; -1: always."
     )
 
 

@@ -28,14 +28,14 @@ def arg(metavar: str, text: str | None = None) -> Any:
 
 @dataclass(frozen=True)
 class DataFiles:
-    """Files and modules of the run, to be given again: no path in config.json is followed, nothing is imported."""
+    """Files and modules of the run. Give them again: the command takes no path and no import from config.json."""
 
     dataset: Annotated[str | None, arg("FILE"), IF_GIVEN] = setting(
-        None, "The .npz file, where the run's data set is one."
+        None, "The .npz file, if the run's data set is one."
     )
     data_dir: Annotated[str | None, read_path("data_dir"), IF_GIVEN] = setting(None, "As for the sweep; give it again.")
     model: Annotated[str | None, arg("MODULE:NAME"), IF_GIVEN] = setting(
-        None, "The import path of the run's network, where it is one of your own."
+        None, "The import path of the run's network, if it is your own."
     )
 
 

@@ -35,7 +35,7 @@ def _open_flat(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class Info:
-    """Describe a run directory: what it holds, how far the run came, and whether it is as written."""
+    """Describe a run directory: what it holds, how far the run came, and whether a file is corrupted."""
 
     run: Run
     verify: Annotated[bool, IF_GIVEN] = setting(
@@ -60,22 +60,22 @@ class Info:
 class Analyze:
     """Say what each configuration of a run did, how long its periods are, and whether the theory held.
 
-    Prints tables and writes summary.csv and analysis.nc into the run directory. The run may still be going on. Of a csv
-    file with a row for each step, of a run that was recorded elsewhere, it prints the tables alone.
+    Prints tables and writes summary.csv and analysis.nc into the run directory. The run may still be going on. For a
+    csv file of a run that was recorded elsewhere, with a row for each step, the command only prints the tables.
     """
 
     run: Positional[Annotated[Path, read_run(), arg("DIR|FILE.csv", "Run directory, or a csv file.")]]
     predict: Annotated[bool, IF_GIVEN] = setting(
         False,
-        """Also say when the next destabilisation can come and is to be expected, and test such forecasts on those that
-        came.""",
+        """Also predict a window and the expected step of the next destabilisation, and test such predictions on the
+        destabilisations of the run.""",
     )
 
     columns: Annotated[dict[str, str] | None, read_columns(), IF_GIVEN, arg("NAME=COLUMN ...")] = setting(
         None,
-        """Of a csv file: which of its columns is loss, weight_norm, effective_lr, effective_grad_norm, grad_norm,
+        """For a csv file: which of its columns is loss, weight_norm, effective_lr, effective_grad_norm, grad_norm,
         angular_step or lr, such as loss=train_loss weight_norm=norm; and numbers, such as weight_decay=1e-3 or
-        optimizer=adamw. Columns of these names, if not given.""",
+        optimizer=adamw. If not given, the columns with these names.""",
     )
 
     def execute(self) -> None:
@@ -104,7 +104,7 @@ class Plot:
         ("png", "pdf"), "Files to write: png, pdf (vector graphics) or both."
     )
     in_epochs: Annotated[bool, IF_GIVEN] = setting(False, "Count epochs instead of steps.")
-    log_steps: Annotated[bool, IF_GIVEN] = setting(False, "A logarithmic axis of steps.")
+    log_steps: Annotated[bool, IF_GIVEN] = setting(False, "Draw the steps on a logarithmic axis.")
 
     def execute(self) -> None:
         """Draw the figures and print their names."""
@@ -153,7 +153,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a run in the format of another tool. Nothing is sent anywhere."""
+    """Write a run in the format of another tool. The command sends nothing anywhere."""
 
     run: Run
     to: Annotated[str, arg("NAME", "tensorboard, wandb (offline runs), csv, netcdf or npz.")]

@@ -83,8 +83,8 @@ class Sweep(SweepSettings):
     """Train a grid of hyperparameters side by side and record every step.
 
     Every option with X ... is an axis of the grid and takes one or more numbers, or ranges: logspace:1e-3:1:7,
-    linspace:0:0.9:4. All combinations are trained. Axes given as sobol:1e-3:1:32:log are drawn together instead, as
-    the 32 points of one Sobol sequence, and the other axes have one value.
+    linspace:0:0.9:4. The sweep trains all combinations. Axes given as sobol:1e-3:1:32:log are drawn together
+    instead, as the 32 points of one Sobol sequence, and the other axes have one value.
     """
 
     dry_run: Annotated[bool, IF_GIVEN] = setting(
@@ -96,7 +96,7 @@ class Sweep(SweepSettings):
     )
     target: Annotated[str | None, tyro.conf.arg(name="for", metavar="DEVICE"), IF_GIVEN] = setting(
         None,
-        "With --dry-run: plan for a device that is not here: h100, h200, a100, v5e, v6e. Takes minutes.",
+        "With --dry-run: plan for a device that is not in this machine: h100, h200, a100, v5e, v6e. Takes minutes.",
     )
 
     def execute(self) -> None:

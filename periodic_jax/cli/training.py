@@ -50,16 +50,18 @@ class Demo:
 @dataclass(frozen=True)
 class Resume:
     """Continue a run that was stopped, from its last checkpoint (on a CPU to the same bits), extend a finished one, or
-    make its corrupted metadata anew.
+    write its corrupted metadata again.
     """
 
     run: Run
     steps: Annotated[int | None, read_count("steps"), IF_GIVEN] = setting(
         None, "A new number of the last update, to extend the run; a schedule keeps its end."
     )
-    epochs: Annotated[int | None, read_count("epochs"), IF_GIVEN] = setting(None, "The same in epochs.")
+    epochs: Annotated[int | None, read_count("epochs"), IF_GIVEN] = setting(
+        None, "The new end in epochs, instead of --steps."
+    )
     truncate: Annotated[bool, IF_GIVEN] = setting(
-        False, "Where telemetry is corrupted, go back to the checkpoint before it and compute it again."
+        False, "If telemetry is corrupted, go back to the checkpoint before the corruption and compute the rest again."
     )
     data: Data = DataFiles()
 
@@ -96,13 +98,13 @@ class Branch:
     run: Positional[Annotated[Path, read_run(), arg("DIR", "Run directory of the parent.")]]
     select: Annotated[dict[str, Any] | None, read_selection(), IF_GIVEN] = setting(
         None,
-        """The configurations to take, such as lr=0.1 weight_decay=1e-3,1e-2; all, if not given. One value of each axis
-        that is changed.""",
+        """The configurations to take, such as lr=0.1 weight_decay=1e-3,1e-2; all, if not given. Select one value
+        of each axis that you change.""",
     )
     step: Annotated[tuple[int, ...], read_steps("step"), IF_GIVEN] = setting(
         (),
-        """The checkpoint to start from; the newest, if not given. See --keep-every of the sweep. Of several, such as
-        1000 2000 3000, each begins a run of its own, DIR/branch_step=1000 and so on.""",
+        """The checkpoint to start from; the newest, if not given. See --keep-every of the sweep. With several, such as
+        1000 2000 3000, each starts a run of its own in the folder --out: branch_step=1000 and so on.""",
     )
     grid: ChangedGrid = setting(  # pyright: ignore[reportInvalidTypeForm] (built at run time)
         ChangedAxes(), "Axes of the new grid. One that is not given keeps the selected values."
@@ -112,8 +114,8 @@ class Branch:
     )
     out: Folder = setting(
         None,
-        """Run directory: a new one, or that of this very branch, which then goes on; runs/branch, runs/branch-2 ... if
-        not given.""",
+        """Run directory: a new one, or that of this very branch, which the command then continues; runs/branch,
+        runs/branch-2 ... if not given.""",
     )
     data: Data = DataFiles()
 

@@ -46,29 +46,31 @@ class GridAxes:
 
     lr: tuple[float, ...] = axis((0.1,), "Learning rates, above 0.")
     weight_decay: tuple[float, ...] = axis(
-        (1e-3,), "Weight decays from 0, with lr x decay below 1; where --elr is given and this is not: 0."
+        (1e-3,), "Weight decays from 0, with lr x decay below 1; 0, if --elr is given and this is not."
     )
-    seed: tuple[int, ...] = axis((0,), "Seeds from 0, of weights and data order.")
-    momentum: tuple[float, ...] = axis((0.0,), "Of sgd, sgdw and nesterov: from 0 to below 1.")
-    beta1: tuple[float, ...] = axis((0.9,), "Of adam, adamw and lion: from 0 to below 1.")
-    beta2: tuple[float, ...] = axis((0.999,), "Of adam, adamw and lion (usual: 0.99): from 0 to below 1.")
+    seed: tuple[int, ...] = axis((0,), "Seeds of the initial weights and the order of the data, from 0.")
+    momentum: tuple[float, ...] = axis((0.0,), "Momentum of sgd, sgdw and nesterov: from 0 to below 1.")
+    beta1: tuple[float, ...] = axis((0.9,), "First decay rate of adam, adamw and lion: from 0 to below 1.")
+    beta2: tuple[float, ...] = axis(
+        (0.999,), "Second decay rate of adam, adamw and lion (usual there: 0.99): from 0 to below 1."
+    )
     eps: tuple[float, ...] = axis((1e-8,), "Epsilon of adam and adamw, above 0.")
     noninvariant_lr: tuple[float, ...] = axis(
-        (0.0,), "Of the weights that are not scale-invariant: 0 freezes them, negative: as --lr."
+        (0.0,), "Learning rates of the weights that are not scale-invariant; 0 freezes them, negative: as --lr."
     )
     elr: tuple[float, ...] = axis((0.0,), "Fixed effective learning rates, lr = ELR x norm^2; 0: off.")
     fixed_norm: tuple[float, ...] = axis(
         (0.0,), "Norms of the scale-invariant weights after each step; 0: free, negative: the initial norm."
     )
-    schedule_end: tuple[float, ...] = axis((0.0,), "Steps after which a schedule is done; 0: all steps.")
+    schedule_end: tuple[float, ...] = axis((0.0,), "Steps after which a schedule ends; 0: the end of the run.")
     schedule_factor: tuple[float, ...] = axis((10.0,), "Divisors p of the schedules c and d.")
     init_seed: tuple[int, ...] = axis((-1,), "Seeds of the initial weights; -1: that of --seed.")
     data_seed: tuple[int, ...] = axis((-1,), "Seeds of the order of the data and of --augment; -1: that of --seed.")
     head_seed: tuple[int, ...] = axis((-1,), "Seeds of the head's initial weights; -1: as the other weights.")
     points: tuple[str, ...] = setting(
         (),
-        """A csv file with a row for each configuration and a column for each of some axes, such as lr,weight_decay:
-        these are trained, and no product.""",
+        """A csv file with a row for each configuration and a column for each of some axes, such as lr,weight_decay.
+        The sweep trains these rows, and not a product.""",
         metavar="FILE",
     )
 
@@ -124,8 +126,8 @@ class NetworkSettings:
     model_args: tuple[str, ...] = setting(
         (), "Arguments of your own network, such as width=8 norm=false.", metavar="NAME=X ..."
     )
-    width: int = setting(4, "Channels of the first layer; of MLPSI and ViTSI: of all.")
-    depth: int = setting(3, "Convolutions after the first; hidden layers.")
+    width: int = setting(4, "Channels of the first layer; of MLPSI and ViTSI: width of all layers.")
+    depth: int = setting(3, "Convolutions after the first; of MLPSI: hidden layers; of ViTSI: blocks.")
     init_scale: float = setting(10.0, "Initial norm of the head; 0: as PyTorch.")
 
 
@@ -143,40 +145,46 @@ class TrainingSettings:
     )
     schedule: str = setting(
         "constant",
-        """Of the learning rate: constant, cosine, c (flat for a quarter, then linear to lr/p), d (divided by p at each
-        quarter) or default (flat for a half, then linear to 1 % at 90 %).""",
+        """Schedule of the learning rate: constant, cosine, c (flat for a quarter, then linear to lr/p), d
+        (divided by p at each quarter) or default (flat for a half, then linear to 1 % at 90 %).""",
     )
-    loss: str = setting("cross_entropy", "cross_entropy or squared.")
+    loss: str = setting("cross_entropy", "Loss: cross_entropy or squared.")
     eval_every: int | None = setting(
         None,
-        "Steps between evaluations; a hundredth of the run, or more where they are expensive, if not given.",
+        "Steps between evaluations. If not given: a hundredth of the run, or more where evaluations are expensive.",
     )
     eval_at: tuple[int, ...] = setting(
         (),
-        "Steps after which to evaluate, in the place of --eval-every; also as logspace:1:10000:40.",
+        "Steps after which to evaluate, instead of --eval-every; also as logspace:1:10000:40.",
         metavar="STEP ...",
     )
     sampling: str = setting(
-        "epochs", "Of mini-batches: epochs (each image once an epoch) or iid (drawn from all, with replacement)."
+        "epochs", "How mini-batches are drawn: epochs (each image once an epoch) or iid (from all, with replacement)."
     )
     full_batch: bool = setting(False, "Full-batch gradient descent: a step is an epoch.")
     precision: str = setting(
         "float32",
-        """Of matrix products: float32, tf32, bf16 or float64. On NVIDIA bf16 is tf32, unless --storage is bf16 too; on
-        a CPU all but float64 are float32.""",
+        """Precision of matrix products: float32, tf32, bf16 or float64. On NVIDIA bf16 is tf32, unless --storage is
+        bf16 too; on a CPU all but float64 are float32.""",
     )
     storage: str = setting(
         "float32",
-        "Of activations: float32 or bf16, for accelerators.",
+        "Format of stored activations: float32 or bf16, for accelerators.",
     )
-    layout: str = setting("auto", "auto, vmap, unroll, map, or map:K for blocks of K.")
+    layout: str = setting(
+        "auto", "How configurations are arranged on a device: auto, vmap, unroll, map, or map:K for blocks of K."
+    )
     deterministic: bool = setting(
         False,
-        """The same bits again on a GPU too, as long as the compiled programs on disk are the same. A CPU gives the same
-        bits anyway.""",
+        """Compute the same bits in each run on a GPU too, as long as the compiled programs on disk are the same. A CPU
+        does so without this option.""",
     )
-    schedule_per: str = setting("step", "step or epoch: how often the schedule changes the rate.")
-    norm_per: str = setting("total", "total or filter: whose norm --fixed-norm holds.")
+    schedule_per: str = setting(
+        "step", "When the schedule changes the rate: step (after each step) or epoch (after each epoch)."
+    )
+    norm_per: str = setting(
+        "total", "Which norm --fixed-norm fixes: total, or filter for the norm of each output filter."
+    )
 
 
 @dataclass(frozen=True)
@@ -186,20 +194,21 @@ class RecordingSettings:
     per_layer: bool = setting(False, "Record the dynamics of every layer too.")
     track_sharpness: int | None = setting(
         None,
-        "Record the sharpness of the mini-batch on the unit sphere every so many steps; at 50 it costs some 8 %.",
+        """Record the sharpness of the mini-batch on the unit sphere every so many steps. Every 50 steps, this costs
+        about 8 %.""",
         metavar="EVERY",
     )
     track_eigenvalue: int | None = setting(
         None,
-        """Record the largest eigenvalue of the Hessian on the unit sphere every so many steps: of the loss on 1024
-        training images, always the same, while the sharpness is of each step's own mini-batch, along its gradient.
+        """Record the largest eigenvalue of the Hessian on the unit sphere every so many steps, for the loss on the same
+        1024 training images. The sharpness is of each step's own mini-batch, along its gradient.
         One measurement takes about as long as 300 steps of 128 images.""",
         metavar="EVERY",
     )
     keep_period_minima: int | None = setting(
         None,
         """Save the lowest point of each period of each configuration, for periodic-jax minima. Candidates are N
-        steps apart (10 to 10000), 100 if not given: a small part of a period, such as an epoch.""",
+        steps apart (10 to 10000; 100, if not given). Choose a small part of a period, such as an epoch.""",
         metavar="[N]",
     )
 
@@ -208,9 +217,9 @@ class RecordingSettings:
 class CheckpointSettings:
     """Checkpoints."""
 
-    keep: int = setting(2, "Last checkpoints to keep.")
+    keep: int = setting(2, "Number of last checkpoints to keep.")
     keep_every: int | None = setting(None, "Keep the checkpoints at all multiples of N steps too, to branch from them.")
-    checkpoint_seconds: float = setting(10.0, "Least seconds between checkpoints; one is written at the end.")
+    checkpoint_seconds: float = setting(10.0, "Least seconds between checkpoints. The run also writes one at the end.")
 
 
 @dataclass(frozen=True)
@@ -224,7 +233,7 @@ class ShardSettings:
     )
     shard: int | None = setting(
         None,
-        """The shard to train, from 0. If not given, the scheduler says: the first that is set of SLURM_ARRAY_TASK_ID,
+        """The shard to train, from 0. If not given, the first of these variables that is set: SLURM_ARRAY_TASK_ID,
         JOB_COMPLETION_INDEX, SLURM_PROCID and OMPI_COMM_WORLD_RANK (of several tasks), and TPU_WORKER_ID.""",
         metavar="K",
     )
@@ -236,7 +245,7 @@ class OutputSettings:
 
     out: str | Path | None = setting(
         None,
-        """Run directory: a new one, or that of this very run, which then goes on; runs/sweep,
+        """Run directory: a new one, or that of this very run, which the command then continues; runs/sweep,
         runs/sweep-2 ... if not given.""",
         metavar="DIR",
     )
