@@ -43,7 +43,7 @@ def test_command_refuses_what_is_no_run(tmp_path, capsys, corruption):
     assert said.out == ""
     assert said.err.count("\n") == 1
     expected = {
-        "no folder": "run: there is no config.json; give",
+        "no folder": "run: there is no such folder; give",
         "no store": "telemetry.zarr: nothing is recorded yet; periodic-jax resume",
         "broken chunk": "telemetry.zarr/weight_norm/c/0/0: corrupted (",
         "no curve": f"; periodic-jax resume {path} rebuilds it from config.json",
