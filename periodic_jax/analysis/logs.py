@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from periodic_jax.analysis.pipeline import OF_WEIGHTS
-from periodic_jax.core.errors import ConfigError, DataFileError, first_line
+from periodic_jax.core.errors import ConfigError, DataFileError, UsageError, first_line
 from periodic_jax.core.grid import AXES, DEFAULTS, axis_rule
 from periodic_jax.core.optimizers import OPTIMIZERS, SPECIAL, check_hyperparameters
 from periodic_jax.storage.schema import describe, used_by
@@ -150,7 +150,7 @@ def read_log(path: str | Path, columns: Mapping[str, str] | None = None) -> Log:
         if column in table:
             values = np.asarray(pd.to_numeric(table[column], errors="coerce"), np.float64)
             wrong = np.flatnonzero(np.isnan(values) & table[column].notna().to_numpy())
-            if len(wrong) == len(values) > 0:
+            if name in given and len(wrong) == len(values) > 0:
                 raise ConfigError("--columns", f"{name}={column}", "a column of numbers")
             if len(wrong):
                 cell = f"{table[column].iloc[wrong[0]]!r} in row {wrong[0] + 1} of column {column}"
@@ -170,4 +170,7 @@ def read_log(path: str | Path, columns: Mapping[str, str] | None = None) -> Log:
             numbers[name] = float(column)
         except ValueError:
             raise ConfigError("--columns", f"{name}={column}", f"a number, or {accepted}") from None
+    if not {"weight_norm", "loss"} & set(curves):
+        there = f"it has no column weight_norm or loss, but {', '.join(map(str, table))}"
+        raise UsageError(path, there, "say which they are: --columns loss=COLUMN weight_norm=COLUMN")
     return log_dataset(curves, optimizer, **numbers)

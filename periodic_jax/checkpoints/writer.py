@@ -79,7 +79,7 @@ class Checkpoints:
         """Write a checkpoint, then remove those that are no longer wanted."""
         started = time.monotonic()
         folder = self._path / CHECKPOINTS / str(step)
-        self._drop(step)
+        self.drop(step)
         try:
             # Where making folders in the background fails, orbax's threads wait for them for 20 minutes, also at exit.
             in_turn = orbax().options.AsyncOptions(create_directories_asynchronously=False)
@@ -92,7 +92,7 @@ class Checkpoints:
         write_json(folder / CHECKSUMS, seal(file_checksums(folder)))
         for old in checkpoint_steps(self._path)[: -self._keep]:
             if old != self._first_step and (self._keep_every is None or old % self._keep_every):
-                self._drop(old)
+                self.drop(old)
         self._took = time.monotonic() - started
 
     def discard_after(self, step: int) -> None:
@@ -102,9 +102,9 @@ class Checkpoints:
             if not folder.name.isdecimal():
                 shutil.rmtree(folder)
             elif int(folder.name) > step or int(folder.name) not in complete:
-                self._drop(int(folder.name))
+                self.drop(int(folder.name))
 
-    def _drop(self, step: int) -> None:
+    def drop(self, step: int) -> None:
         """Remove a checkpoint: under another name first, so that a half-removed one is not taken for complete."""
         folder = self._path / CHECKPOINTS / str(step)
         if folder.exists():

@@ -142,7 +142,7 @@ class SweepGrid:
             if len(values := checked_axis(name, axes[name])) > 1:
                 shown = " ".join(f"{value:.15g}" for value in values[:5])
                 raise UsageError(
-                    flag_of(name), f"several values ({shown}) with --points", "give one, or a column of the points"
+                    flag_of(name), f"several values ({shown}) with points", "give one, or make it one of their axes"
                 )
             columns[name] = values * configs
         rows = zip(*columns.values(), strict=True)

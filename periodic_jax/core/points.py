@@ -1,5 +1,6 @@
 """Configurations that are no product: the rows of a table, or a Sobol sequence. No JAX."""
 
+import csv
 import math
 import os
 from collections.abc import Mapping
@@ -68,10 +69,14 @@ def _read(path: str | os.PathLike[str]) -> dict[str, list[float]]:
     wanted = "a csv file with a row for each configuration and a column for each axis"
     try:
         with open(path, encoding="utf-8-sig") as file:  # not by its name, which pandas might take for an address
+            names = [name.strip() for name in next(csv.reader(file, skipinitialspace=True), [])]
+            file.seek(0)
             # As text: a cell that is no number must not become one, or be lost.
             table = pd.read_csv(file, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except (OSError, ValueError, OverflowError) as error:
+    except (OSError, ValueError, OverflowError, csv.Error) as error:
         raise DataFileError(path, first_line(error), wanted) from None
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise DataFileError(path, f"the column {min(twice)} given twice", wanted)
     if table.empty:
         raise DataFileError(path, "no configuration", wanted)
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much in each row for names of rows
@@ -124,9 +129,10 @@ def sobol_points(ranges: Mapping[str, SobolRange], seed: int = 0) -> Points:
         shown = f"sobol:{first:g}:{last:g}:{count}" + (":log" if log else "")
         if name in SEED_AXES:
             raise ConfigError(flag_of(name), shown, wanted)
-        if not 2 <= count <= MOST_DRAWN or not math.isfinite(last - first) or (log and min(first, last) <= 0):
-            ends = " and ends above 0" if log else ""
-            raise ConfigError(flag_of(name), shown, f"a COUNT from 2 to {MOST_DRAWN}{ends}")
+        if not 2 <= count <= MOST_DRAWN:
+            raise ConfigError(flag_of(name), shown, f"a COUNT from 2 to {MOST_DRAWN}")
+        if not math.isfinite(last - first) or first == last or (log and min(first, last) <= 0):
+            raise ConfigError(flag_of(name), shown, "two different ends" + (" above 0" if log else ""))
         if not (accepts(first) and accepts(last)):
             raise ConfigError(flag_of(name), shown, wanted)
     counts = {name: span.number for name, span in ranges.items()}

@@ -86,8 +86,8 @@ def describe_run(path: str | os.PathLike[str], *, verify: bool = False, model: s
             checked += f", and {counted(len(minima), 'minimum', 'minima')}" if minima else ""
             lines.append(f"verified: {checked}")
     lines += [f"corrupted: {error}" for error in errors]
-    if telemetry := [error for error in errors if error.startswith((TELEMETRY, MINIMA))]:
-        files = (error.partition(":")[0].removeprefix(f"{TELEMETRY}/") for error in telemetry)
+    if mendable := [error for error in errors if error.startswith((TELEMETRY, MINIMA, CHECKPOINTS))]:
+        files = (error.partition(":")[0].removeprefix(f"{TELEMETRY}/") for error in mendable)
         lines.append(f"{REMEDY}periodic-jax resume {path}" + ("" if all(map(is_rebuildable, files)) else " --truncate"))
     if not errors:
         lines.append(CONSISTENT[verify])

@@ -136,7 +136,7 @@ class Stop:
                 if self._ends > 1:
                     os._exit(128 + number)
                 if self._looks_left:
-                    _say(b"stopped before the first step: there is nothing to save")
+                    _say(b"stopped before the first step: there is nothing to save; the same command begins again")
                     os._exit(128 + number)
                 if not self._status:
                     self._status = 128 + number

@@ -84,7 +84,7 @@ class ResumePoint(NamedTuple):
     step: int
     states: Mapping[str, np.ndarray] | None  # None: the initial ones
     rebuilt: Rebuilt = Rebuilt({}, [])  # what is to be written into the store first
-    lost: Mapping[Path, str] = MappingProxyType({})  # minima that are to be found again, and why
+    lost: Mapping[Path, str] = MappingProxyType({})  # what is to be removed first, and why: minima, older checkpoints
 
 
 class SessionResult(NamedTuple):
@@ -123,8 +123,12 @@ def train_session(
         plan.path, keep=plan.keep, keep_every=plan.keep_every, seconds=plan.seconds, first_step=plan.first_step,
     )  # fmt: skip
     for file, reason in start.lost.items():
-        file.unlink(missing_ok=True)
-        callbacks.log(f"removed, to be found again: {file}: {reason}")
+        if file.parent.name == CHECKPOINTS:
+            checkpoints.drop(int(file.name))
+            callbacks.log(f"removed, as no run can go on from it: {file}: {reason}")
+        else:
+            file.unlink(missing_ok=True)
+            callbacks.log(f"removed, to be found again: {file}: {reason}")
     is_anew = start.step == plan.first_step  # nothing that is recorded counts, nor what a killed process left of it
     if start.rebuilt.files and not is_anew:
         start.rebuilt.write(plan.path)
@@ -206,8 +210,28 @@ def find_resume_point(sweep: Sweep, plan: SessionPlan, truncate: bool, log: Call
             raise _corrupted_telemetry(plan, left, last_good)
         start = newest_checkpoint(sweep, plan, last_good, log, truncate=True, lost=lost)
     if truncate:
-        log(f"corrupted files of telemetry: {len(rebuilt.left)}; going on from step {start.step}")
+        found = f"corrupted files of telemetry: {len(rebuilt.left)}; " if rebuilt.left else ""
+        log(f"{found}going on from step {start.step}")
+        start = start._replace(lost={**start.lost, **_corrupted_checkpoints(sweep, plan, start.step)})
     return start._replace(rebuilt=rebuilt)
+
+
+def _corrupted_checkpoints(sweep: Sweep, plan: SessionPlan, before: int) -> dict[Path, str]:
+    """The checkpoints before a step that nothing can go on from, and why: a session keeps those that are verified."""
+    corrupted = {}
+    for step in checkpoint_steps(plan.path):
+        if plan.first_step < step < before:
+            try:
+                load_checkpoint(plan.path, step, _recorded_like(sweep, plan))
+            except CorruptedRunError as error:
+                corrupted[plan.path / CHECKPOINTS / str(step)] = error.reason
+    return corrupted
+
+
+def _recorded_like(sweep: Sweep, plan: SessionPlan) -> Mapping[str, np.ndarray]:
+    """Arrays of the names, shapes and dtypes that a checkpoint of the run has."""
+    like = sweep.abstract_states()
+    return {**like, **initial_minima(like, plan.keep_period_minima)} if plan.keep_period_minima else like
 
 
 def newest_checkpoint(
@@ -227,9 +251,7 @@ def newest_checkpoint(
         truncate: one with all minima found by then; the first step, where no checkpoint is verified.
         lost: the minima that are not verified.
     """
-    like, reason = sweep.abstract_states(), ""
-    if plan.keep_period_minima:
-        like |= initial_minima(like, plan.keep_period_minima)
+    like, reason = _recorded_like(sweep, plan), ""
     for step in reversed(checkpoint_steps(plan.path)):
         if not plan.first_step <= step <= most:
             continue

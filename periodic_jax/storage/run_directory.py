@@ -192,10 +192,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise CorruptedRunError(file, f"no readable JSON: {error}", RESTORE) from None
     if reason := manifest_error(content):
         raise CorruptedRunError(file, reason, RESTORE)
-    for step in checkpoint_steps(Path(path))[-1:]:
-        if other_run(Path(path), step, content.get("id")):
-            remedy = "restore the one of the two that was replaced, or remove the checkpoint"
-            raise CorruptedRunError(file, f"it is of another run than {CHECKPOINTS}/{step}", remedy)
+    others = list(_other_checkpoints(Path(path), content.get("id")))
+    if others and None not in others:
+        reason = f"it is of another run than {CHECKPOINTS}/{others[0]}"
+        raise CorruptedRunError(file, reason, "restore the one of the two that was replaced")
     return {key: value for key, value in content.items() if key != SEAL}
 
 
@@ -304,6 +304,17 @@ def other_run(path: Path, step: int, run_id: str | None) -> bool:
     """
     record = checkpoint_record(path, step) or {}
     return record.get("run") not in (None, run_id)
+
+
+def _other_checkpoints(path: Path, run_id: str | None) -> Iterator[int | None]:
+    """The steps of checkpoints of another run, from the newest on; None, and no more, where one is of this run."""
+    for step in reversed(checkpoint_steps(path)):
+        record = checkpoint_record(path, step)
+        if record and record.get("run") is not None:
+            is_own = record["run"] == run_id
+            yield None if is_own else step
+            if is_own:
+                return
 
 
 def recorded_checksums(path: Path, record: Mapping[str, Any], step: int) -> TelemetryChecksums | None:

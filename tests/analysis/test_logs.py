@@ -66,7 +66,7 @@ REFUSED = {
     "loss=word": "expected a column of numbers",
     "weight_decay=a": "expected a column of one weight_decay, or a number",
     "optimizer=adamax": "expected optimizer=sgd|sgdw|nesterov|adam|adamw|lion",
-    "lr=a": "weight_norm or loss, and all curves of one length",
+    "lr=a": "it has no column weight_norm or loss, but a, b, word; say which they are: --columns loss=COLUMN",
     "loss": "expected NAME=COLUMN or NAME=NUMBER",
 }
 
@@ -100,6 +100,9 @@ def test_columns_of_the_usual_names_are_used_beside_those_that_are_named(tmp_pat
 def test_a_cell_that_is_no_number_is_named(tmp_path):
     path = write(tmp_path / "log.csv", {"loss": [1.0, "oops", 3.0], "weight_norm": [1.0, 2.0, ""]})
     with pytest.raises(ConfigError, match=r"log.csv: 'oops' in row 2 of column loss; expected a number, or nothing"):
+        analysis.read_log(path)
+    path = write(tmp_path / "text.csv", {"loss": [1.0, 2.0], "weight_decay": ["abc", "abc"]})
+    with pytest.raises(ConfigError, match=r"text.csv: 'abc' in row 1 of column weight_decay; expected a number"):
         analysis.read_log(path)
 
 

@@ -120,7 +120,7 @@ def test_minima_that_are_not_those_saved_are_named_refused_and_found_again(whole
         minima.compare(cut)
     logged: list[str] = []
     resume_run(cut, truncate=True, callbacks=pj.RunCallbacks(log=logged.append))
-    assert any("corrupted files of telemetry: 0; going on from step" in line for line in logged)
+    assert any(line.startswith("going on from step") for line in logged)
     assert_same_minima(cut, whole)
     assert describe_run(cut, verify=True).errors == []
     a, b = (open_run(path, flat=True).load().drop_attrs() for path in (whole, cut))

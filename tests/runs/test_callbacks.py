@@ -73,7 +73,7 @@ def test_a_signal_ends_the_process_at_once_while_there_is_nothing_to_save(number
     process.send_signal(number)
     said = process.communicate(timeout=100)[1]
     assert process.returncode == status
-    assert said.strip() == "stopped before the first step: there is nothing to save"
+    assert said.strip() == "stopped before the first step: there is nothing to save; the same command begins again"
 
 
 @pytest.mark.parametrize("begins", ["second look", "first chunk"])

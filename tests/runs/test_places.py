@@ -10,7 +10,7 @@ from helpers.faults import one_sweep, tree
 from helpers.survival import configured, stop_after
 from runs.test_faults import QUIET, STEPS, results
 
-from periodic_jax import CorruptedRunError, open_run, run_sweep
+from periodic_jax import CorruptedRunError, RunCallbacks, open_run, run_sweep
 from periodic_jax.checkpoints.reader import file_checksums
 from periodic_jax.core.errors import RunInterrupted
 from periodic_jax.core.files import write_json
@@ -114,6 +114,38 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(runs, whole, tmp_path):
         branch_run(run, tmp_path / "branch", step=first, steps=STEPS + 1, callbacks=QUIET)
     assert not (tmp_path / "branch").exists()
     assert last == STEPS
+
+
+def test_the_newest_checkpoint_of_another_run_where_the_others_are_its_own(runs, whole, tmp_path):
+    """config.json is right then, and telemetry is read; what needs the checkpoint refuses it."""
+    run = shutil.copytree(runs / "finished", tmp_path / "run")
+    last = run / "checkpoints" / str(STEPS)
+    shutil.rmtree(last)
+    shutil.copytree(runs / "other" / "checkpoints" / str(STEPS), last)
+    assert loaded(run).drop_attrs().identical(whole[0])
+    assert describe_run(run, verify=True).errors == [f"checkpoints/{STEPS}: it is of another run"]
+    before = tree(run)
+    with pytest.raises(CorruptedRunError, match=f"checkpoints/{STEPS}: corrupted .it is of another run"):
+        resume_run(run, callbacks=QUIET)
+    assert tree(run) == before
+    resume_run(run, truncate=True, callbacks=QUIET)
+    assert results(run)[1] == whole[1]
+    assert results(run)[0].identical(whole[0])
+
+
+def test_an_older_corrupted_checkpoint_is_removed_and_nothing_computed_again(runs, whole, tmp_path):
+    run = shutil.copytree(runs / "finished", tmp_path / "run")
+    older = run / "checkpoints" / str(checkpoint_steps(run)[0])
+    (older / "_CHECKPOINT_METADATA").write_bytes(b"x")
+    report = describe_run(run, verify=True)
+    assert len(report.errors) == 1
+    assert f"to mend it: periodic-jax resume {run} --truncate" in report.lines
+    log: list[str] = []
+    resume_run(run, truncate=True, callbacks=RunCallbacks(log=log.append))
+    assert any(line.startswith("removed, as no run can go on from it") and str(older) in line for line in log)
+    assert checkpoint_steps(run) == [STEPS]
+    assert describe_run(run, verify=True).errors == []
+    assert (results(run)[1], results(run)[2]) == whole[1:]
 
 
 def test_a_minimum_of_another_run(runs, whole, tmp_path):
