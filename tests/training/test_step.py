@@ -69,7 +69,7 @@ def test_jit_and_vmap_agree(float64):
 
 def test_accuracy_counts_right_answers(float64):
     model, state, batches = example()
-    _, metrics = train_step(state, HPARAMS, batches[0])
+    _, metrics = jax.jit(train_step)(state, HPARAMS, batches[0])
     scores = reference.logits(state.params, batches[0].images, model.stages(), 1e-5)
     assert float(metrics["accuracy"]) == np.mean(np.argmax(scores, 1) == np.asarray(batches[0].labels))
 
