@@ -130,15 +130,12 @@ class TelemetryWriter:
     def checksums(self, step: int) -> TelemetryChecksums:
         """What the store holds after ``step`` updates, all of which are written."""
         evaluated = sum(at <= step for at in self._eval_index)
-        chunks = {}
+        chunks = {name: self._checksums.of(name, step - self._layout.first_step) for name in self._layout.shapes}
+        chunks |= {name: self._checksums.of(name, evaluated) for name in self._layout.evaluations}
         for name, array in self._arrays.items():
             if array.ndim == 1:
-                values = [array.blocks[(chunk,)] for chunk in range(array.cdata_shape[0])]
-                chunks[name] = tuple(checksum_of_values(name, block, step=step) for block in values)
-            elif name in self._layout.evaluations:
-                chunks[name] = self._checksums.of(name, evaluated)
-            else:
-                chunks[name] = self._checksums.of(name, step - self._layout.first_step)
+                blocks = (array.blocks[(chunk,)] for chunk in range(array.cdata_shape[0]))
+                chunks[name] = tuple(checksum_of_values(name, block, step=step) for block in blocks)
         return TelemetryChecksums(step, evaluated, chunks)
 
     def _put(self, name: str, begin: int, block: np.ndarray) -> None:
