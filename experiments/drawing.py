@@ -35,12 +35,13 @@ def four_panels(dataset: xr.Dataset, colour_by: str, title: str) -> Figure:
     return figure
 
 
-def loss_and_norm(parts: dict[str, xr.Dataset], columns: int = 4) -> Figure:
+def loss_and_norm(parts: dict[str, xr.Dataset], columns: int = 4, norms: tuple[float, float] = NORMS) -> Figure:
     """Mini-batch loss (grey) and weight norm (black) of the first configuration of several runs, a panel for each.
 
     Args:
         parts: flat runs, or parts of them, by the title of their panel.
         columns: of panels.
+        norms: that the axis of the weight norm spans.
     """
     lines = -(-len(parts) // columns)
     figure = Figure(figsize=(2.6 * columns + 0.3, 2 * lines + 0.3))
@@ -55,7 +56,7 @@ def loss_and_norm(parts: dict[str, xr.Dataset], columns: int = 4) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         other = ax.twinx()
         other.plot(step[:whole:stretch], norm[:whole:stretch], color="black", lw=1)
-        other.set(yscale="log", ylim=NORMS)
+        other.set(yscale="log", ylim=norms)
         other.grid(False)
         other.spines["right"].set_visible(True)
         ax.set_title(title, fontsize=9)
