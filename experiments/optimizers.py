@@ -237,8 +237,8 @@ EXPERIMENT = Experiment(
         "runs": "Mini-batch loss (grey, medians of short stretches) and weight norm (black) of a network with each "
         "optimiser.",
         "lengths_and_angles": "Left: mean periods of all periodic networks with at least two destabilisations, "
-        "against the share of the norm that the decay takes in a step. Right: the angle of a step, measured against that of the "
-        "rotational equilibrium, of all networks in equilibrium; on the line they are the same.",
+        "against the share of the norm that the decay takes in a step. Right: the angle of a step, measured against "
+        "that of the rotational equilibrium, of all networks in equilibrium; on the line they are the same.",
     },
     limits={
         "laptop": (
