@@ -183,7 +183,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
             raise RunNotFoundError(path, "it holds branches from several checkpoints", f"give one: {one}") from None
         if error.errno == errno.ENOENT and (Path(path) / SHARDS).is_dir():
             raise RunNotFoundError(path, f"there is no {SHARDS_FILE}", "give the sweep's command again") from None
-        absent = f"there is no {CONFIG_FILE}" if Path(path).is_dir() else "there is no such folder"
+        absent = f"there is no {CONFIG_FILE}" if os.path.isdir(path) else "there is no such folder"
         reason = {errno.ENOENT: absent, errno.ENOTDIR: "it is a file"}.get(error.errno or 0)
         raise RunNotFoundError(Path(path), reason or f"it cannot be read ({error.strerror})", GIVE) from None
     except (ValueError, RecursionError) as error:

@@ -102,7 +102,7 @@ def test_a_branch_of_points_that_cannot_be_is_refused():
 def test_a_column_and_an_option_are_one_too_many():
     with pytest.raises(ConfigError, match="--lr: given together with a column of --points"):
         RunConfig(points=TABLE, lr=0.5)
-    with pytest.raises(ConfigError, match=r"--momentum: several values \(0 0\.9\) with --points"):
+    with pytest.raises(ConfigError, match=r"--momentum: several values \(0 0\.9\) with points"):
         RunConfig(points=TABLE, momentum=[0, 0.9], steps=5).grid()
 
 
