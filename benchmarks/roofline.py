@@ -111,14 +111,11 @@ def layer_seconds(layer: Layer, batch: int) -> float:
 
 def step_seconds(model: Any, size: int, channels: int, batch: int, configs: int) -> float:
     """Of one configuration in a sweep with every step recorded."""
-    import argparse
+    from benchmarks.train_jax import arguments, build
 
-    from benchmarks.train_jax import build
-
-    sweep = build(argparse.Namespace(
-        model="ConvNetSI", width=model.width, size=size, channels=channels, configs=configs, batch=batch,
-        layout="auto", record="steps", capacity=1000, precision="float32",
-    ))  # fmt: skip
+    options = arguments().parse_args([])
+    vars(options).update(width=model.width, size=size, channels=channels, configs=configs, batch=batch)
+    sweep = build(options)
     steps, elapsed = 1, 0.0
     while elapsed < 1:
         steps *= 2

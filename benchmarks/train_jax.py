@@ -33,7 +33,7 @@ def build(options: argparse.Namespace):
     from periodic_jax.training.spec import TrainingSpec
 
     dtype = jnp.float64 if options.precision == "float64" else jnp.float32
-    more = {"storage": options.storage} if getattr(options, "storage", None) else {}
+    more = {"storage": options.storage} if options.storage else {}
     model = models.build(options.model, width=options.width, param_dtype=dtype, **more)
     rates = list(np.geomspace(1e-3, 1e-1, options.configs))
     with _measuring_nothing() if options.record == "nothing" else contextlib.nullcontext():
@@ -43,7 +43,7 @@ def build(options: argparse.Namespace):
                 batch_size=options.batch, per_layer=options.record == "layers",
                 optimizer=options.optimizer,
             ),
-            layout=options.layout, capacity=options.capacity, deterministic=getattr(options, "deterministic", False),
+            layout=options.layout, capacity=options.capacity, deterministic=options.deterministic,
         ).compile()  # fmt: skip
 
 

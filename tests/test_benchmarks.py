@@ -28,6 +28,13 @@ def test_operations_and_bytes_of_a_layer_are_counted():
     assert layers[1].least_bytes(3) == 4 * 3 * 64 * (3 * 2 + 3 * 4 + 2 * 1)
 
 
+def test_a_step_is_timed_with_the_options_of_the_worker():
+    from benchmarks.roofline import step_seconds
+    from periodic_jax import models
+
+    assert step_seconds(models.build("ConvNetSI", width=2), 8, 1, 16, 2) > 0
+
+
 def test_the_plain_network_has_the_same_weights():
     import jax
     import jax.numpy as jnp
