@@ -230,6 +230,11 @@ def _finished_or_mended(
     if found and truncate:
         return None
     file, _, reason = found[0].partition(": ") if found else ("", "", "")
+    if (
+        file.startswith(f"{run_directory.CHECKPOINTS}/")
+        and file != f"{run_directory.CHECKPOINTS}/{planned_steps(config)}"
+    ):
+        remedy = f"periodic-jax resume {path} --truncate removes it"
     if not rebuilt:
         raise CorruptedRunError(path / file, reason, remedy)
     if found:

@@ -220,7 +220,7 @@ def _corrupted_checkpoints(sweep: Sweep, plan: SessionPlan, before: int) -> dict
     """The checkpoints before a step that nothing can go on from, and why: a session keeps those that are verified."""
     corrupted = {}
     for step in checkpoint_steps(plan.path):
-        if plan.first_step < step < before:
+        if step < before:
             try:
                 load_checkpoint(plan.path, step, _recorded_like(sweep, plan))
             except CorruptedRunError as error:

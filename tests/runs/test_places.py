@@ -140,12 +140,24 @@ def test_an_older_corrupted_checkpoint_is_removed_and_nothing_computed_again(run
     report = describe_run(run, verify=True)
     assert len(report.errors) == 1
     assert f"to mend it: periodic-jax resume {run} --truncate" in report.lines
+    with pytest.raises(CorruptedRunError, match="--truncate removes it"):
+        resume_run(run, callbacks=QUIET)
     log: list[str] = []
     resume_run(run, truncate=True, callbacks=RunCallbacks(log=log.append))
     assert any(line.startswith("removed, as no run can go on from it") and str(older) in line for line in log)
     assert checkpoint_steps(run) == [STEPS]
     assert describe_run(run, verify=True).errors == []
     assert (results(run)[1], results(run)[2]) == whole[1:]
+
+
+def test_the_first_checkpoint_of_a_branch_is_no_exception(runs, tmp_path):
+    branch = tmp_path / "branch"
+    branch_run(runs / "finished", branch, step=STEPS, steps=STEPS + 20, callbacks=QUIET)
+    (branch / "checkpoints" / str(STEPS) / "_CHECKPOINT_METADATA").write_bytes(b"x")
+    before = loaded(branch)
+    resume_run(branch, truncate=True, callbacks=QUIET)
+    assert describe_run(branch, verify=True).errors == []
+    assert loaded(branch).identical(before)
 
 
 def test_a_minimum_of_another_run(runs, whole, tmp_path):
