@@ -28,7 +28,7 @@ import numpy as np
 from periodic_jax.core.errors import MissingDependencyError, as_corruption
 from periodic_jax.core.files import read_json, used_bytes
 from periodic_jax.storage.checksums import SEAL, is_checksummed
-from periodic_jax.storage.run_directory import CHECKPOINTS, CHECKSUMS, other_run, recorded_id
+from periodic_jax.storage.run_directory import CHECKPOINTS, CHECKSUMS, recorded_id, run_of_checkpoint
 
 Tree = Mapping[str, np.ndarray]
 ORBAX_V1 = ("orbax.checkpoint.v1", "orbax.checkpoint.experimental.v1")  # where it is bound for, and where it is
@@ -71,7 +71,7 @@ def load_checkpoint(path: Path, step: int, like: Tree) -> dict[str, np.ndarray]:
     folder, configs = path / CHECKPOINTS / str(step), len(next(iter(like.values())))
     with as_corruption(folder, "use another checkpoint"):
         _check_files(folder, sum(array.nbytes for array in like.values()))
-        if (run_id := recorded_id(path)) and other_run(path, step, run_id):
+        if (run_id := recorded_id(path)) and run_of_checkpoint(path, step) not in (None, run_id):
             raise ValueError("it is of another run")
         declared = orbax().metadata(os.path.abspath(folder)).metadata
         if declared is None:

@@ -33,7 +33,7 @@ def corruptions(
             yield f"{run_directory.TELEMETRY}: {MISSING}"
     else:
         recorded = run_directory.recorded_checksums(path, manifest, done)
-        errors = list(verification.find_corruptions(store, start, done, run_directory.lengths(manifest), recorded))
+        errors = list(verification.find_corruptions(store, start, done, verification.lengths(manifest), recorded))
         yield from (f"{run_directory.TELEMETRY}/{corruption}" for corruption in errors)
         if not errors:
             yield from _missing_steps(path, start, done)

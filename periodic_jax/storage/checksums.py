@@ -125,6 +125,7 @@ class RunningChecksums:
     def __init__(self, store: Path, arrays: Mapping[str, Any]) -> None:
         self._store, self._arrays = store, arrays
         self._complete: dict[Path, int] = {}  # at the ends of files that nothing changes any more
+        self._fixed: dict[str, tuple[int, ...]] = {}
         self._partial: dict[str, tuple[int, list[int]]] = {}  # entries, and those of the chunks that they end in
 
     def add(self, name: str, begin: int, block: np.ndarray) -> None:
@@ -145,6 +146,14 @@ class RunningChecksums:
         for group, last in enumerate(self._of_values(name, entries)):
             sums += [self._of_file(name, group, chunk) for chunk in range(whole)] + ([last] if rest else [])
         return tuple(sums)
+
+    def of_coordinate(self, name: str, step: int) -> tuple[int, ...]:
+        """Of each chunk of an array of one dimension; most of these never change."""
+        if name in OF_STEPS or name not in self._fixed:
+            array = self._arrays[name]
+            blocks = (array.blocks[(chunk,)] for chunk in range(array.cdata_shape[0]))
+            self._fixed[name] = tuple(checksum_of_values(name, block, step=step) for block in blocks)
+        return self._fixed[name]
 
     def _of_file(self, name: str, group: int, chunk: int) -> int:
         rest = "/0" * (self._arrays[name].ndim - 2)

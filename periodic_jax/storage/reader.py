@@ -23,14 +23,13 @@ from periodic_jax.storage.run_directory import (
     TELEMETRY,
     branch_folders,
     first_step,
-    lengths,
     reached,
     read_config,
     recorded_checksums,
 )
 from periodic_jax.storage.schema import describe
 from periodic_jax.storage.shards import LOG, Shards, check_members, join_branches, join_shards, read_shards
-from periodic_jax.storage.verification import metadata_corruptions
+from periodic_jax.storage.verification import lengths, metadata_corruptions
 from periodic_jax.storage.verified_store import ARRAYS, MISSING, corrupted_telemetry, open_verified, telemetry_remedy
 
 

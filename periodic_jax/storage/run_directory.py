@@ -13,7 +13,6 @@ No pickle and no code is ever read from a run directory.
 import contextlib
 import errno
 import itertools
-import math
 import os
 import reprlib
 import tempfile
@@ -32,8 +31,7 @@ from periodic_jax.core.errors import (
     first_line,
 )
 from periodic_jax.core.files import find_foreign_file, read_json, write_json
-from periodic_jax.core.grid import LATER_AXES, RUN_AXES
-from periodic_jax.core.limits import MOST_CONFIGS, MOST_LAYERS, MOST_STEPS
+from periodic_jax.core.limits import MOST_STEPS
 from periodic_jax.storage.checksums import SEAL, TelemetryChecksums, is_checksummed, seal
 from periodic_jax.storage.schema import FORMAT
 
@@ -204,29 +202,6 @@ def first_step(record: Mapping[str, Any]) -> int:
     return record.get("parent", {}).get("step", 0)
 
 
-def lengths(record: Mapping[str, Any]) -> dict[str, int]:
-    """The most entries that a run's arrays can have along each dimension, by its config.json.
-
-    Example:
-        >>> lengths({"config": {"steps": 500, "eval_every": 100}})["eval_step"]
-        8
-    """
-    config = record.get("config", {})
-    config = {name: [None] for name in LATER_AXES} | config  # one value in runs from before they were recorded
-    sizes = [len(axis) if isinstance(axis := config.get(name), list) else MOST_CONFIGS for name in RUN_AXES]
-    configs = max(sizes) if config.get("points") else math.prod(sizes)
-    if type(shards := config.get("shards")) is int and shards > 0:
-        configs = -(-configs // shards)
-    ends = len(record.get("ends", ()))
-    steps, every = (
-        value if type(value) is int and 0 < value <= MOST_STEPS else default
-        for value, default in ((config.get("steps"), MOST_STEPS), (config.get("eval_every"), 1))
-    )
-    given = config.get("eval_at")
-    evaluations = (len(given) if given and isinstance(given, list) else steps // every) + 3
-    return {"config": min(configs, MOST_CONFIGS), "step": steps, "eval_step": evaluations + ends, "layer": MOST_LAYERS}
-
-
 def manifest_error(content: Any) -> str | None:
     """What the content of a config.json has that no run writes there, in words; None for a genuine one."""
     if not isinstance(content, dict):
@@ -295,25 +270,21 @@ def recorded_id(path: Path) -> str | None:
     return None
 
 
-def other_run(path: Path, step: int, run_id: str | None) -> bool:
-    """Whether a checkpoint says that it is of another run.
+def run_of_checkpoint(path: Path, step: int) -> str | None:
+    """The id of the run that a checkpoint is of; None where it does not tell.
 
     Args:
         path, step: as for `checkpoint_record`.
-        run_id: of the run, from its config.json.
     """
-    record = checkpoint_record(path, step) or {}
-    return record.get("run") not in (None, run_id)
+    return (checkpoint_record(path, step) or {}).get("run")
 
 
 def _other_checkpoints(path: Path, run_id: str | None) -> Iterator[int | None]:
     """The steps of checkpoints of another run, from the newest on; None, and no more, where one is of this run."""
     for step in reversed(checkpoint_steps(path)):
-        record = checkpoint_record(path, step)
-        if record and record.get("run") is not None:
-            is_own = record["run"] == run_id
-            yield None if is_own else step
-            if is_own:
+        if (found := run_of_checkpoint(path, step)) is not None:
+            yield None if found == run_id else step
+            if found == run_id:
                 return
 
 

@@ -16,6 +16,8 @@ import numpy as np
 
 from periodic_jax.core.errors import CorruptedRunError, UnreadableError, as_corruption, failed_read, first_line
 from periodic_jax.core.files import read_json
+from periodic_jax.core.grid import LATER_AXES, RUN_AXES
+from periodic_jax.core.limits import MOST_CONFIGS, MOST_LAYERS, MOST_STEPS
 from periodic_jax.storage.checksums import SEAL, TelemetryChecksums, seal_metadata
 from periodic_jax.storage.schema import QUANTITIES
 from periodic_jax.storage.verified_store import ARRAYS, CONSOLIDATED, METADATA, Expected, open_group, open_verified
@@ -37,6 +39,29 @@ class Corruption(NamedTuple):
     def __str__(self) -> str:
         where = "" if self.first_step is None else f" (from step {self.first_step})"
         return f"{self.file}{where}: {self.reason}"
+
+
+def lengths(record: Mapping[str, Any]) -> dict[str, int]:
+    """The most entries that a run's arrays can have along each dimension, by its config.json.
+
+    Example:
+        >>> lengths({"config": {"steps": 500, "eval_every": 100}})["eval_step"]
+        8
+    """
+    config = record.get("config", {})
+    config = {name: [None] for name in LATER_AXES} | config  # one value in runs from before they were recorded
+    sizes = [len(axis) if isinstance(axis := config.get(name), list) else MOST_CONFIGS for name in RUN_AXES]
+    configs = max(sizes) if config.get("points") else math.prod(sizes)
+    if type(shards := config.get("shards")) is int and shards > 0:
+        configs = -(-configs // shards)
+    ends = len(record.get("ends", ()))
+    steps, every = (
+        value if type(value) is int and 0 < value <= MOST_STEPS else default
+        for value, default in ((config.get("steps"), MOST_STEPS), (config.get("eval_every"), 1))
+    )
+    given = config.get("eval_at")
+    evaluations = (len(given) if given and isinstance(given, list) else steps // every) + 3
+    return {"config": min(configs, MOST_CONFIGS), "step": steps, "eval_step": evaluations + ends, "layer": MOST_LAYERS}
 
 
 def metadata_corruptions(store: Path, lengths: Mapping[str, int]) -> Iterator[Corruption]:

@@ -20,7 +20,7 @@ from zarr.storage import LocalStore
 from periodic_jax.core.errors import UnreadableError
 from periodic_jax.core.files import PARTIAL, replace_folder, sync, write_atomically, write_json
 from periodic_jax.core.grid import AXES, SweepGrid
-from periodic_jax.storage.checksums import RunningChecksums, TelemetryChecksums, checksum_of_values, seal_metadata
+from periodic_jax.storage.checksums import RunningChecksums, TelemetryChecksums, seal_metadata
 from periodic_jax.storage.run_directory import TELEMETRY
 from periodic_jax.storage.schema import FORMAT, describe
 from periodic_jax.storage.verification import ITEM_SIZES, Corruption, find_corruptions
@@ -132,10 +132,8 @@ class TelemetryWriter:
         evaluated = sum(at <= step for at in self._eval_index)
         chunks = {name: self._checksums.of(name, step - self._layout.first_step) for name in self._layout.shapes}
         chunks |= {name: self._checksums.of(name, evaluated) for name in self._layout.evaluations}
-        for name, array in self._arrays.items():
-            if array.ndim == 1:
-                blocks = (array.blocks[(chunk,)] for chunk in range(array.cdata_shape[0]))
-                chunks[name] = tuple(checksum_of_values(name, block, step=step) for block in blocks)
+        flat = (name for name, array in self._arrays.items() if array.ndim == 1)
+        chunks |= {name: self._checksums.of_coordinate(name, step) for name in flat}
         return TelemetryChecksums(step, evaluated, chunks)
 
     def _put(self, name: str, begin: int, block: np.ndarray) -> None:

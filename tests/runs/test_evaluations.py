@@ -9,7 +9,8 @@ from periodic_jax.cli.main import main
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.runs.config import check
 from periodic_jax.runs.run import resume_run
-from periodic_jax.storage.run_directory import lengths, read_config
+from periodic_jax.storage.run_directory import read_config
+from periodic_jax.storage.verification import lengths
 from periodic_jax.sweeps.chunks import ChunkEnds
 
 QUIET = RunCallbacks(log=lambda line: None, progress=False)

@@ -11,7 +11,8 @@ from periodic_jax.cli.main import main
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.runs.branch import branched_axes
 from periodic_jax.runs.run import resume_run
-from periodic_jax.storage.run_directory import lengths, read_config
+from periodic_jax.storage.run_directory import read_config
+from periodic_jax.storage.verification import lengths
 
 QUIET = RunCallbacks(log=lambda line: None, progress=False)
 SMALL = {"width": 2, "depth": 1, "steps": 20, "eval_every": 10, "keep_every": 10, "layout": "map"}

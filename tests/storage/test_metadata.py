@@ -22,8 +22,8 @@ from periodic_jax.checkpoints.writer import Checkpoints
 from periodic_jax.core.files import used_bytes, write_json
 from periodic_jax.inspection.info import describe_run
 from periodic_jax.storage.checksums import seal, seal_metadata
-from periodic_jax.storage.run_directory import lengths, read_config, write_config
-from periodic_jax.storage.verification import find_corruptions
+from periodic_jax.storage.run_directory import read_config, write_config
+from periodic_jax.storage.verification import find_corruptions, lengths
 from periodic_jax.storage.verified_store import unfolds_to
 
 STATES = {"params.kernel": np.ones((6, 3, 4), np.float32), "diverged_at": np.full(6, -1, np.int32)}
