@@ -139,7 +139,8 @@ def test_a_step_of_a_short_run_is_timed_too(tiny, model, monkeypatch):
     monkeypatch.setattr(autotune, "seconds_per_step", heard)
     # By a clock on which a step takes a tenth of the least that is timed, however busy the machine is.
     step = autotune.SECONDS / 30
-    clock = SimpleNamespace(perf_counter=lambda: step * sum(count for count, _ in asked))
+    # Each call has the order of an epoch to make first, which takes longer than several steps.
+    clock = SimpleNamespace(perf_counter=lambda: step * sum(count + 7 for count, _ in asked))
     monkeypatch.setattr(autotune, "time", clock)
     assert sweep.seconds_per_step() == pytest.approx(step)
     assert [count for count, _ in asked] == [1, 1, 4, 16]
