@@ -41,7 +41,7 @@ def _runs(start: Callable[..., RunConfig], step: int, **settings: Any) -> dict[s
 
 RUNS = {
     "laptop": _runs(laptop, 6000, lr=(0.1,), weight_decay=(1e-2,), seed=(0, 1), steps=10_000),
-    "desktop": _runs(desktop, 23_400, lr=(0.1,), weight_decay=(3e-3,)),
+    "desktop": _runs(desktop, 8050, lr=(0.1,), weight_decay=(1e-2,)),
     "paper": _runs(paper, 117_000, lr=(0.03,), weight_decay=(1e-3,)),
 }
 

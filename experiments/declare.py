@@ -110,10 +110,12 @@ def paper(**settings: Any) -> RunConfig:
 
 
 def desktop(**settings: Any) -> RunConfig:
-    """ConvNetSI of width 8 on all of CIFAR-10 at 16x16 pixels, 150 epochs, three seeds."""
+    """The paper's setting, sixteen times smaller: ConvNetSI of width 8 on 3,000 images of CIFAR-10 at 16x16 pixels, 700
+    epochs, three seeds. There are eight scale-invariant weights to an image, as in the paper.
+    """
     usual: dict[str, Any] = {
-        "dataset": "cifar10", "resize": 16, "width": 8, "epochs": 150, "eval_every": 1170, "seed": (0, 1, 2),
-        "checkpoint_seconds": 60.0,
+        "dataset": "cifar10", "resize": 16, "use_data_size": 3000, "width": 8, "epochs": 700, "eval_every": 230,
+        "seed": (0, 1, 2), "checkpoint_seconds": 60.0,
     }  # fmt: skip
     return RunConfig(out="", **(usual | settings))
 

@@ -29,7 +29,7 @@ RUNS = {
             lr=(0.1,), weight_decay=(1e-2,), seed=(0, 1), steps=8000, eval_every=160, keep_every=100
         ),
     },
-    "desktop": {"run": desktop(lr=(0.1,), weight_decay=(1e-3,), keep_every=390)},
+    "desktop": {"run": desktop(lr=(0.1,), weight_decay=(1e-2,), keep_every=115)},
     "paper": {"run": paper(lr=(0.03,), weight_decay=(1e-3,), seed=(0, 1), keep_every=1950)},
 }  # fmt: skip
 

@@ -43,6 +43,9 @@ RUNS = {
     "desktop": {
         "rates": desktop(lr=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), weight_decay=(1e-3,)),
         "decays": desktop(lr=(0.1,), weight_decay=(1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
+        "all_images": desktop(
+            lr=(0.03, 0.3), weight_decay=(1e-3,), seed=(0,), use_data_size=None, epochs=150, eval_every=1170
+        ),
     },
     # In the precision that the reference has on a GPU.
     "paper": {
@@ -259,7 +262,7 @@ EXPERIMENT = Experiment(
             "The records name no commit; the code was that of commit 8b63db3d1c.",
         ),
     },
-    optional=frozenset({"low_rate", "decays"}),
+    optional=frozenset({"low_rate", "decays", "all_images"}),
 )
 
 if __name__ == "__main__":
