@@ -1,6 +1,7 @@
 """``periodic-jax sweep``: its options, made from the settings of a run, and back to a `RunConfig`."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
 
@@ -11,7 +12,7 @@ import periodic_jax as pj
 from periodic_jax.cli.axis import Axis, read_axis, read_count, read_flag_or_count, read_number, read_path, read_steps
 from periodic_jax.cli.launch import log_line, print_results, train_and_report, train_with_progress
 from periodic_jax.cli.options import IF_GIVEN, arg
-from periodic_jax.core.errors import UsageError
+from periodic_jax.core.errors import ConfigError, UsageError
 from periodic_jax.core.formatting import flag_of
 from periodic_jax.core.grid import RUN_AXES
 from periodic_jax.core.points import Points, SobolRange, as_points, sobol_points
@@ -94,6 +95,12 @@ class Sweep(SweepSettings):
     points_seed: Annotated[int | None, read_count("points_seed", 0), IF_GIVEN] = setting(
         None, "Seed of the axes given as sobol:FIRST:LAST:COUNT; 0, if not given."
     )
+    shard_hours: Annotated[float | None, read_number("shard_hours", metavar="HOURS"), IF_GIVEN] = setting(
+        None, "With --dry-run: the most hours that a shard may take; 24, if not given."
+    )
+    shard_memory: Annotated[float | None, read_number("shard_memory", metavar="GB"), IF_GIVEN] = setting(
+        None, "With --dry-run: memory of a device in GB, for the number of shards; that of this machine, if not given."
+    )
     target: Annotated[str | None, tyro.conf.arg(name="for", metavar="DEVICE"), IF_GIVEN] = setting(
         None,
         "With --dry-run: plan for a device that is not in this machine: h100, h200, a100, v5e, v6e. Takes minutes.",
@@ -103,7 +110,7 @@ class Sweep(SweepSettings):
         """Train and print the results, or print the plan."""
         config = to_config(self)
         if self.dry_run:
-            print_plan(config, self.target)
+            print_plan(config, self.target, (self.shard_hours, self.shard_memory))
         elif config.shards is None:
             train_and_report(pj.run_sweep, config)
         elif (run := train_with_progress(pj.run_sweep, config)).is_new:
@@ -129,6 +136,12 @@ def to_config(sweep: Any) -> RunConfig:
         raise no_folder_of_shards()
     if sweep.target is not None and not sweep.dry_run:
         raise UsageError("--for", "given without --dry-run", "give both: nothing can be trained on a device elsewhere")
+    for name in ("shard_hours", "shard_memory"):
+        limit = getattr(sweep, name)
+        if limit is not None and not sweep.dry_run:
+            raise UsageError(flag_of(name), "given without --dry-run", "give both: it only counts shards")
+        if limit is not None and not 0 < limit < math.inf:
+            raise ConfigError(flag_of(name), limit, "a number above 0")
     values["out"] = values["out"] or free_folder("sweep")
     return RunConfig(**values)
 
@@ -148,12 +161,15 @@ def _draw_points(values: dict[str, Any], seed: int | None) -> Points:
     return sobol_points(drawn, seed or 0)
 
 
-def print_plan(config: RunConfig, device: str | None = None) -> None:
+def print_plan(
+    config: RunConfig, device: str | None = None, most: tuple[float | None, float | None] = (None, None)
+) -> None:
     """Print what a sweep would take; writes nothing.
 
     Args:
         config: what to run.
         device: one of `sweeps.targets.TARGETS` that is not here; this machine's, if None.
+        most: hours and gigabytes of a shard; a day and the device's memory, if None.
     """
     from periodic_jax.runs import planning
     from periodic_jax.runs.config import check
@@ -161,6 +177,8 @@ def print_plan(config: RunConfig, device: str | None = None) -> None:
     from periodic_jax.sweeps import compilation, targets
 
     target = None if device is None else targets.find_target(device)
+    hours, memory = most
+    limits = planning.ShardLimits() if hours is None else planning.ShardLimits(hours)
     if target:
         target.check_precision(config.precision)
         compilation.prepare_jax(target)
@@ -174,9 +192,11 @@ def print_plan(config: RunConfig, device: str | None = None) -> None:
     if note:
         print(note)
     if target:
-        print(*planning.describe_plan(planning.plan_for(config, target), config, target.memory), sep="\n")
+        limits = limits._replace(device_memory=int(1e9 * memory) if memory else target.memory)
+        print(*planning.describe_plan(planning.plan_for(config, target), config, limits), sep="\n")
         return
     xla.use_cores_as_devices()
     xla.keep_compiled_programs()
     log_line("compiling, to measure the time of a step")
-    print(*planning.describe_plan(planning.plan(config), config, planning.device_memory()), sep="\n")
+    limits = limits._replace(device_memory=int(1e9 * memory) if memory else planning.device_memory())
+    print(*planning.describe_plan(planning.plan(config), config, limits), sep="\n")

@@ -32,11 +32,17 @@ if TYPE_CHECKING:
 
 
 FRAMING = 2**15  # bytes of a minimum beside its weights
-MOST_HOURS = 24.0  # of a shard, so that it fits a batch system's queue, and little is lost with one
 MOST_BYTES = 10**12  # of a shard's telemetry
 COMPILED = 4096  # configurations, at most, of a program that is compiled to be counted
 AT_ONCE = 32  # configurations that an accelerator's device trains in the measurement
 USABLE = 0.8  # of a device's memory
+
+
+class ShardLimits(NamedTuple):
+    """What a shard may take."""
+
+    hours: float = 24.0  # so that it fits a batch system's queue, and little is lost with one
+    device_memory: int | None = None  # bytes, of which `USABLE` are used; None: not known
 
 
 @dataclass(frozen=True)
@@ -218,23 +224,28 @@ def plan_for(config: RunConfig, target: "Target") -> SweepPlan:
     return SweepPlan(len(grid), session.steps, 1, groups, per_seed, layout, pace(best), estimate(best), best)
 
 
-def shard_count(plan: SweepPlan, device_memory: int | None = None) -> int:
-    """Into how many shards to cut a sweep: none takes longer than a day, more than a terabyte, or more memory than a
-    device has.
+def shard_count(plan: SweepPlan, limits: ShardLimits = ShardLimits()) -> int:  # noqa: B008 (immutable)
+    """Into how many shards to cut a sweep: none takes longer or more memory than it may, or more than a terabyte of
+    disk.
 
     Args:
         plan: of the whole sweep.
-        device_memory: bytes, where they are known.
+        limits: of a shard.
+
+    Returns:
+        The number. More than there are configurations where a shard of one still takes too much.
     """
     estimate = plan.estimate
-    wanted = [estimate.seconds / 3600 / MOST_HOURS, estimate.telemetry_bytes / MOST_BYTES]
-    if device_memory:
+    wanted = [estimate.seconds / 3600 / limits.hours, estimate.telemetry_bytes / MOST_BYTES]
+    if limits.device_memory:
         data = estimate.data_bytes
-        wanted.append((estimate.memory_bytes - data) / max(0.8 * device_memory - data, 1))
-    return min(max(math.ceil(max(wanted)), 1), plan.configs)
+        room = USABLE * limits.device_memory - data
+        wanted.append((estimate.memory_bytes - data) / room if room > 0 else math.inf)
+    most = max(wanted)
+    return max(math.ceil(most), 1) if math.isfinite(most) else plan.configs + 1
 
 
-def describe_plan(plan: SweepPlan, config: RunConfig, device_memory: int | None = None) -> list[str]:
+def describe_plan(plan: SweepPlan, config: RunConfig, limits: ShardLimits = ShardLimits()) -> list[str]:  # noqa: B008
     """A plan in words."""
     each, takes = plan.seeds_per_device * plan.configs_per_seed, plan.estimate
     padding = plan.devices * each - plan.configs
@@ -257,12 +268,15 @@ def describe_plan(plan: SweepPlan, config: RunConfig, device_memory: int | None 
         lines.insert(2, f"idle: {plan.idle} of {there} devices; {there} configurations would take as long")
     if plan.compiled:
         lines = _as_compiled(lines, plan, plan.compiled)
-    number = shard_count(plan, device_memory)
+    number = shard_count(plan, limits)
     if number == 1:
         return [*lines, "shards: not needed" if config.shards is None else "shards: small enough"]
-    limits = f"{MOST_HOURS:g} h, {format_bytes(MOST_BYTES)} and a device's memory"
+    memory = f"{USABLE:.0%} of {format_bytes(limits.device_memory or 0)} of memory"
+    words = f"{limits.hours:g} h, {format_bytes(MOST_BYTES)} of telemetry{f' or {memory}' * bool(limits.device_memory)}"
     shards, whole = number * (config.shards or 1), dataclasses.replace(config, shard=None).size()
-    return [*lines, f"shards, so that none takes more than {limits}: --shards {min(shards, whole)}"]
+    if shards > whole:
+        return [*lines, f"shards: even one configuration takes more than {words}"]
+    return [*lines, f"shards, so that none takes more than {words}: --shards {shards}"]
 
 
 def _as_compiled(lines: list[str], plan: SweepPlan, chunk: "CompiledChunk") -> list[str]:

@@ -8,7 +8,7 @@ from helpers.survival import states_at
 from periodic_jax import RunConfig, run_sweep
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.core.files import used_bytes
-from periodic_jax.runs.planning import describe_plan, plan, plan_for, shard_count
+from periodic_jax.runs.planning import ShardLimits, describe_plan, plan, plan_for, shard_count
 from periodic_jax.runs.shards import fitting_part
 from periodic_jax.storage.reader import open_run
 from periodic_jax.sweeps.targets import TARGETS
@@ -58,8 +58,43 @@ def test_shards_are_small_enough(small, planned):
     long = planned._replace(configs=128, estimate=replace(planned.estimate, seconds=86400 * 3.5))
     assert shard_count(long) == 4
     assert describe_plan(long, day)[-1].endswith("--shards 4")
-    assert shard_count(planned, device_memory=planned.estimate.data_bytes + planned.estimate.state_bytes) > 1
-    assert shard_count(planned._replace(estimate=replace(planned.estimate, telemetry_bytes=10**15))) == 6
+    tight = ShardLimits(device_memory=planned.estimate.data_bytes + planned.estimate.state_bytes)
+    assert shard_count(planned, tight) > 1
+
+
+def test_shards_are_counted_for_the_hours_and_the_memory_that_are_given(small, planned):
+    many = replace(small, lr=tuple(np.geomspace(0.01, 1, 64).tolist()))
+    takes = replace(planned.estimate, seconds=36_000, data_bytes=10**9, state_bytes=6 * 10**9, record_bytes=0)
+    long = planned._replace(configs=128, estimate=replace(takes, temporary_bytes=0))
+    assert [shard_count(long, ShardLimits(hours)) for hours in (0.5, 3.0, 10.0, 24.0)] == [20, 4, 1, 1]
+    # Each shard has the data: of 10 GB, 8 are used and 7 are left; of 5 GB, 4 and 3.
+    assert [shard_count(long, ShardLimits(device_memory=most * 10**9)) for most in (10, 5)] == [1, 2]
+    assert describe_plan(long, many, ShardLimits(3.0, 5 * 10**9))[-1] == (
+        "shards, so that none takes more than 3 h, 1 TB of telemetry or 80% of 5 GB of memory: --shards 4"
+    )
+    for limits, words in (
+        (ShardLimits(0.01), "0.01 h, 1 TB of telemetry"),
+        (ShardLimits(24.0, 10**9), "24 h, 1 TB of telemetry or 80% of 1 GB of memory"),
+    ):
+        assert describe_plan(long, many, limits)[-1] == f"shards: even one configuration takes more than {words}"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--shard-hours", "3"], "--shard-hours: given without --dry-run; give both"),
+        (["--dry-run", "--shard-hours", "0"], "--shard-hours: 0 is not accepted; expected a number above 0"),
+        (["--dry-run", "--shard-memory", "inf"], "--shard-memory: inf is not accepted; expected a number above 0"),
+        (["--dry-run", "--shard-memory", "80GB"], "--shard-memory: 80GB is not accepted; expected a number"),
+    ],
+)
+def test_limits_of_shards_that_cannot_be_used_are_refused(capsys, options, words):
+    from periodic_jax.cli.main import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", *options])
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 def test_a_shard_is_planned_as_the_run_that_it_is(small, planned):
@@ -115,7 +150,7 @@ def test_a_device_that_is_not_here_is_planned_from_the_compiled_program(small, c
     step = 4e6 / 3.35e12 + 4 * 2e-6  # bytes take longer than products
     assert planned.seconds_per_config_step == pytest.approx(max(step, 1e9 / 494.7e12 + 8e-6))
     assert planned.estimate.seconds == pytest.approx(80 * 120 * planned.seconds_per_config_step)
-    lines = describe_plan(planned, config, TARGETS["h100"].memory)
+    lines = describe_plan(planned, config, ShardLimits(device_memory=TARGETS["h100"].memory))
     assert lines[1].startswith("for NVIDIA H100 SXM5, 80 GB: fits; 80% of its 84.9 GB hold at least ")
     assert lines[-3].startswith("time: at least ")
     assert lines[-2].endswith(
@@ -126,8 +161,10 @@ def test_a_device_that_is_not_here_is_planned_from_the_compiled_program(small, c
 
 def test_a_sweep_too_large_for_a_device_is_cut(small, compiled):
     config = replace(small, lr=(0.1, 0.3, 1.0), layout="vmap", precision="bf16")
-    lines = describe_plan(plan_for(config, TARGETS["v5e"]), config, TARGETS["v5e"].memory)
+    lines = describe_plan(plan_for(config, TARGETS["v5e"]), config, ShardLimits(device_memory=TARGETS["v5e"].memory))
     assert lines[1] == "for Cloud TPU v5e, 16 GB: does not fit; 80% of its 16 GB hold at least 0 configurations"
-    assert lines[-1].endswith("--shards 6")
+    assert lines[-1] == (
+        "shards: even one configuration takes more than 24 h, 1 TB of telemetry or 80% of 16 GB of memory"
+    )
     with pytest.raises(ConfigError, match="float64 for v5e"):
         plan_for(replace(config, precision="float64"), TARGETS["v5e"])
