@@ -1,5 +1,6 @@
 """Minima of different periods: their quality, how far apart they are, and what ensembles of them gain."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from matplotlib.figure import Figure
 
 from experiments.common import main
 from experiments.declare import Experiment, Finding, Numbers, Runs, desktop, paper, small_images
-from experiments.pages import percent, table
+from experiments.pages import percent, spelt, table
+from experiments.statistics import trend
 from periodic_jax import analysis
 from periodic_jax.runs.manifest import from_manifest
 from periodic_jax.storage.reader import open_run
@@ -135,11 +137,14 @@ def findings(numbers: Numbers) -> list[Finding]:
         f"{whole[seed][1]:.0f} minima {percent(whole[seed][2])}, the best of them alone {percent(single[seed])}"
         for seed in seeds
     )
+    change = trend([[100 * row[3] for row in rows] for rows in of.values()])
+    lower = all(last < first - NOISE for first, last in better.values())
     return [
         Finding(
-            all(last < first - NOISE for first, last in better.values()),
+            lower if math.isnan(change.low) else {1: False, -1: True, None: None}[change.sign()],
             "Minima of later periods generalise better.",
-            "Test error of the first and of the last minimum, by seed: "
+            f"From one minimum to the next the test error changes by {spelt(change)} points. First and last minimum, "
+            "by seed: "
             + "; ".join(f"{percent(first)}, {percent(last)}" for first, last in better.values())
             + f". Differences below {percent(NOISE)} are taken for chance.",
         ),
@@ -202,7 +207,7 @@ def draw(flat: Runs, found: Runs) -> Iterator[tuple[str, Figure]]:
     kept, run = found["networks"], flat["run"]
     figure = Figure(figsize=(9.6, 3.4))
     left, middle, right = figure.subplots(1, 3)
-    colours = {0: "#0072B2", 1: "#D55E00"}
+    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
     loss = run.loss.isel(config=0).load()
     stretch = max(len(loss) // 800, 1)
     whole = len(loss) // stretch * stretch
@@ -215,7 +220,7 @@ def draw(flat: Runs, found: Runs) -> Iterator[tuple[str, Figure]]:
     for i, seed in enumerate(np.unique(kept.minimum_seed)):
         own, pair = kept.minimum_seed.values == seed, kept.pair_seed.values == seed
         part = kept.ensemble_seed.values == seed
-        colour, label = colours[i % 2], f"seed {seed:.0f}"
+        colour, label = colours[i % len(colours)], f"seed {seed:.0f}"
         if i == 0:
             left.plot(kept.minimum_step.values[own], kept.train_loss.values[own], "o", color=colour)
         middle.plot(kept.cosine.values[pair], kept.barrier.values[pair], "o", color=colour, label=label)
