@@ -74,6 +74,19 @@ def test_two_periodic_rates_do_not_tell_that_larger_ones_have_more_periods():
     assert _counts([row | {"regime": "equilibrium"} for row in rows], "lr").holds is None
 
 
+def test_images_that_do_not_fit_are_told_where_they_were_trained():
+    from experiments.rate_and_decay import EXPERIMENT
+
+    nothing = {"rates": [], "decays": []}
+    rows = [{"lr": 0.1, "regime": "equilibrium", "jumps": 0, "lowest_train_loss": 0.7}]
+    assert len(EXPERIMENT.findings(nothing | {"all_images": rows})) == len(EXPERIMENT.findings(nothing)) + 1
+    told = EXPERIMENT.findings(nothing | {"all_images": rows})[-1]
+    assert told.holds is True
+    assert told.measured.endswith("by learning rate: 0.1: equilibrium, 0.7.")
+    rows.append({"lr": 0.3, "regime": "periodic", "jumps": 2, "lowest_train_loss": 0.01})
+    assert EXPERIMENT.findings(nothing | {"all_images": rows})[-1].holds is False
+
+
 def test_a_slope_without_an_interval_decides_nothing():
     from experiments.full_batch import EXPERIMENT
 
