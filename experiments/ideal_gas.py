@@ -2,31 +2,24 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 from matplotlib.figure import Figure
-from scipy.stats import differential_entropy
 
 from experiments import reading
 from experiments.common import main
 from experiments.declare import Experiment, Finding, Numbers, Runs, decided, desktop, paper, small_images
+from experiments.directions import directions
 from experiments.pages import cell, spelt, table
 from experiments.statistics import Estimate, mean, slope
 from periodic_jax.dynamics.equilibrium import equilibrium_weight_norm
 from periodic_jax.runs.config import RunConfig
-from periodic_jax.runs.manifest import from_manifest
-from periodic_jax.storage.run_directory import checkpoint_steps, read_config
 
 WORDS = {"sphere": "fixed norm", "fixed_elr": "fixed effective learning rate", "fixed_rate": "fixed learning rate"}
 COLOURS = {"sphere": "#0072B2", "fixed_elr": "#D55E00", "fixed_rate": "#009E73"}
 DECAY = 1e-2
-PROJECTIONS = 64  # of the directions
-LOOKS = 5  # checkpoints at which gradients are measured
-WINDOW = 0.5  # share of the run, at its end, in which all is measured
-STEADY = 0.05  # relative change of the training loss within the window, below which it is called stationary
+STEADY = 0.05  # relative change of the training loss within the last half of a run, below which it is called stationary
 SAME = 0.05  # relative difference below which two numbers are called the same
 
 
@@ -55,62 +48,6 @@ RUNS = {
         paper, (1e-3, 2e-3, 4e-3, 8e-3), (0.1, 0.3, 1.0, 3.0), epochs=100, keep_every=130, seed=(0,),
     ),
 }  # fmt: skip
-
-
-def direction_entropy(projected: np.ndarray) -> float:
-    """The differential entropy of a direction's coordinate, less that of a direction that is anywhere on the sphere.
-
-    Args:
-        projected: √size times the direction's products with random unit vectors, ``(samples, projections)``; the
-            coordinates of a direction that is anywhere have mean 0 and variance 1.
-
-    Returns:
-        Nats, a mean over the projections: 0 for a direction that is anywhere, lower where it stays near a place.
-    """
-    everywhere = 0.5 * math.log(2 * math.pi * math.e)
-    return float(np.mean(differential_entropy(projected, axis=0))) - everywhere
-
-
-def directions(paths: Mapping[str, Path]) -> dict[str, xr.Dataset]:
-    """From the checkpoints of the last half of each run: entropies of directions, and gradients against their noise."""
-    return {f"{name}_directions": _directions(path) for name, path in paths.items()}
-
-
-def _directions(path: Path) -> xr.Dataset:
-    from periodic_jax.inspection.load import LoadedRun, load_states
-    from periodic_jax.landscape.objective import fixed_batches
-    from periodic_jax.landscape.surface import Surface
-
-    # The data set may be a file that only this machine knows: the record tells where it was found.
-    record = read_config(path)
-    config = from_manifest(record, path, data_dir=record["config"]["data_dir"])
-    run = LoadedRun(path, config, config.grid())
-    saved = checkpoint_steps(path)
-    steps = [step for step in saved if step > (1 - WINDOW) * saved[-1]]
-    batches = fixed_batches(config.data, config.batch_size, images=None)
-    chosen = set(steps[:: -(len(steps) // LOOKS)][:LOOKS])
-    projected, signals, noises, frame = [], [], [], None
-    for step in steps:
-        surface = Surface(load_states(run, step, range(len(run.grid))), batches)
-        weights = np.asarray(surface.weights, np.float64)
-        if frame is None:
-            frame = np.random.default_rng(0).standard_normal((weights.shape[1], PROJECTIONS))
-            frame *= math.sqrt(len(frame)) / np.linalg.norm(frame, axis=0)
-        projected.append(weights @ frame / np.linalg.norm(weights, axis=1, keepdims=True))
-        if step in chosen:
-            found = surface.gradient_noise()
-            noise = np.array([one.gradient_std_norm for one in found]) ** 2
-            # What the noise of a mean over all mini-batches adds is taken off.
-            signals.append(np.array([one.gradient_norm for one in found]) ** 2 - noise / len(batches.labels))
-            noises.append(noise)
-    stacked = np.stack(projected, axis=1)  # (configs, steps, projections)
-    ratio = np.mean(signals, axis=0) / np.mean(noises, axis=0)
-    return xr.Dataset(
-        {
-            "entropy": ("config", np.array([direction_entropy(one) for one in stacked])),
-            "signal_to_noise": ("config", np.sqrt(np.maximum(ratio, 0))),
-        }
-    )
 
 
 def measure(runs: Runs) -> Numbers:
@@ -163,7 +100,7 @@ def resting_norm(protocol: str, row: Mapping[str, float], strength: float) -> fl
 
 
 def steady(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The configurations whose training loss stays within the window."""
+    """The configurations whose training loss stays in the last half of the run."""
     return [row for row in rows if abs(row["drift"]) < STEADY]
 
 

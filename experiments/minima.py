@@ -9,14 +9,14 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from experiments import reading
 from experiments.common import main
 from experiments.declare import Experiment, Finding, Numbers, Runs, desktop, paper, small_images
 from experiments.pages import percent, spelt, table
 from experiments.statistics import trend
 from periodic_jax import analysis
-from periodic_jax.runs.manifest import from_manifest
 from periodic_jax.storage.reader import open_run
-from periodic_jax.storage.run_directory import checkpoint_steps, read_config
+from periodic_jax.storage.run_directory import checkpoint_steps
 
 AT_ONCE = 2**40  # pixels: all training images are normalised together
 POINTS = 11  # of a path
@@ -47,17 +47,14 @@ def compare(paths: Mapping[str, Path]) -> dict[str, xr.Dataset]:
     """From the checkpoints: the last before each destabilisation of each seed, alone, in pairs and in ensembles."""
     import jax
 
-    from periodic_jax.inspection.load import LoadedRun, abstract_state, load_states
+    from periodic_jax.inspection.load import abstract_state, load_states
     from periodic_jax.landscape.connectivity import barrier, cosine, disagreement, on_sphere, straight
     from periodic_jax.landscape.networks import Networks
 
     path = paths["run"]
-    # The data set may be a file that only this machine knows: the record tells where it was found.
-    record = read_config(path)
-    config = from_manifest(record, path, data_dir=record["config"]["data_dir"])
-    run, found = LoadedRun(path, config, config.grid()), analysis.analyze(open_run(path, flat=True))
+    run, found = reading.loaded(path), analysis.analyze(open_run(path, flat=True))
     task = abstract_state(run).task
-    networks = Networks(task, config.data, most_pixels=AT_ONCE)
+    networks = Networks(task, run.config.data, most_pixels=AT_ONCE)
 
     def weights_at(step: int, i: int) -> tuple[Any, Any]:
         states = load_states(run, step, [i])

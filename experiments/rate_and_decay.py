@@ -279,8 +279,8 @@ EXPERIMENT = Experiment(
             "One seed.",
         ),
         "desktop": (
-            "3,000 images at 16x16 pixels and a network of width 8, a sixteenth of the paper's, with as many weights to "
-            "an image: the paper's test errors are not to be expected.",
+            "3,000 images at 16x16 pixels and a network of width 8, a sixteenth of the paper's, with as many weights "
+            "to an image: the paper's test errors are not to be expected.",
         ),
         "paper": (
             "One seed, and only 60 epochs at learning rate 1: the paper's figure has its equilibrium from epoch 50 on.",

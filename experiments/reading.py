@@ -1,12 +1,26 @@
 """Small questions to the evidence of a run, shared by the experiments."""
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from periodic_jax.core.grid import AXES
+from periodic_jax.storage.run_directory import read_config
+
+if TYPE_CHECKING:
+    from periodic_jax.inspection.load import LoadedRun
+
+
+def loaded(path: Path) -> "LoadedRun":
+    """A run whose checkpoints are looked at. The data set may be a file that only this machine knows: the run's record
+    tells where it was found.
+    """
+    from periodic_jax.inspection.load import load_run
+
+    return load_run(path, data_dir=read_config(path)["config"]["data_dir"])
 
 
 def configurations(found: xr.Dataset) -> Iterator[tuple[int, dict[str, Any]]]:

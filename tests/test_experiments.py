@@ -134,7 +134,7 @@ def test_a_page_can_be_written_whatever_the_runs_did(name):
 
 def test_the_entropy_of_a_direction_is_that_of_its_spread():
     """Less that of a direction anywhere on the sphere: of normal coordinates the logarithm of their deviation."""
-    from experiments.ideal_gas import direction_entropy
+    from experiments.directions import direction_entropy
 
     rng = np.random.default_rng(0)
     normal = rng.standard_normal((4000, 8))
