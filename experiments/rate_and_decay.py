@@ -281,6 +281,7 @@ EXPERIMENT = Experiment(
         "desktop": (
             "3,000 images at 16x16 pixels and a network of width 8, a sixteenth of the paper's, with as many weights "
             "to an image: the paper's test errors are not to be expected.",
+            "The record of `rates` names no commit; the code was that of commit fbe693c1d9.",
         ),
         "paper": (
             "One seed, and only 60 epochs at learning rate 1: the paper's figure has its equilibrium from epoch 50 on.",

@@ -77,12 +77,12 @@ def peak_rss_mb() -> float | None:
 
 def _git_commit() -> str | None:
     """The commit of the package's own checkout, None where it is installed otherwise."""
-    here = Path(__file__).resolve().parent
-    if not (here.parent / ".git").exists():
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
         return None
     try:
         answer = subprocess.run(
-            ["git", "rev-parse", "--verify", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5
+            ["git", "rev-parse", "--verify", "HEAD"], cwd=checkout, capture_output=True, text=True, timeout=5
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

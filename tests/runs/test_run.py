@@ -2,11 +2,13 @@ import dataclasses
 import itertools
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import periodic_jax
 from periodic_jax import (
     ConfigError,
     CorruptedRunError,
@@ -79,6 +81,14 @@ def test_config_json_tells_how_to_repeat_the_run(run):
     assert 50 < summary["peak_rss_mb"] < 20_000
     assert summary["ms_per_config_step"] is None or summary["ms_per_config_step"] > 0
     json.dumps(record, allow_nan=False)
+
+
+def test_config_json_names_the_commit_of_the_checkout(run):
+    checkout = Path(periodic_jax.__file__).parents[1]
+    if not (checkout / ".git").exists():
+        pytest.skip("the package is not in a checkout")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True)
+    assert read_config(run[0])["git_commit"] == commit.stdout.strip()
 
 
 def test_a_result_stands_for_its_path_and_has_the_analysis(run):
