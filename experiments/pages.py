@@ -12,8 +12,8 @@ from periodic_jax.runs.config import RunConfig
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(RunConfig) if f.name != "out"}
 UNTESTED, CANNOT_TELL = "What was not tested", "What the numbers cannot tell"  # headings
 ALWAYS = ("lr", "weight_decay")
-# CRC-32 of the training images of CIFAR-10 as JPEG files of the default quality: all at 32x32 and 16x16, 3,000 at 16x16,
-# 2,000 at 8x8.
+# CRC-32 of the training images of CIFAR-10 as JPEG files of the default quality: all at 32x32 and 16x16, 3,000 at
+# 16x16, 2,000 at 8x8.
 JPEG_COPIES = {3603196499, 2836435073, 1954875240, 2840480790}
 UNSAID = (
     "data_dir", "download", "layout", "keep", "keep_every", "checkpoint_seconds", "epochs", "schedule_end", "dataset",
