@@ -244,6 +244,7 @@ EXPERIMENT = Experiment(
         "laptop": (
             "1,500 images of digits and a network of width 4. Equilibria come from mini-batches of 32, periods from "
             "128.",
+            "The records name no commit; the code was that of commits f5e544d to 0ce425a.",
         )
     },
 )
