@@ -145,7 +145,7 @@ def _constant_noise(rows: list[dict[str, Any]]) -> Finding:
     found = _trend(rows, [math.log(row["strength"]) for row in rows])
     return Finding(
         decided(found.low <= 0 <= found.high, found.low, found.high),
-        "The gradients are as strong at each effective learning rate, as in a gas whose particles keep their number.",
+        "The gradients are as strong at each effective learning rate, as the noise of the ideal gas is.",
         f"ln(effective gradient norm) on ln(effective learning rate) has the slope {spelt(found)}.",
     )
 
@@ -197,9 +197,10 @@ def _half(rows: list[dict[str, Any]]) -> Finding:
     return Finding(
         decided(found.low <= 0.5 <= found.high, found.low, found.high),
         "The entropy of a coordinate of the direction grows by half the logarithm of the effective learning rate.",
-        f"By a factor of e: {spelt(found)} nats more. At most, a direction is anywhere (0 nats): the entropies reach "
-        f"from {cell(min((row['entropy'] for row in rows), default=math.nan))} to "
-        f"{cell(max((row['entropy'] for row in rows), default=math.nan))}.",
+        f"By a factor of e: {spelt(found)} nats more. The entropies reach from "
+        f"{cell(min((row['entropy'] for row in rows), default=math.nan))} to "
+        f"{cell(max((row['entropy'] for row in rows), default=math.nan))} nats; that of a direction which is anywhere "
+        "on the sphere would be 0.",
     )
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "experiments"
 NAMES = (
     "rate_and_decay", "one_period", "ablations", "product", "practice", "full_batch", "minima", "sphere", "theory",
-    "optimizers",
+    "optimizers", "ideal_gas",
 )  # fmt: skip
 WRITTEN = [*((name, "laptop") for name in NAMES), ("rate_and_decay", "paper")]
 
