@@ -158,12 +158,12 @@ def _one_curve(quantity: str, kept: Mapping[str, list[dict[str, Any]]]) -> Findi
     """Whether the other protocols lie on the curve of the fixed norm, between its ends."""
     off = differences(quantity, kept)
     found = mean(off)
-    unit = " nats" if quantity == "entropy" else ""
+    unit = " nats" if quantity == "entropy" else " of it"
     return Finding(
         _within(found, 0.0),
         f"The {QUANTITIES[quantity]} depends on the effective learning rate alone, whichever protocol leads to it.",
-        f"{'Difference' if unit else 'Relative difference'} from the curve of the fixed norm: {spelt(found)}{unit}, "
-        f"over {len(off)} networks of the other two protocols.",
+        f"The {len(off)} networks of the other two protocols differ from the curve of the fixed norm by "
+        f"{spelt(found)}{unit}.",
     )
 
 
