@@ -144,7 +144,9 @@ def _by(rows: list[dict[str, Any]], axis: str, what: str) -> dict[float, list[An
 
 
 def _all(numbers: Numbers) -> list[dict[str, Any]]:
-    return [row for run in SWEPT for row in numbers[run]]
+    """Of both axes, each configuration once: where they cross, both have it."""
+    rows = [row for run in SWEPT for row in numbers[run]]
+    return list({(row["lr"], row["weight_decay"], row["seed"]): row for row in rows}.values())
 
 
 def _minima(numbers: Numbers) -> Finding:

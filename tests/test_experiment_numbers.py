@@ -87,6 +87,13 @@ def test_images_that_do_not_fit_are_told_where_they_were_trained():
     assert EXPERIMENT.findings(nothing | {"all_images": rows})[-1].holds is False
 
 
+def test_a_configuration_of_both_axes_counts_once():
+    from experiments.rate_and_decay import _all
+
+    rows = [{"lr": lr, "weight_decay": decay, "seed": 0} for lr, decay in ((0.1, 1e-3), (0.3, 1e-3), (0.1, 1e-2))]
+    assert _all({"rates": rows[:2], "decays": [dict(rows[0]), rows[2]]}) == rows
+
+
 def test_a_slope_without_an_interval_decides_nothing():
     from experiments.full_batch import EXPERIMENT
 
