@@ -41,7 +41,7 @@ class Options:
     """
 
     scale: Literal["laptop", "desktop", "paper"] = "laptop"
-    """laptop: minutes on two cores; desktop: 3,000 images of CIFAR-10 at 16x16 pixels with three seeds, an hour on two
+    """laptop: minutes on two cores; desktop: 3,000 images of CIFAR-10 at 16x16 pixels with three seeds, hours on two
     cores or minutes on a GPU; paper: the paper's own settings, for a GPU. Interrupted at any time, the same command
     goes on."""
     runs: tuple[str, ...] = ()

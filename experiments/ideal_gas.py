@@ -21,6 +21,10 @@ COLOURS = {"sphere": "#0072B2", "fixed_elr": "#D55E00", "fixed_rate": "#009E73"}
 DECAY = 1e-2
 STEADY = 0.05  # relative change of the training loss within the last half of a run, below which it is called stationary
 SAME = 0.05  # relative difference below which two numbers are called the same
+TOO_SMALL = (
+    "it is too small to fit its images, so that noise never ends. Networks that fit them come to rest at low effective "
+    "learning rates, or are periodic: see the other pages."
+)
 
 
 def _runs(
@@ -41,8 +45,8 @@ RUNS = {
         steps=12_000, eval_every=500, keep_every=40,
     ),
     "desktop": _runs(
-        desktop, (3e-4, 1e-3, 3e-3, 1e-2), (0.01, 0.03, 0.1, 0.5), use_data_size=None, epochs=None, steps=39_000,
-        eval_every=1170, keep_every=130,
+        desktop, (3e-4, 1e-3, 3e-3, 1e-2), (0.01, 0.03, 0.1, 0.5), use_data_size=None, epochs=None, steps=20_000,
+        eval_every=1000, keep_every=100,
     ),
     "paper": _runs(
         paper, (1e-3, 2e-3, 4e-3, 8e-3), (0.1, 0.3, 1.0, 3.0), epochs=100, keep_every=130, seed=(0,),
@@ -279,13 +283,12 @@ EXPERIMENT = Experiment(
     },
     limits={
         "all": (
-            "The networks are too small to fit their images, so that noise never ends. Those that do fit them come to "
-            "rest at low effective learning rates, or are periodic: see the other pages.",
             "Entropies are those of single coordinates of the direction in the last half of a run, from 64 random "
             "projections. A direction that still moves on has not been everywhere that it would go: at the lowest "
             "rates the true ones are higher.",
         ),
-        "laptop": ("10,000 images at 8x8 pixels and a network of width 4.",),
+        "laptop": (f"10,000 images at 8x8 pixels and a network of width 4: {TOO_SMALL}",),
+        "desktop": (f"50,000 images at 16x16 pixels and a network of width 8: {TOO_SMALL}",),
         "paper": ("One seed.",),
     },
     extra=directions,

@@ -143,3 +143,49 @@ def test_numbers_are_plain_and_compared():
     assert unequal({"a": 1.0}, {"a": 1.002}) == ["a: 1.0 recorded, 1.002 derived"]
     assert unequal({"a": 1}, {}) == ["a: 1 recorded, None derived"]
     assert unequal({"a": None}, {"a": 1.0}) != []
+
+
+def test_the_entropy_of_a_direction_is_that_of_its_spread():
+    """Less that of a direction anywhere on the sphere: of normal coordinates the logarithm of their deviation."""
+    from experiments.directions import direction_entropy
+
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal((4000, 8))
+    for deviation in (1.0, 0.1):
+        assert direction_entropy(3 + deviation * normal) == pytest.approx(np.log(deviation), abs=0.03)
+    # Coordinates of directions that are anywhere on the sphere of 500 dimensions are all but normal.
+    anywhere = rng.standard_normal((4000, 500))
+    anywhere *= np.sqrt(500) / np.linalg.norm(anywhere, axis=1, keepdims=True)
+    assert direction_entropy(anywhere[:, :8]) == pytest.approx(0, abs=0.03)
+    assert direction_entropy(rng.uniform(0, 1, (4000, 8))) == pytest.approx(-np.log(2 * np.pi * np.e) / 2, abs=0.03)
+
+
+@pytest.mark.parametrize(("protocol", "elr"), [("fixed_elr", 0.02), ("fixed_elr", 0.1), ("fixed_rate", 0.0)])
+def test_norms_rest_where_steps_no_longer_change_them(protocol, elr):
+    """By as many steps as it takes, each of Pythagoras: ρ₊² = (1-ηλ)²ρ² + (ηG/ρ)²."""
+    from experiments.ideal_gas import resting_norm
+
+    row, strength, square = {"lr": 0.7, "weight_decay": 0.05, "elr": elr}, 6.0, 4.0
+    for _ in range(20_000):
+        lr = elr * square if elr else row["lr"]
+        square = (1 - lr * row["weight_decay"]) ** 2 * square + (lr * strength) ** 2 / square
+    assert resting_norm(protocol, row, strength) == pytest.approx(square**0.5, rel=1e-9)
+    assert np.isnan(resting_norm("sphere", row, strength))
+    assert np.isnan(resting_norm("fixed_elr", row | {"elr": 1.0}, strength))  # no norm is kept by such steps
+
+
+def test_protocols_are_compared_at_the_same_effective_learning_rate():
+    from experiments.ideal_gas import differences
+
+    def rows(elrs, losses):
+        return [
+            {"elr": elr, "effective_lr": elr, "loss": loss, "entropy": loss}
+            for elr, loss in zip(elrs, losses, strict=True)
+        ]
+
+    sphere = rows([0.01, 0.01, 0.04], [0.5, 1.5, 3.0])
+    kept = {"sphere": sphere, "fixed_elr": rows([0.02, 0.5], [3.0, 9.0]), "fixed_rate": rows([0.01], [1.1])}
+    # At 0.02, half-way in the logarithm, the curve is at 2; 0.5 is beyond its end.
+    assert differences("loss", kept) == pytest.approx([0.5, 0.1])
+    assert differences("entropy", kept) == pytest.approx([1.0, 0.1])
+    assert differences("loss", kept | {"sphere": []}) == []

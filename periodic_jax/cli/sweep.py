@@ -110,7 +110,7 @@ class Sweep(SweepSettings):
         """Train and print the results, or print the plan."""
         config = to_config(self)
         if self.dry_run:
-            print_plan(config, self.target, (self.shard_hours, self.shard_memory))
+            print_plan(config, self.target, self.shard_hours, self.shard_memory)
         elif config.shards is None:
             train_and_report(pj.run_sweep, config)
         elif (run := train_with_progress(pj.run_sweep, config)).is_new:
@@ -162,14 +162,15 @@ def _draw_points(values: dict[str, Any], seed: int | None) -> Points:
 
 
 def print_plan(
-    config: RunConfig, device: str | None = None, most: tuple[float | None, float | None] = (None, None)
+    config: RunConfig, device: str | None = None, hours: float | None = None, gigabytes: float | None = None
 ) -> None:
     """Print what a sweep would take; writes nothing.
 
     Args:
         config: what to run.
         device: one of `sweeps.targets.TARGETS` that is not here; this machine's, if None.
-        most: hours and gigabytes of a shard; a day and the device's memory, if None.
+        hours: that a shard may take; a day, if None.
+        gigabytes: of a device's memory; those of the device, if None.
     """
     from periodic_jax.runs import planning
     from periodic_jax.runs.config import check
@@ -177,8 +178,6 @@ def print_plan(
     from periodic_jax.sweeps import compilation, targets
 
     target = None if device is None else targets.find_target(device)
-    hours, memory = most
-    limits = planning.ShardLimits() if hours is None else planning.ShardLimits(hours)
     if target:
         target.check_precision(config.precision)
         compilation.prepare_jax(target)
@@ -192,11 +191,11 @@ def print_plan(
     if note:
         print(note)
     if target:
-        limits = limits._replace(device_memory=int(1e9 * memory) if memory else target.memory)
-        print(*planning.describe_plan(planning.plan_for(config, target), config, limits), sep="\n")
-        return
-    xla.use_cores_as_devices()
-    xla.keep_compiled_programs()
-    log_line("compiling, to measure the time of a step")
-    limits = limits._replace(device_memory=int(1e9 * memory) if memory else planning.device_memory())
-    print(*planning.describe_plan(planning.plan(config), config, limits), sep="\n")
+        plan, memory = planning.plan_for(config, target), target.memory
+    else:
+        xla.use_cores_as_devices()
+        xla.keep_compiled_programs()
+        log_line("compiling, to measure the time of a step")
+        plan, memory = planning.plan(config), planning.device_memory()
+    limits = planning.ShardLimits(hours or planning.USUAL_LIMITS.hours, int(1e9 * gigabytes) if gigabytes else memory)
+    print(*planning.describe_plan(plan, config, limits), sep="\n")

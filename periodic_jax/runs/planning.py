@@ -45,6 +45,9 @@ class ShardLimits(NamedTuple):
     device_memory: int | None = None  # bytes, of which `USABLE` are used; None: not known
 
 
+USUAL_LIMITS = ShardLimits()
+
+
 @dataclass(frozen=True)
 class ResourceEstimate:
     """What a run takes. Memory is that of one device; what is on disk is taken as if it could not be compressed."""
@@ -224,7 +227,7 @@ def plan_for(config: RunConfig, target: "Target") -> SweepPlan:
     return SweepPlan(len(grid), session.steps, 1, groups, per_seed, layout, pace(best), estimate(best), best)
 
 
-def shard_count(plan: SweepPlan, limits: ShardLimits = ShardLimits()) -> int:  # noqa: B008 (immutable)
+def shard_count(plan: SweepPlan, limits: ShardLimits = USUAL_LIMITS) -> int:
     """Into how many shards to cut a sweep: none takes longer or more memory than it may, or more than a terabyte of
     disk.
 
@@ -245,7 +248,7 @@ def shard_count(plan: SweepPlan, limits: ShardLimits = ShardLimits()) -> int:  #
     return max(math.ceil(most), 1) if math.isfinite(most) else plan.configs + 1
 
 
-def describe_plan(plan: SweepPlan, config: RunConfig, limits: ShardLimits = ShardLimits()) -> list[str]:  # noqa: B008
+def describe_plan(plan: SweepPlan, config: RunConfig, limits: ShardLimits = USUAL_LIMITS) -> list[str]:
     """A plan in words."""
     each, takes = plan.seeds_per_device * plan.configs_per_seed, plan.estimate
     padding = plan.devices * each - plan.configs
