@@ -108,7 +108,8 @@ def compile_chunk(workload: Workload, target: Target) -> CompiledChunk:
 
     import jax
 
-    from periodic_jax.sweeps.programs import Programs, ShardedPrograms
+    from periodic_jax.sweeps.compiled import ShardedPrograms
+    from periodic_jax.sweeps.programs import Programs
 
     mesh = jax.sharding.Mesh([_device(target)], ("device",))
     spec = workload.spec

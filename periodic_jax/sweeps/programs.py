@@ -7,24 +7,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from periodic_jax.core.grid import HParams
 from periodic_jax.landscape.objective import Batches
 from periodic_jax.landscape.sharpness import largest_eigenvalue, sphere_sharpness
 from periodic_jax.storage.schema import PER_LAYER, SCALARS, SHARPNESS, UPDATES
-from periodic_jax.training import input_pipeline, xla
+from periodic_jax.training import input_pipeline
 from periodic_jax.training.input_pipeline import DeviceData
 from periodic_jax.training.spec import TrainingSpec
 from periodic_jax.training.state import Batch, TrainState
 from periodic_jax.training.step import Gradients, eval_step, full_batch_gradients, gradients, update
 from periodic_jax.training.vectorize import lay_out, lay_out_joined, over_seeds
-
-# Asks XLA to leave out operations whose result depends on the order in which threads finish. What it chooses while it
-# compiles may still differ: docs/development/decisions/bits-on-a-gpu.md.
-DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 
 
 def recorded_names(spec: TrainingSpec) -> dict[str, tuple[str, ...]]:
@@ -261,37 +255,3 @@ class Programs:
 
         zero = jnp.zeros(states.step.shape, data.mean.dtype)
         return jax.lax.scan(add, [(zero, zero)] * (1 + len(parts)), (starts, news))[0]
-
-
-class ShardedPrograms:
-    """`Programs`, sharded over devices and compiled on first use.
-
-    Args:
-        programs: of one device.
-        mesh: of the devices.
-        deterministic: ask for the same bits in every process on a GPU too; see `DETERMINISTIC`.
-
-    Attributes:
-        chunk: as `Programs.chunk`; takes over the memory of the states.
-        evaluation, eigenvalue: as of `Programs`.
-        compilations: how often the chunk program was traced; 1 after any number of chunks.
-    """
-
-    def __init__(self, programs: Programs, mesh: Mesh, deterministic: bool = False) -> None:
-        self.compilations = 0
-
-        def chunk(*arguments: Any) -> tuple[TrainState, dict[str, Array]]:
-            self.compilations += 1
-            return programs.chunk(*arguments)
-
-        shard, over = partial(jax.shard_map, mesh=mesh, check_vma=False), P("device")
-        results = (over, P(None, "device"))
-        sharded = shard(chunk, in_specs=(over, over, over, P(), P(), P()), out_specs=results)
-        options = dict(DETERMINISTIC) if deterministic else {}
-        if mesh.devices.flat[0].platform == "cpu":
-            options |= xla.cpu_options()
-        self.chunk = jax.jit(sharded, donate_argnums=0, compiler_options=options)
-        self.evaluation, self.eigenvalue = (
-            jax.jit(shard(program, in_specs=(over, P()), out_specs=over), compiler_options=options)
-            for program in (programs.evaluation, programs.eigenvalue)
-        )

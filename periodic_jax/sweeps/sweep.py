@@ -5,14 +5,11 @@ Configurations are arranged and laid out as `training.vectorize` says, and shard
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from itertools import compress
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from periodic_jax.core.errors import ConfigError
@@ -25,10 +22,10 @@ from periodic_jax.models.labels import LabelTree
 from periodic_jax.storage.schema import CORRUPTION, EIGENVALUE, EVALUATIONS
 from periodic_jax.sweeps import autotune
 from periodic_jax.sweeps.chunks import FIRST_STEPS, Chunk, ChunkEnds
+from periodic_jax.sweeps.compiled import Initialisation, ShardedPrograms, initialiser, sharded_programs
 from periodic_jax.sweeps.placement import Placement, copied, named_leaves, weights_of
-from periodic_jax.sweeps.programs import Programs, ShardedPrograms, recorded_names
+from periodic_jax.sweeps.programs import Programs, recorded_names
 from periodic_jax.training import input_pipeline
-from periodic_jax.training.initialisation import seeded_states
 from periodic_jax.training.spec import TrainingSpec
 from periodic_jax.training.state import TrainState
 from periodic_jax.training.vectorize import check_layout
@@ -59,7 +56,7 @@ class Sweep:
         layout: see `training.vectorize`.
         capacity: most steps in a chunk. One program serves all chunks up to that length.
         devices: JAX devices to shard the configurations over; all, if None.
-        deterministic: ask for the same bits in every process on a GPU too; see `programs.DETERMINISTIC`.
+        deterministic: ask for the same bits in every process on a GPU too; see `compiled.DETERMINISTIC`.
 
     Attributes:
         placement: where the configurations are.
@@ -92,7 +89,6 @@ class Sweep:
         self.placement = Placement.of(grid.seeds_of("data_seed"), devices or jax.devices())
         self.step, self.stopped, self._deterministic = 0, 0, deterministic
 
-        self._labels = model.labels() if labels is None else labels
         dtype = input_dtype(model)
         self.data = jax.tree.map(self.placement.replicate, input_pipeline.to_device(dataset, dtype))
         fixed = fixed_batches(dataset, spec.batch_size, dtype=dtype) if spec.track_eigenvalue else None
@@ -105,7 +101,9 @@ class Sweep:
             model = model.clone(platform=self._platform)
         self._platform = getattr(model, "platform", self._platform)
         self._model, self._batch_shape = model, (spec.batch_size, *dataset.image_shape)
-        self._initialise = self._initialiser(dtype)
+        copies = self.placement.configs_per_seed // self.initial_seeds.shape[1]
+        initialisation = Initialisation(self._model, spec, self._batch_shape, dtype, copies, grid.has_own_head)
+        self._initialise = initialiser(initialisation, labels, self.placement.mesh)
         self._abstract_states = self._initialise.eval_shape(self.initial_seeds)
         self._is_compiled = False
         self._programs: ShardedPrograms
@@ -295,20 +293,13 @@ class Sweep:
         states = self._abstract_states
         return list(compress((name for name, _ in named_leaves(states.params, "/")), states.task.labels))
 
-    def _initialiser(self, dtype: Any) -> Any:
-        """A compiled function from the initial seeds to the states of step 0, all that the sweep trains."""
-        images, copies = jnp.zeros(self._batch_shape, dtype), self.placement.configs_per_seed
-        initialise = seeded_states(
-            self._model, self._labels, images, self.spec, copies=copies // self.initial_seeds.shape[1],
-            has_own_head=self.grid.has_own_head,
-        )  # fmt: skip
-        shard = partial(jax.shard_map, mesh=self.placement.mesh, check_vma=False)
-        return jax.jit(shard(initialise, in_specs=P("device"), out_specs=P("device")))
-
     def _lay_out(self, layout: str) -> None:
         self.layout = layout
         programs = Programs(layout, self.spec, len(self.data.images), self.capacity, self._platform)
-        self._programs = ShardedPrograms(programs, self.placement.mesh, self._deterministic)
+        self._programs = sharded_programs(
+            programs, self.placement.mesh, self._deterministic, self._model,
+            (self._abstract_states, self.hparams, self.seeds, self.data),
+        )  # fmt: skip
 
     def _time(self, layout: str) -> float:
         """Seconds of a step in a layout; infinite where it does not fit the memory."""

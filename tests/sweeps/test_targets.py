@@ -152,7 +152,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from periodic_jax import models
 from periodic_jax.landscape.hvp import hessian_vector
 from periodic_jax.landscape.objective import to_vector
-from periodic_jax.sweeps.programs import Programs, ShardedPrograms
+from periodic_jax.sweeps.compiled import ShardedPrograms
+from periodic_jax.sweeps.programs import Programs
 from periodic_jax.training import xla
 
 model = models.build(asked.get("network", "ConvNetSI"), width=8)
