@@ -65,7 +65,7 @@ def compare(paths: Mapping[str, Path]) -> dict[str, xr.Dataset]:
 
     def barrier_between(a: Any, b: Any, statistics: Any) -> float:
         at = [straight(a, b, t, task.labels) for t in np.linspace(0, 1, POINTS)]
-        return barrier(np.array([networks.quality(params, statistics).train_loss for params in at]))
+        return barrier(np.array([networks.trained(params, statistics)[0] for params in at]))
 
     steps = np.array(checkpoint_steps(path))
     minima, pairs, ensembles, last = [], [], [], []

@@ -23,7 +23,8 @@ NAMES = (
     "rate_and_decay", "one_period", "ablations", "product", "practice", "full_batch", "minima", "sphere", "theory",
     "optimizers", "ideal_gas",
 )  # fmt: skip
-WRITTEN = [*((name, "laptop") for name in NAMES), ("rate_and_decay", "desktop"), ("rate_and_decay", "paper")]
+WRITTEN = [(name, "laptop") for name in NAMES]
+WRITTEN += [("minima", "desktop"), ("rate_and_decay", "desktop"), ("rate_and_decay", "paper")]
 
 
 @pytest.fixture(autouse=True)

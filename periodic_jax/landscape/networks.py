@@ -101,14 +101,18 @@ class Networks:
         Returns:
             NaN where the weights are not finite.
         """
+        *train_scores, pooled = self.trained(params, statistics)
+        test_outputs = self._outputs(params, pooled, self._test)
+        return Quality(*train_scores, *self._scores(test_outputs, self.test_labels), test_outputs, pooled)
+
+    def trained(self, params: Params, statistics: Any) -> tuple[float, float, Any]:
+        """Training loss, training error and statistics of one network: `quality` without the test images."""
         results = [self._in_training(params, statistics, images, self._constants) for images, _ in self._train]
         labels = [labels for _, labels in self._train]
         pooled = _pool([measured for _, measured in results], np.array(list(map(len, labels))) / self.images)
         # Of a single part, these are the outputs already.
         outputs = self._outputs(params, pooled, self._train) if len(results) > 1 else np.asarray(results[0][0])
-        test_outputs = self._outputs(params, pooled, self._test)
-        train_scores = self._scores(outputs, np.concatenate(labels))
-        return Quality(*train_scores, *self._scores(test_outputs, self.test_labels), test_outputs, pooled)
+        return *self._scores(outputs, np.concatenate(labels)), pooled
 
     def together(self, outputs: Sequence[np.ndarray]) -> tuple[float, float]:
         """Test loss and error of an ensemble.

@@ -65,7 +65,7 @@ def test_a_platform_is_one_that_is_known():
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_gradients_of_images_are_refused(platform):
     model, images = models.build("ConvNetSI", width=2, depth=1, platform=platform), jnp.ones((2, 4, 4, 1))
-    variables = model.init(jax.random.key(0), images, train=True)
+    variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), images, train=True)
     with pytest.raises(
         ConfigError, match="derivatives: the first layer computes none with respect to images; take those of weights"
     ):

@@ -79,7 +79,7 @@ def test_frozen_dictionaries_are_as_good_as_plain_ones(float64):
         flax.config.update("flax_return_frozendict", returns_frozen)
         try:
             state = create_train_state(Linen(), freeze(LABELS), jax.random.key(0), images)
-            state, metrics = train_step(state, HParams(lr=0.1, weight_decay=0.01), batch)
+            state, metrics = jax.jit(train_step)(state, HParams(lr=0.1, weight_decay=0.01), batch)
         finally:
             flax.config.update("flax_return_frozendict", before)
         expected = expected or (jax.tree.structure(state.params), float(metrics["loss"]))
