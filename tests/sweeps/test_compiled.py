@@ -19,6 +19,9 @@ def grid(*lrs, **axes):
     return SweepGrid.product(**{"lr": lrs, "weight_decay": 1e-2, "seed": [4, 0], **axes})
 
 
+SPEC, TWO = TrainingSpec(12), grid(0.1, 0.3)
+
+
 def forget():
     compiled._shared_programs.cache_clear()
     compiled._shared_initialiser.cache_clear()
@@ -47,12 +50,12 @@ def own_optimizer(hparams: HParams) -> optax.GradientTransformation:
     return optax.sgd(hparams.lr)
 
 
-def sweep_of(tiny, configurations, model=None, spec=TrainingSpec(12), **options):
+def sweep_of(tiny, configurations, model=None, spec=SPEC, **options):
     options = {"layout": "map", "devices": jax.devices()[:1], **options}
     return Sweep(model or network(jnp.float32), tiny, configurations, spec, **options)
 
 
-def programs_of(tiny, configurations=grid(0.1, 0.3), **options):
+def programs_of(tiny, configurations=TWO, **options):
     """What is not yet traced, and takes no time."""
     sweep = sweep_of(tiny, configurations, **options)
     sweep._lay_out(sweep.layout)
@@ -60,7 +63,7 @@ def programs_of(tiny, configurations=grid(0.1, 0.3), **options):
 
 
 def test_other_numbers_take_the_programs_of_the_sweep_before(traces, tiny):
-    sweep_of(tiny, grid(0.1, 0.3)).compile()
+    sweep_of(tiny, TWO).compile()
     again = sweep_of(tiny, grid(0.05, 1.0, seed=[7, 1]))
     found = collect(again, 9)
     assert (len(traces), again.compilations) == (1, 1)
