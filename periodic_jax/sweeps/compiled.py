@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from periodic_jax.models.adapters import LinenNetwork, is_built_in
 from periodic_jax.models.labels import LabelTree
 from periodic_jax.sweeps.programs import Programs
 from periodic_jax.training import xla
@@ -126,7 +127,7 @@ def _is_known(model: Any, spec: TrainingSpec) -> bool:
     """Whether programs trace functions of this package alone. One of yours may read what you have changed since it was
     traced, so it is traced again.
     """
-    return type(model).__module__.partition(".")[0] == __name__.partition(".")[0] and isinstance(spec.optimizer, str)
+    return is_built_in(LinenNetwork(model)) and isinstance(spec.optimizer, str)
 
 
 @lru_cache(maxsize=KEPT)

@@ -81,7 +81,8 @@ def test_other_paths_under_vmap(float64, images, name):
 
 # Of these the first steps do not hang on near ties; see `test_float32_is_as_good_as_its_numbers_allow`. By the fifth,
 # one rounding otherwise made (JAX 0.12, another processor) moves a gradient by 1.4e-3: 3.6e-6 in the fourth, times 400.
-@pytest.mark.parametrize("name", ["convnet_si_sphere", pytest.param("convnet_si_squared_loss", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convnet_si_sphere", "convnet_si_squared_loss"])
 def test_float32_walks_the_same_first_steps(images, name):
     with jax.default_matmul_precision("highest"):
         recording = replay.load_recording(GOLDEN / f"{name}.npz")

@@ -12,7 +12,7 @@ from periodic_jax.models.layers import ImageNetwork
 from periodic_jax.training.losses import LOSSES
 
 NAMES = [
-    pytest.param(n, marks=[] if n in ("ConvNetSI", "ResNet18SI") else pytest.mark.slow)
+    pytest.param(n, marks=[] if n == "ConvNetSI" else pytest.mark.slow)
     for n in models.MODELS
     if issubclass(models.MODELS[n][0], ImageNetwork)
 ]

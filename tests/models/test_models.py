@@ -178,7 +178,9 @@ def test_kernels_before_a_normalisation_are_invariant_one_by_one(name):
         assert mark == (path.endswith("kernel") and path != "head/kernel" and name != "ConvNet"), path
 
 
-@pytest.mark.parametrize("name", ["ResNet18SI", "ResNet18SIAf", "ResNet18"])
+@pytest.mark.parametrize(
+    "name", ["ResNet18SI", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ResNet18SIAf", "ResNet18"))]
+)
 def test_kernels_that_add_to_the_residual_stream_are_invariant_together(name):
     """Only the first convolution of a block has a normalisation to itself. Without the last normalisation, the head
     reads the stream as it is. A bias before a 1x1 convolution is the same everywhere, and is subtracted again.

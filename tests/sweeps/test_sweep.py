@@ -47,7 +47,16 @@ def alone(tiny):
     return trained
 
 
-@pytest.mark.parametrize(("layout", "devices"), [*((layout, 2) for layout in LAYOUTS), ("map", 1)])
+@pytest.mark.parametrize(
+    ("layout", "devices"),
+    [
+        ("map", 2),
+        ("map:2", 2),
+        pytest.param("vmap", 2, marks=pytest.mark.slow),
+        pytest.param("unroll", 2, marks=pytest.mark.slow),
+        pytest.param("map", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_configuration_in_a_grid_equals_the_same_alone(float64, tiny, alone, layout, devices):
     if len(jax.devices()) < devices:
         pytest.skip("one device")
@@ -69,7 +78,7 @@ def test_in_float32_too(tiny, model, alone):
         np.testing.assert_allclose(telemetry["weight_norm"][i], expected["weight_norm"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("devices", [1, None])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), None])
 def test_one_compilation_serves_chunks_of_every_length(tiny, model, devices, caplog):
     with jax.log_compiles():
         sweep = Sweep(model, tiny, GRID, TrainingSpec(12), capacity=9, devices=jax.devices()[:devices])
@@ -202,7 +211,7 @@ def test_unusable_settings_are_refused(tiny, model, options, named):
 
 @pytest.mark.parametrize(
     ("layout", "devices", "capacity"),
-    [("map", 2, 20), ("map", 1, 3), ("vmap", 2, 20), ("unroll", 1, 20)],
+    [("map", 2, 20), ("map", 1, 3), ("vmap", 2, 20), pytest.param("unroll", 1, 20, marks=pytest.mark.slow)],
 )
 def test_the_batches_are_the_same_whatever_the_layout_the_devices_and_the_chunks(tiny, layout, devices, capacity):
     """And they are those of a plain numpy implementation of order and augmentation."""
