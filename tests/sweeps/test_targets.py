@@ -24,6 +24,7 @@ LIMITS = {
     ("v5e", "temporary_megabytes"): 650,  # 616
     ("v5e", "megacycles"): 0.38,  # 0.365
 }
+ALONE = pytest.mark.xdist_group("libtpu")  # one process at a time; with --dist loadgroup the others run beside it
 SWEEP = ("sweep", "--steps", "100", "--width", "2", "--depth", "1", "--lr", "0.1", "1")
 
 
@@ -129,7 +130,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("device", "precision"), [("h100", "tf32"), ("v5e", "bf16")])
+@pytest.mark.parametrize(("device", "precision"), [("h100", "tf32"), pytest.param("v5e", "bf16", marks=ALONE)])
 def test_a_chunk_compiled_for_a_device_stays_within_its_limits(device, precision):
     require(device)
     found = json.loads(in_fresh_python("-c", COUNT.format(device=device, precision=precision))[-1])
@@ -207,7 +208,7 @@ def test_other_programs_compile_in_single_precision_without_scatters(asked):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("device", ["h100", "v5e"])
+@pytest.mark.parametrize("device", ["h100", pytest.param("v5e", marks=ALONE)])
 def test_a_sweep_is_planned_for_a_device(device, tmp_path):
     require(device)
     options = ["--precision", "bf16", "--layout", "map", "--dry-run", "--for", device]
