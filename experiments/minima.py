@@ -20,7 +20,7 @@ from periodic_jax.storage.run_directory import checkpoint_steps
 
 AT_ONCE = 2**40  # pixels: all training images are normalised together
 POINTS = 11  # of a path
-MOST = 10  # minima of a seed that are compared, the last ones
+MOST = 10  # minima of a seed in an ensemble, the last ones
 NOISE = 0.01  # two standard deviations of a test error near a half on 10,000 images
 SAME_MINIMUM = 0.9  # cosine above which two minima would be called one
 CONNECTED = 0.1  # nats: a lower barrier would be called none
@@ -72,7 +72,7 @@ def compare(paths: Mapping[str, Path]) -> dict[str, xr.Dataset]:
     for i in range(found.sizes["config"]):
         onsets = found.onset_step.values[i]
         before = [steps[steps <= onset].max() for onset in onsets[np.isfinite(onsets)] if (steps <= onset).any()]
-        chosen = list(dict.fromkeys(before))[-MOST:]
+        chosen = list(dict.fromkeys(before))
         if not chosen:
             continue
         seed = float(found.seed.values[i])
@@ -87,7 +87,7 @@ def compare(paths: Mapping[str, Path]) -> dict[str, xr.Dataset]:
             differ = disagreement(told[k], told[k + 1])
             rises = barrier_between(a, b, statistics)
             pairs.append((seed, chosen[k], chosen[k + 1], cosine(a, b, task.labels), rises, differ))
-        for k in range(1, len(chosen) + 1):
+        for k in range(1, min(len(chosen), MOST) + 1):
             ensembles.append((seed, k, networks.together(told[-k:])[1]))
         last.append((weights[-1], told[-1], statistics))
     seeds = [np.nan] * 4
@@ -122,8 +122,8 @@ def findings(numbers: Numbers) -> list[Finding]:
     seeds = sorted({row[0] for row in minima})
     of = {seed: [row for row in minima if row[0] == seed] for seed in seeds}
     better = {seed: (rows[0][3], rows[-1][3]) for seed, rows in of.items()}
-    single = {seed: min(row[3] for row in rows) for seed, rows in of.items()}
     whole = {seed: [row for row in numbers["ensemble"] if row[0] == seed][-1] for seed in seeds}
+    single = {seed: min(row[3] for row in rows[-MOST:]) for seed, rows in of.items()}
     cosines, barriers, differ = ([row[k] for row in pairs] for k in (3, 4, 5))
     cosine, barrier, disagreement, both = numbers["seeds"]
     low, alike = sum(b <= CONNECTED for b in barriers), sum(c > SAME_MINIMUM for c in cosines)
@@ -131,7 +131,8 @@ def findings(numbers: Numbers) -> list[Finding]:
     far = [c for c, b in zip(cosines, barriers, strict=True) if b > CONNECTED]
     where = f", of cosines from {min(near):.2f} (the others: to {max(far):.2f})" if near and far else ""
     gains = "; ".join(
-        f"{whole[seed][1]:.0f} minima {percent(whole[seed][2])}, the best of them alone {percent(single[seed])}"
+        f"the last {whole[seed][1]:.0f} minima {percent(whole[seed][2])}, the best of these alone "
+        f"{percent(single[seed])}"
         for seed in seeds
     )
     change = trend([[100 * row[3] for row in rows] for rows in of.values()])
@@ -222,7 +223,7 @@ def draw(flat: Runs, found: Runs) -> Iterator[tuple[str, Figure]]:
             left.plot(kept.minimum_step.values[own], kept.train_loss.values[own], "o", color=colour)
         middle.plot(kept.cosine.values[pair], kept.barrier.values[pair], "o", color=colour, label=label)
         right.plot(kept.members.values[part], 100 * kept.ensemble_error.values[part], "o-", color=colour, label=label)
-        right.axhline(100 * kept.test_error.values[own].min(), color=colour, ls=":", lw=1)
+        right.axhline(100 * kept.test_error.values[own][-MOST:].min(), color=colour, ls=":", lw=1)
     middle.plot(*kept.seeds.values[:2], "kx", label="two seeds")
     left.set(yscale="log", xlabel="step", ylabel="loss (seed 0)", title="the minima that are compared")
     middle.set(xlabel="cosine", ylabel="barrier [nats]", title="successive minima")
