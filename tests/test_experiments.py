@@ -19,6 +19,7 @@ from periodic_jax.training import xla
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "experiments"
+OVERVIEW = (PAGES / "README.md").read_text()
 NAMES = (
     "rate_and_decay", "one_period", "ablations", "product", "practice", "full_batch", "minima", "sphere", "theory",
     "optimizers", "ideal_gas",
@@ -287,6 +288,16 @@ def test_a_page_without_failures_points_to_what_is_open(name, scale):
         assert (f'"{CANNOT_TELL}"' in failed) == (CANNOT_TELL in headings)
     else:
         assert failed.splitlines()[2].startswith("- *")
+
+
+def test_the_overview_has_the_numbers_of_the_pages():
+    rows = re.findall(r"^\|.*\[(agrees|does not reproduce|cannot tell)\]\((\S+)\) \| (\S+ \[.*?\])", OVERVIEW, re.M)
+    assert len(rows) == 3
+    for verdict, page, interval in rows:
+        text = (PAGES / page).read_text()
+        finding = next(line for line in text.splitlines() if interval in line)
+        heading = {"cannot tell": "What the numbers cannot tell"}.get(verdict, f"What {verdict}")
+        assert finding in text[text.index(f"## {heading}") :].split("\n## ")[0]
 
 
 @pytest.mark.parametrize("scale", ["laptop", "desktop", "paper"])
