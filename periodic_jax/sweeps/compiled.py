@@ -82,10 +82,15 @@ class Initialisation:
 
     def sharded(self, labels: LabelTree, mesh: Mesh) -> Any:
         """See `initialiser`."""
-        images, over = jnp.zeros(self.batch_shape, self.dtype), P("device")
-        initialise = seeded_states(
-            self.model, labels, images, self.spec, copies=self.copies, has_own_head=self.has_own_head
-        )
+
+        def initialise(seeds: Array) -> TrainState:
+            images = jnp.zeros(self.batch_shape, self.dtype)  # made here, so that what is kept holds no images
+            states = seeded_states(
+                self.model, labels, images, self.spec, copies=self.copies, has_own_head=self.has_own_head
+            )
+            return states(seeds)
+
+        over = P("device")
         return jax.jit(jax.shard_map(initialise, mesh=mesh, check_vma=False, in_specs=over, out_specs=over))
 
 
