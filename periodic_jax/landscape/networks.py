@@ -101,9 +101,10 @@ class Networks:
         Returns:
             NaN where the weights are not finite.
         """
-        *train_scores, pooled = self.trained(params, statistics)
+        train_loss, train_error, pooled = self.trained(params, statistics)
         test_outputs = self._outputs(params, pooled, self._test)
-        return Quality(*train_scores, *self._scores(test_outputs, self.test_labels), test_outputs, pooled)
+        test_scores = self._scores(test_outputs, self.test_labels)
+        return Quality(train_loss, train_error, *test_scores, test_outputs, pooled)
 
     def trained(self, params: Params, statistics: Any) -> tuple[float, float, Any]:
         """Training loss, training error and statistics of one network: `quality` without the test images."""
