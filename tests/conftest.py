@@ -32,7 +32,7 @@ def _compile_once(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     compiled = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(compiled))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # also single operations: 7 % less time
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # single operations too
 
 
 @pytest.fixture

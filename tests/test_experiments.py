@@ -291,11 +291,14 @@ def test_a_page_without_failures_points_to_what_is_open(name, scale):
 
 
 def test_the_overview_has_the_numbers_of_the_pages():
-    rows = re.findall(r"^\|.*\[(agrees|does not reproduce|cannot tell)\]\((\S+)\) \| (\S+ \[.*?\])", OVERVIEW, re.M)
+    rows = re.findall(
+        r"^\| (.*) \| \[(agrees|does not reproduce|cannot tell)\]\((\S+)\) \| (\S+ \[.*?\])", OVERVIEW, re.M
+    )
     assert len(rows) == 3
-    for verdict, page, interval in rows:
+    for claim, verdict, page, interval in rows:
         text = (PAGES / page).read_text()
         finding = next(line for line in text.splitlines() if interval in line)
+        assert finding.lower().startswith(f"- *{claim}.*")
         heading = {"cannot tell": "What the numbers cannot tell"}.get(verdict, f"What {verdict}")
         assert finding in text[text.index(f"## {heading}") :].split("\n## ")[0]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -18,6 +19,8 @@ from periodic_jax.models.labels import LabelTree
 from periodic_jax.sweeps.programs import Programs
 from periodic_jax.training import xla
 from periodic_jax.training.initialisation import seeded_states
+from periodic_jax.training.losses import LOSSES
+from periodic_jax.training.schedules import SCHEDULES
 from periodic_jax.training.spec import TrainingSpec
 from periodic_jax.training.state import TrainState
 
@@ -38,7 +41,8 @@ class ShardedPrograms:
     Attributes:
         chunk: as `Programs.chunk`; takes over the memory of the states.
         evaluation, eigenvalue: as of `Programs`.
-        compilations: how often the chunk program was traced; 1 after any number of chunks, and of sweeps that share it.
+        compilations: how often the chunk program was traced in this process, by all sweeps that share it; 1 after any
+            number of chunks.
     """
 
     def __init__(self, programs: Programs, mesh: Mesh, deterministic: bool = False) -> None:
@@ -84,7 +88,8 @@ class Initialisation:
         """See `initialiser`."""
 
         def initialise(seeds: Array) -> TrainState:
-            images = jnp.zeros(self.batch_shape, self.dtype)  # made here, so that what is kept holds no images
+            with jax.ensure_compile_time_eval():  # made here, so that what is kept holds no images
+                images = jnp.zeros(self.batch_shape, self.dtype)
             states = seeded_states(
                 self.model, labels, images, self.spec, copies=self.copies, has_own_head=self.has_own_head
             )
@@ -105,7 +110,7 @@ def initialiser(initialisation: Initialisation, labels: LabelTree, mesh: Mesh) -
     model = initialisation.model
     labels = model.labels() if labels is None else labels
     if _is_known(model, initialisation.spec) and labels == model.labels():
-        return _shared_initialiser(initialisation, mesh)
+        return _shared_initialiser(initialisation, mesh, _settings())
     return initialisation.sharded(labels, mesh)
 
 
@@ -123,16 +128,25 @@ def sharded_programs(
         return ShardedPrograms(programs, mesh, deterministic)
     leaves, structure = jax.tree.flatten(arguments)
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    return _shared_programs(
-        programs, mesh, deterministic, (structure, shapes, jax.config.values["jax_default_matmul_precision"])
-    )
+    return _shared_programs(programs, mesh, deterministic, (structure, shapes, _settings()))
 
 
 def _is_known(model: Any, spec: TrainingSpec) -> bool:
     """Whether programs trace functions of this package alone. One of yours may read what you have changed since it was
     traced, so it is traced again.
     """
-    return is_built_in(LinenNetwork(model)) and isinstance(spec.optimizer, str)
+    functions = LOSSES.get(spec.loss), SCHEDULES.get(spec.schedule)
+    return (
+        is_built_in(LinenNetwork(model))
+        and isinstance(spec.optimizer, str)
+        and all(getattr(function, "__module__", "").startswith("periodic_jax.") for function in functions)
+    )
+
+
+def _settings() -> Hashable:
+    """All settings of JAX, and that of Flax, on which a program may depend. The key of `jax.jit` lacks some of them."""
+    of_flax = [flag for flag in xla.RANDOM_NUMBERS if flag.startswith("flax")]
+    return *jax.config.values.items(), *((flag, getattr(flax.config, flag)) for flag in of_flax)
 
 
 @lru_cache(maxsize=KEPT)
@@ -141,5 +155,5 @@ def _shared_programs(programs: Programs, mesh: Mesh, deterministic: bool, about:
 
 
 @lru_cache(maxsize=KEPT)
-def _shared_initialiser(initialisation: Initialisation, mesh: Mesh) -> Any:
+def _shared_initialiser(initialisation: Initialisation, mesh: Mesh, settings: Hashable) -> Any:
     return initialisation.sharded(initialisation.model.labels(), mesh)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from periodic_jax import models
+from periodic_jax.sweeps import compiled
 
 LAYOUTS = ["vmap", "unroll", "map", "map:2"]
 
@@ -20,6 +21,12 @@ def collect(sweep, steps, **options):
     telemetry = {n: np.concatenate([c.telemetry[n] for c in chunks], 1) for n in chunks[0].telemetry}
     evaluations = [c.evaluation for c in chunks if c.evaluation]
     return telemetry, {n: np.stack([e[n] for e in evaluations], 1) for n in evaluations[0]}
+
+
+def forget_programs():
+    """The next sweep traces its programs, for tests that replace what is traced."""
+    compiled._shared_programs.cache_clear()
+    compiled._shared_initialiser.cache_clear()
 
 
 class Probe(nn.Module):

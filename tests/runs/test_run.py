@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.small_sweeps import forget_programs
 
 import periodic_jax
 from periodic_jax import (
@@ -228,6 +229,7 @@ def test_schedules_full_batches_and_fixed_norms_reach_the_training(tmp_path):
 
 def test_variations_of_the_data_reach_the_training_and_the_record(tmp_path, monkeypatch):
     """Corrupted digits, shrunk and augmented: the parts' losses average to that of the whole."""
+    forget_programs()
     augmented, augment = [], input_pipeline.augment
     monkeypatch.setattr(
         input_pipeline, "augment", lambda images, key: augmented.append(images.shape) or augment(images, key)

@@ -1,17 +1,19 @@
 """Sweeps of one process share the programs of this package's own networks, and no others."""
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.small_sweeps import collect, network
+from helpers.small_sweeps import collect, forget_programs, network
 
 from periodic_jax import SweepGrid, models
 from periodic_jax.core.grid import HParams
 from periodic_jax.sweeps import compiled
 from periodic_jax.sweeps.programs import Programs
 from periodic_jax.sweeps.sweep import Sweep
+from periodic_jax.training.losses import LOSSES
 from periodic_jax.training.spec import TrainingSpec
 
 
@@ -22,15 +24,10 @@ def grid(*lrs, **axes):
 SPEC, TWO = TrainingSpec(12), grid(0.1, 0.3)
 
 
-def forget():
-    compiled._shared_programs.cache_clear()
-    compiled._shared_initialiser.cache_clear()
-
-
 @pytest.fixture
 def traces(monkeypatch):
     """A list that grows with each trace of a step."""
-    forget()
+    forget_programs()
     traced, gradients = [], Programs._gradients
 
     def counted(self, batch, state):
@@ -39,7 +36,7 @@ def traces(monkeypatch):
 
     monkeypatch.setattr(Programs, "_gradients", counted)
     yield traced
-    forget()
+    forget_programs()
 
 
 class Own(models.ConvNet):
@@ -67,7 +64,7 @@ def test_other_numbers_take_the_programs_of_the_sweep_before(traces, tiny):
     again = sweep_of(tiny, grid(0.05, 1.0, seed=[7, 1]))
     found = collect(again, 9)
     assert (len(traces), again.compilations) == (1, 1)
-    forget()
+    forget_programs()
     for got, alone in zip(found, collect(sweep_of(tiny, grid(0.05, 1.0, seed=[7, 1])), 9), strict=True):
         for name, values in alone.items():
             np.testing.assert_array_equal(got[name], values, err_msg=name)
@@ -81,7 +78,6 @@ def test_other_numbers_take_the_programs_of_the_sweep_before(traces, tiny):
         ({"model": network(jnp.float32, affine=True)}, False),
         ({"spec": TrainingSpec(12, loss="squared")}, False),
         ({"labels": {"conv0": "scale_invariant", "conv1": "other", "head": "other"}}, False),
-        ({"devices": jax.devices()[1:2]}, False),
         ({"layout": "vmap"}, True),
         ({"capacity": 10}, True),
         ({"deterministic": True}, True),
@@ -95,24 +91,67 @@ def test_other_programs_are_others(traces, tiny, other, starts_alike):
     assert programs_of(tiny) == (programs, start)
 
 
-def test_another_precision_of_products_is_another_program(traces, tiny):
-    found = []
-    for precision in ("highest", "high", "highest"):
-        with jax.default_matmul_precision(precision):
-            found.append(programs_of(tiny)[0])
-    assert found[0] is found[2] is not found[1]
+def test_programs_of_other_devices_are_others(traces, tiny):
+    if len(jax.devices()) < 2:
+        pytest.skip("one device")
+    assert programs_of(tiny)[0] is not programs_of(tiny, devices=jax.devices()[1:2])[0]
 
 
 @pytest.mark.parametrize(
-    "own", [{"model": Own(width=2, depth=1, num_classes=3)}, {"spec": TrainingSpec(12, optimizer=own_optimizer)}]
+    "setting",
+    [
+        lambda: jax.default_matmul_precision("high"),
+        lambda: jax.default_prng_impl("rbg"),
+        lambda: jax.threefry_partitionable(False),
+        lambda: flax.config.temp_flip_flag("fix_rng_separator", True),
+        lambda: jax.enable_x64(True),
+    ],
+    ids=["precision", "keys", "partitionable", "separator", "x64"],
 )
-def test_functions_of_yours_are_traced_by_each_sweep(traces, tiny, own):
+def test_programs_under_other_settings_are_others(traces, tiny, setting):
+    """`jax.jit` itself would take the program of other random numbers."""
+    programs, start = programs_of(tiny)
+    with setting():
+        others, other_start = programs_of(tiny)
+    assert programs is not others
+    assert start is not other_start
+    assert programs_of(tiny) == (programs, start)
+
+
+def test_random_numbers_are_those_of_the_settings(traces, tiny):
+    def weights():
+        return np.asarray(sweep_of(tiny, TWO).states.params["conv0"]["kernel"])
+
+    before = weights()
+    with jax.default_prng_impl("rbg"):
+        drawn_otherwise = weights()
+    assert np.array_equal(weights(), before)
+    assert not np.array_equal(drawn_otherwise, before)
+
+
+def own_loss(outputs, targets):
+    return LOSSES["squared"](outputs, targets)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"model": Own(width=2, depth=1, num_classes=3)},
+        {"spec": TrainingSpec(12, optimizer=own_optimizer)},
+        {"spec": TrainingSpec(12, loss=own_loss)},
+        {"spec": TrainingSpec(12, loss="mine")},
+    ],
+)
+def test_functions_of_yours_are_traced_by_each_sweep(traces, tiny, own, monkeypatch):
     """They may read what you have changed in between."""
+    monkeypatch.setitem(LOSSES, "mine", own_loss)
     (programs, start), (others, other_start) = (programs_of(tiny, **own) for _ in range(2))
     assert programs is not others
     assert start is not other_start
 
 
-def test_no_more_than_a_few_are_kept():
-    for kept in (compiled._shared_programs, compiled._shared_initialiser):
-        assert kept.cache_info().maxsize == compiled.KEPT
+def test_no_more_than_a_few_are_kept(traces, tiny):
+    first, _ = programs_of(tiny, capacity=1)
+    kept = [programs_of(tiny, capacity=k + 2)[0] for k in range(compiled.KEPT)]
+    assert programs_of(tiny, capacity=compiled.KEPT + 1)[0] is kept[-1]
+    assert programs_of(tiny, capacity=1)[0] is not first

@@ -1,10 +1,9 @@
 import jax
 import numpy as np
 import pytest
-from helpers.small_sweeps import collect, network
+from helpers.small_sweeps import collect, forget_programs, network
 
 from periodic_jax import SweepGrid
-from periodic_jax.sweeps import compiled
 from periodic_jax.sweeps.programs import Programs
 from periodic_jax.sweeps.sweep import Sweep
 from periodic_jax.training.spec import TrainingSpec
@@ -48,7 +47,7 @@ def test_a_step_is_traced_once(monkeypatch, float64, tiny, layout):
         traced.append(1)
         return gradients(self, batch, state)
 
-    compiled._shared_programs.cache_clear()
+    forget_programs()
     monkeypatch.setattr(Programs, "_gradients", counted)
     sweep = Sweep(
         network(), tiny, TWO_SEEDS, TrainingSpec(12, per_layer=True), layout=layout, devices=jax.devices()[:1]
