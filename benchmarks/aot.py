@@ -21,45 +21,19 @@ from periodic_jax.training import xla
 HEADER = ("", "MB", "launches", "GFLOP", "least us", "Mcycles")
 
 
-def plain_network(model: Any) -> Any:
-    """The layers of a ConvNet as a Flax user would write them, without anything of this package.
-
-    Args:
-        model: the network whose stages it takes.
-    """
-    import flax.linen as nn
-    import jax.numpy as jnp
-
-    from periodic_jax.models.labels import OTHER, SCALE_INVARIANT
-
-    class Plain(nn.Module):
-        stages: tuple[tuple[int, bool], ...]
-
-        def labels(self) -> dict[str, Any]:
-            return {**{f"conv{i}": SCALE_INVARIANT for i in range(len(self.stages))}, "head": OTHER}
-
-        @nn.compact
-        def __call__(self, x: Any, train: bool) -> Any:
-            for i, (features, pooled) in enumerate(self.stages):
-                x = nn.Conv(features, (3, 3), use_bias=False, name=f"conv{i}")(x)
-                norm = nn.BatchNorm(momentum=0.9, use_bias=False, use_scale=False, name=f"norm{i}")
-                x = nn.relu(norm(x, use_running_average=not train))
-                x = nn.max_pool(x, (2, 2), (2, 2)) if pooled else x
-            return nn.Dense(model.num_classes, name="head")(jnp.max(x, (1, 2)))
-
-    return Plain(tuple(model.stages()))
-
-
 def network(options: argparse.Namespace) -> Any:
     """The network that the options describe."""
     from periodic_jax import models
 
-    model: Any = models.build(options.model, width=options.width, storage=options.storage)
+    model = models.build(options.model, width=options.width, storage=options.storage)
     if not options.plain:
         return model
-    if not hasattr(model, "stages"):
-        raise SystemExit(f"--plain has no counterpart of {options.model}")
-    return plain_network(model)
+    from benchmarks.plain_networks import plain_network
+
+    try:
+        return plain_network(model)
+    except TypeError as error:
+        raise SystemExit(f"--plain: {error}") from None
 
 
 def layouts(options: argparse.Namespace, target: Target) -> list[str]:

@@ -5,11 +5,17 @@ The flags must be set before JAX starts, hence at import.
 
 import gc
 import os
+import signal
 
 from periodic_jax.training import xla
 
 # Tracing makes many objects that stay: looking through them again and again takes an eighth of the time.
 gc.set_threshold(100_000, 20, 100)
+
+# A script that starts the tests in the background, or nohup, has them ignore what the tests of signals send.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 xla.add_xla_flag("--xla_force_host_platform_device_count=2")
 xla.add_xla_flag("--xla_cpu_multi_thread_eigen=false")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,22 +36,68 @@ def test_a_step_is_timed_with_the_options_of_the_worker():
     assert step_seconds(models.build("ConvNetSI", width=2), 8, 1, 16, 2) > 0
 
 
-def test_the_plain_network_has_the_same_weights():
+def as_plain(variables):
+    """Those of a ConvNet under the names of Flax's layers; a ResNet's have them."""
+    if "conv0" not in variables["params"]:
+        return variables
+    plain = {"params": {}, "batch_stats": {}}
+    for name, leaves in variables["params"].items():
+        conv = {"kernel": leaves["kernel"]} | ({"bias": leaves["conv_bias"]} if "conv_bias" in leaves else {})
+        plain["params"][name] = leaves if name == "head" else conv
+        if "scale" in leaves:
+            norm = {"scale": leaves["scale"], "bias": leaves["bias"]}
+            plain["params"][name.replace("conv", "norm")] = norm
+    plain["batch_stats"] = {name.replace("conv", "norm"): leaves for name, leaves in variables["batch_stats"].items()}
+    return plain
+
+
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("ConvNetSIAf", "ResNet18SI", "ResNet18SIAf", "ResNet18")
+]
+
+
+@pytest.mark.parametrize("name", ["ConvNetSI", "ConvNet", *SLOW])
+def test_a_plain_network_computes_what_ours_does(float64, name):
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
-    from benchmarks.aot import plain_network
+    from benchmarks.plain_networks import plain_network
     from periodic_jax import models
 
-    ours = models.build("ConvNetSI", width=2)
-    plain = plain_network(ours)
+    ours, images = (
+        models.build(name, width=2, param_dtype=jnp.float64),
+        jax.random.normal(jax.random.key(1), (4, 8, 8, 1)),
+    )
+    plain, rng = plain_network(ours), np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: ours.init(jax.random.key(0), images, True))
+    variables = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.5, 2, leaf.shape)), shapes)
+    expected = jax.eval_shape(lambda: plain.init(jax.random.key(0), images, True))
+    assert jax.tree.map(jnp.shape, as_plain(variables)) == jax.tree.map(jnp.shape, expected)
+    for train in (True, False):
 
-    def shapes(model):
-        create = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, True), jnp.zeros((4, 8, 8, 1)))
-        return sorted(leaf.shape for leaf in jax.tree.leaves(create))
+        def logits(model, v, train=train):
+            out = model.apply(v, images, train, mutable=["batch_stats"] if train else False)
+            return out[0] if train else out
 
-    assert shapes(plain) == shapes(ours)
-    assert list(plain.labels()) == list(ours.labels())
+        got, wanted = jax.jit(partial(logits, plain))(as_plain(variables)), jax.jit(partial(logits, ours))(variables)
+        np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-10)
+
+    def marked(model, tree):
+        labels = models.leaf_labels(tree["params"], model.labels())
+        return sorted(
+            leaf.shape for leaf, is_marked in zip(jax.tree.leaves(tree["params"]), labels, strict=True) if is_marked
+        )
+
+    assert marked(plain, expected) == marked(ours, shapes)
+
+
+def test_a_network_without_a_plain_counterpart_is_refused():
+    from benchmarks.plain_networks import plain_network
+    from periodic_jax import models
+
+    with pytest.raises(TypeError, match="MLP has no counterpart"):
+        plain_network(models.build("MLPSI", width=2))
 
 
 def test_ratios_are_of_medians_and_of_rounds():

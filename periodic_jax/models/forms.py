@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.ops import direct, direct_blocks, direct_primitives, fused, primitives
-from periodic_jax.ops.direct import SharedImages
+from periodic_jax.ops.direct import Passes, SharedImages
 from periodic_jax.ops.im2col import as_matrix
 from periodic_jax.ops.layout import Kernel, per_channel, to_activations
 from periodic_jax.ops.patches import InputPatches, input_patches
@@ -115,7 +115,7 @@ def form_of(platform: str, storage: str = "float32") -> Form:
         raise ConfigError("--storage", storage, "one of " + ", ".join(STORAGE))
     if platform == "cpu" and storage == "float32":
         return Lanes()
-    return Direct(storage)
+    return Direct(storage, direct.FUSED if platform == "tpu" else direct.APART)
 
 
 @dataclass(frozen=True)
@@ -190,9 +190,12 @@ class Direct(Form):
 
     Attributes:
         storage: a key of `STORAGE`.
+        passes: over large maps. Where they are not fused, the first layer's statistics follow from the moments of the
+            images' patches, which are read once for all configurations.
     """
 
     storage: str
+    passes: Passes = direct.APART
 
     @override
     def prepare(self, images: Any) -> SharedImages:
@@ -219,9 +222,9 @@ class Direct(Form):
     def conv_bn_relu(
         self, x: Any, kernel: Kernel, pool: bool, eps: float, affine: Affine | None
     ) -> tuple[Any, BatchMoments]:
-        if isinstance(x, SharedImages):
+        if isinstance(x, SharedImages) and not self.passes.fused:
             return direct_blocks.first_conv_bn_relu(x, kernel, eps, affine)
-        return direct_blocks.conv_bn_relu(x, kernel, pool, eps, affine)
+        return direct_blocks.conv_bn_relu(x, kernel, pool, eps, affine, self.passes)
 
     @override
     def conv_bn_relu_inference(

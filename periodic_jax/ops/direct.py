@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from periodic_jax.ops.packing import Packing, beside, joined, taken_apart
+from periodic_jax.ops.packing import MOST_CHANNELS, Packing, apart, beside, joined, taken_apart
 
 Images = Float[Array, "batch height width channels"]
 Kernels = Float[Array, "configs size size channels_in channels_out"]
@@ -60,6 +60,28 @@ def _(primals: Any, tangents: Any) -> Any:
     return materialise(*primals), tuple(tangents)
 
 
+class Passes(NamedTuple):
+    """How a block's passes over its maps are cut.
+
+    Attributes:
+        fused: the compiler computes sums over a map where a convolution makes it, as that for TPUs does. Then nothing
+            keeps them apart. A GPU reads a map anew for each pass: there barriers keep the passes few.
+    """
+
+    fused: bool
+
+    def materialise(self, *arrays: Array) -> tuple[Array, ...]:
+        """`materialise`, where the passes are not fused."""
+        return arrays if self.fused else materialise(*arrays)
+
+    def two_sums(self, a: Images, b: Images) -> tuple[Float[Array, "channels"], Float[Array, "channels"]]:
+        """Sums over all but the channels: as one reduction with two results, or as two that may be fused."""
+        return (a.sum((0, 1, 2)), b.sum((0, 1, 2))) if self.fused else two_sums(a, b)
+
+
+APART, FUSED = Passes(fused=False), Passes(fused=True)
+
+
 @jax.custom_jvp
 def two_sums(a: Images, b: Images) -> tuple[Float[Array, "channels"], Float[Array, "channels"]]:
     """Sums over all but the channels, as one reduction with two results."""
@@ -73,8 +95,18 @@ def _(primals: Any, tangents: Any) -> Any:
     return two_sums(*primals), two_sums(*tangents)  # as they are linear
 
 
-def convolve(packing: Packing, x: Images, kernels: Kernels, stride: int) -> Images:
-    """The convolutions of all configurations, 3x3 with padding 1 or 1x1 without."""
+def most_channels(x: Images | SharedImages) -> int | None:
+    """Channels up to which configurations stand side by side: of images that they share, any number."""
+    return None if isinstance(x, SharedImages) else MOST_CHANNELS
+
+
+def convolve(packing: Packing, x: Images | SharedImages, kernels: Kernels, stride: int) -> Images:
+    """The convolutions of all configurations, 3x3 with padding 1 or 1x1 without.
+
+    Of images that all configurations see it is one dense convolution.
+    """
+    if isinstance(x, SharedImages):
+        return _product(x.images, beside(kernels.astype(x.images.dtype)), stride)
     kernels = kernels.astype(x.dtype)
     if not packing.apart:
         return _product(x, joined(kernels), stride)
@@ -82,11 +114,6 @@ def convolve(packing: Packing, x: Images, kernels: Kernels, stride: int) -> Imag
     patches = _patches(x, size, stride)
     y = jnp.matmul(patches.reshape(-1, patches.shape[-1]), kernels.reshape(-1, channels_out), precision=precision())
     return y.reshape(*patches.shape[:3], channels_out)
-
-
-def convolve_shared(images: Images, kernels: Kernels, stride: int) -> Images:
-    """The same of images that all configurations see: one dense convolution."""
-    return _product(images, beside(kernels.astype(images.dtype)), stride)
 
 
 def input_gradient(packing: Packing, dy: Images, kernels: Kernels, shape: tuple[int, ...], stride: int) -> Images:
@@ -101,9 +128,15 @@ def input_gradient(packing: Packing, dy: Images, kernels: Kernels, shape: tuple[
     return _transposed(lambda x: _patches(x, size, stride), shape, columns)
 
 
-def kernel_gradient(packing: Packing, x: Images, dy: Images, shape: tuple[int, ...], stride: int) -> Kernels:
+def kernel_gradient(
+    packing: Packing, x: Images | SharedImages, dy: Images, shape: tuple[int, ...], stride: int
+) -> Kernels:
     """The gradients of the kernels, whose shape is given."""
     configs, size, _, channels_in, channels_out = shape
+    if isinstance(x, SharedImages):
+        return apart(
+            _transposed(lambda w: _product(x.images, w, stride), (size, size, channels_in, dy.shape[-1]), dy), configs
+        )
     if packing.apart:
         patches = _patches(x, size, stride).reshape(-1, size * size * channels_in)
         return jnp.matmul(patches.T, dy.reshape(-1, channels_out), precision=precision()).reshape(shape)
@@ -111,10 +144,14 @@ def kernel_gradient(packing: Packing, x: Images, dy: Images, shape: tuple[int, .
     return taken_apart(_transposed(lambda w: _product(x, w, stride), wide, dy), configs)
 
 
-def kernel_gradient_shared(images: Images, dy: Images, size: int, stride: int) -> Float[Array, "size size in all"]:
-    """The gradients of all kernels side by side, of images that all configurations see."""
-    shape = (size, size, images.shape[-1], dy.shape[-1])
-    return _transposed(lambda w: _product(images, w, stride), shape, dy)
+def gradients(
+    packing: Packing, x: Images | SharedImages, kernels: Kernels, dy: Images, stride: int
+) -> tuple[Array, ...]:
+    """Those of the kernels and of the input; of images that all configurations share, the kernels' alone."""
+    of_kernels = kernel_gradient(packing, x, dy, kernels.shape, stride)
+    if isinstance(x, SharedImages):
+        return (of_kernels,)
+    return of_kernels, input_gradient(packing, dy, kernels, x.shape, stride)
 
 
 def _product(x: Images, kernel: Array, stride: int) -> Images:
@@ -150,6 +187,21 @@ def pilot(y: Images) -> Float[Array, "channels"]:
     """
     central = precise(lax.stop_gradient(y[:, y.shape[1] // 2, y.shape[2] // 2]))
     return (central * (1 / len(central))).sum(0)  # so that the division is no kernel of its own
+
+
+def pilot_of_convolution(packing: Packing, x: Images | SharedImages, kernels: Kernels) -> Float[Array, "channels"]:
+    """The `pilot` of a 3x3 convolution, from the patches under the central pixels.
+
+    Known before the convolution, it lets the sums about it be computed where the convolution makes its numbers.
+    """
+    images = x.images if isinstance(x, SharedImages) else x
+    kernel = beside(kernels) if isinstance(x, SharedImages) else joined(kernels)
+    row, column = images.shape[1] // 2, images.shape[2] // 2
+    patches = precise(images[:, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2])
+    patch = (patches * (1 / len(patches))).sum(0)
+    outside = [(first, 3 - first - length) for first, length in zip((row < 1, column < 1), patch.shape, strict=False)]
+    patch = jnp.pad(patch, [(int(first), int(last)) for first, last in outside] + [(0, 0)])
+    return lax.stop_gradient((patch[..., None] * precise(kernel)).sum((0, 1, 2)))
 
 
 def moments_about(

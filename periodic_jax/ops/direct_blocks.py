@@ -5,7 +5,7 @@ again for each reader stands behind a barrier: then every large map is read and 
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,80 +13,99 @@ from jax import lax
 from jaxtyping import Array
 
 from periodic_jax.ops import direct
-from periodic_jax.ops.direct import Images, SharedImages, materialise, precise, two_sums
+from periodic_jax.ops.direct import Images, Passes, SharedImages, materialise, precise
 from periodic_jax.ops.layout import Kernel
-from periodic_jax.ops.packing import MOST_CHANNELS, Packing, apart, beside, stacked, stacked_with_vjp
+from periodic_jax.ops.packing import Packing, apart, beside, stacked, stacked_with_vjp
 from periodic_jax.ops.primitives import Affine, BatchMoments, with_positive_scale
 
 
+class Block(NamedTuple):
+    """What a block is, besides its arrays: see `conv_bn_relu`."""
+
+    pool: bool
+    eps: float
+    passes: Passes
+
+
 def conv_bn_relu(
-    x: Images, kernel: Kernel, pool: bool, eps: float, affine: Affine | None = None
+    x: Images | SharedImages,
+    kernel: Kernel,
+    pool: bool,
+    eps: float,
+    affine: Affine | None = None,
+    passes: Passes = direct.APART,
 ) -> tuple[Images, BatchMoments]:
     """As `fused.conv_bn_relu`, of activations ``(batch, height, width, channels)``.
 
     Args:
-        x: activations, in the dtype in which they are stored.
+        x: activations, in the dtype in which they are stored; or `SharedImages`, which get no gradient.
         kernel: ``(3, 3, channels_in, channels_out)``.
         pool: whether a 2x2 max-pool follows.
         eps: added to the variance.
         affine: scale and bias of the normalisation, or ``None`` for 1 and 0.
+        passes: over its maps.
 
     Returns:
         The activations, in the dtype of x, and the batch moments, which carry no gradient.
     """
+    block = Block(pool, eps, passes)
     if affine is None:
-        return _conv_bn_relu(x, kernel, None, pool, eps)
-    return with_positive_scale(lambda w, positive: _conv_bn_relu(x, w, positive, pool, eps), kernel, affine)
+        return _conv_bn_relu(x, kernel, None, block)
+    return with_positive_scale(lambda w, positive: _conv_bn_relu(x, w, positive, block), kernel, affine)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _conv_bn_relu(x: Images, kernel: Kernel, affine: Affine | None, pool: bool, eps: float) -> Any:
-    return _block_forward(x, kernel, affine, pool, eps)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _conv_bn_relu(x: Any, kernel: Kernel, affine: Affine | None, block: Block) -> Any:
+    return _block_forward(x, kernel, affine, block)[0]
 
 
-def _block_forward(x: Images, kernel: Kernel, affine: Affine | None, pool: bool, eps: float) -> tuple[Any, Any]:
-    forward = stacked(partial(_block_forward_core, pool, eps))
+def _block_forward(x: Any, kernel: Kernel, affine: Affine | None, block: Block) -> tuple[Any, Any]:
+    forward = stacked(partial(_block_forward_core, block), most=direct.most_channels(x))
     y, z, place, peak, mean, var, inv = forward(x, kernel, *(affine or ()))
     return (z, BatchMoments(mean, var)), (x, kernel, affine, y, z, place, peak, mean, inv)
 
 
-def _block_backward(pool: bool, _eps: float, residuals: Any, cotangents: Any) -> Any:
+def _block_backward(block: Block, residuals: Any, cotangents: Any) -> Any:
     x, kernel, affine, *rest = residuals
-    backward = stacked(partial(_block_backward_core, pool))
-    dx, dw, sum_g, sum_gn = backward(x, kernel, *rest, cotangents[0], *([] if affine is None else [affine.scale]))
-    return dx, dw.astype(kernel.dtype), None if affine is None else Affine(sum_gn, sum_g)
+    backward = stacked(partial(_block_backward_core, block), most=direct.most_channels(x))
+    scale = [] if affine is None else [affine.scale]
+    dw, sum_g, sum_gn, *dx = backward(x, kernel, *rest, cotangents[0], *scale)
+    gradient = None if affine is None else Affine(sum_gn, sum_g)
+    return dx[0] if dx else None, dw.astype(kernel.dtype), gradient
 
 
 _conv_bn_relu.defvjp(_block_forward, _block_backward)
 
 
 def _block_forward_core(
-    pool: bool, eps: float, packing: Packing, x: Images, kernels: Array, *affine: Array
+    block: Block, packing: Packing, x: Images | SharedImages, kernels: Array, *affine: Array
 ) -> tuple[Array, ...]:
+    pool, eps, passes = block
     y = direct.convolve(packing, x, kernels, 1)
-    count, about = y.size // y.shape[-1], direct.pilot(y)
-    parts: tuple[Array, ...] = _windows(y) if pool else (y,)
-    away = [precise(part) - about for part in parts]
+    count = y.size // y.shape[-1]
+    about = direct.pilot_of_convolution(packing, x, kernels) if passes.fused else direct.pilot(y)
     # On the pooled shape: so the sums, the maxima and their places are one pass.
-    s1, s2 = two_sums(sum(away[1:], away[0]), sum((d * d for d in away[1:]), away[0] * away[0]))
+    parts: tuple[Array, ...] = _windows(y) if pool and not passes.fused else (y,)
+    away = [precise(part) - about for part in parts]
+    s1, s2 = passes.two_sums(sum(away[1:], away[0]), sum((d * d for d in away[1:]), away[0] * away[0]))
     peak, place = y, None
     if pool:
         a, b, c, d = _windows(y)
         peak = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
         place = jnp.where(a == peak, 0, jnp.where(b == peak, 1, jnp.where(c == peak, 2, 3))).astype(jnp.int8)
-        s1, s2, peak, place = materialise(s1, s2, peak, place)
+        s1, s2, peak, place = passes.materialise(s1, s2, peak, place)
     mean, var = direct.moments_about(about, s1, s2, count)
-    mean, var, inv = materialise(mean, var, lax.rsqrt(var + eps))
+    mean, var, inv = passes.materialise(mean, var, lax.rsqrt(var + eps))
     normal = (precise(peak) - mean) * inv
-    (z,) = materialise(jnp.maximum(normal if not affine else normal * affine[0] + affine[1], 0).astype(y.dtype))
+    (z,) = passes.materialise(jnp.maximum(normal if not affine else normal * affine[0] + affine[1], 0).astype(y.dtype))
     # Without affine the normalised maxima are z itself, where it is positive.
     return y, z, mean if place is None else place, peak if pool and affine else mean, mean, var, inv
 
 
 def _block_backward_core(
-    pool: bool,
+    block: Block,
     packing: Packing,
-    x: Images,
+    x: Images | SharedImages,
     kernels: Array,
     y: Images,
     z: Images,
@@ -97,14 +116,15 @@ def _block_backward_core(
     dz: Images,
     *scale: Array,
 ) -> tuple[Array, ...]:
+    pool, _, passes = block
     count = y.size // y.shape[-1]
     g = jnp.where(z > 0, precise(dz), 0)
     normal = precise(z) if not scale else (precise(peak if pool else y) - mean) * inv
-    sum_g, sum_gn = two_sums(g, g * normal)
-    sum_g, sum_gn, g = materialise(sum_g, sum_gn, g.astype(y.dtype))
+    sum_g, sum_gn = passes.two_sums(g, g * normal)
+    sum_g, sum_gn, g = passes.materialise(sum_g, sum_gn, g.astype(y.dtype))
     mean_g, mean_gn = sum_g / count, sum_gn / count
     gain = inv * scale[0] if scale else inv
-    offset, slope = materialise(gain * (inv * mean_gn * mean - mean_g), -gain * inv * mean_gn)
+    offset, slope = passes.materialise(gain * (inv * mean_gn * mean - mean_g), -gain * inv * mean_gn)
     through, map_of_y = precise(g) * gain, y
     if pool:
         batch, height, width, channels = y.shape
@@ -114,8 +134,8 @@ def _block_backward_core(
     # Behind a barrier in six axes: else XLA moves the reshape up, and on TPU writes every broadcast out.
     (dy,) = materialise((through + (offset + slope * precise(map_of_y))).astype(y.dtype))
     dy = dy.reshape(y.shape)
-    dx = direct.input_gradient(packing, dy, kernels, x.shape, 1)
-    return dx, direct.kernel_gradient(packing, x, dy, kernels.shape, 1), sum_g, sum_gn
+    of_kernels, *of_input = direct.gradients(packing, x, kernels, dy, 1)
+    return of_kernels, sum_g, sum_gn, *of_input
 
 
 def _windows(y: Images) -> tuple[Array, Array, Array, Array]:
@@ -168,7 +188,7 @@ def _first_forward_core(
     gain = inv * affine[0] if affine else inv
     shift = (affine[1] if affine else 0) - mean * gain
     scaled = (precise(kernel) * gain).astype(images.dtype)
-    product = direct.convolve_shared(images, scaled[None], 1)
+    product = direct.convolve(packing, shared, scaled[None], 1)
     # Behind a barrier: `z > 0` of the backward pass would else read the convolution before the ReLU.
     (z,) = materialise(jnp.maximum(product + shift.astype(images.dtype), 0))
     return z, mean, var, inv
@@ -177,10 +197,10 @@ def _first_forward_core(
 def _first_backward_core(
     packing: Packing, shared: SharedImages, kernels: Array, z: Images, inv: Array, dz: Images, *scale: Array
 ) -> tuple[Array, ...]:
-    images, patch_mean, covariance, basis = shared
+    _, patch_mean, covariance, basis = shared
     g = jnp.where(z > 0, dz, 0)
     sum_g, g = materialise(precise(g).sum((0, 1, 2)), g)
-    along = precise(direct.kernel_gradient_shared(images, g, 3, 1)).reshape(-1, g.shape[-1])
+    along = precise(beside(direct.kernel_gradient(packing, shared, g, kernels.shape, 1))).reshape(-1, g.shape[-1])
     along = along - patch_mean[:, None] * sum_g  # of centred patches
     w = precise(beside(kernels).reshape(along.shape))
     sum_gn = (w * along).sum(0) * inv
@@ -201,16 +221,12 @@ def conv_bn_relu_inference(
     gain = lax.rsqrt(statistics.var + eps)
     gain = gain if affine is None else gain * affine.scale
     shift = (0 if affine is None else affine.bias) - statistics.mean * gain
-    most = None if isinstance(x, SharedImages) else MOST_CHANNELS
-    (z,) = stacked_with_vjp(partial(_inference_core, pool), most=most)(x, kernel * gain, shift)
+    (z,) = stacked_with_vjp(partial(_inference_core, pool), most=direct.most_channels(x))(x, kernel * gain, shift)
     return z
 
 
 def _inference_core(pool: bool, packing: Packing, x: Any, kernels: Array, shift: Array) -> tuple[Array, ...]:
-    if isinstance(x, SharedImages):
-        product = direct.convolve_shared(x.images, kernels, 1)
-    else:
-        product = direct.convolve(packing, x, kernels, 1)
+    product = direct.convolve(packing, x, kernels, 1)
     z = jnp.maximum(product + shift.astype(product.dtype), 0)
     if pool:
         a, b, c, d = _windows(z)

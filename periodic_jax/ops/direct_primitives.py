@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from periodic_jax.ops import direct
 from periodic_jax.ops.direct import Images, SharedImages, materialise, precise, two_sums
 from periodic_jax.ops.layout import Kernel
-from periodic_jax.ops.packing import MOST_CHANNELS, Packing, apart, stacked, stacked_with_vjp
+from periodic_jax.ops.packing import Packing, stacked, stacked_with_vjp
 from periodic_jax.ops.primitives import Affine, BatchMoments
 
 Features = Float[Array, "channels batch"]
@@ -29,44 +29,27 @@ def _conv(x: Any, kernel: Kernel, stride: int) -> Images:
 
 
 def _conv_forward(x: Any, kernel: Kernel, stride: int) -> tuple[Images, Any]:
-    (y,) = stacked(partial(_conv_core, stride), most=_most(x))(x, kernel)
+    (y,) = stacked(partial(_conv_core, stride), most=direct.most_channels(x))(x, kernel)
     return y, (x, kernel)
 
 
 def _conv_backward(stride: int, residuals: Any, dy: Images) -> Any:
     x, kernel = residuals
-    if isinstance(x, SharedImages):
-        (dw,) = stacked(partial(_conv_shared_backward_core, stride), most=None)(x, kernel, dy)
-        return None, dw.astype(kernel.dtype)
-    dx, dw = stacked(partial(_conv_backward_core, stride))(x, kernel, dy)
-    return dx, dw.astype(kernel.dtype)
+    dw, *dx = stacked(partial(_conv_backward_core, stride), most=direct.most_channels(x))(x, kernel, dy)
+    return dx[0] if dx else None, dw.astype(kernel.dtype)
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _most(x: Any) -> int | None:
-    """Channels up to which configurations stand side by side: of images that they share, any number."""
-    return None if isinstance(x, SharedImages) else MOST_CHANNELS
-
-
-def _conv_core(stride: int, packing: Packing, x: Any, kernels: Array) -> tuple[Array, ...]:
-    if isinstance(x, SharedImages):
-        return (direct.convolve_shared(x.images, kernels, stride),)
+def _conv_core(stride: int, packing: Packing, x: Images | SharedImages, kernels: Array) -> tuple[Array, ...]:
     return (direct.convolve(packing, x, kernels, stride),)
 
 
-def _conv_backward_core(stride: int, packing: Packing, x: Images, kernels: Array, dy: Images) -> tuple[Array, ...]:
-    return (
-        direct.input_gradient(packing, dy, kernels, x.shape, stride),
-        direct.kernel_gradient(packing, x, dy, kernels.shape, stride),
-    )
-
-
-def _conv_shared_backward_core(
-    stride: int, packing: Packing, shared: SharedImages, kernels: Array, dy: Images
+def _conv_backward_core(
+    stride: int, packing: Packing, x: Images | SharedImages, kernels: Array, dy: Images
 ) -> tuple[Array, ...]:
-    return (apart(direct.kernel_gradient_shared(shared.images, dy, kernels.shape[1], stride), packing.configs),)
+    return direct.gradients(packing, x, kernels, dy, stride)
 
 
 def batch_norm(x: Images, affine: Affine | None, eps: float, relu: bool) -> tuple[Images, BatchMoments]:

@@ -52,14 +52,18 @@ def affine_of(features, configs=()):
     return Affine(normal(3, *configs, features), normal(4, *configs, features))
 
 
+PASSES = [direct.APART, direct.FUSED]
+
+
 @pytest.mark.parametrize("trainable", [False, True])
 @pytest.mark.parametrize("pool", [False, True])
-def test_a_block_equals_the_plain_operations(float64, pool, trainable):
+@pytest.mark.parametrize("passes", PASSES)
+def test_a_block_equals_the_plain_operations(float64, passes, pool, trainable):
     x, kernel, weights = normal(0, 5, 6, 6, 3), normal(1, 3, 3, 3, 2), normal(2, 5, *(2 * [3 if pool else 6]), 2)
     affine = [affine_of(2)] if trainable else []
 
     def fast(x, kernel, *affine):
-        z, moments = direct_blocks.conv_bn_relu(x, kernel, pool, EPS, *affine)
+        z, moments = direct_blocks.conv_bn_relu(x, kernel, pool, EPS, affine[0] if affine else None, passes)
         return z, *moments
 
     def plain(x, kernel, *affine):
@@ -70,12 +74,13 @@ def test_a_block_equals_the_plain_operations(float64, pool, trainable):
 
 @pytest.mark.parametrize("features", [2, packing.MOST_CHANNELS // CONFIGS + 1])
 @pytest.mark.parametrize("trainable", [False, True])
-def test_blocks_side_by_side_equal_one_by_one(float64, trainable, features):
+@pytest.mark.parametrize("passes", PASSES)
+def test_blocks_side_by_side_equal_one_by_one(float64, passes, trainable, features):
     x, kernel = normal(0, CONFIGS, 3, 4, 4, 3), normal(1, CONFIGS, 3, 3, 3, features)
     weights, affine = normal(2, 3, 2, 2, features), [affine_of(features, (CONFIGS,))] if trainable else []
 
     def fast(x, kernel, *affine):
-        z, moments = direct_blocks.conv_bn_relu(x, kernel, True, EPS, *affine)
+        z, moments = direct_blocks.conv_bn_relu(x, kernel, True, EPS, affine[0] if affine else None, passes)
         return z, *moments
 
     everything = outcome(fast, weights)
@@ -83,9 +88,29 @@ def test_blocks_side_by_side_equal_one_by_one(float64, trainable, features):
     agree(jax.jit(jax.vmap(everything))(x, kernel, *affine), one_by_one(x, kernel, *affine))
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 2), (2, 3), (3, 1), (5, 4)])
+def test_the_pilot_of_a_convolution_is_that_of_its_result(float64, height, width):
+    x, kernels = normal(0, 4, height, width, 6), normal(1, 2, 3, 3, 3, 2)
+    got = direct.pilot_of_convolution(packing.Packing(2), x, kernels)
+    np.testing.assert_allclose(got, direct.pilot(direct.convolve(packing.Packing(2), x, kernels, 1)), rtol=1e-12)
+    shared = direct.shared_images(x, x.dtype)
+    kernels = normal(1, 2, 3, 3, 6, 2)
+    got = direct.pilot_of_convolution(packing.Packing(2), shared, kernels)
+    np.testing.assert_allclose(got, direct.pilot(direct.convolve(packing.Packing(2), shared, kernels, 1)), rtol=1e-12)
+
+
+def from_output(shared, kernel, eps, *affine):
+    """The first block with statistics of its output, as on TPUs."""
+    return direct_blocks.conv_bn_relu(shared, kernel, False, eps, affine[0] if affine else None, direct.FUSED)
+
+
+FIRST = [direct_blocks.first_conv_bn_relu, from_output]
+
+
 @pytest.mark.parametrize("trainable", [False, True])
 @pytest.mark.parametrize("smooth", [False, True])
-def test_the_first_block_equals_the_plain_operations(float64, smooth, trainable):
+@pytest.mark.parametrize("first", FIRST)
+def test_the_first_block_equals_the_plain_operations(float64, first, smooth, trainable):
     images = normal(0, 5, 6, 6, 3)
     images = jnp.cumsum(jnp.cumsum(images, 1), 2) / 6 + 2 if smooth else images
     kernel, weights = normal(1, CONFIGS, 3, 3, 3, 2), normal(2, 5, 6, 6, 2)
@@ -93,7 +118,7 @@ def test_the_first_block_equals_the_plain_operations(float64, smooth, trainable)
 
     def fast(kernel, *affine):
         shared = direct.shared_images(images, images.dtype)
-        z, moments = direct_blocks.first_conv_bn_relu(shared, kernel, EPS, *affine)
+        z, moments = first(shared, kernel, EPS, *affine)
         return z, *moments
 
     def plain(kernel, *affine):
@@ -102,12 +127,13 @@ def test_the_first_block_equals_the_plain_operations(float64, smooth, trainable)
     agree(*(jax.jit(jax.vmap(outcome(f, weights)))(kernel, *affine) for f in (fast, plain)))
 
 
-def test_images_that_differ_between_configurations(float64):
+@pytest.mark.parametrize("first", FIRST)
+def test_images_that_differ_between_configurations(float64, first):
     images, kernel, weights = normal(0, CONFIGS, 5, 4, 4, 3), normal(1, CONFIGS, 3, 3, 3, 2), normal(2, 5, 4, 4, 2)
 
     def fast(images, kernel):
         def loss(kernel):
-            z, _ = direct_blocks.first_conv_bn_relu(direct.shared_images(images, images.dtype), kernel, EPS)
+            z, _ = first(direct.shared_images(images, images.dtype), kernel, EPS)
             return (z * weights).sum()
 
         return jax.value_and_grad(loss)(kernel)
