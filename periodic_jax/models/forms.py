@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from periodic_jax.core.errors import ConfigError
 from periodic_jax.ops import direct, direct_blocks, direct_primitives, fused, primitives
-from periodic_jax.ops.direct import Passes, SharedImages
+from periodic_jax.ops.direct import SharedImages, Tuning
 from periodic_jax.ops.im2col import as_matrix
 from periodic_jax.ops.layout import Kernel, per_channel, to_activations
 from periodic_jax.ops.patches import InputPatches, input_patches
@@ -60,8 +60,12 @@ class Form(Protocol):
         """As `primitives.conv`."""
         ...
 
-    def batch_norm(self, x: Any, affine: Affine | None, eps: float, relu: bool) -> tuple[Any, BatchMoments]:
-        """As `primitives.batch_norm`, followed by a ReLU if ``relu``."""
+    def batch_norm(
+        self, x: Any, affine: Affine | None, eps: float, relu: bool, running_mean: Array
+    ) -> tuple[Any, BatchMoments]:
+        """As `primitives.batch_norm`, followed by a ReLU if ``relu``. The running means only tell where the means are
+        about, for the sake of rounding.
+        """
         ...
 
     def normalise(self, x: Any, statistics: BatchMoments, eps: float, affine: Affine | None, relu: bool) -> Any:
@@ -115,7 +119,7 @@ def form_of(platform: str, storage: str = "float32") -> Form:
         raise ConfigError("--storage", storage, "one of " + ", ".join(STORAGE))
     if platform == "cpu" and storage == "float32":
         return Lanes()
-    return Direct(storage, direct.FUSED if platform == "tpu" else direct.APART)
+    return Direct(storage, direct.TPU if platform == "tpu" else direct.GPU)
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,9 @@ class Lanes(Form):
         return primitives.conv(x.columns, flat) + per_channel(as_matrix(flat) @ x.mean)
 
     @override
-    def batch_norm(self, x: Any, affine: Affine | None, eps: float, relu: bool) -> tuple[Any, BatchMoments]:
+    def batch_norm(
+        self, x: Any, affine: Affine | None, eps: float, relu: bool, running_mean: Array
+    ) -> tuple[Any, BatchMoments]:
         out, moments = primitives.batch_norm(x, affine, eps)
         return jax.nn.relu(out) if relu else out, moments
 
@@ -190,12 +196,12 @@ class Direct(Form):
 
     Attributes:
         storage: a key of `STORAGE`.
-        passes: over large maps. Where they are not fused, the first layer's statistics follow from the moments of the
+        tuning: for the platform. Without fused passes, the first layer's statistics follow from the moments of the
             images' patches, which are read once for all configurations.
     """
 
     storage: str
-    passes: Passes = direct.APART
+    tuning: Tuning = direct.GPU
 
     @override
     def prepare(self, images: Any) -> SharedImages:
@@ -222,23 +228,25 @@ class Direct(Form):
     def conv_bn_relu(
         self, x: Any, kernel: Kernel, pool: bool, eps: float, affine: Affine | None
     ) -> tuple[Any, BatchMoments]:
-        if isinstance(x, SharedImages) and not self.passes.fused:
+        if isinstance(x, SharedImages) and not self.tuning.fused:
             return direct_blocks.first_conv_bn_relu(x, kernel, eps, affine)
-        return direct_blocks.conv_bn_relu(x, kernel, pool, eps, affine, self.passes)
+        return direct_blocks.conv_bn_relu(x, kernel, pool, eps, affine, self.tuning)
 
     @override
     def conv_bn_relu_inference(
         self, x: Any, kernel: Kernel, statistics: BatchMoments, pool: bool, eps: float, affine: Affine | None
     ) -> Any:
-        return direct_blocks.conv_bn_relu_inference(x, kernel, statistics, pool, eps, affine)
+        return direct_blocks.conv_bn_relu_inference(x, kernel, statistics, pool, eps, affine, self.tuning)
 
     @override
     def conv(self, x: Any, kernel: Kernel, stride: int) -> Any:
-        return direct_primitives.conv(x, kernel, stride)
+        return direct_primitives.conv(x, kernel, stride, self.tuning)
 
     @override
-    def batch_norm(self, x: Any, affine: Affine | None, eps: float, relu: bool) -> tuple[Any, BatchMoments]:
-        return direct_primitives.batch_norm(x, affine, eps, relu)
+    def batch_norm(
+        self, x: Any, affine: Affine | None, eps: float, relu: bool, running_mean: Array
+    ) -> tuple[Any, BatchMoments]:
+        return direct_primitives.batch_norm(x, affine, eps, relu, self.tuning, running_mean)
 
     @override
     def normalise(self, x: Any, statistics: BatchMoments, eps: float, affine: Affine | None, relu: bool) -> Any:

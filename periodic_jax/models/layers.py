@@ -165,7 +165,7 @@ class BatchNorm(Normalising):
         affine, running = self.normalisation(self.form.channels(x))
         if not train:
             return self.form.normalise(x, running, self.eps, affine, self.relu)
-        out, moments = self.form.batch_norm(x, affine, self.eps, self.relu)
+        out, moments = self.form.batch_norm(x, affine, self.eps, self.relu, running.mean)
         self.update_running_statistics(moments, self.form.count(x))
         return out
 

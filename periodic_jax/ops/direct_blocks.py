@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array
 
 from periodic_jax.ops import direct
-from periodic_jax.ops.direct import Images, Passes, SharedImages, materialise, precise
+from periodic_jax.ops.direct import Images, SharedImages, Tuning, materialise, precise
 from periodic_jax.ops.layout import Kernel
 from periodic_jax.ops.packing import Packing, apart, beside, stacked, stacked_with_vjp
 from periodic_jax.ops.primitives import Affine, BatchMoments, with_positive_scale
@@ -24,7 +24,7 @@ class Block(NamedTuple):
 
     pool: bool
     eps: float
-    passes: Passes
+    tuning: Tuning
 
 
 def conv_bn_relu(
@@ -33,7 +33,7 @@ def conv_bn_relu(
     pool: bool,
     eps: float,
     affine: Affine | None = None,
-    passes: Passes = direct.APART,
+    tuning: Tuning = direct.GPU,
 ) -> tuple[Images, BatchMoments]:
     """As `fused.conv_bn_relu`, of activations ``(batch, height, width, channels)``.
 
@@ -43,12 +43,12 @@ def conv_bn_relu(
         pool: whether a 2x2 max-pool follows.
         eps: added to the variance.
         affine: scale and bias of the normalisation, or ``None`` for 1 and 0.
-        passes: over its maps.
+        tuning: for the platform.
 
     Returns:
         The activations, in the dtype of x, and the batch moments, which carry no gradient.
     """
-    block = Block(pool, eps, passes)
+    block = Block(pool, eps, tuning)
     if affine is None:
         return _conv_bn_relu(x, kernel, None, block)
     return with_positive_scale(lambda w, positive: _conv_bn_relu(x, w, positive, block), kernel, affine)
@@ -60,14 +60,14 @@ def _conv_bn_relu(x: Any, kernel: Kernel, affine: Affine | None, block: Block) -
 
 
 def _block_forward(x: Any, kernel: Kernel, affine: Affine | None, block: Block) -> tuple[Any, Any]:
-    forward = stacked(partial(_block_forward_core, block), most=direct.most_channels(x))
+    forward = stacked(partial(_block_forward_core, block), limit=block.tuning.limit_of(x))
     y, z, place, peak, mean, var, inv = forward(x, kernel, *(affine or ()))
     return (z, BatchMoments(mean, var)), (x, kernel, affine, y, z, place, peak, mean, inv)
 
 
 def _block_backward(block: Block, residuals: Any, cotangents: Any) -> Any:
     x, kernel, affine, *rest = residuals
-    backward = stacked(partial(_block_backward_core, block), most=direct.most_channels(x))
+    backward = stacked(partial(_block_backward_core, block), limit=block.tuning.limit_of(x))
     scale = [] if affine is None else [affine.scale]
     dw, sum_g, sum_gn, *dx = backward(x, kernel, *rest, cotangents[0], *scale)
     gradient = None if affine is None else Affine(sum_gn, sum_g)
@@ -80,24 +80,24 @@ _conv_bn_relu.defvjp(_block_forward, _block_backward)
 def _block_forward_core(
     block: Block, packing: Packing, x: Images | SharedImages, kernels: Array, *affine: Array
 ) -> tuple[Array, ...]:
-    pool, eps, passes = block
+    pool, eps, tuning = block
     y = direct.convolve(packing, x, kernels, 1)
     count = y.size // y.shape[-1]
-    about = direct.pilot_of_convolution(packing, x, kernels) if passes.fused else direct.pilot(y)
+    about = direct.pilot_of_convolution(packing, x, kernels) if tuning.fused else direct.pilot(y)
     # On the pooled shape: so the sums, the maxima and their places are one pass.
-    parts: tuple[Array, ...] = _windows(y) if pool and not passes.fused else (y,)
+    parts: tuple[Array, ...] = _windows(y) if pool and not tuning.fused else (y,)
     away = [precise(part) - about for part in parts]
-    s1, s2 = passes.two_sums(sum(away[1:], away[0]), sum((d * d for d in away[1:]), away[0] * away[0]))
+    s1, s2 = tuning.two_sums(sum(away[1:], away[0]), sum((d * d for d in away[1:]), away[0] * away[0]))
     peak, place = y, None
     if pool:
         a, b, c, d = _windows(y)
         peak = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
         place = jnp.where(a == peak, 0, jnp.where(b == peak, 1, jnp.where(c == peak, 2, 3))).astype(jnp.int8)
-        s1, s2, peak, place = passes.materialise(s1, s2, peak, place)
+        s1, s2, peak, place = tuning.materialise(s1, s2, peak, place)
     mean, var = direct.moments_about(about, s1, s2, count)
-    mean, var, inv = passes.materialise(mean, var, lax.rsqrt(var + eps))
+    mean, var, inv = tuning.materialise(mean, var, lax.rsqrt(var + eps))
     normal = (precise(peak) - mean) * inv
-    (z,) = passes.materialise(jnp.maximum(normal if not affine else normal * affine[0] + affine[1], 0).astype(y.dtype))
+    (z,) = tuning.materialise(jnp.maximum(normal if not affine else normal * affine[0] + affine[1], 0).astype(y.dtype))
     # Without affine the normalised maxima are z itself, where it is positive.
     return y, z, mean if place is None else place, peak if pool and affine else mean, mean, var, inv
 
@@ -116,15 +116,15 @@ def _block_backward_core(
     dz: Images,
     *scale: Array,
 ) -> tuple[Array, ...]:
-    pool, _, passes = block
+    pool, _, tuning = block
     count = y.size // y.shape[-1]
     g = jnp.where(z > 0, precise(dz), 0)
     normal = precise(z) if not scale else (precise(peak if pool else y) - mean) * inv
-    sum_g, sum_gn = passes.two_sums(g, g * normal)
-    sum_g, sum_gn, g = passes.materialise(sum_g, sum_gn, g.astype(y.dtype))
+    sum_g, sum_gn = tuning.two_sums(g, g * normal)
+    sum_g, sum_gn, g = tuning.materialise(sum_g, sum_gn, g.astype(y.dtype))
     mean_g, mean_gn = sum_g / count, sum_gn / count
     gain = inv * scale[0] if scale else inv
-    offset, slope = passes.materialise(gain * (inv * mean_gn * mean - mean_g), -gain * inv * mean_gn)
+    offset, slope = tuning.materialise(gain * (inv * mean_gn * mean - mean_g), -gain * inv * mean_gn)
     through, map_of_y = precise(g) * gain, y
     if pool:
         batch, height, width, channels = y.shape
@@ -132,7 +132,8 @@ def _block_backward_core(
         at = jnp.array([[0, 1], [2, 3]], jnp.int8)[None, None, :, None, :, None]
         through = jnp.where(place[:, :, None, :, None, :] == at, through[:, :, None, :, None, :], 0)
     # Behind a barrier in six axes: else XLA moves the reshape up, and on TPU writes every broadcast out.
-    (dy,) = materialise((through + (offset + slope * precise(map_of_y))).astype(y.dtype))
+    barrier = materialise if pool else tuning.materialise
+    (dy,) = barrier((through + (offset + slope * precise(map_of_y))).astype(y.dtype))
     dy = dy.reshape(y.shape)
     of_kernels, *of_input = direct.gradients(packing, x, kernels, dy, 1)
     return of_kernels, sum_g, sum_gn, *of_input
@@ -161,14 +162,14 @@ def _first_block(shared: SharedImages, kernel: Kernel, affine: Affine | None, ep
 
 
 def _first_forward(shared: SharedImages, kernel: Kernel, affine: Affine | None, eps: float) -> tuple[Any, Any]:
-    z, mean, var, inv = stacked(partial(_first_forward_core, eps), most=None)(shared, kernel, *(affine or ()))
+    z, mean, var, inv = stacked(partial(_first_forward_core, eps))(shared, kernel, *(affine or ()))
     return (z, BatchMoments(mean, var)), (shared, kernel, affine, z, inv)
 
 
 def _first_backward(_eps: float, residuals: Any, cotangents: Any) -> Any:
     shared, kernel, affine, z, inv = residuals
     scale = [] if affine is None else [affine.scale]
-    dw, sum_g, sum_gn = stacked(_first_backward_core, most=None)(shared, kernel, z, inv, cotangents[0], *scale)
+    dw, sum_g, sum_gn = stacked(_first_backward_core)(shared, kernel, z, inv, cotangents[0], *scale)
     return None, dw, None if affine is None else Affine(sum_gn, sum_g)
 
 
@@ -216,12 +217,13 @@ def conv_bn_relu_inference(
     pool: bool,
     eps: float,
     affine: Affine | None = None,
+    tuning: Tuning = direct.GPU,
 ) -> Images:
     """The block with given statistics instead of those of the batch, as at test time."""
     gain = lax.rsqrt(statistics.var + eps)
     gain = gain if affine is None else gain * affine.scale
     shift = (0 if affine is None else affine.bias) - statistics.mean * gain
-    (z,) = stacked_with_vjp(partial(_inference_core, pool), most=direct.most_channels(x))(x, kernel * gain, shift)
+    (z,) = stacked_with_vjp(partial(_inference_core, pool), limit=tuning.limit_of(x))(x, kernel * gain, shift)
     return z
 
 

@@ -4,7 +4,7 @@ An accelerator runs one convolution of many channels faster than many convolutio
 between two products is done channel by channel, so K configurations are one network with K times the channels,
 ``(batch, height, width, K channels)``. Their kernels become one, block-diagonal: up to some number of channels its
 products with zeros cost nothing, as the product units would be idle. Where there are more channels, the configurations
-stay apart, and their products are batched.
+stay apart, and their products are batched; or the convolution is one with groups.
 """
 
 from collections.abc import Callable
@@ -23,18 +23,30 @@ class Packing(NamedTuple):
     Attributes:
         configs: side by side.
         apart: it is one of many under a plain ``vmap``: a convolution of its own would be slow there.
+        grouped: their convolutions are one with a group of channels for each, and not one of a block-diagonal kernel.
     """
 
     configs: int
     apart: bool = False
+    grouped: bool = False
+
+
+class Limit(NamedTuple):
+    """Up to where configurations share one block-diagonal kernel.
+
+    Attributes:
+        channels: of all configurations, of the output; None: any number.
+        grouped: whether those beyond stay side by side, in grouped convolutions, or are apart.
+    """
+
+    channels: int | None
+    grouped: bool = False
 
 
 Core = Callable[..., Any]  # of (`Packing`, *arrays)
-# Channels of all configurations, of the output, up to which they stand side by side. Measured on an H200 at widths 8
-# and 32: a dense kernel of so many is 9 - 25 % faster than products of patches, and than a grouped convolution.
-MOST_CHANNELS = 512
 ONE = Packing(1)
 APART = Packing(1, True)
+UNLIMITED = Limit(None)
 
 
 def beside(x: Float[Array, "configs ... channels"]) -> Float[Array, "... all_channels"]:
@@ -47,9 +59,7 @@ def apart(y: Float[Array, "... all_channels"], configs: int) -> Float[Array, "co
     return jnp.moveaxis(y.reshape(*y.shape[:-1], configs, -1), -2, 0)
 
 
-def stacked(
-    core: Core, kernels: frozenset[int] = frozenset({1}), most: int | None = MOST_CHANNELS
-) -> Callable[..., Any]:
+def stacked(core: Core, kernels: frozenset[int] = frozenset({1}), limit: Limit = UNLIMITED) -> Callable[..., Any]:
     """An operation of one configuration whose batching rule is the same operation of many, side by side.
 
     Args:
@@ -57,14 +67,14 @@ def stacked(
             size, size, channels_in, channels_out)``, as are some of the arrays. All others have the channels of all
             configurations on their last axis. An array may be a tuple of arrays that all of them share.
         kernels: which of the arrays are kernels.
-        most: channels of all configurations, of the output, up to which they stand side by side; None: any number.
+        limit: of a block-diagonal kernel.
 
     Returns:
         A function of the arrays of one configuration. Its forward derivative is stacked likewise, so products with the
         Hessian batch too; what is shared counts as constant. A second level of ``vmap`` batches what the first one has
         made.
     """
-    operation = jax.custom_jvp(_batchable(core, kernels, most))
+    operation = jax.custom_jvp(_batchable(core, kernels, limit))
 
     @operation.defjvp
     def _(primals: Any, tangents: Any) -> Any:
@@ -76,7 +86,7 @@ def stacked(
             return out, tuple(None if dot.dtype == jax.dtypes.float0 else dot for dot in dots)
 
         of_tangents = {count + place for place, i in enumerate(moving) if i in kernels}
-        out, dots = _batchable(both, kernels | of_tangents, most)(*primals, *(tangents[i] for i in moving))
+        out, dots = _batchable(both, kernels | of_tangents, limit)(*primals, *(tangents[i] for i in moving))
         constant = (np.zeros(o.shape, jax.dtypes.float0) if d is None else d for o, d in zip(out, dots, strict=True))
         return out, tuple(constant)
 
@@ -84,7 +94,7 @@ def stacked(
 
 
 def stacked_with_vjp(
-    core: Core, kernels: frozenset[int] = frozenset({1}), most: int | None = MOST_CHANNELS
+    core: Core, kernels: frozenset[int] = frozenset({1}), limit: Limit = UNLIMITED
 ) -> Callable[..., Any]:
     """`stacked`, with a reverse derivative: the core's own, stacked likewise. What is shared gets none."""
 
@@ -93,7 +103,7 @@ def stacked_with_vjp(
         return forward(*arrays)[0]
 
     def forward(*arrays: Any) -> tuple[Any, Any]:
-        return stacked(core, kernels, most)(*arrays), arrays
+        return stacked(core, kernels, limit)(*arrays), arrays
 
     def backward(arrays: Any, cotangents: Any) -> tuple[Any, ...]:
         moving = _moving(arrays)
@@ -102,7 +112,7 @@ def stacked_with_vjp(
             function = _of_moving(partial(core, packing), given[: len(arrays)], moving)
             return jax.vjp(function, *(given[i] for i in moving))[1](tuple(given[len(arrays) :]))
 
-        gradients = stacked(pull, kernels, most)(*arrays, *cotangents)
+        gradients = stacked(pull, kernels, limit)(*arrays, *cotangents)
         found = dict(zip(moving, gradients, strict=True))
         return tuple(found.get(i) for i in range(len(arrays)))
 
@@ -127,7 +137,7 @@ def _of_moving(function: Callable[..., Any], arrays: Any, moving: list[int]) -> 
     return of_moving
 
 
-def _batchable(core: Core, kernels: frozenset[int] | set[int], most: int | None) -> Callable[..., Any]:
+def _batchable(core: Core, kernels: frozenset[int] | set[int], limit: Limit) -> Callable[..., Any]:
     def of_one(packing: Packing, *arrays: Any) -> Any:
         out = core(packing, *(array[None] if i in kernels else array for i, array in enumerate(arrays)))
         return jax.tree.map(lambda a: a[0] if a.ndim == 5 else a, out)
@@ -141,7 +151,8 @@ def _batchable(core: Core, kernels: frozenset[int] | set[int], most: int | None)
     def _(configs: int, batched: Any, *arrays: Any) -> Any:
         differ = any(isinstance(a, tuple) and any(jax.tree.leaves(b)) for a, b in zip(arrays, batched, strict=True))
         channels = arrays[min(kernels, default=0)].shape[-1]
-        if differ or (most is not None and configs > 1 and configs * channels > most):
+        beyond = limit.channels is not None and configs > 1 and configs * channels > limit.channels
+        if differ or (beyond and not limit.grouped):
             axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched))
             out = jax.vmap(lambda *a: of_one(APART, *a), in_axes=axes)(*arrays)
         else:
@@ -153,7 +164,7 @@ def _batchable(core: Core, kernels: frozenset[int] | set[int], most: int | None)
                 return array if i in kernels else beside(array)
 
             packed = [whole(i, a, b) for i, (a, b) in enumerate(zip(arrays, batched, strict=True))]
-            out = core(Packing(configs), *packed)
+            out = core(Packing(configs, grouped=beyond), *packed)
             out = jax.tree.map(lambda a: a if a.ndim == 5 else apart(a, configs), out)
         return out, jax.tree.map(lambda _: True, out)
 

@@ -52,18 +52,18 @@ def affine_of(features, configs=()):
     return Affine(normal(3, *configs, features), normal(4, *configs, features))
 
 
-PASSES = [direct.APART, direct.FUSED]
+TUNINGS = [pytest.param(direct.GPU, id="gpu"), pytest.param(direct.TPU, id="tpu")]
 
 
 @pytest.mark.parametrize("trainable", [False, True])
 @pytest.mark.parametrize("pool", [False, True])
-@pytest.mark.parametrize("passes", PASSES)
-def test_a_block_equals_the_plain_operations(float64, passes, pool, trainable):
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_a_block_equals_the_plain_operations(float64, tuning, pool, trainable):
     x, kernel, weights = normal(0, 5, 6, 6, 3), normal(1, 3, 3, 3, 2), normal(2, 5, *(2 * [3 if pool else 6]), 2)
     affine = [affine_of(2)] if trainable else []
 
     def fast(x, kernel, *affine):
-        z, moments = direct_blocks.conv_bn_relu(x, kernel, pool, EPS, affine[0] if affine else None, passes)
+        z, moments = direct_blocks.conv_bn_relu(x, kernel, pool, EPS, affine[0] if affine else None, tuning)
         return z, *moments
 
     def plain(x, kernel, *affine):
@@ -72,15 +72,15 @@ def test_a_block_equals_the_plain_operations(float64, passes, pool, trainable):
     agree(*(jax.jit(outcome(f, weights))(x, kernel, *affine) for f in (fast, plain)))
 
 
-@pytest.mark.parametrize("features", [2, packing.MOST_CHANNELS // CONFIGS + 1])
+@pytest.mark.parametrize("features", [2, direct.GPU.limit.channels // CONFIGS + 1])
 @pytest.mark.parametrize("trainable", [False, True])
-@pytest.mark.parametrize("passes", PASSES)
-def test_blocks_side_by_side_equal_one_by_one(float64, passes, trainable, features):
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_blocks_side_by_side_equal_one_by_one(float64, tuning, trainable, features):
     x, kernel = normal(0, CONFIGS, 3, 4, 4, 3), normal(1, CONFIGS, 3, 3, 3, features)
     weights, affine = normal(2, 3, 2, 2, features), [affine_of(features, (CONFIGS,))] if trainable else []
 
     def fast(x, kernel, *affine):
-        z, moments = direct_blocks.conv_bn_relu(x, kernel, True, EPS, affine[0] if affine else None, passes)
+        z, moments = direct_blocks.conv_bn_relu(x, kernel, True, EPS, affine[0] if affine else None, tuning)
         return z, *moments
 
     everything = outcome(fast, weights)
@@ -101,7 +101,7 @@ def test_the_pilot_of_a_convolution_is_that_of_its_result(float64, height, width
 
 def from_output(shared, kernel, eps, *affine):
     """The first block with statistics of its output, as on TPUs."""
-    return direct_blocks.conv_bn_relu(shared, kernel, False, eps, affine[0] if affine else None, direct.FUSED)
+    return direct_blocks.conv_bn_relu(shared, kernel, False, eps, affine[0] if affine else None, direct.TPU)
 
 
 FIRST = [direct_blocks.first_conv_bn_relu, from_output]
@@ -144,14 +144,15 @@ def test_images_that_differ_between_configurations(float64, first):
     agree(*(jax.jit(jax.vmap(f))(images, kernel) for f in (fast, plain)))
 
 
-@pytest.mark.parametrize("features", [2, packing.MOST_CHANNELS // CONFIGS + 1])
+@pytest.mark.parametrize("features", [2, direct.GPU.limit.channels // CONFIGS + 1])
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2)])
-def test_convolutions_of_any_stride_equal_lax(float64, size, stride, features):
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_convolutions_of_any_stride_equal_lax(float64, tuning, size, stride, features):
     x, kernel = normal(0, CONFIGS, 3, 5, 4, 3), normal(1, CONFIGS, size, size, 3, features)
     weights = normal(2, 3, -(-5 // stride), -(-4 // stride), features)
 
     def fast(x, kernel):
-        return (direct_primitives.conv(x, kernel, stride),)
+        return (direct_primitives.conv(x, kernel, stride, tuning),)
 
     def plain(x, kernel):
         pad = ((size // 2,) * 2,) * 2
@@ -163,12 +164,13 @@ def test_convolutions_of_any_stride_equal_lax(float64, size, stride, features):
 
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("trainable", [False, True])
-def test_normalisation_equals_the_definition(float64, trainable, relu):
-    x, weights = normal(0, CONFIGS, 3, 4, 4, 2), normal(2, 3, 4, 4, 2)
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_normalisation_equals_the_definition(float64, tuning, trainable, relu):
+    x, weights, about = normal(0, CONFIGS, 3, 4, 4, 2), normal(2, 3, 4, 4, 2), normal(5, 2)
     affine = [affine_of(2, (CONFIGS,))] if trainable else []
 
     def fast(x, *affine):
-        z, moments = direct_primitives.batch_norm(x, affine[0] if affine else None, EPS, relu)
+        z, moments = direct_primitives.batch_norm(x, affine[0] if affine else None, EPS, relu, tuning, about)
         return z, *moments
 
     def plain(x, *affine):
@@ -194,12 +196,27 @@ def test_statistics_of_the_run_replace_those_of_the_batch(float64):
     agree(*(jax.jit(jax.vmap(f))(x, kernel, statistics, affine) for f in (fast, plain)))
 
 
-def test_variance_keeps_its_digits_far_from_zero():
+@pytest.mark.parametrize(
+    ("tuning", "about"), [(direct.GPU, None), (direct.GPU, 0), (direct.TPU, None), (direct.TPU, 1001)]
+)
+def test_variance_keeps_its_digits_far_from_zero(tuning, about):
     x = (1000 + normal(0, 16, 8, 8, 2, dtype=jnp.float32)).astype(jnp.float32)
-    _, moments = direct_primitives.batch_norm(x, None, EPS, False)
+    _, moments = direct_primitives.batch_norm(
+        x, None, EPS, False, tuning, None if about is None else jnp.full(2, about, jnp.float32)
+    )
     exact = np.asarray(x, np.float64).var((0, 1, 2))
     np.testing.assert_allclose(moments.var, exact, rtol=1e-4)
     assert np.abs(np.square(x).mean((0, 1, 2)) - np.square(x.mean((0, 1, 2))) - exact).max() > 1e-3  # the plain formula
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_variance_of_a_convolution_keeps_its_digits_far_from_zero(tuning):
+    """Under a kernel that copies its input, in single precision."""
+    x = (1000 + normal(0, 16, 9, 9, 2, dtype=jnp.float32)).astype(jnp.float32)
+    kernel = jnp.zeros((3, 3, 2, 2)).at[1, 1].set(jnp.eye(2))
+    with jax.default_matmul_precision("highest"):
+        _, moments = direct_blocks.conv_bn_relu(x, kernel, False, EPS, None, tuning)
+    np.testing.assert_allclose(moments.var, np.asarray(x, np.float64).var((0, 1, 2)), rtol=1e-4)
 
 
 def test_pooling_sends_the_gradient_to_the_first_maximum(float64):
