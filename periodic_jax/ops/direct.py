@@ -88,7 +88,7 @@ class Tuning(NamedTuple):
 # Measured on an H200 at widths 8 and 32: a dense kernel of so many channels is 9 - 25 % faster than products of
 # patches, and than a grouped convolution.
 GPU = Tuning(fused=False, limit=Limit(512))
-# Counted for a v5e: with dense kernels of up to 128 or 512 channels, ConvNetSI of width 8 is as fast, ResNet18SI slower.
+# Counted for a v5e: with dense kernels ConvNetSI of width 8 is as fast, ResNet18SI slower.
 TPU = Tuning(fused=True, limit=Limit(0, grouped=True))
 
 

@@ -62,9 +62,9 @@ def test_the_form_for_accelerators_walks_it_too(float64, images, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["vmap", "map:2"])
-def test_configurations_side_by_side_walk_it_too(float64, images, layout):
-    check(table("convnet_si", images, copies=3, layout=layout, platform="cuda"))
+@pytest.mark.parametrize(("layout", "platform"), [("vmap", "cuda"), ("map:2", "tpu")])
+def test_configurations_side_by_side_walk_it_too(float64, images, layout, platform):
+    check(table("convnet_si", images, copies=3, layout=layout, platform=platform))
 
 
 @pytest.mark.slow

@@ -13,15 +13,16 @@ TWO_SEEDS = SweepGrid.product(lr=[0.05, 0.3, 1.0], weight_decay=1e-2, momentum=0
 
 
 @pytest.mark.parametrize(
-    ("layout", "grid", "options"),
+    ("platform", "layout", "grid", "options"),
     [
-        ("map:2", FIVE, {"augment": True}),  # and one configuration that is left over
-        pytest.param("map", TWO_SEEDS, {"augment": True}, marks=pytest.mark.slow),
-        pytest.param("vmap", FIVE, {"augment": True}, marks=pytest.mark.slow),
-        pytest.param("map:2", FIVE, {"full_batch": True}, marks=pytest.mark.slow),
+        ("cuda", "map:2", FIVE, {"augment": True}),  # and one configuration that is left over
+        pytest.param("cuda", "map", TWO_SEEDS, {"augment": True}, marks=pytest.mark.slow),
+        pytest.param("cuda", "vmap", FIVE, {"augment": True}, marks=pytest.mark.slow),
+        pytest.param("cuda", "map:2", FIVE, {"full_batch": True}, marks=pytest.mark.slow),
+        pytest.param("tpu", "map:2", FIVE, {"augment": True}, marks=pytest.mark.slow),
     ],
 )
-def test_the_form_for_accelerators_records_what_that_for_cpus_does(float64, tiny, layout, grid, options):
+def test_the_form_for_accelerators_records_what_that_for_cpus_does(float64, tiny, platform, layout, grid, options):
     spec = TrainingSpec(12, track_sharpness=3, per_layer=True, **options)
     devices = jax.devices()[:1] if grid is FIVE else None
 
@@ -29,7 +30,7 @@ def test_the_form_for_accelerators_records_what_that_for_cpus_does(float64, tiny
         sweep = Sweep(network(platform=platform), tiny, grid, spec, layout=layout, devices=devices)
         return collect(sweep, 10, eval_every=5)
 
-    telemetry, evaluations = run("cuda", layout)
+    telemetry, evaluations = run(platform, layout)
     for found, expected in zip((telemetry, evaluations), run("cpu", "map"), strict=True):
         assert found.keys() == expected.keys()
         for name, values in expected.items():

@@ -193,9 +193,9 @@ def products(jaxpr):
     return found
 
 
-@pytest.mark.parametrize("name", ["ConvNet", "ResNet18SIAf"])
-def test_products_keep_float32_in_a_program_of_the_users_own(name):
-    model, images = models.build(name, width=2, platform="cuda"), jnp.zeros((2, 8, 8, 1))
+@pytest.mark.parametrize(("name", "platform"), [("ConvNet", "cuda"), ("ConvNet", "tpu"), ("ResNet18SIAf", "cuda")])
+def test_products_keep_float32_in_a_program_of_the_users_own(name, platform):
+    model, images = models.build(name, width=2, platform=platform), jnp.zeros((2, 8, 8, 1))
     state = jax.eval_shape(lambda: create_train_state(model, model.labels(), jax.random.key(0), images))
     batch = Batch(images, jnp.zeros(2, jnp.int32))
 
