@@ -113,10 +113,9 @@ def convolve(packing: Packing, x: Images | SharedImages, kernels: Kernels, strid
     if isinstance(x, SharedImages):
         return _product(x.images, beside(kernels.astype(x.images.dtype)), stride)
     kernels = kernels.astype(x.dtype)
-    if packing.grouped:
-        return _product(x, beside(kernels), stride, packing.configs)
     if not packing.apart:
-        return _product(x, joined(kernels), stride)
+        kernel, groups = _one_kernel(packing, kernels)
+        return _product(x, kernel, stride, groups)
     size, channels_out = kernels.shape[1], kernels.shape[-1]
     patches = _patches(x, size, stride)
     y = jnp.matmul(patches.reshape(-1, patches.shape[-1]), kernels.reshape(-1, channels_out), precision=precision())
@@ -127,8 +126,7 @@ def input_gradient(packing: Packing, dy: Images, kernels: Kernels, shape: tuple[
     """The gradient of the input, of that shape."""
     kernels = kernels.astype(dy.dtype)
     if not packing.apart:
-        groups = packing.configs if packing.grouped else 1
-        kernel = beside(kernels) if packing.grouped else joined(kernels)
+        kernel, groups = _one_kernel(packing, kernels)
         return _transposed(lambda x: _product(x, kernel, stride, groups), shape, dy)
     size, channels_out = kernels.shape[1], kernels.shape[-1]
     columns = jnp.matmul(dy.reshape(-1, channels_out), kernels.reshape(-1, channels_out).T, precision=precision())
@@ -162,10 +160,17 @@ def gradients(
     return of_kernels, input_gradient(packing, dy, kernels, x.shape, stride)
 
 
+def _one_kernel(packing: Packing, kernels: Kernels) -> tuple[Array, int]:
+    """For a convolution of all configurations side by side, and its number of groups."""
+    return (beside(kernels), packing.configs) if packing.grouped else (joined(kernels), 1)
+
+
 def _product(x: Images, kernel: Array, stride: int, groups: int = 1) -> Images:
-    pad, how = kernel.shape[0] // 2, {"dimension_numbers": DIMENSIONS, "precision": precision()}
-    padding = ((pad, pad), (pad, pad))
-    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, feature_group_count=groups, **how)
+    pad = kernel.shape[0] // 2
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=DIMENSIONS, precision=precision(),
+        feature_group_count=groups,
+    )  # fmt: skip
 
 
 def _patches(x: Images, size: int, stride: int) -> Float[Array, "batch rows columns patch"]:
