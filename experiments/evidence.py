@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from scipy.signal import find_peaks
 
 from periodic_jax import analysis
 from periodic_jax.analysis.regimes import BURN_IN
@@ -21,6 +22,7 @@ LEFT_OUT = (
 )  # fmt: skip
 EVALUATED = ("train_loss", "train_error", "test_loss", "test_error")
 SAMPLED = ("loss", "weight_norm", "effective_lr", "effective_grad_norm", "angular_step")
+STRETCHES, BURST = 400, 10.0  # of a run, whose median losses are searched for peaks that stand out so many times
 TOLERANCE = 1e-4  # relative, between machines: of numbers kept in single precision
 
 
@@ -34,7 +36,8 @@ def gather(path: Path, summary: Path | None = None) -> xr.Dataset:
     Returns:
         `analysis.analyze` with forecasts, without what no page uses; evaluations over ``eval_step``;
         ``sampled_QUANTITY``, the dynamics at these steps; ``late_QUANTITY``, their medians after the burn-in, and the
-        root mean square of the effective gradient norm. Numbers over two dimensions are in single precision.
+        root mean square of the effective gradient norm; and `loss_bursts`. Numbers over two dimensions are in single
+        precision.
     """
     dataset = with_norm(open_run(path, flat=True))
     found = analysis.analyze(dataset, predict=True)
@@ -51,8 +54,27 @@ def gather(path: Path, summary: Path | None = None) -> xr.Dataset:
         found[f"late_{name}"] = ("config", np.median(values[:, late], axis=1).astype(np.float64))
     gradient = dataset.effective_grad_norm.values[:, late].astype(np.float64)
     found["late_rms_effective_grad_norm"] = ("config", np.sqrt(np.mean(gradient**2, axis=1)))
+    found["loss_bursts"] = ("config", loss_bursts(dataset.loss.values))
     found.attrs = {"first_step": int(steps[0])}
     return narrowed(found)
+
+
+def loss_bursts(loss: np.ndarray) -> np.ndarray:
+    """How often the loss rises tenfold and falls as much again: the number of peaks of its medians over stretches of
+    steps. Also where the weight norm is held, whose minima are the destabilisations elsewhere.
+
+    Args:
+        loss: of mini-batches, ``(configurations, steps)``; unknown after a divergence.
+
+    Example:
+        >>> steps = np.arange(4000)
+        >>> loss_bursts(np.stack([np.exp(-steps / 1000), 0.1 + (steps % 1000 > 900)]))
+        array([0, 3])
+    """
+    stretch = max(loss.shape[1] // STRETCHES, 1)
+    whole = loss[:, : loss.shape[1] // stretch * stretch].reshape(len(loss), -1, stretch)
+    medians = np.log(np.median(whole, axis=2))
+    return np.array([len(find_peaks(line[np.isfinite(line)], prominence=np.log(BURST))[0]) for line in medians])
 
 
 def with_norm(dataset: xr.Dataset) -> xr.Dataset:
@@ -100,8 +122,8 @@ def load(file: Path) -> xr.Dataset:
 
 
 def differences(kept: xr.Dataset, again: xr.Dataset) -> list[str]:
-    """The quantities in which evidence that was kept is not what the run says now."""
-    names = sorted(set(map(str, kept.variables)) ^ set(map(str, again.variables)))
+    """The quantities in which evidence that was kept is not what the run says; it may lack what later pages need."""
+    names = sorted(set(map(str, kept.variables)) - set(map(str, again.variables)))
     for name in sorted(set(map(str, kept.variables)) & set(map(str, again.variables))):
         a, b = kept[name].values, again[name].values
         numbers = a.dtype.kind in "fiub" and b.dtype.kind in "fiub"

@@ -19,7 +19,8 @@ import jax
 from periodic_jax.core import files
 from periodic_jax.training.vectorize import block_size, check_layout
 
-WIDE = 24  # channels of the first layer from which a few configurations fill an accelerator
+# Channels of the first layer from which a few configurations fill an accelerator.
+WIDE = {"cuda": 24, "rocm": 24, "tpu": 12}
 SECONDS = 0.3  # of training in one timing
 OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory")
 
@@ -36,14 +37,14 @@ def candidates(platform: str, configs_per_seed: int, width: int | None = None) -
         One layout where there is nothing to find out.
 
     Example:
-        >>> candidates("cpu", 8), candidates("cuda", 8, 32)
-        (['map'], ['map:2', 'map'])
+        >>> candidates("cpu", 8), candidates("cuda", 8, 16), candidates("tpu", 8, 16)
+        (['map'], ['map:8', 'map:4'], ['map', 'map:2'])
     """
     if platform == "cpu":
         return ["map"]
     if configs_per_seed == 1:
         return ["map"]
-    wide = width is not None and width >= WIDE
+    wide = width is not None and width >= WIDE[platform]
     if platform == "tpu":
         layouts = ["map", "map:2"] if wide else ["map:4", "map:8"]
     else:
