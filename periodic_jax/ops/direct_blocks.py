@@ -1,7 +1,8 @@
 """The blocks of `fused` and the operations of `primitives` for accelerators, in the layout of `direct`.
 
-Each is one `jax.custom_vjp` whose passes are operations of many configurations side by side. What XLA would compute
-again for each reader stands behind a barrier: then every large map is read and written about as often as it must be.
+Each is one `jax.custom_vjp` whose passes are operations of many configurations side by side. On a GPU, what XLA would
+compute again for each reader stands behind a barrier: then every large map is read and written about as often as it
+must be. On a TPU, sums are computed where a convolution makes its numbers; see `direct.Tuning`.
 """
 
 from functools import partial
@@ -84,7 +85,7 @@ def _block_forward_core(
     y = direct.convolve(packing, x, kernels, 1)
     count = y.size // y.shape[-1]
     about = direct.pilot_of_convolution(packing, x, kernels) if tuning.fused else direct.pilot(y)
-    # On the pooled shape: so the sums, the maxima and their places are one pass.
+    # Not fused, on the pooled shape: so the sums, the maxima and their places are one pass.
     parts: tuple[Array, ...] = _windows(y) if pool and not tuning.fused else (y,)
     away = [precise(part) - about for part in parts]
     s1, s2 = tuning.two_sums(sum(away[1:], away[0]), sum((d * d for d in away[1:]), away[0] * away[0]))
