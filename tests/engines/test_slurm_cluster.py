@@ -13,8 +13,6 @@ from helpers.survival import OPTIONS, assert_same_run, configured, environment, 
 from periodic_jax import run_sweep
 from periodic_jax.storage.run_directory import checkpoint_steps, read_config
 
-pytestmark = pytest.mark.xdist_group("slurm")  # one cluster at a time, also where tests of a file go to several workers
-
 STEPS, SHARDS = 200, 4
 RATES = (0.1, 1.0, 2.0)  # of which none diverges, since a shard of that alone would have no loss to compare
 
