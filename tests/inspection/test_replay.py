@@ -62,19 +62,24 @@ def test_the_form_for_accelerators_walks_it_too(float64, images, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("layout", "platform"), [("vmap", "cuda"), ("map:2", "tpu")])
-def test_configurations_side_by_side_walk_it_too(float64, images, layout, platform):
-    check(table("convnet_si", images, copies=3, layout=layout, platform=platform))
+@pytest.mark.parametrize(("copies", "layout", "platform"), [(2, "vmap", "cuda"), (3, "map:2", "tpu")])
+def test_configurations_side_by_side_walk_it_too(float64, images, copies, layout, platform):
+    check(table("convnet_si", images, copies=copies, layout=layout, platform=platform))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["vmap", "map:2"])
-def test_stacked_copies_walk_it_too(float64, images, layout):
-    check(table("convnet_si", images, copies=3, layout=layout))
+@pytest.mark.parametrize(("copies", "layout"), [(2, "vmap"), (3, "map:2")])
+def test_stacked_copies_walk_it_too(float64, images, copies, layout):
+    check(table("convnet_si", images, copies=copies, layout=layout))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["convnet_si_full_batch", "convnet_si_fixed_elr"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("convnet_si_fixed_elr", marks=pytest.mark.slow),
+        pytest.param("convnet_si_full_batch", marks=pytest.mark.stress),
+    ],
+)
 def test_other_paths_under_vmap(float64, images, name):
     check(table(name, images, copies=2, layout="vmap"))
 
