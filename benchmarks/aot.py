@@ -28,6 +28,8 @@ def network(options: argparse.Namespace) -> Any:
     model = models.build(options.model, width=options.width, storage=options.storage)
     if not options.plain:
         return model
+    if options.storage != "float32":
+        raise SystemExit(f"--storage: {options.storage} with --plain, whose layers have none; leave one of them out")
     from benchmarks.plain_networks import plain_network
 
     try:

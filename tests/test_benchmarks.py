@@ -65,10 +65,8 @@ def test_a_plain_network_computes_what_ours_does(float64, name):
     from benchmarks.plain_networks import plain_network
     from periodic_jax import models
 
-    ours, images = (
-        models.build(name, width=2, param_dtype=jnp.float64),
-        jax.random.normal(jax.random.key(1), (4, 8, 8, 1)),
-    )
+    ours = models.build(name, width=2, param_dtype=jnp.float64)
+    images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
     plain, rng = plain_network(ours), np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: ours.init(jax.random.key(0), images, True))
     variables = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.5, 2, leaf.shape)), shapes)
