@@ -23,6 +23,20 @@ def loaded(path: Path) -> "LoadedRun":
     return load_run(path, data_dir=read_config(path)["config"]["data_dir"])
 
 
+BURSTS = (
+    "A jump is a destabilisation: a minimum of the norm. A held norm has none, and without decay the norm of SGD only "
+    "grows. A burst is a tenfold rise and fall of the loss: of the medians of mini-batch losses over a 400th of the "
+    "run. More than one of either is periodic."
+)
+
+
+def most_often(row: dict[str, Any]) -> int:
+    """How often a configuration destabilised, by its norm or by its loss: without decay, and with a held norm, the loss
+    alone tells.
+    """
+    return max(row["jumps"], row["bursts"])
+
+
 def configurations(found: xr.Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each configuration's position, and what every page tells of it: hyperparameters, regime, periods, results."""
     for i in range(found.sizes["config"]):

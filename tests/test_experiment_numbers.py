@@ -206,3 +206,48 @@ def test_ensembles_are_compared_with_their_own_members_and_the_trend_takes_all_m
     assert together.holds
     assert "the last 10 minima 40.0 %, the best of these alone 44.0 %" in together.measured
     assert "60.0 %, 44.0 %" in found["Minima of later periods generalise better."].measured
+
+
+def test_a_held_norm_is_judged_by_the_loss():
+    """It has no minima, which are the destabilisations elsewhere."""
+    from experiments import ablations, kept
+
+    declared = ablations.EXPERIMENT
+    found = kept.evidence_of(ROOT / "docs" / "experiments" / "ablations")
+    held = found["fixed_norm"]
+
+    def holds(bursts):
+        numbers = declared.measure(found | {"fixed_norm": held.assign(loss_bursts=0 * held.loss_bursts + bursts)})
+        (finding,) = [one for one in declared.findings(numbers) if one.claim.startswith("With the norm held at")]
+        assert f"by seed: {bursts}, {bursts}, of" in finding.measured
+        return finding.holds
+
+    assert [holds(bursts) for bursts in (0, 1, 2)] == [True, True, False]
+
+
+def test_bursts_of_the_loss_are_counted():
+    from experiments.evidence import loss_bursts
+
+    steps = np.arange(4000)
+    slow = np.exp(-steps / 500)  # falls by e^8, and never rises
+    thrice = 0.1 + (steps % 1000 > 900) + np.where(steps == 555, 100, 0)  # a single step is no burst
+    noisy = np.random.default_rng(0).lognormal(0, 0.5, 4000)
+    diverged = np.where(steps < 1500, thrice, np.nan)
+    assert loss_bursts(np.stack([slow, thrice, noisy, diverged])).tolist() == [0, 3, 0, 1]
+
+
+@pytest.mark.parametrize(("bursts", "wanted"), [(0, True), (1, True), (2, False)])
+def test_periods_without_decay_are_told_by_the_loss(bursts, wanted):
+    """Without decay the norm of SGD only grows, so that it has no minima whatever happens."""
+    from experiments.optimizers import findings
+
+    row = {"lr": 0.1, "regime": "periodic", "mean_period": 100.0, "pace": 0.01}
+    rows = [
+        row | {"weight_decay": 0.01, "jumps": 5, "bursts": 5},
+        row | {"weight_decay": 0.0, "jumps": 0, "bursts": bursts},
+    ]
+    names = ("sgd", "nesterov", "sgdw", "adamw", "lion")
+    numbers = {"periods": dict.fromkeys(names, rows), "settled": {name: [] for name in names}}
+    finding = next(one for one in findings(numbers) if one.claim.startswith("SGD: periods with decay"))
+    assert finding.holds is wanted
+    assert f"the largest count is {bursts}." in finding.measured

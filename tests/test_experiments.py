@@ -135,34 +135,6 @@ def test_a_page_can_be_written_whatever_the_runs_did(name):
     assert not [one.measured for one in decided if re.search(r"\bnan\b|\binf\b|  |: \.| at \.|: -", one.measured)]
 
 
-def test_a_held_norm_is_judged_by_the_loss():
-    """It has no minima, which are the destabilisations elsewhere."""
-    from experiments import kept
-
-    declared = experiment("ablations")
-    found = kept.evidence_of(PAGES / "ablations")
-    held = found["fixed_norm"]
-
-    def holds(bursts):
-        numbers = declared.measure(found | {"fixed_norm": held.assign(loss_bursts=0 * held.loss_bursts + bursts)})
-        (finding,) = [one for one in declared.findings(numbers) if one.claim.startswith("With the norm held at")]
-        assert f"by seed: {bursts}, {bursts}, of" in finding.measured
-        return finding.holds
-
-    assert [holds(bursts) for bursts in (0, 1, 2)] == [True, True, False]
-
-
-def test_bursts_of_the_loss_are_counted():
-    from experiments.evidence import loss_bursts
-
-    steps = np.arange(4000)
-    slow = np.exp(-steps / 500)  # falls by e^8, and never rises
-    thrice = 0.1 + (steps % 1000 > 900) + np.where(steps == 555, 100, 0)  # a single step is no burst
-    noisy = np.random.default_rng(0).lognormal(0, 0.5, 4000)
-    diverged = np.where(steps < 1500, thrice, np.nan)
-    assert loss_bursts(np.stack([slow, thrice, noisy, diverged])).tolist() == [0, 3, 0, 1]
-
-
 @pytest.fixture
 def copied(tmp_path):
     shutil.copytree(PAGES / "full_batch", tmp_path / "full_batch")
