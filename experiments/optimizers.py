@@ -121,8 +121,8 @@ def _periods(name: str, numbers: Numbers) -> Finding:
         bool(periodic) and max(free) <= 1,
         f"{WORDS[name]}: periods with decay, and none without.",
         f"{len(periodic)} of {with_decay} pairs of learning rate and decay destabilise at least twice with each seed, "
-        f"up to {most} times. Without decay {loose} of {len(free)} networks destabilise, by the norm or by bursts of the "
-        f"loss; the largest count is {max(free)}.",
+        f"up to {most} times. Without decay {loose} of {len(free)} networks destabilise, by the norm or by bursts of "
+        f"the loss; the largest count is {max(free)}.",
     )
 
 
