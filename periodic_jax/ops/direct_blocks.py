@@ -98,7 +98,10 @@ def _block_forward_core(
     mean, var = direct.moments_about(about, s1, s2, count)
     mean, var, inv = tuning.materialise(mean, var, lax.rsqrt(var + eps))
     normal = (precise(peak) - mean) * inv
-    (z,) = tuning.materialise(jnp.maximum(normal if not affine else normal * affine[0] + affine[1], 0).astype(y.dtype))
+    scaled = normal * affine[0] + affine[1] if affine else normal
+    # XLA for TPUs would compute z of a whole map and an affine normalisation again for each reader.
+    barrier = materialise if affine and not pool else tuning.materialise
+    (z,) = barrier(jnp.maximum(scaled, 0).astype(y.dtype))
     # Without affine the normalised maxima are z itself, where it is positive.
     return y, z, mean if place is None else place, peak if pool and affine else mean, mean, var, inv
 

@@ -123,12 +123,15 @@ def _norm_backward_core(
     norm: Norm, packing: Packing, x: Images, mean: Array, inv: Array, dz: Images, *affine: Array
 ) -> tuple[Array, ...]:
     _, relu, tuning = norm
-    count = x.size // x.shape[-1]
-    normal = (precise(x) - mean) * inv
-    g = jnp.where(_scaled(normal, affine, False) > 0, precise(dz), 0) if relu else precise(dz)
-    sum_g, sum_gn = tuning.materialise(*tuning.two_sums(g, g * normal))
+    count, away = x.size // x.shape[-1], precise(x) - mean
     gain = inv * affine[0] if affine else inv
-    return (gain * (g - sum_g / count - normal * (sum_gn / count))).astype(x.dtype), sum_g, sum_gn
+    g = precise(dz)
+    if relu:
+        g = jnp.where((away * gain + affine[1] if affine else away) > 0, g, 0)
+    sum_g, sum_ga = tuning.materialise(*tuning.two_sums(g, g * away))
+    sum_gn = sum_ga * inv  # of the normalised x
+    offset, slope = gain * sum_g / count, gain * inv * sum_gn / count
+    return (gain * g - (offset + slope * away)).astype(x.dtype), sum_g, sum_gn
 
 
 def _scaled(normal: Array, affine: tuple[Array, ...], relu: bool) -> Array:

@@ -5,8 +5,9 @@ after the other in one array, each with zeros to the end of its last row. So the
 which sum each group as they go; a second, short one sums the groups of each leaf. XLA computes both rightly on CPU too,
 in a fraction of the time of a dot product for each leaf, and as accurately.
 
-On a GPU, where a launch costs more than a copy, all leaves stand in one array of rows. `over_rows` sums all leaves of
-all products there, in two kernels.
+On a TPU a large leaf stays as it lies, since rows of `LANES` numbers would be a copy of it in another order. On a GPU,
+where a launch costs more than a copy, all leaves stand in one array of rows. `over_rows` sums all leaves of all
+products there, in two kernels.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,15 +24,16 @@ from periodic_jax.ops.layout import materialise
 LANES = 128
 ROWS = 9, 8  # of a group; as 3x3 kernels have a factor of 9, and others powers of 2
 FEW = 32  # rows of a leaf that is summed row by row
-Groups = Float[Array, "groups rows lanes"]
+Groups = Float[Array, "groups rows lanes"]  # or a large leaf, as it lies
 Rows = Float[Array, "rows lanes"]
 
 
-def in_groups(*trees: Sequence[Array]) -> list[list[Groups]]:
+def in_groups(*trees: Sequence[Array], reshape: bool = True) -> list[list[Groups]]:
     """All leaves of each tree in few arrays: one of all small leaves, if there are any, and each large one by itself.
 
     Args:
         *trees: lists of leaves of the same shapes.
+        reshape: whether large leaves are reshaped into groups, or stay as they lie.
 
     Example:
         >>> [x.shape for x in in_groups([jnp.ones(3), jnp.ones((2, 1000)), jnp.ones((9, 1280))])[0]]
@@ -39,6 +41,8 @@ def in_groups(*trees: Sequence[Array]) -> list[list[Groups]]:
     """
 
     def alone(leaf: Array) -> Groups:
+        if not reshape:
+            return leaf
         group = _rows(leaf) * LANES
         return jnp.pad(leaf.ravel(), (0, -leaf.size % group)).reshape(-1, _rows(leaf), LANES)
 
@@ -126,8 +130,8 @@ def over_leaves(
         [[5.0, 2.0], [3.0, 2.0]]
     """
     products = [[part * other for part, other in zip(*pair, strict=True)] for pair in pairs]
-    partial = [jnp.concatenate([part.sum(1) for part in parts], 1) for parts in zip(*products, strict=True)]
-    return jnp.stack([own.sum(0) for own in of_leaves([_over_lanes(part) for part in partial], leaves)], 1)
+    sums = [_of_each_group(parts) for parts in zip(*products, strict=True)]
+    return jnp.stack([own.sum(0) for own in of_leaves(sums, leaves)], 1)
 
 
 def over_groups(parts: Sequence[Groups]) -> Float[Array, "parts"]:
@@ -137,7 +141,14 @@ def over_groups(parts: Sequence[Groups]) -> Float[Array, "parts"]:
         >>> over_groups([jnp.ones((3, 8, LANES)), jnp.ones((2, 9, LANES))]).tolist()
         [3072.0, 2304.0]
     """
-    return jnp.stack([_over_lanes(part.sum(1)).sum() for part in parts])
+    return jnp.stack([_of_each_group([part]).sum() for part in parts])
+
+
+def _of_each_group(parts: Sequence[Groups]) -> Float[Array, "groups parts"]:
+    """The sums over each group of arrays of the same shape."""
+    if parts[0].ndim == 3 and parts[0].shape[-1] == LANES:
+        return _over_lanes(jnp.concatenate([part.sum(1) for part in parts], 1))
+    return jnp.stack([part.sum() for part in parts])[None]
 
 
 def _over_lanes(partial: Float[Array, "groups lanes"]) -> Float[Array, "groups sums"]:
@@ -159,16 +170,16 @@ def global_norm(leaves: Sequence[Array]) -> Float[Array, ""]:
     if not leaves:
         return jnp.zeros(())
 
-    def of_groups(*leaves: Array) -> Array:
-        (parts,) = in_groups(leaves)
+    def of_groups(*leaves: Array, reshape: bool = True) -> Array:
+        (parts,) = in_groups(leaves, reshape=reshape)
         return jnp.sqrt(over_groups([jnp.square(part) for part in parts]).sum())
 
     def of_rows(*leaves: Array) -> Array:
         return jnp.sqrt(over_rows(leaves, jnp.square(in_rows(leaves))).sum())
 
-    return on_gpu(of_rows, of_groups, *leaves)
+    return by_device(of_rows, partial(of_groups, reshape=False), of_groups, *leaves)
 
 
-def on_gpu(function: Callable[..., Any], elsewhere: Callable[..., Any], *arrays: Any) -> Any:
-    """The first function of the arrays where the program is compiled for a GPU, the second one on other devices."""
-    return jax.lax.platform_dependent(*arrays, cuda=function, rocm=function, default=elsewhere)
+def by_device(gpu: Callable[..., Any], tpu: Callable[..., Any], elsewhere: Callable[..., Any], *arrays: Any) -> Any:
+    """The function of the arrays that suits the device which the program is compiled for."""
+    return jax.lax.platform_dependent(*arrays, cuda=gpu, rocm=gpu, tpu=tpu, default=elsewhere)

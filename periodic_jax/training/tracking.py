@@ -14,12 +14,12 @@ from jaxtyping import Array, Float
 from periodic_jax.core.grid import HParams
 from periodic_jax.models.labels import LabelTree, leaf_labels
 from periodic_jax.ops.reductions import (
+    by_device,
     each_row,
     global_norm,
     in_groups,
     in_rows,
     of_leaves,
-    on_gpu,
     over_groups,
     over_leaves,
     over_rows,
@@ -127,7 +127,10 @@ def measure(
     if not any(marks):
         return _nothing_to_measure(params, grads, hparams)
     three = [jax.tree.leaves(tree) for tree in (params, grads, updates)]
-    products, shares, moved_sq = on_gpu(partial(_by_rows, marks), partial(_by_groups, marks), *three)
+    by_groups = partial(_by_groups, marks)
+    products, shares, moved_sq = by_device(
+        partial(_by_rows, marks), partial(by_groups, reshape=False), by_groups, *three
+    )
     x_x, g_g, g_x, u_x = products[:, marks]
     norm_sq, along = x_x.sum(), u_x.sum()
     norm, grad_norm = jnp.sqrt(norm_sq), jnp.sqrt(g_g.sum())
@@ -167,11 +170,11 @@ def _ratio(above: Array, below: Array) -> Array:
     return jnp.where(below > 0, above / below, jnp.nan)
 
 
-def _by_groups(marks: np.ndarray, *three: Sequence[Array]) -> tuple[Array, Array, Array]:
+def _by_groups(marks: np.ndarray, *three: Sequence[Array], reshape: bool = True) -> tuple[Array, Array, Array]:
     """Of weights x, gradients g and updates u: ⟨x, x⟩, ⟨g, g⟩, ⟨g, x⟩ and ⟨u, x⟩ of each leaf; of each layer the share
     of x in u, and the square of the rest of u.
     """
-    leaves, (x, g, u) = three[0], in_groups(*three)
+    leaves, (x, g, u) = three[0], in_groups(*three, reshape=reshape)
     products = over_leaves(leaves, (x, x), (g, g), (g, x), (u, x))
     shares = _shares(products[:, marks])
     layers = [list(compress(of_leaves(vector, leaves), marks)) for vector in (x, u)]

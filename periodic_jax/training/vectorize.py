@@ -15,6 +15,8 @@ No layout changes what is computed.
 
 import re
 from collections.abc import Callable
+from functools import partial
+from itertools import compress
 from typing import Any
 
 import jax
@@ -24,7 +26,7 @@ from jaxtyping import Array
 from periodic_jax.core.errors import ConfigError
 
 LAYOUTS = "auto, vmap, unroll, map or map:K with K configurations to a block"
-SMALL = 20_000  # numbers of a result that joins others in one array
+SMALL = 20_000  # numbers of an array that joins others of its dtype
 
 
 def check_layout(layout: str) -> str:
@@ -74,41 +76,55 @@ def lay_out(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
 
 
 def lay_out_joined(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
-    """As `lay_out`, with all small results of a dtype in one array while the loop runs.
+    """As `lay_out`, with all vectors that are given, and all small results, in one array of their dtype while the loop
+    runs.
 
-    On an accelerator each array that a loop's body returns costs a kernel that writes it to its place.
+    On an accelerator each small array that a loop's body reads or returns may cost a kernel, which takes it from its
+    place or writes it there.
     """
 
-    def joined(*trees: Any) -> tuple[dict[str, Array], list[Array]]:
-        leaves = jax.tree.leaves(function(*trees))
-        parts: dict[str, list[Array]] = {}  # joined across dtypes, whole numbers would be rounded
-        for leaf in leaves:
-            if 0 < leaf.size < SMALL:  # XLA's CPU compiler ends the process over some that are empty
-                parts.setdefault(str(leaf.dtype), []).append(leaf.ravel())
-        return {dtype: jnp.concatenate(part) for dtype, part in parts.items()}, _large(leaves)
-
     def laid_out(*trees: Any) -> Any:
-        shapes, tree = jax.tree.flatten(jax.eval_shape(function, *jax.tree.map(lambda leaf: leaf[0], trees)))
-        small, large = lay_out(joined, layout)(*trees)
-        count = jax.tree.leaves(trees)[0].shape[0]
-        rest, ends, leaves = iter(large), dict.fromkeys(small, 0), []
-        for shape in shapes:
-            if shape.size >= SMALL:
-                leaf = next(rest)
-            elif not shape.size:
-                leaf = jnp.zeros((count, *shape.shape), shape.dtype)
-            else:
-                dtype, end = str(shape.dtype), ends[str(shape.dtype)] + shape.size
-                leaf = small[dtype][:, ends[dtype] : end].reshape(count, *shape.shape)
-                ends[dtype] = end
-            leaves.append(leaf)
-        return jax.tree.unflatten(tree, leaves)
+        given, of_given = jax.tree.flatten(trees)
+        shapes, of_results = jax.tree.flatten(jax.eval_shape(function, *jax.tree.map(lambda leaf: leaf[0], trees)))
+        vectors = [leaf.ndim == 2 and leaf.shape[1] < SMALL for leaf in given]
+        few = [shape.size < SMALL for shape in shapes]
+
+        def joined(together: Any, others: Any) -> Any:
+            of_one = _part(together, others, ones, vectors)
+            return _join(jax.tree.leaves(function(*of_given.unflatten(of_one))), few)
+
+        ones = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in given]
+        together, others = lay_out(joined, layout)(*jax.vmap(partial(_join, small=vectors))(given))
+        return of_results.unflatten(_part(together, others, shapes, few, given[0].shape[:1]))
 
     return laid_out
 
 
-def _large(leaves: list[Array]) -> list[Array]:
-    return [leaf for leaf in leaves if leaf.size >= SMALL]
+def _join(leaves: list[Array], small: list[bool]) -> tuple[dict[str, Array], list[Array]]:
+    """All small leaves of each dtype in one array, and the others: across dtypes, whole numbers would be rounded."""
+    parts: dict[str, list[Array]] = {}
+    for leaf in compress(leaves, small):
+        if leaf.size:  # XLA's CPU compiler ends the process over some that are empty
+            parts.setdefault(str(leaf.dtype), []).append(leaf.ravel())
+    others = [leaf for leaf, is_small in zip(leaves, small, strict=True) if not is_small]
+    return {dtype: jnp.concatenate(part) for dtype, part in parts.items()}, others
+
+
+def _part(
+    joined: dict[str, Array], others: list[Array], shapes: list[Any], small: list[bool], batch: tuple[int, ...] = ()
+) -> list[Array]:
+    """The leaves that `_join` was given; of a batch of them."""
+    rest, ends, leaves = iter(others), dict.fromkeys(joined, 0), []
+    for shape, is_small in zip(shapes, small, strict=True):
+        if not is_small:
+            leaves.append(next(rest))
+        elif not shape.size:
+            leaves.append(jnp.zeros((*batch, *shape.shape), shape.dtype))
+        else:
+            dtype, start = str(shape.dtype), ends[str(shape.dtype)]
+            ends[dtype] = start + shape.size
+            leaves.append(joined[dtype][..., start : ends[dtype]].reshape(*batch, *shape.shape))
+    return leaves
 
 
 def _in_blocks(function: Callable[..., Any], size: int) -> Callable[..., Any]:

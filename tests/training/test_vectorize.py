@@ -21,7 +21,33 @@ def results(x, count):
     }
 
 
-@pytest.mark.parametrize("layout", ["vmap", "unroll", "map", "map:2", "map:5", "map:9"])
+LAYOUTS = ["vmap", "unroll", "map", "map:2", "map:5", "map:9"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_vectors_that_are_joined_in_a_loop_are_given_as_they_are(layout):
+    """Also those of other dtypes, of nothing, and too long to be joined, beside what is no vector."""
+    count = 5
+    given = {
+        "means": jnp.linspace(0.1, 2, 4 * count).reshape(count, 4),
+        "nothing": jnp.zeros((count, 0)),
+        "wholes": jnp.arange(3 * count, dtype=jnp.int32).reshape(count, 3) + 2**24,
+        "kernels": jnp.arange(6.0 * count).reshape(count, 3, 2),
+        "number": jnp.arange(count),
+        "keys": jax.random.split(jax.random.key(0), (count, 2)),
+        "variances": jnp.linspace(3, 4, count)[:, None],
+        "long": jnp.arange(2.0 * SMALL * count).reshape(count, 2 * SMALL),
+    }
+
+    def function(given, more):
+        return {**given, "keys": jax.random.key_data(given["keys"])}, more
+
+    expected = jax.vmap(function)(given, given["means"])
+    found = jax.jit(lay_out_joined(function, layout))(given, given["means"])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), found, expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("chosen", [None, ("whole", "number"), ("large",), ("empty",)])
 def test_results_that_are_joined_in_a_loop_are_those_of_vmap(layout, chosen):
     def function(x, count):
