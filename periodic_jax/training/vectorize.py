@@ -86,6 +86,7 @@ def lay_out_joined(function: Callable[..., Any], layout: str) -> Callable[..., A
     def laid_out(*trees: Any) -> Any:
         given, of_given = jax.tree.flatten(trees)
         shapes, of_results = jax.tree.flatten(jax.eval_shape(function, *jax.tree.map(lambda leaf: leaf[0], trees)))
+        ones = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in given]
         vectors = [leaf.ndim == 2 and leaf.shape[1] < SMALL for leaf in given]
         few = [shape.size < SMALL for shape in shapes]
 
@@ -93,7 +94,6 @@ def lay_out_joined(function: Callable[..., Any], layout: str) -> Callable[..., A
             of_one = _part(together, others, ones, vectors)
             return _join(jax.tree.leaves(function(*of_given.unflatten(of_one))), few)
 
-        ones = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in given]
         together, others = lay_out(joined, layout)(*jax.vmap(partial(_join, small=vectors))(given))
         return of_results.unflatten(_part(together, others, shapes, few, given[0].shape[:1]))
 
