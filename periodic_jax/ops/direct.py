@@ -64,7 +64,7 @@ class Tuning(NamedTuple):
     """What suits the compiler of a platform.
 
     Attributes:
-        fused: it computes sums over a map where a convolution makes it. Then nothing keeps them apart. Otherwise each
+        fused: it computes sums over a map where a convolution makes it. Then no barrier is between them. Otherwise each
             pass reads the map anew, and barriers keep the passes few.
         limit: of block-diagonal kernels.
     """

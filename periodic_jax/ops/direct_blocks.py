@@ -2,7 +2,8 @@
 
 Each is one `jax.custom_vjp` whose passes are operations of many configurations side by side. On a GPU, what XLA would
 compute again for each reader stands behind a barrier: then every large map is read and written about as often as it
-must be. On a TPU, sums are computed where a convolution makes its numbers; see `direct.Tuning`.
+must be. On a TPU, sums are computed where a convolution makes its numbers, and two barriers are left; see
+`direct.Tuning`.
 """
 
 from functools import partial
@@ -99,7 +100,7 @@ def _block_forward_core(
     mean, var, inv = tuning.materialise(mean, var, lax.rsqrt(var + eps))
     normal = (precise(peak) - mean) * inv
     scaled = normal * affine[0] + affine[1] if affine else normal
-    # XLA for TPUs would compute z of a whole map and an affine normalisation again for each reader.
+    # XLA for TPUs would compute such a z again for each reader.
     barrier = materialise if affine and not pool else tuning.materialise
     (z,) = barrier(jnp.maximum(scaled, 0).astype(y.dtype))
     # Without affine the normalised maxima are z itself, where it is positive.

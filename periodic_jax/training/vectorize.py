@@ -26,7 +26,7 @@ from jaxtyping import Array
 from periodic_jax.core.errors import ConfigError
 
 LAYOUTS = "auto, vmap, unroll, map or map:K with K configurations to a block"
-SMALL = 20_000  # numbers of an array that joins others of its dtype
+SMALL = 20_000  # an array of fewer numbers joins others of its dtype
 
 
 def check_layout(layout: str) -> str:
@@ -76,8 +76,8 @@ def lay_out(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
 
 
 def lay_out_joined(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
-    """As `lay_out`, with all vectors that are given, and all small results, in one array of their dtype while the loop
-    runs.
+    """As `lay_out`, with vectors that are given, and results, of less than `SMALL` numbers joined: one array for each
+    dtype, while the loop runs.
 
     On an accelerator each small array that a loop's body reads or returns may cost a kernel, which takes it from its
     place or writes it there.
@@ -87,7 +87,8 @@ def lay_out_joined(function: Callable[..., Any], layout: str) -> Callable[..., A
         given, of_given = jax.tree.flatten(trees)
         shapes, of_results = jax.tree.flatten(jax.eval_shape(function, *jax.tree.map(lambda leaf: leaf[0], trees)))
         ones = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in given]
-        vectors = [leaf.ndim == 2 and leaf.shape[1] < SMALL for leaf in given]
+        # Joined with others, a weakly typed one would promote what it meets.
+        vectors = [leaf.ndim == 2 and 0 < leaf.shape[1] < SMALL and not jax.typeof(leaf).weak_type for leaf in given]
         few = [shape.size < SMALL for shape in shapes]
 
         def joined(together: Any, others: Any) -> Any:

@@ -36,15 +36,26 @@ def test_vectors_that_are_joined_in_a_loop_are_given_as_they_are(layout):
         "number": jnp.arange(count),
         "keys": jax.random.split(jax.random.key(0), (count, 2)),
         "variances": jnp.linspace(3, 4, count)[:, None],
+        "weak": jax.vmap(lambda _: jnp.full(2, 1.5))(jnp.arange(count)),
         "long": jnp.arange(2.0 * SMALL * count).reshape(count, 2 * SMALL),
     }
 
+    assert jax.typeof(given["weak"]).weak_type
+
     def function(given, more):
-        return {**given, "keys": jax.random.key_data(given["keys"])}, more
+        half = jnp.ones(2, jnp.bfloat16) * given["weak"]  # stays of its dtype, beside what is weakly typed
+        return {**given, "keys": jax.random.key_data(given["keys"])}, more, half
 
     expected = jax.vmap(function)(given, given["means"])
     found = jax.jit(lay_out_joined(function, layout))(given, given["means"])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), found, expected)
+
+
+def test_a_loop_is_given_one_array_of_all_short_vectors():
+    given = [jnp.ones((5, n)) for n in (3, 4, SMALL)] + [jnp.ones((5, 2, 2)), jnp.ones((5, 0))]
+    jaxpr = jax.make_jaxpr(lay_out_joined(lambda *trees: sum(x.sum() for x in trees), "map"))(*given).jaxpr
+    (loop,) = [equation for equation in jaxpr.eqns if equation.primitive.name == "scan"]
+    assert sorted(x.aval.shape for x in loop.invars) == [(5, 0), (5, 2, 2), (5, 7), (5, SMALL)]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
