@@ -49,7 +49,9 @@ RUNS = {
 
 
 def measure(runs: Runs) -> Numbers:
-    """Of each seed of each run what every page tells, and how the norm and the effective learning rate ended."""
+    """Of each seed of each run what every page tells, how often the loss burst, where the norm ended, and where the
+    effective learning rate began.
+    """
     return {
         name: [
             row

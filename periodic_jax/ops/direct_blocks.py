@@ -100,7 +100,7 @@ def _block_forward_core(
     mean, var, inv = tuning.materialise(mean, var, lax.rsqrt(var + eps))
     normal = (precise(peak) - mean) * inv
     scaled = normal * affine[0] + affine[1] if affine else normal
-    # XLA for TPUs would compute such a z again for each reader.
+    # Without a barrier, XLA for TPUs computes the scaled and shifted whole map again for each reader.
     barrier = materialise if affine and not pool else tuning.materialise
     (z,) = barrier(jnp.maximum(scaled, 0).astype(y.dtype))
     # Without affine the normalised maxima are z itself, where it is positive.

@@ -24,7 +24,7 @@ from periodic_jax.ops.layout import materialise
 LANES = 128
 ROWS = 9, 8  # of a group; as 3x3 kernels have a factor of 9, and others powers of 2
 FEW = 32  # rows of a leaf that is summed row by row
-Groups = Float[Array, "groups rows lanes"]  # or a large leaf, as it lies
+Groups = Float[Array, "..."]  # (groups, rows, lanes), or a large leaf as it lies
 Rows = Float[Array, "rows lanes"]
 
 

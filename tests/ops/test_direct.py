@@ -244,3 +244,22 @@ def test_activations_stored_in_bfloat16_err_by_its_rounding(float64):
     assert stored.dtype == jnp.bfloat16
     error = jnp.linalg.norm(stored.astype(jnp.float64) - exact) / jnp.linalg.norm(exact)
     assert 1e-4 < error < 2e-2
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_the_gradient_of_a_normalisation_stored_in_bfloat16_errs_by_its_rounding(float64, affine):
+    scale_and_bias = Affine(jnp.array([2.0, -0.5]), jnp.array([0.3, 0.1])) if affine else None
+    x = (3 + normal(0, 8, 4, 4, 2)).astype(jnp.bfloat16)
+    weights = normal(1, 8, 4, 4, 2)
+
+    def gradient(x):
+        def loss(x):
+            z, _ = direct_primitives.batch_norm(x, scale_and_bias, EPS, True)
+            return (weights * z.astype(jnp.float64)).sum()
+
+        return jax.jit(jax.grad(loss))(x)
+
+    exact, stored = gradient(x.astype(jnp.float64)), gradient(x)
+    assert stored.dtype == jnp.bfloat16
+    error = jnp.linalg.norm(stored.astype(jnp.float64) - exact) / jnp.linalg.norm(exact)
+    assert 1e-4 < error < 2e-2
