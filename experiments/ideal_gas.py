@@ -132,17 +132,10 @@ def _norm(name: str, rows: list[dict[str, Any]]) -> Finding:
     if name == "fixed_rate":
         law = "ρ⁴ = ηG²/(λ(2-ηλ))"
     return Finding(
-        _within(found, 1.0),
+        found.near(1.0, SAME),
         f"With a {WORDS[name]} the norm rests where {law}, G the strength of the gradients there.",
         f"Measured over predicted norm {spelt(found)}, over {len(rows)} networks.",
     )
-
-
-def _within(found: Estimate, expected: float) -> bool | None:
-    """Whether an interval is within `SAME` of a number, or beyond it; None where it holds the border."""
-    if found.low > expected - SAME and found.high < expected + SAME:
-        return True
-    return False if found.high < expected - SAME or found.low > expected + SAME else None
 
 
 def _constant_noise(rows: list[dict[str, Any]]) -> Finding:
@@ -164,7 +157,7 @@ def _one_curve(quantity: str, kept: Mapping[str, list[dict[str, Any]]]) -> Findi
     found = mean(off)
     unit = " nats" if quantity == "entropy" else " of it"
     return Finding(
-        _within(found, 0.0),
+        found.near(0.0, SAME),
         f"The {QUANTITIES[quantity]} depends on the effective learning rate alone, whichever protocol leads to it.",
         f"The {len(off)} networks of the other two protocols differ from the curve of the fixed norm by "
         f"{spelt(found)}{unit}.",

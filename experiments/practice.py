@@ -114,7 +114,7 @@ def measure(runs: Runs) -> Numbers:
 
 
 def findings(numbers: Numbers) -> list[Finding]:
-    """One for each practice."""
+    """One for each practice: whether all its networks have periods, or none has."""
     found = []
     for name, words in WORDS.items():
         if name not in numbers:
@@ -122,7 +122,9 @@ def findings(numbers: Numbers) -> list[Finding]:
         rows = numbers[name]
         counted = ", ".join(f"{row['jumps']} at {row['lr']:g} ({row['regime']})" for row in rows)
         claim = f"Periods with {SAID.get(name, words)}." if name != "baseline" else "The baseline is periodic."
-        found.append(Finding(all(row["jumps"] > 1 for row in rows), claim, f"Destabilisations: {counted}."))
+        periodic = [row["jumps"] > 1 for row in rows]
+        holds = None if any(periodic) and not all(periodic) else all(periodic)
+        found.append(Finding(holds, claim, f"Destabilisations: {counted}."))
     return found
 
 
@@ -130,14 +132,15 @@ def tables(numbers: Numbers) -> str:
     """All runs."""
     rows = [
         [
-            words, f"{row['lr']:g}", f"{row['product']:g}", row["regime"], row["jumps"], row["mean_period"],
-            row["onset_elr"], row["lowest_train_loss"], percent(row["lowest_test_error"]), row["weight_norm"],
+            words, f"{row['lr']:g}", f"{row['product']:g}", f"{row['seed']:g}", row["regime"], row["jumps"],
+            row["mean_period"], row["onset_elr"], row["lowest_train_loss"], percent(row["lowest_test_error"]),
+            row["weight_norm"],
         ]
         for name, words in WORDS.items()
         for row in numbers.get(name, [])
     ]  # fmt: skip
     header = (
-        "practice", "learning rate", "lr x decay / (1 - momentum)", "regime", "jumps", "mean period [steps]",
+        "practice", "learning rate", "lr x decay / (1 - momentum)", "seed", "regime", "jumps", "mean period [steps]",
         "ELR at onset (median)", "lowest training loss", "lowest test error", "norm (median)",
     )  # fmt: skip
     return table(header, rows)

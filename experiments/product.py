@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,11 +10,13 @@ from matplotlib.figure import Figure
 from experiments import reading
 from experiments.common import main
 from experiments.declare import Experiment, Finding, Numbers, Runs, decided, desktop, laptop, paper
-from experiments.pages import table
+from experiments.pages import spelt, table
+from experiments.statistics import slope
 from periodic_jax import plots
 
 LEAST = 4  # destabilisations of a configuration whose periods are compared
 ALIKE = 1.5  # largest ratio of mean periods that is called the same
+FLAT = 0.1  # largest slope on the learning rate that is called none
 
 RUNS = {
     "laptop": {
@@ -22,48 +25,55 @@ RUNS = {
             eval_every=250,
         ),
     },
-    "desktop": {"run": desktop(lr=(0.03, 0.1, 0.3, 1.0), weight_decay=(3e-4, 1e-3, 3e-3, 1e-2))},
+    "desktop": {"run": desktop(lr=(0.0316, 0.1, 0.316, 1.0), weight_decay=(1e-3, 3.16e-3, 1e-2))},
     "paper": {"run": paper(lr=(0.003, 0.01, 0.03, 0.1, 0.3), weight_decay=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2))},
 }  # fmt: skip
 
 
 def measure(runs: Runs) -> Numbers:
-    """Groups of one product, and the fit of ln(mean period) on ln(product) and ln(learning rate) together."""
+    """Groups of one product, how far their periods differ, and the fits of all periods to the product."""
     found = runs["run"]
-    rows = [row for _, row in reading.configurations(found)]
+    rows = sorted((row for _, row in reading.configurations(found)), key=lambda row: row["product"])
     groups: dict[str, list] = {}
-    for row in sorted(rows, key=lambda row: (row["product"], row["lr"])):
+    for row in rows:
         groups.setdefault(f"{row['product']:.1g}", []).append(row)
-    compared = [row for row in rows if row["jumps"] >= LEAST]
-    logs = {name: np.log([row[name] for row in compared]) for name in ("product", "lr")}
-    fits = {
+    for group in groups.values():
+        group.sort(key=lambda row: (row["lr"], row["seed"]))
+    slopes = {
         fit: [float(found[f"slope{end}"].sel(fit=fit)) for end in ("", "_low", "_high")]
         for fit in ("falling_edge", "falling_edge_quiet", "falling_edge_uncorrected", "period_length")
     }
-    return {
-        "groups": groups,
-        "fit": dict.fromkeys(logs, [math.nan] * 2)
-        if len(compared) < LEAST
-        else reading.fit(logs, np.log([row["mean_period"] for row in compared])),
-        "compared": len(compared),
-        "slopes": fits,
-        "ratios": {name: _ratio(group) for name, group in groups.items()},
-    }
+    return {"groups": groups, "slopes": slopes, "ratios": {name: _ratio(group) for name, group in groups.items()}}
 
 
-def _ratio(rows: list) -> float:
-    """Longest over shortest mean period of configurations of one product; NaN with fewer than two to compare."""
-    periods = [row["mean_period"] for row in rows if row["jumps"] >= LEAST]
-    return max(periods) / min(periods) if len(periods) > 1 else math.nan
+def _compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["jumps"] >= LEAST]
+
+
+def _ratio(rows: list[dict[str, Any]]) -> float:
+    """Longest over shortest period of the learning rates of one product, each the geometric mean over its seeds; NaN
+    with fewer than two to compare.
+    """
+    logs: dict[float, list[float]] = {}
+    for row in _compared(rows):
+        logs.setdefault(row["lr"], []).append(math.log(row["mean_period"]))
+    means = [float(np.mean(one)) for one in logs.values()]
+    return math.exp(max(means) - min(means)) if len(means) > 1 else math.nan
 
 
 def findings(numbers: Numbers) -> list[Finding]:
     """Of the claim."""
-    (on_product, error), (on_lr, lr_error) = numbers["fit"]["product"], numbers["fit"]["lr"]
+    compared = [row | {"group": name} for name, group in numbers["groups"].items() for row in _compared(group)]
+    products, rates, periods = (np.log([row[name] for row in compared]) for name in ("product", "lr", "mean_period"))
+    of_rate = slope(rates, periods, [row["group"] for row in compared])
+    of_means = slope(products, periods)
     ratios = {name: ratio for name, ratio in numbers["ratios"].items() if math.isfinite(ratio)}
-    slope, low, high = numbers["slopes"]["period_length"]
-    regimes = {name: {row["regime"] for row in group} for name, group in numbers["groups"].items() if len(group) > 1}
-    same = sum(len(kinds) == 1 for kinds in regimes.values())
+    of_product, low, high = numbers["slopes"]["period_length"]
+    regimes = [
+        {row["regime"] for row in group}
+        for group in numbers["groups"].values() if len({row["lr"] for row in group}) > 1
+    ]  # fmt: skip
+    same = sum(len(kinds) == 1 for kinds in regimes)
     exact, quiet, all_falls = (
         numbers["slopes"][fit] for fit in ("falling_edge", "falling_edge_quiet", "falling_edge_uncorrected")
     )
@@ -72,19 +82,20 @@ def findings(numbers: Numbers) -> list[Finding]:
         Finding(
             decided(max(ratios.values(), default=0) < ALIKE, *ratios.values()),
             "Configurations of one product have periods of one length, whatever the learning rate.",
-            f"Longest over shortest mean period of one product: {listed} (below {ALIKE} would be called the same; "
-            f"configurations with {LEAST} destabilisations or more).",
+            f"Longest over shortest mean period of one product, by learning rate: {listed} (below {ALIKE} would be "
+            f"called the same; configurations with {LEAST} destabilisations or more).",
         ),
         Finding(
-            decided(abs(on_lr) < 2 * lr_error or abs(on_lr) < 0.1, on_lr, lr_error),
+            of_rate.near(0.0, FLAT),
             "At a given product the learning rate itself does not matter.",
-            f"Mean period ~ product^{on_product:.2f} (± {error:.2f}) x learning rate^{on_lr:.2f} (± {lr_error:.2f}), "
-            f"{numbers['compared']} configurations.",
+            f"Among configurations of one product ln(mean period) on ln(learning rate) has the slope {spelt(of_rate)}, "
+            f"over {len(compared)} networks (within {FLAT} of 0 would be called none).",
         ),
         Finding(
             decided(low <= -1 <= high, low, high),
             "The period is inversely proportional to the product.",
-            f"Slope of ln(period) against ln(product): {slope:.2f} [{low:.2f}, {high:.2f}].",
+            f"Slope of ln(period) against ln(product): {of_product:.2f} [{low:.2f}, {high:.2f}] over all periods, most "
+            f"of which are short; {spelt(of_means)} over the mean periods of {len(compared)} networks.",
         ),
         Finding(
             decided(abs(exact[0] + 1) < 0.02 and abs(quiet[0] + 1) < 0.05, exact[0], quiet[0]),
@@ -99,7 +110,7 @@ def findings(numbers: Numbers) -> list[Finding]:
         Finding(
             same == len(regimes),
             "The product decides the regime.",
-            f"One regime in {same} of {len(regimes)} groups of two or more configurations of one product.",
+            f"One regime in {same} of {len(regimes)} products of two or more learning rates.",
         ),
     ]
 
@@ -108,15 +119,15 @@ def tables(numbers: Numbers) -> str:
     """Groups of one product, and the configurations in them."""
     rows = [
         [
-            name, f"{row['lr']:g}", f"{row['weight_decay']:g}", row["regime"], row["jumps"], row["mean_period"],
-            row["onset_elr"], row["lowest_train_loss"],
+            name, f"{row['lr']:g}", f"{row['weight_decay']:g}", f"{row['seed']:g}", row["regime"], row["jumps"],
+            row["mean_period"], row["onset_elr"], row["lowest_train_loss"],
         ]
         for name, group in numbers["groups"].items()
         for row in group
     ]  # fmt: skip
     header = (
-        "product", "learning rate", "decay", "regime", "jumps", "mean period [steps]", "ELR at onset (median)",
-        "lowest training loss",
+        "product", "learning rate", "decay", "seed", "regime", "jumps", "mean period [steps]",
+        "ELR at onset (median)", "lowest training loss",
     )  # fmt: skip
     return table(header, rows)
 

@@ -68,26 +68,3 @@ def median(found: xr.Dataset, name: str, i: int) -> float:
     """The median of `of`; NaN without any."""
     values = of(found, name, i)
     return float(np.median(values)) if len(values) else float("nan")
-
-
-def fit(logs: dict[str, np.ndarray], target: np.ndarray) -> dict[str, list[float]]:
-    """Least squares of ln y on several ln x and a constant.
-
-    Args:
-        logs: ln x by name, each ``(points,)``.
-        target: ln y ``(points,)``.
-
-    Returns:
-        For each name the coefficient and its standard error.
-
-    Example:
-        >>> x = np.array([0.0, 1.0, 2.0, 3.0])
-        >>> fit({"x": x}, 2 * x + 1)["x"][0].__round__(6)
-        2.0
-    """
-    matrix = np.stack([*logs.values(), np.ones_like(target)], axis=1)
-    solution, *_ = np.linalg.lstsq(matrix, target, rcond=None)
-    left = target - matrix @ solution
-    variance = left @ left / max(len(target) - matrix.shape[1], 1)
-    error = np.sqrt(np.maximum(np.diag(np.linalg.pinv(matrix.T @ matrix)) * variance, 0))
-    return {name: [float(solution[k]), float(error[k])] for k, name in enumerate(logs)}

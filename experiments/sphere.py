@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 from experiments import reading
 from experiments.common import main
 from experiments.declare import Experiment, Finding, Numbers, Runs, decided, desktop, paper, small_images
-from experiments.pages import percent, table
+from experiments.pages import cell, percent, spelt, table
+from experiments.statistics import mean, slope
 from periodic_jax import plots
 from periodic_jax.core.segments import extremes
 from periodic_jax.plots.style import legend
@@ -38,7 +39,7 @@ RUNS = {
             lr=(1.0,), weight_decay=(0.0,), fixed_norm=(-1.0,),
             elr=(1e-5, 1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 0.05, 0.1),
         ),
-        "normal": desktop(lr=(0.03, 0.1, 0.3, 1.0), weight_decay=(1e-3,)),
+        "normal": desktop(lr=(0.1, 0.3, 1.0, 3.0), weight_decay=(1e-2,), epochs=350),
     },
     "paper": {
         "sphere": paper(
@@ -50,13 +51,12 @@ RUNS = {
 
 
 def measure(runs: Runs) -> Numbers:
-    """Regimes on the sphere, and of normal training where its onsets and equilibria lie among them."""
-    sphere = [row for _, row in reading.configurations(runs["sphere"])]
-    sphere.sort(key=lambda row: row["elr"])
-    for row in sphere:
-        row["strength"] = float(
-            runs["sphere"].late_rms_effective_grad_norm.values[runs["sphere"].elr.values == row["elr"]][0]
-        )
+    """Regimes on the sphere, and of normal training where its onsets and equilibria lie among those of the same
+    seed.
+    """
+    strengths = runs["sphere"].late_rms_effective_grad_norm.values
+    sphere = [row | {"strength": float(strengths[i])} for i, row in reading.configurations(runs["sphere"])]
+    sphere.sort(key=lambda row: (row["elr"], row["seed"]))
     normal = []
     for i, row in reading.configurations(runs["normal"]):
         onsets = reading.of(runs["normal"], "onset_effective_lr", i)
@@ -65,11 +65,11 @@ def measure(runs: Runs) -> Numbers:
             "last_onset": onsets.max() if len(onsets) else None,
             "measured_elr": float(runs["normal"].measured_effective_lr.values[i]),
             "equilibrium_elr": float(runs["normal"].equilibrium_effective_lr.values[i]),
-            "elr_from_sphere": crossing(sphere, row["product"]),
+            "elr_from_sphere": crossing([one for one in sphere if one["seed"] == row["seed"]], row["product"]),
         }
         normal.append(row)
-    elrs = {regime: [row["elr"] for row in sphere if row["regime"] == regime] for regime in ORDER}
-    return {"sphere": sphere, "normal": normal, "elrs": elrs}
+    normal.sort(key=lambda row: (row["lr"], row["seed"]))
+    return {"sphere": sphere, "normal": normal}
 
 
 def crossing(sphere: list[dict[str, Any]], product: float) -> float | None:
@@ -99,83 +99,114 @@ def crossing(sphere: list[dict[str, Any]], product: float) -> float | None:
 
 
 def findings(numbers: Numbers) -> list[Finding]:
-    """Of the claim."""
-    regimes = [row["regime"] for row in numbers["sphere"]]
-    place = [ORDER.index(regime) if regime in ORDER else 99 for regime in regimes]
-    elrs = numbers["elrs"]
-    spans = "; ".join(f"{regime} at {values[0]:g} to {values[-1]:g}" for regime, values in elrs.items() if values)
-    loss = [row["final_train_loss"] for row in numbers["sphere"] if row["regime"] == "equilibrium"]
-    errors = [(row["elr"], row["lowest_test_error"]) for row in numbers["sphere"] if row["regime"] == "converging"]
-    settled = [row for row in numbers["normal"] if row["regime"] == "equilibrium"]
-    own = [row["measured_elr"] / row["equilibrium_elr"] for row in settled]
-    known = [row for row in settled if math.isfinite(row["elr_from_sphere"])]
-    ratios = [row["measured_elr"] / row["elr_from_sphere"] for row in known]
-    periodic = [row for row in numbers["normal"] if row["regime"] == "periodic"]
-    highest = max(elrs["converging"], default=float("nan"))
-    onsets = [onset for row in periodic for onset in (row["first_onset"], row["last_onset"])]
+    """Of the regimes, of losses and errors in them, and of normal training."""
+    sphere, normal = numbers["sphere"], numbers["normal"]
+    settled = [row for row in normal if row["regime"] == "equilibrium"]
     return [
-        Finding(
-            place == sorted(place) and set(ORDER) <= set(regimes),
-            "With the effective learning rate come three regimes: convergence, chaotic equilibrium, divergence.",
-            f"On this grid: {spans}.",
-        ),
-        Finding(
-            decided(bool(np.all(np.diff(loss) > 0)), *loss) if len(loss) > 1 else None,
-            "In the chaotic equilibrium the loss is the higher the larger the rate (sequel: 0.49, 0.9, 1.6).",
-            f"Training loss at the end, ascending: {', '.join(f'{value:.2f}' for value in loss) or '-'}.",
-        ),
-        Finding(
-            None if len(errors) < 2 else min(errors, key=lambda pair: pair[1])[0] == highest,
-            "Among those that converge the largest rate generalises best (sequel: 28, 21.7, 17.5 %).",
-            f"Lowest test errors: {', '.join(f'{percent(error)} at {elr:g}' for elr, error in errors)}.",
-        ),
-        Finding(
-            decided(all(abs(ratio - 1) < 0.05 for ratio in own), *own),
+        _regimes(sphere),
+        _losses([row for row in sphere if row["regime"] == "equilibrium"]),
+        _errors([row for row in sphere if row["regime"] == "converging"]),
+        _ratios(
+            [row["measured_elr"] / row["equilibrium_elr"] for row in settled], 0.05,
             "Normal training in equilibrium has the effective learning rate that its own gradients predict, "
             "√(ηλ(2-ηλ))/G.",
-            f"Measured over predicted: {', '.join(f'{ratio:.3f}' for ratio in own) or 'no equilibrium in the run'}.",
         ),
-        Finding(
-            decided(all(abs(ratio - 1) < 0.1 for ratio in ratios), *ratios),
+        _ratios(
+            [row["measured_elr"] / row["elr_from_sphere"] for row in settled], 0.1,
             "That equilibrium is the sphere's: the rate at which the sphere's gradients keep pace with the decay.",
-            f"Measured over that read off the sphere: {', '.join(f'{ratio:.2f}' for ratio in ratios) or 'none'}.",
         ),
-        Finding(
-            decided(min(onsets) > highest, highest) if onsets else None,
-            "Periods of normal training begin where the sphere's convergence ends.",
-            f"The sphere converges up to {highest:g}; the periods of normal training begin at "
-            + "; ".join(
-                f"{r['first_onset']:.2g} to {r['last_onset']:.2g} (learning rate {r['lr']:g})" for r in periodic
-            )
-            + ".",
-        ),
-    ]
+        _onsets(sphere, [row for row in normal if row["regime"] == "periodic"]),
+    ]  # fmt: skip
+
+
+def _regimes(rows: list[dict[str, Any]]) -> Finding:
+    """Whether the three regimes follow each other, for every seed."""
+    seeds = [[row["regime"] for row in rows if row["seed"] == seed] for seed in {row["seed"] for row in rows}]
+    place = [[ORDER.index(regime) if regime in ORDER else 99 for regime in regimes] for regimes in seeds]
+    elrs = {regime: [row["elr"] for row in rows if row["regime"] == regime] for regime in ORDER}
+    spans = "; ".join(f"{regime} at {values[0]:g} to {values[-1]:g}" for regime, values in elrs.items() if values)
+    return Finding(
+        all(one == sorted(one) and {0, 1, 2} <= set(one) for one in place),
+        "With the effective learning rate come three regimes: convergence, chaotic equilibrium, divergence.",
+        f"On this grid: {spans}.",
+    )
+
+
+def _losses(rows: list[dict[str, Any]]) -> Finding:
+    """Whether losses in equilibrium grow with the rate."""
+    losses = [row["final_train_loss"] for row in rows]
+    grows = slope(np.log([row["elr"] for row in rows]), np.log(losses))
+    ends = f" Losses of {cell(min(losses))} to {cell(max(losses))}." if losses else ""
+    return Finding(
+        {1: True, -1: False, None: None}[grows.sign()],
+        "In the chaotic equilibrium the loss is the higher the larger the rate (sequel: 0.49, 0.9, 1.6).",
+        f"ln(training loss at the end) on ln(rate) has the slope {spelt(grows)}, over {len(rows)} networks.{ends}",
+    )
+
+
+def _errors(rows: list[dict[str, Any]]) -> Finding:
+    """Whether test errors of those that converge fall with the rate."""
+    falls = slope(np.log([row["elr"] for row in rows]), [100 * row["lowest_test_error"] for row in rows])
+    by_rate: dict[float, list[float]] = {}
+    for row in rows:
+        by_rate.setdefault(row["elr"], []).append(row["lowest_test_error"])
+    listed = ", ".join(f"{percent(float(np.mean(errors)))} at {elr:g}" for elr, errors in by_rate.items())
+    return Finding(
+        {1: False, -1: True, None: None}[falls.sign()],
+        "Among those that converge the larger the rate the lower the test error (sequel: 28, 21.7, 17.5 %).",
+        f"By a factor of e in the rate the lowest test error changes by {spelt(falls)} points. "
+        f"Means over seeds: {listed or 'none converges'}.",
+    )
+
+
+def _ratios(ratios: list[float], tolerance: float, claim: str) -> Finding:
+    """Whether measured over predicted is 1 for every network whose prediction is known."""
+    known = [ratio for ratio in ratios if math.isfinite(ratio)]
+    listed = f"Measured over predicted: {', '.join(f'{ratio:.3f}' for ratio in known)}; mean {spelt(mean(known))}."
+    holds = all(abs(ratio - 1) < tolerance for ratio in known)
+    return Finding(decided(holds, *known), claim, listed if known else "No equilibrium in the run to compare.")
+
+
+def _onsets(sphere: list[dict[str, Any]], periodic: list[dict[str, Any]]) -> Finding:
+    """Whether normal training destabilises only above the rates at which the sphere of the same seed converges."""
+    highest = {row["seed"]: row["elr"] for row in sphere if row["regime"] == "converging"}  # ascending
+    known = [row for row in periodic if row["seed"] in highest]
+    onsets = [f"{row['first_onset']:.2g} to {row['last_onset']:.2g} (learning rate {row['lr']:g})" for row in known]
+    ends = ", ".join(f"{elr:g}" for elr in sorted(set(highest.values())))
+    words = f"The sphere converges up to {ends}; the periods of normal training begin at {'; '.join(onsets)}."
+    return Finding(
+        all(row["first_onset"] > highest[row["seed"]] for row in known) if known else None,
+        "Periods of normal training begin where the sphere's convergence ends.",
+        words if known else "No periods to compare.",
+    )
 
 
 def tables(numbers: Numbers) -> str:
     """The sphere, at the paper's scale with the sequel's numbers beside; and normal training."""
     rows = [
         [
-            f"{row['elr']:g}", row["regime"], row["final_train_loss"], percent(row["final_test_error"]),
-            percent(row["lowest_test_error"]), row["effective_grad_norm"], row["strength"],
+            f"{row['elr']:g}", f"{row['seed']:g}", row["regime"], row["final_train_loss"],
+            percent(row["final_test_error"]), percent(row["lowest_test_error"]), row["effective_grad_norm"],
+            row["strength"],
         ]
         for row in numbers["sphere"]
     ]  # fmt: skip
     header = [
-        "effective learning rate", "regime", "training loss", "test error", "lowest", "g̃ (median)", "g̃ (r.m.s.)"
+        "effective learning rate", "seed", "regime", "training loss", "test error", "lowest", "g̃ (median)",
+        "g̃ (r.m.s.)",
     ]  # fmt: skip
     if all(row["elr"] in PAPER for row in numbers["sphere"]):
         header += ["sequel: loss", "sequel: test error", "sequel: g̃"]
         rows = [[*cells, *PAPER[row["elr"]]] for cells, row in zip(rows, numbers["sphere"], strict=True)]
     normal = [
         [
-            f"{row['lr']:g}", f"{row['weight_decay']:g}", row["regime"], row["jumps"], row["first_onset"],
-            row["last_onset"], row["measured_elr"], row["equilibrium_elr"], row["elr_from_sphere"],
+            f"{row['lr']:g}", f"{row['weight_decay']:g}", f"{row['seed']:g}", row["regime"], row["jumps"],
+            row["first_onset"], row["last_onset"], row["measured_elr"], row["equilibrium_elr"], row["elr_from_sphere"],
         ]
         for row in numbers["normal"]
     ]  # fmt: skip
     head = (
-        "learning rate", "decay", "regime", "jumps", "lowest ELR at an onset", "highest", "ELR measured",
+        "learning rate", "decay", "seed", "regime", "jumps", "lowest ELR at an onset", "highest", "ELR measured",
         "predicted by own gradients", "predicted by the sphere's",
     )  # fmt: skip
     return "\n\n".join(["### On the sphere", table(header, rows), "### Normal training", table(head, normal)])

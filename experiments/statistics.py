@@ -32,6 +32,18 @@ class Estimate(NamedTuple):
             return 1
         return -1 if self.high < 0 else None
 
+    def near(self, expected: float, tolerance: float) -> bool | None:
+        """Whether the interval is within a tolerance of a number, or wholly beyond it; None where it holds the border.
+
+        Example:
+            >>> one = Estimate(1.0, 0.9, 1.1)
+            >>> one.near(1.0, 0.2), one.near(2.0, 0.2), one.near(1.3, 0.2)
+            (True, False, None)
+        """
+        if self.low > expected - tolerance and self.high < expected + tolerance:
+            return True
+        return False if self.high < expected - tolerance or self.low > expected + tolerance else None
+
 
 def trend(series: Iterable[ArrayLike]) -> Estimate:
     """The mean change from one value to the next, by least squares in each series.
@@ -59,15 +71,22 @@ def trend(series: Iterable[ArrayLike]) -> Estimate:
     return _with_interval(mean_of_slopes, groups)
 
 
-def slope(x: ArrayLike, y: ArrayLike) -> Estimate:
+def slope(x: ArrayLike, y: ArrayLike, lines: ArrayLike | None = None) -> Estimate:
     """The slope of y on x by least squares, each point a configuration.
+
+    Args:
+        x, y: ``(points,)``.
+        lines: a label for each point, ``(points,)``. Points of one label lie on one line; all lines have the same
+            slope and each its own height. One line for all, unless given.
 
     Example:
         >>> slope([0.0, 1.0, 2.0, 3.0], [1.0, 3.0, 5.0, 7.0]).value.__round__(6)
         2.0
+        >>> slope([0.0, 1.0, 2.0, 3.0], [1.0, 3.0, 9.0, 11.0], ["a", "a", "b", "b"]).value.__round__(6)
+        2.0
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    return _with_interval(lambda times: _slopes(x, y, times), np.arange(len(x)))
+    return _with_interval(lambda times: _slopes(x, y, times, lines), np.arange(len(x)))
 
 
 def mean(values: ArrayLike) -> Estimate:
@@ -91,10 +110,14 @@ def _with_interval(statistic: Statistic, groups: np.ndarray) -> Estimate:
         return Estimate(value, *resampled_interval(statistic, groups))
 
 
-def _slopes(x: np.ndarray, y: np.ndarray, times: np.ndarray) -> np.ndarray:
+def _slopes(x: np.ndarray, y: np.ndarray, times: np.ndarray, lines: ArrayLike | None = None) -> np.ndarray:
     """Of y on x, each point taken so many times ``(draws, points)``; NaN for fewer than `LEAST` different points."""
-    total = times.sum(1)
-    x_mean, y_mean = times @ x / total, times @ y / total
-    spread = times @ (x * x) / total - x_mean**2
-    found = (times @ (x * y) / total - x_mean * y_mean) / np.where(spread > 1e-12, spread, np.nan)
+    labels = np.zeros(len(x)) if lines is None else np.asarray(lines)
+    on_line = (labels[:, None] == np.unique(labels)).astype(np.float64)  # (points, lines)
+    count = times @ on_line
+    x_sum, y_sum = times @ (x[:, None] * on_line), times @ (y[:, None] * on_line)
+    drawn = np.maximum(count, 1)
+    spread = times @ (x * x) - (x_sum**2 / drawn).sum(1)
+    together = times @ (x * y) - (x_sum * y_sum / drawn).sum(1)
+    found = together / np.where(spread > 1e-12 * times.sum(1), spread, np.nan)
     return np.where((times > 0).sum(1) >= LEAST, found, np.nan)

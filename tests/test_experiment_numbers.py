@@ -114,15 +114,89 @@ def test_the_sphere_meets_the_decay_where_its_rotation_does():
     assert crossing([row | {"regime": "converging"} for row in rows], 1e-3) is None
 
 
-def test_two_slopes_are_fitted_together():
-    from experiments.reading import fit
+def test_lines_of_one_slope_have_their_own_heights():
+    from experiments.statistics import slope
 
     rng = np.random.default_rng(1)
-    x, y = rng.normal(size=(2, 50))
-    found = fit({"x": x, "y": y}, -x + 0.5 * y + 3 + 1e-3 * rng.normal(size=50))
-    assert found["x"][0] == pytest.approx(-1, abs=5 * found["x"][1])
-    assert found["y"][0] == pytest.approx(0.5, abs=5 * found["y"][1])
-    assert 1e-5 < found["x"][1] < 1e-3
+    lines = np.repeat(np.arange(5), [4, 3, 4, 2, 5])
+    covered = []
+    for _ in range(60):
+        x = rng.normal(size=18) + 3 * lines
+        y = -0.5 * x + 20 * np.sin(lines) + rng.normal(size=18)
+        found = slope(x, y, lines)
+        heights = (lines[:, None] == np.arange(5)).astype(float)
+        assert found.value == pytest.approx(np.linalg.lstsq(np.column_stack([x, heights]), y, rcond=None)[0][0])
+        covered.append(found.low <= -0.5 <= found.high)
+    assert np.mean(covered) >= 0.9
+    one = slope(x, y)
+    assert one.value == pytest.approx(np.polyfit(x, y, 1)[0])
+    assert slope(x, y, np.full(18, "a")) == one
+    alone = slope(x, y, np.arange(18))  # lines of a single point have no slope
+    assert np.isnan(alone.value)
+    assert alone.sign() is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "wanted"),
+    [(0.91, 1.09, True), (0.8, 0.89, False), (1.11, 2.0, False), (0.8, 1.0, None), (0.95, 1.2, None), (0.5, 2.0, None)],
+)
+def test_an_interval_is_near_beyond_or_cannot_tell(low, high, wanted):
+    from experiments.statistics import Estimate
+
+    assert Estimate(1.0, low, high).near(1.0, 0.1) is wanted
+    assert Estimate(1.0, np.nan, np.nan).near(1.0, 0.1) is None
+
+
+def with_seeds(rows, values):
+    """Rows once for each seed, in reverse, the values of a quantity by seed."""
+    return [row | {"seed": float(seed), **one} for seed, one in reversed(list(enumerate(values))) for row in rows]
+
+
+def test_seeds_are_judged_one_by_one_on_the_sphere():
+    from experiments.sphere import findings
+
+    def row(elr, regime, loss, error):
+        return {"elr": elr, "regime": regime, "final_train_loss": loss, "lowest_test_error": error}
+
+    base = [
+        row(1e-4, "converging", 0.1, 0.5), row(1e-3, "converging", 0.01, 0.4), row(1e-2, "equilibrium", 1.0, 0.6),
+        row(2e-2, "equilibrium", 2.0, 0.7), row(0.3, "diverged", 9.0, 0.9),
+    ]  # fmt: skip
+    sphere = sorted(with_seeds(base, [{}, {}, {}]), key=lambda one: (one["elr"], one["seed"]))
+    onset = {"regime": "periodic", "lr": 0.1, "first_onset": 2e-3, "last_onset": 3e-3}
+    normal = with_seeds([onset], [{}, {}, {}])
+    found = findings({"sphere": sphere, "normal": normal})
+    assert [one.holds for one in found] == [True, True, True, None, None, True]
+    # One seed converges at a higher rate than the others: its periods begin below that, theirs still above.
+    sphere[6]["regime"] = "converging"
+    assert sphere[6]["elr"] == 1e-2
+    found = findings({"sphere": sphere, "normal": normal})
+    assert [one.holds for one in found[:1] + found[5:]] == [True, False]
+    assert findings({"sphere": sphere, "normal": normal[:2]})[5].holds is True  # of the other two seeds
+    # One seed has its regimes out of order.
+    sphere[0]["regime"] = "equilibrium"
+    assert findings({"sphere": sphere, "normal": normal})[0].holds is False
+
+
+def test_a_product_is_compared_between_rates_and_not_between_seeds():
+    from experiments.product import _ratio
+
+    rows = [
+        {"lr": rate, "jumps": 9, "mean_period": period}
+        for rate, periods in ((0.1, (50.0, 200.0)), (1.0, (110.0, 110.0)), (3.0, (1.0,)))
+        for period in periods
+    ]
+    rows[-1]["jumps"] = 3
+    assert _ratio(rows) == pytest.approx(1.1)
+    assert np.isnan(_ratio(rows[:2]))
+
+
+@pytest.mark.parametrize(("jumps", "wanted"), [((5, 2), True), ((0, 1), False), ((5, 1), None)])
+def test_a_practice_of_which_some_networks_are_periodic_cannot_be_told(jumps, wanted):
+    from experiments.practice import findings
+
+    rows = [{"jumps": count, "lr": 0.1, "regime": "periodic"} for count in jumps]
+    assert findings({"momentum": rows})[0].holds is wanted
 
 
 def test_the_mean_of_earlier_falls_is_of_earlier_ones_only():
