@@ -45,6 +45,13 @@ SETTLED: Grids = {
     "adamw": ((0.01, 0.03), (0.3, 1.0)),
     "lion": ((0.01, 0.03), (0.3, 1.0)),
 }
+ONE_RATE: Grids = {
+    "sgd": ((1.0,), (0.0, 3e-4, 1e-3, 3e-3)),
+    "nesterov": ((0.1,), (0.0, 3e-4, 1e-3, 3e-3)),
+    "sgdw": ((0.1,), (0.0, 3e-3, 1e-2, 3e-2)),
+    "adamw": ((0.01,), (0.0, 0.03, 0.1, 0.3)),
+    "lion": ((0.003,), (0.0, 0.1, 0.3, 1.0)),
+}
 LARGE: Grids = {
     "sgd": ((0.1, 1.0), (0.0, 1e-3)),
     "nesterov": ((0.01, 0.1), (0.0, 1e-3)),
@@ -66,7 +73,7 @@ RUNS = {
         **_grids(laptop, PERIODIC, seed=(0, 1, 2), steps=6000),
         **_grids(laptop, SETTLED, NOISY, seed=(0, 1, 2), steps=4000, batch_size=32),
     },
-    "desktop": {**_grids(desktop, LARGE), **_grids(desktop, SETTLED, NOISY, batch_size=32, epochs=150)},
+    "desktop": {**_grids(desktop, ONE_RATE, epochs=350), **_grids(desktop, SETTLED, NOISY, batch_size=32, epochs=75)},
     "paper": {**_grids(paper, LARGE), **_grids(paper, SETTLED, NOISY, batch_size=32, epochs=30)},
 }
 

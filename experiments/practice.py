@@ -48,7 +48,7 @@ def _usual(**settings: Any) -> RunConfig:
 
 
 def _desktop(**settings: Any) -> RunConfig:
-    return desktop(**({"lr": (0.1, 0.3), "weight_decay": (3e-3,)} | settings))
+    return desktop(**({"lr": (0.1, 0.3), "weight_decay": (3e-3,), "epochs": 350} | settings))
 
 
 def _paper(**settings: Any) -> RunConfig:

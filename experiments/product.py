@@ -25,7 +25,7 @@ RUNS = {
             eval_every=250,
         ),
     },
-    "desktop": {"run": desktop(lr=(0.0316, 0.1, 0.316, 1.0), weight_decay=(1e-3, 3.16e-3, 1e-2))},
+    "desktop": {"run": desktop(lr=(0.1, 0.316, 1.0), weight_decay=(1e-3, 3.16e-3, 1e-2))},
     "paper": {"run": paper(lr=(0.003, 0.01, 0.03, 0.1, 0.3), weight_decay=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2))},
 }  # fmt: skip
 
