@@ -45,8 +45,8 @@ RUNS = {
         steps=12_000, eval_every=500, keep_every=40,
     ),
     "desktop": _runs(
-        desktop, (3e-4, 1e-3, 3e-3, 1e-2), (0.01, 0.03, 0.1, 0.5), use_data_size=None, epochs=None, steps=20_000,
-        eval_every=1000, keep_every=100,
+        desktop, (1e-3, 2e-3, 5e-3, 1e-2), (0.03, 0.1, 0.3, 1.0), use_data_size=None, epochs=None, steps=12_000,
+        eval_every=1000, keep_every=60,
     ),
     "paper": _runs(
         paper, (1e-3, 2e-3, 4e-3, 8e-3), (0.1, 0.3, 1.0, 3.0), epochs=100, keep_every=130, seed=(0,),

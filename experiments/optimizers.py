@@ -73,7 +73,10 @@ RUNS = {
         **_grids(laptop, PERIODIC, seed=(0, 1, 2), steps=6000),
         **_grids(laptop, SETTLED, NOISY, seed=(0, 1, 2), steps=4000, batch_size=32),
     },
-    "desktop": {**_grids(desktop, ONE_RATE, epochs=350), **_grids(desktop, SETTLED, NOISY, batch_size=32, epochs=75)},
+    "desktop": {
+        **_grids(desktop, ONE_RATE, epochs=350),
+        **_grids(desktop, SETTLED, NOISY, batch_size=32, epochs=75, eval_every=930),
+    },
     "paper": {**_grids(paper, LARGE), **_grids(paper, SETTLED, NOISY, batch_size=32, epochs=30)},
 }
 
