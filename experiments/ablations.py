@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from experiments import reading
 from experiments.common import main
-from experiments.declare import Branch, Experiment, Finding, Numbers, Runs, desktop, laptop, paper
+from experiments.declare import SIXTEENTH, Branch, Experiment, Finding, Numbers, Runs, desktop, laptop, paper
 from experiments.drawing import loss_and_norm
 from experiments.pages import percent, table
 from periodic_jax.runs.config import RunConfig
@@ -136,7 +136,7 @@ EXPERIMENT = Experiment(
     tables=tables,
     draw=draw,
     captions={"runs": "Mini-batch loss (grey, medians of short stretches) and weight norm (black) of the first seed."},
-    limits={"all": (FROZEN, reading.BURSTS), "laptop": ("Two seeds.",)},
+    limits={"all": (FROZEN, reading.BURSTS), "laptop": ("Two seeds.",), "desktop": (SIXTEENTH,)},
 )
 
 if __name__ == "__main__":

@@ -13,6 +13,10 @@ from periodic_jax.core.errors import ConfigError
 from periodic_jax.runs.config import RunConfig
 
 SCALES = ("laptop", "desktop", "paper")
+SIXTEENTH = (
+    "3,000 images at 16x16 pixels and a network of width 8, a sixteenth of the paper's, with as many weights to an "
+    "image: the paper's test errors are not to be expected."
+)
 Numbers = dict[str, Any]  # what JSON can hold
 Runs = Mapping[str, xr.Dataset]
 

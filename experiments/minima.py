@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments import reading
 from experiments.common import main
-from experiments.declare import Experiment, Finding, Numbers, Runs, desktop, paper, small_images
+from experiments.declare import SIXTEENTH, Experiment, Finding, Numbers, Runs, desktop, paper, small_images
 from experiments.pages import percent, spelt, table
 from experiments.statistics import trend
 from periodic_jax import analysis
@@ -252,7 +252,10 @@ EXPERIMENT = Experiment(
         "all": (
             "Paths are straight ones between weights whose layers are scaled to norm 1; curved ones were not tried.",
         ),
-        **{scale: (MINIMA_ARE.format(runs["run"].keep_every),) for scale, runs in RUNS.items()},
+        **{
+            scale: (MINIMA_ARE.format(runs["run"].keep_every), *([SIXTEENTH] if scale == "desktop" else []))
+            for scale, runs in RUNS.items()
+        },
     },
     extra=compare,
 )

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments import reading
 from experiments.common import main
-from experiments.declare import Experiment, Finding, Numbers, Runs, decided, desktop, laptop, paper
+from experiments.declare import SIXTEENTH, Experiment, Finding, Numbers, Runs, decided, desktop, laptop, paper
 from experiments.drawing import loss_and_norm
 from experiments.pages import cell, percent, spelt, table
 from experiments.statistics import Estimate, mean, slope
@@ -258,6 +258,7 @@ EXPERIMENT = Experiment(
             "1,500 images of digits and a network of width 4. Equilibria come from mini-batches of 32, periods from "
             "128.",
         ),
+        "desktop": (SIXTEENTH, "Equilibria come from mini-batches of 32, periods from 128."),
     },
 )
 

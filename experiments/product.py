@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments import reading
 from experiments.common import main
-from experiments.declare import Experiment, Finding, Numbers, Runs, decided, desktop, laptop, paper
+from experiments.declare import SIXTEENTH, Experiment, Finding, Numbers, Runs, decided, desktop, laptop, paper
 from experiments.pages import spelt, table
 from experiments.statistics import slope
 from periodic_jax import plots
@@ -159,9 +159,10 @@ EXPERIMENT = Experiment(
     },
     limits={
         "all": (
-            "All configurations start from the same weights, so from other effective learning rates: c²η and λ/c² "
-            "would be the same path exactly only from weights c times as large.",
-        )
+            "All configurations of a seed start from the same weights, so from other effective learning rates: c²η and "
+            "λ/c² would be the same path exactly only from weights c times as large.",
+        ),
+        "desktop": (SIXTEENTH,),
     },
 )  # fmt: skip
 

@@ -23,10 +23,10 @@ def loaded(path: Path) -> "LoadedRun":
     return load_run(path, data_dir=read_config(path)["config"]["data_dir"])
 
 
+BURST = "A burst is a tenfold rise and fall of the loss: of the medians of mini-batch losses over a 400th of the run."
 BURSTS = (
     "A jump is a destabilisation: a minimum of the norm. A held norm has none, and without decay the norm of SGD only "
-    "grows. A burst is a tenfold rise and fall of the loss: of the medians of mini-batch losses over a 400th of the "
-    "run. More than one of either is periodic."
+    f"grows. {BURST} More than one of either is periodic."
 )
 
 
