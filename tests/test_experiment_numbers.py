@@ -191,6 +191,19 @@ def test_a_product_is_compared_between_rates_and_not_between_seeds():
     assert np.isnan(_ratio(rows[:2]))
 
 
+@pytest.mark.parametrize(
+    ("regimes", "wanted"),
+    [("pp pp", True), ("pp ee", False), ("pp pe", None), ("p e", False), ("p p", True), ("pe", None), ("", None)],
+)
+def test_a_product_decides_the_regime_unless_learning_rates_differ_more_than_seeds(regimes, wanted):
+    from experiments.product import _regimes
+
+    group = [{"lr": lr, "regime": regime} for lr, seeds in enumerate(regimes.split()) for regime in seeds]
+    assert _regimes({"1e-3": group}).holds is wanted
+    split = [{"lr": lr, "regime": regime} for lr, regime in enumerate("pe")]
+    assert _regimes({"1e-3": group, "1e-2": split}).holds is False
+
+
 @pytest.mark.parametrize(("jumps", "wanted"), [((5, 2), True), ((0, 1), False), ((5, 1), None)])
 def test_a_practice_of_which_some_networks_are_periodic_cannot_be_told(jumps, wanted):
     from experiments.practice import findings
