@@ -226,7 +226,8 @@ def draw(flat: Runs, found: Runs) -> Iterator[tuple[str, Figure]]:
         rows = [i for i, row in enumerate(numbers["settled"][name]) if row["regime"] == "equilibrium"]
         angles = [found[name + NOISY][of].values[rows] for of in ("equilibrium_angular_step", "measured_angular_step")]
         right.plot(*angles, "o", ms=4, alpha=0.7)
-    ends = np.array([1e-3, 1e-2])
+    ends = np.array([row["pace"] for name in WORDS for row in numbers["periods"][name] if row["pace"]])
+    ends = np.array([ends.min(), ends.max()])
     left.plot(ends, 2 / ends, color="black", lw=0.8, label="slope -1")
     left.set(xscale="log", yscale="log", xlabel="decay of the norm in a step", ylabel="mean period [steps]")
     left.legend(fontsize=7)

@@ -120,12 +120,20 @@ def findings(numbers: Numbers) -> list[Finding]:
         if name not in numbers:
             continue
         rows = numbers[name]
-        counted = ", ".join(f"{row['jumps']} at {row['lr']:g} ({row['regime']})" for row in rows)
+        rates = sorted({row["lr"] for row in rows})
+        counted = "; ".join(_counted(lr, [row for row in rows if row["lr"] == lr]) for lr in rates)
         claim = f"Periods with {SAID.get(name, words)}." if name != "baseline" else "The baseline is periodic."
         periodic = [row["jumps"] > 1 for row in rows]
         holds = None if any(periodic) and not all(periodic) else all(periodic)
         found.append(Finding(holds, claim, f"Destabilisations: {counted}."))
     return found
+
+
+def _counted(lr: float, rows: list[dict[str, Any]]) -> str:
+    """Destabilisations of each seed at a learning rate, and its regime: once, where all seeds have the same."""
+    counts = ", ".join(str(row["jumps"]) for row in rows)
+    regimes = [row["regime"] for row in rows]
+    return f"{counts} at {lr:g} ({', '.join(regimes if len(set(regimes)) > 1 else regimes[:1])})"
 
 
 def tables(numbers: Numbers) -> str:

@@ -212,6 +212,17 @@ def test_a_practice_of_which_some_networks_are_periodic_cannot_be_told(jumps, wa
     assert findings({"momentum": rows})[0].holds is wanted
 
 
+def test_a_practice_counts_by_learning_rate():
+    from experiments.practice import findings
+
+    rows = [
+        {"jumps": 4, "lr": 0.3, "regime": "periodic"}, {"jumps": 2, "lr": 0.1, "regime": "periodic"},
+        {"jumps": 3, "lr": 0.1, "regime": "periodic"}, {"jumps": 0, "lr": 0.3, "regime": "equilibrium"},
+    ]  # fmt: skip
+    found = findings({"momentum": rows})[0]
+    assert found.measured == "Destabilisations: 2, 3 at 0.1 (periodic); 4, 0 at 0.3 (periodic, equilibrium)."
+
+
 def test_the_mean_of_earlier_falls_is_of_earlier_ones_only():
     from experiments.theory import _mean_so_far
 
