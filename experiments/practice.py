@@ -88,8 +88,8 @@ RUNS = {
         "augmentation": _desktop(augment=True),
         "cosine": _desktop(schedule="cosine"),
         "steps": _desktop(schedule="default"),
-        "depth_6": _desktop(depth=6),
         "cifar10_affine": _desktop(model="ConvNetSIAf", noninvariant_lr=(-1.0,)),
+        "depth_6": _desktop(depth=6, lr=(0.3,)),
     },
     "paper": {
         "baseline": _paper(),
