@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import io
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def parse_options(kinds: Any, arguments: Sequence[str], command: str) -> tuple[A
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kinds, prog=command, args=list(arguments), return_unknown_args=True, config=markers)
+            parsed = tyro.cli(kinds, prog=command, args=list(arguments), return_unknown_args=True, config=markers)
     except RefusedValue as refused:
         raise refused.error from None
     except SystemExit as stop:
@@ -76,6 +77,8 @@ def parse_options(kinds: Any, arguments: Sequence[str], command: str) -> tuple[A
         option = re.search(r"Missing value for argument '(-\S+)'", said)
         what, why = (option[1], "a value is missing") if option else (command.removeprefix("periodic-jax "), said)
         raise UsageError(what, why, f"see {command} --help") from None
+    sys.stderr.write(complaint.getvalue())  # a warning, as the values are accepted
+    return parsed
 
 
 def _in_a_line(complaint: str, command: str) -> str:

@@ -167,6 +167,19 @@ def test_the_version_is_told(capsys):
     assert capsys.readouterr().out == f"periodic-jax {__version__}\n"
 
 
+def test_a_warning_while_options_are_read_is_shown(capsys, monkeypatch, tmp_path):
+    import tyro
+
+    def warn(*words, real=tyro.cli, **options):
+        print("a warning", file=sys.stderr)
+        return real(*words, **options)
+
+    monkeypatch.setattr(tyro, "cli", warn)
+    with pytest.raises(SystemExit, match="2"):
+        main(["sweep", "--lr", "0.1", "--unknown", "--out", str(tmp_path / "run")])
+    assert capsys.readouterr().err.startswith("a warning\nperiodic-jax: --unknown: ")
+
+
 def test_the_package_is_the_command(capsys):
     """For a Python whose folder of scripts is not on the path."""
     program = [sys.executable, "-m", "periodic_jax", "swep"]
