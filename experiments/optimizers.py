@@ -75,7 +75,7 @@ RUNS = {
     },
     "desktop": {
         **_grids(desktop, ONE_RATE, epochs=350),
-        **_grids(desktop, SETTLED, NOISY, batch_size=32, epochs=75, eval_every=930),
+        **_grids(desktop, SETTLED, NOISY, batch_size=32, epochs=50, eval_every=930),
     },
     "paper": {**_grids(paper, LARGE), **_grids(paper, SETTLED, NOISY, batch_size=32, epochs=30)},
 }
