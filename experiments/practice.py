@@ -191,6 +191,7 @@ EXPERIMENT = Experiment(
             "No ResNet-18 and no CIFAR-100.",
         ),
     },
+    optional=frozenset({"cifar10_affine", "depth_6"}),
 )
 
 if __name__ == "__main__":
