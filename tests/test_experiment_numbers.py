@@ -208,19 +208,37 @@ def test_a_product_decides_the_regime_unless_learning_rates_differ_more_than_see
 def test_a_practice_of_which_some_networks_are_periodic_cannot_be_told(jumps, wanted):
     from experiments.practice import findings
 
-    rows = [{"jumps": count, "lr": 0.1, "regime": "periodic"} for count in jumps]
+    rows = [{"jumps": count, "bursts": np.nan, "lr": 0.1, "regime": "periodic"} for count in jumps]
     assert findings({"momentum": rows})[0].holds is wanted
+    bursts = [row | {"jumps": 0, "bursts": row["jumps"]} for row in rows]  # where no weight is scale-invariant
+    assert findings({"momentum": bursts})[0].holds is wanted
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "wanted"), [((0, 0), (4, 2), True), ((0, 3), (2, 1), None), ((1, 0), (0, 1), False)]
+)
+def test_a_practice_has_periods_where_one_learning_rate_has_them_with_every_seed(low, high, wanted):
+    from experiments.practice import findings
+
+    rows = [
+        {"jumps": count, "bursts": 0, "lr": lr, "regime": "?"}
+        for lr, counts in ((0.3, high), (0.1, low))
+        for count in counts
+    ]
+    assert findings({"cosine": rows})[0].holds is wanted
 
 
 def test_a_practice_counts_by_learning_rate():
     from experiments.practice import findings
 
     rows = [
-        {"jumps": 4, "lr": 0.3, "regime": "periodic"}, {"jumps": 2, "lr": 0.1, "regime": "periodic"},
-        {"jumps": 3, "lr": 0.1, "regime": "periodic"}, {"jumps": 0, "lr": 0.3, "regime": "equilibrium"},
-    ]  # fmt: skip
+        {"jumps": 4, "bursts": 5, "lr": 0.3, "regime": "periodic"},
+        {"jumps": 2, "bursts": 0, "lr": 0.1, "regime": "periodic"},
+        {"jumps": 3, "bursts": 0, "lr": 0.1, "regime": "periodic"},
+        {"jumps": 0, "bursts": 0, "lr": 0.3, "regime": "equilibrium"},
+    ]
     found = findings({"momentum": rows})[0]
-    assert found.measured == "Destabilisations: 2, 3 at 0.1 (periodic); 4, 0 at 0.3 (periodic, equilibrium)."
+    assert found.measured == "Destabilisations: 2, 3 at 0.1 (periodic); 5, 0 at 0.3 (periodic, equilibrium)."
 
 
 def test_the_mean_of_earlier_falls_is_of_earlier_ones_only():

@@ -25,9 +25,9 @@ NAMES = (
     "optimizers", "ideal_gas",
 )  # fmt: skip
 WRITTEN = [(name, "laptop") for name in NAMES]
-WRITTEN += [(name, "desktop") for name in ("ablations", "minima", "product", "rate_and_decay", "sphere")] + [
-    ("rate_and_decay", "paper")
-]
+WRITTEN += [
+    (name, "desktop") for name in ("ablations", "minima", "practice", "product", "rate_and_decay", "sphere")
+] + [("rate_and_decay", "paper")]
 
 
 @pytest.fixture(autouse=True)
