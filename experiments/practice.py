@@ -2,7 +2,6 @@
 "schedules, other networks.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,12 +109,9 @@ RUNS = {
 
 
 def measure(runs: Runs) -> Numbers:
-    """Of each configuration of each run what every page tells, and how often its loss burst, where that was counted."""
+    """Of each configuration of each run what every page tells, and how often its loss burst."""
     return {
-        name: [
-            row | {"bursts": int(found.loss_bursts.values[i]) if "loss_bursts" in found else math.nan}
-            for i, row in reading.configurations(found)
-        ]
+        name: [row | {"bursts": int(found.loss_bursts.values[i])} for i, row in reading.configurations(found)]
         for name, found in runs.items()
     }
 
@@ -198,7 +194,6 @@ EXPERIMENT = Experiment(
             "Crops shift an image by up to 4 pixels whatever its size, half of it at 8x8 and an eighth at 32x32: with "
             "them no network here fits its data (see the training losses), and one that does not fit has no periods.",
             "One seed, mostly on 8x8 digits; ResNet-18 has width 4 here.",
-            "Bursts of the loss were not counted here.",
         ),
         "desktop": (
             SIXTEENTH,

@@ -32,9 +32,9 @@ BURSTS = (
 
 def most_often(row: dict[str, Any]) -> int:
     """How often a configuration destabilised, by its norm or by its loss: without decay, and with a held norm, the loss
-    alone tells. By its norm, where bursts of the loss were not counted.
+    alone tells.
     """
-    return int(np.fmax(row["jumps"], row["bursts"]))
+    return max(row["jumps"], row["bursts"])
 
 
 def configurations(found: xr.Dataset) -> Iterator[tuple[int, dict[str, Any]]]:

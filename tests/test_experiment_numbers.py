@@ -208,7 +208,7 @@ def test_a_product_decides_the_regime_unless_learning_rates_differ_more_than_see
 def test_a_practice_of_which_some_networks_are_periodic_cannot_be_told(jumps, wanted):
     from experiments.practice import findings
 
-    rows = [{"jumps": count, "bursts": np.nan, "lr": 0.1, "regime": "periodic"} for count in jumps]
+    rows = [{"jumps": count, "bursts": 0, "lr": 0.1, "regime": "periodic"} for count in jumps]
     assert findings({"momentum": rows})[0].holds is wanted
     bursts = [row | {"jumps": 0, "bursts": row["jumps"]} for row in rows]  # where no weight is scale-invariant
     assert findings({"momentum": bursts})[0].holds is wanted

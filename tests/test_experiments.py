@@ -25,9 +25,8 @@ NAMES = (
     "optimizers", "ideal_gas",
 )  # fmt: skip
 WRITTEN = [(name, "laptop") for name in NAMES]
-WRITTEN += [
-    (name, "desktop") for name in ("ablations", "minima", "practice", "product", "rate_and_decay", "sphere")
-] + [("rate_and_decay", "paper")]
+AT_DESKTOP = ("ablations", "minima", "optimizers", "practice", "product", "rate_and_decay", "sphere")
+WRITTEN += [(name, "desktop") for name in AT_DESKTOP] + [("rate_and_decay", "paper")]
 
 
 @pytest.fixture(autouse=True)
