@@ -88,7 +88,6 @@ RUNS = {
         "augmentation": _desktop(augment=True),
         "cosine": _desktop(schedule="cosine"),
         "steps": _desktop(schedule="default"),
-        "cifar10_affine": _desktop(model="ConvNetSIAf", noninvariant_lr=(-1.0,)),
         "depth_6": _desktop(depth=6, lr=(0.3,)),
     },
     "paper": {
@@ -204,7 +203,6 @@ EXPERIMENT = Experiment(
             "No ResNet-18 and no CIFAR-100.",
         ),
     },
-    optional=frozenset({"cifar10_affine", "depth_6"}),
 )
 
 if __name__ == "__main__":
