@@ -27,7 +27,8 @@ def check(experiment: Experiment, scale: str, out: Path, folder: Path) -> list[s
         What differs; empty where all is as it should be.
 
     Raises:
-        CorruptedRunError: there is no page, or what is kept beside it cannot be read.
+        UsageError: there is no page.
+        CorruptedRunError: what is kept beside it cannot be read.
     """
     name = pages.folder_name(experiment.name, scale)
     kept, page = folder / name, folder / f"{name}.md"

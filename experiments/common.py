@@ -239,7 +239,8 @@ def rewrite(experiment: Experiment, scale: str, folder: Path) -> Path:
     """Derive the numbers anew from the evidence that is kept, and write the page; the figures stay.
 
     Raises:
-        CorruptedRunError: there is no page, or what is kept beside it cannot be read.
+        UsageError: there is no page.
+        CorruptedRunError: what is kept beside it cannot be read.
     """
     kept = folder / pages.folder_name(experiment.name, scale)
     record = read_record(kept)

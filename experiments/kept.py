@@ -11,7 +11,7 @@ from typing import Any
 import xarray as xr
 
 from experiments import evidence
-from periodic_jax.core.errors import CorruptedRunError
+from periodic_jax.core.errors import CorruptedRunError, UsageError
 from periodic_jax.storage.run_directory import CONFIG_FILE, read_config
 
 EVIDENCE, RECORD = "evidence.npz", "record.json"
@@ -49,8 +49,11 @@ def read_record(kept: Path) -> dict[str, Any]:
     """The record of a page.
 
     Raises:
-        CorruptedRunError: there is none, or it cannot be read.
+        UsageError: there is no page.
+        CorruptedRunError: its record cannot be read.
     """
+    if not kept.exists():
+        raise UsageError(kept, "no page yet", "the experiment writes it when its runs are finished")
     try:
         return json.loads((kept / RECORD).read_text())
     except (OSError, ValueError) as error:

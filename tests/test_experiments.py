@@ -106,6 +106,18 @@ def test_what_is_kept_names_no_machine(name, scale):
     assert all(file.stat().st_size < 150_000 for file in kept.glob("*.png"))
 
 
+@pytest.mark.parametrize("what", ["--check", "--rewrite"])
+def test_a_page_that_was_never_written_is_told_in_a_line(what, tmp_path, capsys):
+    from experiments.common import main
+
+    with pytest.raises(SystemExit, match="2"):
+        main(experiment("theory"), [what, "--pages", str(tmp_path)])
+    line = (
+        f"experiments.theory: {tmp_path / 'theory'}: no page yet; the experiment writes it when its runs are finished\n"
+    )
+    assert capsys.readouterr().err == line
+
+
 def without_periods(found):
     """The evidence of a run in which nothing ever destabilised."""
     words = found.regime.dtype.type("converging")
