@@ -121,18 +121,15 @@ def findings(numbers: Numbers) -> list[Finding]:
     for name, words in WORDS.items():
         if name not in numbers:
             continue
-        groups = {lr: [row for row in numbers[name] if row["lr"] == lr] for lr in _rates(numbers[name])}
+        rates = sorted({row["lr"] for row in numbers[name]})
+        groups = {lr: [row for row in numbers[name] if row["lr"] == lr] for lr in rates}
         counted = "; ".join(_counted(lr, rows) for lr, rows in groups.items())
         claim = f"Periods with {SAID.get(name, words)}." if name != "baseline" else "The baseline is periodic."
         counts = [[reading.most_often(row) for row in rows] for rows in groups.values()]
-        nowhere = False if max(map(max, counts)) <= 1 else None
-        holds = True if max(map(min, counts)) > 1 else nowhere
+        with_every_seed, somewhere = max(map(min, counts)) > 1, max(map(max, counts)) > 1
+        holds = True if with_every_seed else None if somewhere else False
         found.append(Finding(holds, claim, f"Destabilisations: {counted}."))
     return found
-
-
-def _rates(rows: list[dict[str, Any]]) -> list[float]:
-    return sorted({row["lr"] for row in rows})
 
 
 def _counted(lr: float, rows: list[dict[str, Any]]) -> str:
