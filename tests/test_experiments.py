@@ -25,7 +25,7 @@ NAMES = (
     "optimizers", "ideal_gas",
 )  # fmt: skip
 WRITTEN = [(name, "laptop") for name in NAMES]
-AT_DESKTOP = ("ablations", "minima", "optimizers", "practice", "product", "rate_and_decay", "sphere")
+AT_DESKTOP = ("ablations", "ideal_gas", "minima", "optimizers", "practice", "product", "rate_and_decay", "sphere")
 WRITTEN += [(name, "desktop") for name in AT_DESKTOP] + [("rate_and_decay", "paper")]
 
 
