@@ -74,7 +74,8 @@ def measure(runs: Runs) -> Numbers:
                     "signal_to_noise": float(more.signal_to_noise.values[i]),
                 }
             )
-        numbers[name] = sorted(rows, key=lambda row: (row["effective_lr"], row["seed"]))
+        # A fixed effective rate is measured with the rounding of each seed.
+        numbers[name] = sorted(rows, key=lambda row: (row["elr"] or row["effective_lr"], row["seed"]))
     return numbers
 
 
