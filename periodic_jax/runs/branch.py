@@ -282,7 +282,7 @@ def _branched_points(
 def _ambiguous(name: str, select: Axes, values: Sequence[float] | np.ndarray) -> UsageError:
     """Several configurations of the parent, of which a changed one could be the branch."""
     of = "several values" if select.get(name) else "no value"
-    remedy = f"give one value that it had: {' '.join(f'{v:g}' for v in values)}"
+    remedy = f"give one value that it had: {' '.join(f'{v:.15g}' for v in values)}"
     return UsageError("--select", f"{of} of {name}, which is changed by {flag_of(name)}", remedy)
 
 

@@ -133,6 +133,16 @@ def test_selected_values_are_told_by_their_words():
             branched_axes(axes, parse_selection(words), {})
 
 
+def test_the_values_that_a_refusal_lists_are_accepted():
+    axes = {"lr": (0.0013518321332398, 0.00721950607302441), "seed": (0,)}
+    with pytest.raises(ConfigError) as refused:
+        branched_axes(axes, {}, {"lr": (0.5,)})
+    listed = str(refused.value).split("it had: ")[1].split()
+    for i, value in enumerate(listed):
+        _, parents = branched_axes(axes, parse_selection([f"lr={value}"]), {"lr": (0.5,)})
+        assert parents.tolist() == [i]
+
+
 def test_info_tells_how_the_run_stands(parent, capsys):
     main(["info", str(parent), "--verify"])
     said = capsys.readouterr().out.splitlines()
