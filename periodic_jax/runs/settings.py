@@ -155,7 +155,8 @@ class TrainingSettings:
     )
     eval_at: tuple[int, ...] = setting(
         (),
-        "Steps after which to evaluate, instead of --eval-every; also as logspace:1:10000:40.",
+        "Steps after which to evaluate, in place of --eval-every; the start and the end are added. Also as "
+        "logspace:1:10000:40.",
         metavar="STEP ...",
     )
     sampling: str = setting(
