@@ -6,10 +6,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import matplotlib as mpl
-import tyro
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -18,6 +17,7 @@ from experiments.checking import check
 from experiments.declare import Branch, Experiment, placed, runs_of
 from experiments.kept import EVIDENCE, RECORD, configs_of, digest_of, evidence_of, held, plain, published, read_record
 from periodic_jax import plots
+from periodic_jax.cli.options import IF_GIVEN, arg, parse_options, refuse_unknown
 from periodic_jax.core.errors import ConfigError, PeriodicJaxError, RunInterrupted
 from periodic_jax.core.files import write_json
 from periodic_jax.runs.branch import branch_run
@@ -36,71 +36,80 @@ COLOURS = 96  # of a figure
 
 @dataclass(frozen=True)
 class Options:
-    """Train the runs of one experiment, draw its figures and write its page; what is there already "
-    "is not done again.
-    """
+    """Train the runs of one experiment, draw its figures and write its page. What is there is not done again."""
 
-    scale: Literal["laptop", "desktop", "paper"] = "laptop"
-    """laptop: minutes on two cores; desktop: 3,000 images of CIFAR-10 at 16x16 pixels with three seeds, hours on two
-    cores or minutes on a GPU; paper: the paper's own settings, for a GPU. Interrupted at any time, the same command
+    scale: Annotated[str, arg("NAME")] = "laptop"
+    """laptop: minutes on two cores; desktop: CIFAR-10 at 16x16 pixels with three seeds, hours on two cores or minutes
+    on a GPU; paper: the paper's own settings, for a GPU. Interrupted at any time, the same command
     goes on."""
-    runs: tuple[str, ...] = ()
+    runs: Annotated[tuple[str, ...], arg("NAME ..."), IF_GIVEN] = ()
     """Train these runs only; the page is written once all are there that it cannot do without."""
-    out: Path | None = None
+    out: Annotated[Path | None, arg("DIR"), IF_GIVEN] = None
     """Folder of the runs; runs/experiments/NAME-SCALE if not given."""
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, arg("DIR"), IF_GIVEN] = None
     """Where CIFAR's files are; see the README."""
-    estimate: bool = False
+    estimate: Annotated[bool, IF_GIVEN] = False
     """Only time a few steps and print how long the runs would take."""
-    check: bool = False
+    check: Annotated[bool, IF_GIVEN] = False
     """Derive the numbers anew, from the runs or where there are none from the evidence that is kept, and compare."""
-    rewrite: bool = False
+    rewrite: Annotated[bool, IF_GIVEN] = False
     """Derive the numbers anew from the evidence that is kept, and write the page again with the figures that it has."""
-    pages: Path = PAGES
-    """Folder of the pages."""
+    pages: Annotated[Path, arg("DIR"), IF_GIVEN] = PAGES
+    """Folder of the pages; docs/experiments of the checkout if not given."""
 
 
 def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None:
-    """Command line of an experiment: exits with 2 for unusable input, 1 where a check fails, 143 or "
-    "130 when stopped.
-    """
-    about = f"{experiment.title}. {experiment.claim}"
-    options = tyro.cli(Options, prog=f"experiments.{experiment.name}", description=about, args=arguments)
-    out = options.out or Path("runs", "experiments", pages.folder_name(experiment.name, options.scale))
+    """Command line of an experiment: exits with 2 for unusable input, 1 if a check fails, 143 or 130 when stopped."""
+    about = f"{experiment.title}. The claim: {experiment.claim}"
+    command = f"experiments.{experiment.name}"
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        runs = placed(experiment, options.scale, out, options.data_dir)
-        for name in options.runs:
-            if name not in runs:
-                raise ConfigError("--runs", name, "one of " + ", ".join(runs))
-        if options.check:
-            faults = check(experiment, options.scale, out, options.pages)
-            for fault in faults:
-                print(f"differs: {fault}")
-            sys.exit(1 if faults else 0)
-        if options.rewrite:
-            print(rewrite(experiment, options.scale, options.pages))
-            return
-        xla.use_cores_as_devices()
-        xla.keep_compiled_programs()
-        chosen = {name: run for name, run in runs.items() if name in options.runs or not options.runs}
-        if options.estimate or options.scale != "laptop":
-            print_estimate(chosen)
-        if options.estimate:
-            return
-        with Stop() as stop:
-            for name, run in chosen.items():
-                train(name, run, out, options.data_dir, stop)
-        missing = [name for name in runs if name not in experiment.optional and not is_finished(out / name)]
-        if missing:
-            print(f"no page yet: {', '.join(missing)} not finished")
-            return
-        print(write(experiment, options.scale, out, options.pages))
+        options, unknown = parse_options(Options, given, command, about)
+        refuse_unknown(unknown, command, Options)
+        perform(experiment, options)
     except RunInterrupted as stopped:
-        print(f"experiments.{experiment.name}: {stopped}; the same command goes on", file=sys.stderr)
+        print(f"{command}: {stopped}; the same command goes on", file=sys.stderr)
         sys.exit(stopped.status)
     except PeriodicJaxError as error:
-        print(f"experiments.{experiment.name}: {error}", file=sys.stderr)
+        print(f"{command}: {error}", file=sys.stderr)
         sys.exit(error.status)
+
+
+def perform(experiment: Experiment, options: Options) -> None:
+    """Check, write again, estimate or train, as the options ask for.
+
+    Raises:
+        PeriodicJaxError: unusable input, or a run that stopped.
+        SystemExit: after a check, with 1 where something differs.
+    """
+    out = options.out or Path("runs", "experiments", pages.folder_name(experiment.name, options.scale))
+    runs = placed(experiment, options.scale, out, options.data_dir)
+    for name in options.runs:
+        if name not in runs:
+            raise ConfigError("--runs", name, "one of " + ", ".join(runs))
+    if options.check:
+        faults = check(experiment, options.scale, out, options.pages)
+        for fault in faults:
+            print(f"differs: {fault}")
+        sys.exit(1 if faults else 0)
+    if options.rewrite:
+        print(rewrite(experiment, options.scale, options.pages))
+        return
+    xla.use_cores_as_devices()
+    xla.keep_compiled_programs()
+    chosen = {name: run for name, run in runs.items() if name in options.runs or not options.runs}
+    if options.estimate or options.scale != "laptop":
+        print_estimate(chosen)
+    if options.estimate:
+        return
+    with Stop() as stop:
+        for name, run in chosen.items():
+            train(name, run, out, options.data_dir, stop)
+    missing = [name for name in runs if name not in experiment.optional and not is_finished(out / name)]
+    if missing:
+        print(f"no page yet: {', '.join(missing)} not finished")
+        return
+    print(write(experiment, options.scale, out, options.pages))
 
 
 def is_finished(path: Path) -> bool:

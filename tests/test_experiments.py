@@ -118,6 +118,23 @@ def test_a_page_that_was_never_written_is_told_in_a_line(what, tmp_path, capsys)
     assert capsys.readouterr().err == line
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--scale", "nope"], "--scale: nope is not accepted; expected one of laptop, desktop, paper for sphere"),
+        (["--sacle", "paper"], "--sacle: experiments.sphere has no such option; did you mean --scale?"),
+        (["--out"], "--out: a value is missing; see experiments.sphere --help"),
+        (["paper"], "paper: experiments.sphere does not know what to do with it; see experiments.sphere --help"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_in_a_line(words, line, capsys):
+    from experiments.common import main
+
+    with pytest.raises(SystemExit, match="2"):
+        main(experiment("sphere"), words)
+    assert capsys.readouterr().err == f"experiments.sphere: {line}\n"
+
+
 def without_periods(found):
     """The evidence of a run in which nothing ever destabilised."""
     words = found.regime.dtype.type("converging")

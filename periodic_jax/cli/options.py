@@ -51,13 +51,16 @@ Selected = Annotated[
 Data = OmitArgPrefixes[DataFiles]
 
 
-def parse_options(kinds: Any, arguments: Sequence[str], command: str) -> tuple[Any, list[str]]:
+def parse_options(
+    kinds: Any, arguments: Sequence[str], command: str, about: str | None = None
+) -> tuple[Any, list[str]]:
     """The options of a command, and the words that are none of them.
 
     Args:
         kinds: the data class of its options, or a union of some.
         arguments: what follows the name of the command.
         command: as it is typed, for the help.
+        about: what the help says first; the docstring of the data class, if not given.
 
     Raises:
         ConfigError: a value that an option does not accept, or something that is missing.
@@ -67,7 +70,9 @@ def parse_options(kinds: Any, arguments: Sequence[str], command: str) -> tuple[A
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            parsed = tyro.cli(kinds, prog=command, args=list(arguments), return_unknown_args=True, config=markers)
+            parsed = tyro.cli(
+                kinds, prog=command, description=about, args=list(arguments), return_unknown_args=True, config=markers
+            )
     except RefusedValue as refused:
         raise refused.error from None
     except SystemExit as stop:
