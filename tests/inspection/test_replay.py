@@ -15,8 +15,10 @@ from periodic_jax.inspection import replay
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz") if path.stem != "images")
-# With the form for accelerators these stand for all twelve; the others are `stress`, by hand: minutes of compilation.
+# With the form for accelerators and in float32 these stand for all twelve; the others are `stress`, by hand: minutes of
+# compilation.
 OF_EACH_KIND = {"convnet_si_af_all_trainable", "convnet_si_sphere", "convnet_standard", "resnet18_si"}
+SOME_OF_THEM = [pytest.param(n, marks=pytest.mark.slow if n in OF_EACH_KIND else pytest.mark.stress) for n in NAMES]
 QUICK = {"convnet_si", "convnet_si_fixed_elr", "convnet_si_momentum", "convnet_si_sphere", "convnet_si_squared_loss"}
 
 
@@ -54,9 +56,7 @@ def test_the_reference_walks_the_same_path(float64, images, name):
     check(table(name, images))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in OF_EACH_KIND else pytest.mark.stress) for n in NAMES]
-)
+@pytest.mark.parametrize("name", SOME_OF_THEM)
 def test_the_form_for_accelerators_walks_it_too(float64, images, name):
     check(table(name, images, platform="cuda"))
 
@@ -98,8 +98,7 @@ def test_float32_walks_the_same_first_steps(images, name):
         )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SOME_OF_THEM)
 def test_float32_is_as_good_as_its_numbers_allow(images, name):
     """Rounding breaks near ties of ReLU and max-pooling, and a step multiplies a difference by up to 100.
 
